@@ -1,0 +1,2 @@
+//! The `retouch` binary.
+fn main() {}
