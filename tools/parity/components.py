@@ -1,6 +1,7 @@
 """Every component that has cases, by the name in case.toml."""
 
 import flux
+import qwen_vl
 import text
 import vae
 
@@ -9,4 +10,7 @@ MAKERS = {
     "autoencoder_kl": vae.make,
     "t5_encoder": text.make_t5,
     "clip_text": text.make_clip,
+    "qwen2_5_vl_vision": qwen_vl.make_vision,
+    "qwen2_5_vl": qwen_vl.make_model,
+    "image_processor": qwen_vl.make_processor,
 }
