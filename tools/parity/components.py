@@ -1,6 +1,7 @@
 """Every component that has cases, by the name in case.toml."""
 
 import flux
+import method
 import qwen_vl
 import text
 import vae
@@ -13,4 +14,9 @@ MAKERS = {
     "qwen2_5_vl_vision": qwen_vl.make_vision,
     "qwen2_5_vl": qwen_vl.make_model,
     "image_processor": qwen_vl.make_processor,
+    "scheduler": method.make_schedules,
+    "solver": method.make_solvers,
+    "advantage": method.make_advantages,
+    "nft_loss": method.make_nft_losses,
+    "lora_linear": method.make_lora_linears,
 }
