@@ -1,0 +1,148 @@
+//! `report.html`: one page that opens without a server; its pictures lie beside it in `samples/`.
+
+use std::fmt::Write;
+
+use super::{
+    chart::{Series, line_chart},
+    summary::{Comparison, Estimate, IterationPoint, Report},
+};
+
+const STYLE: &str = include_str!("style.css");
+
+/// A held-out pair shown on the page.
+pub(crate) struct Example {
+    pub(crate) prompt: String,
+    /// Path of the triptych (source, before, after), relative to the page.
+    pub(crate) picture: String,
+    /// Score before and after, with the scale's top.
+    pub(crate) scores: (f64, f64, f64),
+}
+
+/// Renders the whole page.
+pub(crate) fn page(report: &Report, examples: &[Example]) -> String {
+    let name = escape(&report.name);
+    format!(
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width\"><title>Retouch: {name}</title>\
+         <style>{STYLE}</style></head><body><h1>{name}</h1>{}{}<h2>Training</h2><div class=\"charts\">{}</div>\
+         <h2>Held-out pairs</h2><p>Source, before, after; the same initial noise before and after.</p>\
+         <div class=\"examples\">{}</div></body></html>\n",
+        headline(report),
+        measures(report),
+        charts(&report.curve),
+        examples.iter().map(example).collect::<String>(),
+    )
+}
+
+fn headline(report: &Report) -> String {
+    let heldout = &report.heldout;
+    let (label, gain) = match &heldout.oracle {
+        Some(oracle) => ("oracle gain (of 5)", oracle.gain),
+        None => ("judge gain (of 1)", heldout.judge.gain),
+    };
+    let facts = [
+        (label, interval(gain)),
+        ("iterations", report.iterations.to_string()),
+        ("state", report.state.clone()),
+        ("wall clock", duration(report.wall_s)),
+        ("peak memory", format!("{:.0} MiB", report.peak_rss_mib)),
+        ("adapter", format!("<code>{}</code>", &report.adapter[..report.adapter.len().min(16)])),
+    ];
+    let cells = facts.iter().map(|(name, value)| format!("<div><b>{value}</b><span>{name}</span></div>"));
+    format!("<section class=\"facts\">{}</section>", cells.collect::<String>())
+}
+
+fn measures(report: &Report) -> String {
+    let heldout = &report.heldout;
+    let mut rows = String::new();
+    if let Some(oracle) = &heldout.oracle {
+        rows += &measure_row("oracle, 0..5", oracle);
+    }
+    rows += &measure_row("judge, 0..1", &heldout.judge);
+    let tasks = heldout
+        .gain_by_task
+        .iter()
+        .map(|(task, gain)| format!("<tr><td>{}</td><td>{}</td></tr>", escape(task), interval(*gain)));
+    let stages = report
+        .stage_s
+        .iter()
+        .map(|(stage, seconds)| format!("<tr><td>{}</td><td>{}</td></tr>", escape(stage), duration(*seconds)));
+    format!(
+        "<h2>Measures on {} held-out pairs</h2><p>{}; mean and 95 % interval of a paired bootstrap.</p>\
+         <table><tr><th></th><th>before</th><th>after</th><th>gain</th></tr>{rows}</table>\
+         <div class=\"side\"><table><tr><th>task</th><th>gain</th></tr>{}</table>\
+         <table><tr><th>stage</th><th>time</th></tr>{}</table></div>",
+        heldout.pairs,
+        escape(&heldout.sampling),
+        tasks.collect::<String>(),
+        stages.collect::<String>(),
+    )
+}
+
+fn measure_row(name: &str, measure: &Comparison) -> String {
+    format!(
+        "<tr><td>{name}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+        interval(measure.before),
+        interval(measure.after),
+        interval(measure.gain),
+    )
+}
+
+fn charts(curve: &[IterationPoint]) -> String {
+    let series = |name: &str, pick: fn(&IterationPoint) -> Option<f64>| Series::new(name, curve.iter().map(pick));
+    [
+        line_chart("reward (judge, training groups)", &[series("mean", |p| p.reward_mean), series("std", |p| p.reward_std)]),
+        line_chart("policy loss", &[series("policy_loss", |p| p.policy_loss)]),
+        line_chart("KL to the base", &[series("kl_div", |p| p.kl_div), series("old_deviate", |p| p.old_deviate)]),
+        line_chart("gradient norm", &[series("grad_norm", |p| p.grad_norm)]),
+        line_chart("groups filtered", &[series("filter_rate", |p| p.filter_rate)]),
+        line_chart("seconds per iteration", &[series("seconds", |p| p.seconds)]),
+    ]
+    .concat()
+}
+
+fn example(example: &Example) -> String {
+    let (before, after, top) = example.scores;
+    let mut html = String::new();
+    let _ = write!(
+        html,
+        "<figure><img src=\"{}\" alt=\"source, before, after\"><figcaption>{}<br>{before:.2} &rarr; {after:.2} of {top}</figcaption></figure>",
+        escape(&example.picture),
+        escape(&example.prompt),
+    );
+    html
+}
+
+fn interval(estimate: Estimate) -> String {
+    format!(
+        "{:.3} <small>[{:.3}, {:.3}]</small>",
+        estimate.mean, estimate.ci95[0], estimate.ci95[1]
+    )
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 120.0 => format!("{s:.1} s"),
+        s if s < 7200.0 => format!("{:.1} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_from_datasets_is_escaped() {
+        let html = example(&Example {
+            prompt: "<script>".to_owned(),
+            picture: "a.png".to_owned(),
+            scores: (1.0, 2.0, 5.0),
+        });
+        assert!(html.contains("&lt;script&gt;") && !html.contains("<script>"), "{html}");
+    }
+}
