@@ -1,3 +1,11 @@
-//! models
+//! Burn models under their reference names.
+//!
+//! In reading order: how weights come in and what new ones start from, the ops and layers that
+//! everything is made of, the components, and the edit pipeline.
 
+pub mod init;
+pub mod noise;
+pub mod weights;
+
+pub mod layers;
 pub mod ops;

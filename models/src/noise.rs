@@ -1,0 +1,51 @@
+//! Gaussian noise that is the same on every machine.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha12Rng;
+use rand_distr::{Distribution, StandardNormal};
+
+/// Independent standard Gaussians, f32, drawn on the host by ChaCha12 from `seed` alone.
+///
+/// # Shapes
+/// * output: `shape`
+pub fn normal<const D: usize>(seed: u64, shape: [usize; D], device: &Device) -> Tensor<D> {
+    let values = normal_values(seed, shape.iter().product());
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+/// The values of [`normal`] on the host, in row-major order.
+pub fn normal_values(seed: u64, count: usize) -> Vec<f32> {
+    let mut rng = rng(seed);
+    (0..count)
+        .map(|_| StandardNormal.sample(&mut rng))
+        .collect()
+}
+
+/// The generator behind [`normal`], for other draws (permutations, uniform numbers).
+pub fn rng(seed: u64) -> impl Rng {
+    ChaCha12Rng::seed_from_u64(seed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_seeds_give_equal_noise_and_others_do_not() {
+        assert_eq!(normal_values(7, 100), normal_values(7, 100));
+        assert_ne!(normal_values(7, 100), normal_values(8, 100));
+        assert_eq!(normal_values(7, 10), normal_values(7, 100)[..10]);
+    }
+
+    #[test]
+    fn noise_is_standard_normal() {
+        let values = normal_values(1, 100_000);
+        let mean = values.iter().sum::<f32>() / 1e5;
+        let variance = values.iter().map(|v| v * v).sum::<f32>() / 1e5;
+        assert!(
+            mean.abs() < 0.01 && (variance - 1.0).abs() < 0.02,
+            "{mean} {variance}"
+        );
+    }
+}

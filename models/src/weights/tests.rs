@@ -1,0 +1,170 @@
+use std::fs;
+
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+
+use super::*;
+use crate::init::Init;
+
+#[derive(Module, Debug)]
+struct Layer {
+    weight: Param<Tensor<2>>,
+    bias: Option<Param<Tensor<1>>>,
+}
+
+#[derive(Module, Debug)]
+struct Net {
+    blocks: Vec<Layer>,
+    proj: Layer,
+}
+
+const NAMES: Names = Names {
+    prefix: "",
+    rename: &[("proj", "proj.0")],
+    ignored: &["position_ids"],
+};
+
+fn net(seed: u64) -> Net {
+    net_on(&Init::new(seed, &Device::flex()))
+}
+
+fn net_on(init: &Init) -> Net {
+    let layer = |bias| Layer {
+        weight: init.fan_in([2, 3]),
+        bias,
+    };
+    Net {
+        blocks: vec![layer(Some(init.ones([2]))), layer(None)],
+        proj: layer(None),
+    }
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+#[test]
+fn a_saved_folder_loads_back_to_the_same_tensors() {
+    let folder = folder();
+    let net = net(1);
+    save_folder(
+        folder.path(),
+        &serde_json::json!({"a": 1}),
+        &net,
+        &NAMES,
+        DIFFUSERS_FILE,
+    )
+    .unwrap();
+    let weights = Weights::from_folder(folder.path()).unwrap();
+    let names: Vec<&str> = weights.names().collect();
+    let expected = [
+        "blocks.0.bias",
+        "blocks.0.weight",
+        "blocks.1.weight",
+        "proj.0.weight",
+    ];
+    assert_eq!(names, expected);
+    let loaded = weights.load(self::net(2), &NAMES).unwrap();
+    assert_eq!(tensors_of(&loaded, &NAMES), tensors_of(&net, &NAMES));
+    let config: serde_json::Value = read_config(&folder.path().join("config.json")).unwrap();
+    assert_eq!(config["a"], 1);
+}
+
+#[test]
+fn shards_are_found_through_their_index() {
+    let folder = folder();
+    let all = tensors_of(&net(1), &NAMES);
+    let mut weight_map = serde_json::Map::new();
+    for (i, name) in all.keys().enumerate() {
+        let file = format!("model-{}-of-2.safetensors", i % 2 + 1);
+        weight_map.insert(name.clone(), file.into());
+    }
+    for part in ["model-1-of-2.safetensors", "model-2-of-2.safetensors"] {
+        let of_part = |name: &String| weight_map[name] == part;
+        let tensors = all.iter().filter(|(name, _)| of_part(name));
+        let tensors = tensors.map(|(n, d)| (n.clone(), d.clone())).collect();
+        write_safetensors(&folder.path().join(part), &tensors, &Default::default()).unwrap();
+    }
+    let index = serde_json::json!({"metadata": {}, "weight_map": weight_map});
+    write_config(&folder.path().join("model.safetensors.index.json"), &index).unwrap();
+    let weights = Weights::from_folder(folder.path()).unwrap();
+    let loaded = weights.load(net(2), &NAMES).unwrap();
+    assert_eq!(tensors_of(&loaded, &NAMES), all);
+}
+
+#[test]
+fn every_name_that_does_not_fit_is_in_one_error() {
+    let mut tensors = tensors_of(&net(1), &NAMES);
+    tensors.remove("blocks.0.bias");
+    let wrong = TensorData::zeros::<f32, _>([3, 2]);
+    tensors.insert("blocks.1.weight".into(), wrong.clone());
+    tensors.insert("extra.weight".into(), wrong.clone());
+    tensors.insert("embeddings.position_ids".into(), wrong);
+    let bytes = to_safetensors(&tensors, &Default::default());
+    let weights = Weights::from_bytes("net".as_ref(), bytes).unwrap();
+    let error = weights.load(net(2), &NAMES).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "net: tensors do not fit the configuration; missing (1): blocks.0.bias; unexpected (1): \
+         extra.weight; wrong shape (1): blocks.1.weight is [3, 2], expected [2, 3]"
+    );
+}
+
+#[test]
+fn half_precision_files_load_as_f32_and_back() {
+    let bf16: TensorMap = tensors_of(&net(1), &NAMES)
+        .into_iter()
+        .map(|(name, data)| (name, data.convert_dtype(DType::BF16)))
+        .collect();
+    let bytes = to_safetensors(&bf16, &Default::default());
+    let weights = Weights::from_bytes("net".as_ref(), bytes).unwrap();
+    let wide = weights.load(net(2), &NAMES).unwrap();
+    assert_eq!(wide.proj.weight.val().dtype(), DType::F32);
+    let narrow = weights.load_as(net(2), &NAMES, DType::BF16).unwrap();
+    assert_eq!(tensors_of(&narrow, &NAMES), bf16);
+}
+
+#[test]
+fn loading_keeps_the_gradient_setting_and_the_device() {
+    let bytes = to_safetensors(&tensors_of(&net(1), &NAMES), &Default::default());
+    let weights = Weights::from_bytes("net".as_ref(), bytes).unwrap();
+    let autodiff = Device::flex().autodiff();
+    let trainable = weights
+        .load(net_on(&Init::new(0, &autodiff)), &NAMES)
+        .unwrap();
+    assert!(trainable.proj.weight.val().is_require_grad());
+    let frozen = net_on(&Init::new(0, &autodiff)).no_grad();
+    let frozen = weights.load(frozen, &NAMES).unwrap();
+    let weight = frozen.proj.weight.val();
+    assert!(weight.is_autodiff() && !weight.is_require_grad());
+}
+
+#[test]
+fn equal_content_gives_equal_bytes() {
+    let metadata = |n: usize| (0..n).map(|i| (format!("k{i}"), i.to_string())).collect();
+    let tensors = tensors_of(&net(1), &NAMES);
+    assert_eq!(
+        to_safetensors(&tensors, &metadata(9)),
+        to_safetensors(&tensors, &metadata(9))
+    );
+}
+
+#[test]
+fn broken_files_are_named() {
+    let folder = folder();
+    let error = Weights::from_folder(folder.path())
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        error.contains("no weights") && error.contains(DIFFUSERS_FILE),
+        "{error}"
+    );
+    let path = folder.path().join(TRANSFORMERS_FILE);
+    fs::write(&path, b"not a tensor file").unwrap();
+    let error = Weights::from_folder(folder.path())
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(error.contains("model.safetensors: "), "{error}");
+}
