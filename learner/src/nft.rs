@@ -1,0 +1,305 @@
+//! The DiffusionNFT loss (arXiv 2509.16117), as Edit-R1 uses it.
+//!
+//! The network predicts a velocity v = eps - x0, so that a prediction at
+//! x_t = (1 - t) x0 + t eps implies the clean latent x0_hat(v) = x_t - t v.
+//! Three policies predict on the same (x_t, t, condition): the trained one
+//! (v_theta), the one that sampled (v_old) and the base (v_ref). Two mixtures of
+//! the first two are rewarded and punished:
+//!
+//! ```text
+//! v_pos = beta v_theta + (1 - beta) v_old
+//! v_neg = (1 + beta) v_old - beta v_theta
+//! L(v)  = mean (x0_hat(v) - x0)^2 / stopgrad(mean |x0_hat(v) - x0|)
+//! r     = the advantage, clipped to +-c and mapped to 0..1
+//! loss  = c (r L(v_pos) + (1 - r) L(v_neg)) / beta + kl_beta mean (v_theta - v_ref)^2
+//! ```
+//!
+//! Everything here is a sum over the valid (sample, timestep) pairs of a batch,
+//! and the number of pairs is kept beside it: sums of parts add up to the sum of
+//! the whole, however samples are packed into batches, shards and ranks.
+
+use std::fmt;
+use std::str::FromStr;
+
+use burn::tensor::{DType, FloatDType, Tensor, TensorData};
+
+/// The smallest weight by which a squared error is divided.
+const WEIGHT_MIN: f64 = 1e-5;
+
+/// The loss's constants, under the paper's names.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NftConfig {
+    /// How far the two mixtures reach from the old policy; 1 is the paper's.
+    pub beta: f64,
+    /// Weight of the pull towards the base model.
+    pub kl_beta: f64,
+    /// Advantages are clipped to this on both sides; also scales the loss.
+    pub adv_clip_max: f64,
+    /// What becomes of clipped advantages.
+    pub adv_mode: AdvMode,
+}
+
+impl Default for NftConfig {
+    fn default() -> Self {
+        Self {
+            beta: 1.0,
+            kl_beta: 1e-4,
+            adv_clip_max: 5.0,
+            adv_mode: AdvMode::All,
+        }
+    }
+}
+
+impl NftConfig {
+    /// The weight r in 0..1 of the positive term for an advantage.
+    pub fn positive_weight(&self, advantage: f64) -> f64 {
+        let c = self.adv_clip_max;
+        let advantage = self.adv_mode.apply(advantage.clamp(-c, c), c);
+        (advantage / c / 2.0 + 0.5).clamp(0.0, 1.0)
+    }
+}
+
+/// What becomes of advantages after clipping.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AdvMode {
+    /// They stay as they are.
+    #[default]
+    All,
+    /// Negative ones become 0.
+    PositiveOnly,
+    /// Positive ones become 0.
+    NegativeOnly,
+    /// Positive ones become 1, the others 0.
+    OneOnly,
+    /// Only the sign stays.
+    Binary,
+}
+
+impl AdvMode {
+    const NAMES: [(Self, &str); 5] = [
+        (Self::All, "all"),
+        (Self::PositiveOnly, "positive_only"),
+        (Self::NegativeOnly, "negative_only"),
+        (Self::OneOnly, "one_only"),
+        (Self::Binary, "binary"),
+    ];
+
+    fn apply(self, advantage: f64, clip: f64) -> f64 {
+        match self {
+            Self::All => advantage,
+            Self::PositiveOnly => advantage.clamp(0.0, clip),
+            Self::NegativeOnly => advantage.clamp(-clip, 0.0),
+            Self::OneOnly => f64::from(u8::from(advantage > 0.0)),
+            Self::Binary if advantage == 0.0 => 0.0,
+            Self::Binary => advantage.signum(),
+        }
+    }
+}
+
+/// The name of an advantage mode that does not exist.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown adv_mode {0:?}: use all, positive_only, negative_only, one_only or binary")]
+pub struct UnknownAdvMode(String);
+
+impl FromStr for AdvMode {
+    type Err = UnknownAdvMode;
+
+    fn from_str(name: &str) -> Result<Self, UnknownAdvMode> {
+        let found = Self::NAMES.iter().find(|(_, known)| *known == name);
+        found
+            .map(|(mode, _)| *mode)
+            .ok_or_else(|| UnknownAdvMode(name.to_owned()))
+    }
+}
+
+impl fmt::Display for AdvMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let found = Self::NAMES.iter().find(|(mode, _)| mode == self);
+        f.write_str(found.map_or("", |(_, name)| name))
+    }
+}
+
+/// A batch of (sample, timestep) pairs with the three policies' predictions.
+///
+/// # Shapes
+///
+/// Tensors are [B, S, C]; the lists have B entries.
+#[derive(Clone, Debug)]
+pub struct NftBatch<'a> {
+    /// Clean latents.
+    pub x0: Tensor<3>,
+    /// The noise eps that was mixed into them.
+    pub noise: Tensor<3>,
+    /// Prediction of the trained policy, on an autodiff device.
+    pub v_theta: Tensor<3>,
+    /// Prediction of the policy that sampled x0; `None` means that it is the
+    /// trained one.
+    pub v_old: Option<Tensor<3>>,
+    /// Prediction of the base model; `None` leaves the KL term out.
+    pub v_ref: Option<Tensor<3>>,
+    /// Noise levels in 0..1.
+    pub t: &'a [f32],
+    /// Advantages of the samples.
+    pub advantages: &'a [f64],
+    /// Pairs that are not valid count nowhere.
+    pub valid: &'a [bool],
+}
+
+/// Sums over the valid pairs of a batch.
+#[derive(Clone, Debug)]
+pub struct NftLoss {
+    /// policy_loss + kl_beta kl, tracked for the backward pass. [1]
+    pub loss: Tensor<1>,
+    /// Every pair's values, off the graph.
+    pub terms: NftTerms,
+    /// How many pairs are valid: what the sums are to be divided by.
+    pub count: usize,
+}
+
+/// Values of each pair of a batch, detached. All are [B].
+#[derive(Clone, Debug)]
+pub struct NftTerms {
+    /// The policy loss.
+    pub policy_loss: Tensor<1>,
+    /// mean (v_theta - v_ref)^2.
+    pub kl: Tensor<1>,
+    /// mean (v_old - v_ref)^2.
+    pub old_kl: Tensor<1>,
+    /// mean (v_theta - v_old)^2.
+    pub old_deviate: Tensor<1>,
+    /// max (v_theta - v_old)^2.
+    pub old_deviate_max: Tensor<1>,
+    /// mean x0^2.
+    pub x0_norm: Tensor<1>,
+    /// max x0^2.
+    pub x0_norm_max: Tensor<1>,
+}
+
+/// The noised latent x_t = (1 - t) x0 + t eps.
+///
+/// # Shapes
+///
+/// `x0` and `noise` are [B, S, C], `t` has B entries; [B, S, C] comes back.
+pub fn add_noise(x0: Tensor<3>, noise: Tensor<3>, t: &[f32]) -> Tensor<3> {
+    let t = per_sample(t.iter().copied(), &x0);
+    let clean = per_sample_complement(&t);
+    x0 * clean + noise * t
+}
+
+/// The DiffusionNFT loss of a batch.
+///
+/// # Panics
+///
+/// If the shapes disagree.
+pub fn nft_loss(batch: NftBatch<'_>, config: &NftConfig) -> NftLoss {
+    let NftBatch {
+        x0,
+        noise,
+        v_theta,
+        v_old,
+        v_ref,
+        t,
+        advantages,
+        valid,
+    } = batch;
+    let [b, ..] = x0.dims();
+    assert!(
+        [t.len(), advantages.len(), valid.len()] == [b; 3],
+        "lists have one entry per pair"
+    );
+
+    let beta = config.beta;
+    let v_old = v_old.unwrap_or_else(|| v_theta.clone().inner());
+    let v_pos = v_theta.clone() * beta + v_old.clone() * (1.0 - beta);
+    let v_neg = v_old.clone() * (1.0 + beta) - v_theta.clone() * beta;
+
+    let x_t = add_noise(x0.clone(), noise, t);
+    let t = per_sample(t.iter().copied(), &x0);
+    let x0_hat = |v: Tensor<3>| x_t.clone() - v * t.clone();
+    let l_pos = weighted_error(x0_hat(v_pos), &x0);
+    let l_neg = weighted_error(x0_hat(v_neg), &x0);
+
+    let c = config.adv_clip_max;
+    let r: Vec<f64> = advantages
+        .iter()
+        .map(|&a| config.positive_weight(a))
+        .collect();
+    let positive = per_pair(r.iter().map(|r| c * r / beta), &x0);
+    let negative = per_pair(r.iter().map(|r| c * (1.0 - r) / beta), &x0);
+    let policy_loss = l_pos * positive + l_neg * negative;
+
+    let kl = match &v_ref {
+        Some(v_ref) => mean_square(v_theta.clone() - v_ref.clone()),
+        None => zeros(&x0),
+    };
+    let pair_loss = policy_loss.clone() + kl.clone() * config.kl_beta;
+    let old_deviation = (v_theta.inner() - v_old.clone()).square();
+    let x0_square = x0.clone().square();
+    NftLoss {
+        loss: sum_valid(pair_loss, valid),
+        terms: NftTerms {
+            policy_loss: policy_loss.inner(),
+            kl: kl.inner(),
+            old_kl: v_ref.map_or_else(|| zeros(&x0), |v_ref| mean_square(v_old - v_ref)),
+            old_deviate: mean(old_deviation.clone()),
+            old_deviate_max: max(old_deviation),
+            x0_norm: mean(x0_square.clone()),
+            x0_norm_max: max(x0_square),
+        },
+        count: valid.iter().filter(|&&v| v).count(),
+    }
+}
+
+/// mean (x0_hat - x0)^2 / w with w = mean |x0_hat - x0|, which gets no gradient.
+fn weighted_error(x0_hat: Tensor<3>, x0: &Tensor<3>) -> Tensor<1> {
+    let deviation = x0_hat.clone().inner().cast(FloatDType::F64) - x0.clone().cast(FloatDType::F64);
+    let weight = mean(deviation.abs()).clamp_min(WEIGHT_MIN);
+    mean_square(x0_hat - x0.clone()) * weight.recip().cast(FloatDType::F32)
+}
+
+fn mean_square(x: Tensor<3>) -> Tensor<1> {
+    mean(x.clone() * x)
+}
+
+fn rows(x: Tensor<3>) -> Tensor<2> {
+    let [b, s, c] = x.dims();
+    x.reshape([b, s * c])
+}
+
+fn mean(x: Tensor<3>) -> Tensor<1> {
+    rows(x).mean_dim(1).flatten(0, 1)
+}
+
+fn max(x: Tensor<3>) -> Tensor<1> {
+    rows(x).max_dim(1).flatten(0, 1)
+}
+
+fn zeros(like: &Tensor<3>) -> Tensor<1> {
+    Tensor::zeros([like.dims()[0]], (&like.device().inner(), DType::F32))
+}
+
+/// Sums the valid entries; the others are left out before they can spread a NaN.
+fn sum_valid(pairs: Tensor<1>, valid: &[bool]) -> Tensor<1> {
+    if valid.iter().all(|&v| v) {
+        return pairs.sum();
+    }
+    let mask: Vec<bool> = valid.iter().map(|v| !v).collect();
+    let mask = Tensor::from_data(TensorData::new(mask, [valid.len()]), &pairs.device());
+    pairs.mask_fill(mask, 0.0).sum()
+}
+
+fn per_pair(values: impl Iterator<Item = f64>, like: &Tensor<3>) -> Tensor<1> {
+    let values: Vec<f32> = values.map(|v| v as f32).collect();
+    let n = values.len();
+    Tensor::from_data(TensorData::new(values, [n]), &like.device().inner())
+}
+
+fn per_sample(values: impl Iterator<Item = f32>, like: &Tensor<3>) -> Tensor<3> {
+    let values: Vec<f32> = values.collect();
+    let n = values.len();
+    Tensor::from_data(TensorData::new(values, [n, 1, 1]), &like.device().inner())
+}
+
+fn per_sample_complement(t: &Tensor<3>) -> Tensor<3> {
+    t.clone().neg() + 1.0
+}

@@ -1,0 +1,189 @@
+//! Gradient shards: the parts in which a gradient is summed, so that its bits
+//! depend neither on how many ranks there are nor on which rank did what (A9).
+//!
+//! A shard's sum is made by one rank in a fixed order. The shards' sums are then
+//! added in one binary tree over shard indices, whoever holds them.
+
+use std::ops::Range;
+
+/// An error of whatever carries the sums between ranks.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Adds the shards of all ranks.
+///
+/// Every rank calls [`all_reduce`](Self::all_reduce) once per iteration with
+/// vectors of one length, and gets the same bits back.
+pub trait ShardReduce {
+    /// This rank, counted from zero.
+    fn rank(&self) -> usize;
+
+    /// How many ranks take part.
+    fn world(&self) -> usize;
+
+    /// The sum over all shards of all ranks, in the tree of [`tree_sum`].
+    ///
+    /// `shards` holds the sums of the shards that [`owned`] gives to this rank,
+    /// in order.
+    ///
+    /// # Errors
+    ///
+    /// If a peer is lost or disagrees about the lengths.
+    fn all_reduce(&mut self, shards: Vec<Vec<f32>>) -> Result<Vec<f32>, BoxError>;
+}
+
+/// One rank that holds all shards.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Local;
+
+impl ShardReduce for Local {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn world(&self) -> usize {
+        1
+    }
+
+    fn all_reduce(&mut self, shards: Vec<Vec<f32>>) -> Result<Vec<f32>, BoxError> {
+        Ok(tree_sum(shards))
+    }
+}
+
+/// The part of `0..count` that belongs to part `index` of `parts`: contiguous
+/// parts whose sizes differ by at most one.
+pub fn part(count: usize, index: usize, parts: usize) -> Range<usize> {
+    let border = |i: usize| (count as u128 * i as u128 / parts as u128) as usize;
+    border(index)..border(index + 1)
+}
+
+/// The shards of `rank`, out of `shards`.
+pub fn owned(shards: usize, rank: usize, world: usize) -> Range<usize> {
+    part(shards, rank, world)
+}
+
+/// Adds vectors of one length in a fixed binary tree.
+///
+/// Level by level, neighbours (0, 1), (2, 3), ... of the list are added; an odd
+/// last one moves up unchanged. No vectors give an empty sum.
+///
+/// # Panics
+///
+/// If the lengths differ.
+pub fn tree_sum(mut parts: Vec<Vec<f32>>) -> Vec<f32> {
+    while parts.len() > 1 {
+        parts = add_neighbours(parts);
+    }
+    parts.pop().unwrap_or_default()
+}
+
+fn add_neighbours(parts: Vec<Vec<f32>>) -> Vec<Vec<f32>> {
+    let mut level = Vec::with_capacity(parts.len().div_ceil(2));
+    let mut parts = parts.into_iter();
+    while let Some(mut left) = parts.next() {
+        if let Some(right) = parts.next() {
+            add_into(&mut left, &right);
+        }
+        level.push(left);
+    }
+    level
+}
+
+/// `sum += part`, element by element.
+///
+/// # Panics
+///
+/// If the lengths differ.
+pub fn add_into(sum: &mut [f32], part: &[f32]) {
+    assert_eq!(sum.len(), part.len(), "shard sums have one length");
+    for (s, p) in sum.iter_mut().zip(part) {
+        *s += p;
+    }
+}
+
+/// Carries one value per (shard, slot) through the all-reduce.
+///
+/// Every shard writes its own row of an otherwise zero table, which travels at
+/// the end of its gradient: adding zeros changes nothing, so the sum of the
+/// tables is all rows side by side, exactly.
+#[derive(Clone, Copy, Debug)]
+pub struct Ledger {
+    /// Number of shards, one row each.
+    pub shards: usize,
+    /// Values per shard.
+    pub slots: usize,
+}
+
+impl Ledger {
+    /// Length of the table.
+    pub fn len(&self) -> usize {
+        self.shards * self.slots
+    }
+
+    /// Whether the table holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Appends the table with the row of `shard` to its gradient.
+    ///
+    /// # Panics
+    ///
+    /// If `row` does not hold one value per slot.
+    pub fn append(&self, gradient: &mut Vec<f32>, shard: usize, row: &[f32]) {
+        assert_eq!(row.len(), self.slots, "one value per slot");
+        let start = gradient.len() + shard * self.slots;
+        gradient.resize(gradient.len() + self.len(), 0.0);
+        gradient[start..start + self.slots].copy_from_slice(row);
+    }
+
+    /// Takes the rows off the end of a reduced sum, in shard order.
+    ///
+    /// # Panics
+    ///
+    /// If the sum is shorter than the table.
+    pub fn split_off(&self, sum: &mut Vec<f32>) -> Vec<Vec<f32>> {
+        let table = sum.split_off(sum.len() - self.len());
+        table.chunks(self.slots).map(<[f32]>::to_vec).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_cover_everything_once() {
+        for (count, parts) in [(96, 8), (70, 8), (3, 8), (0, 4), (7, 7)] {
+            let all: Vec<usize> = (0..parts).flat_map(|i| part(count, i, parts)).collect();
+            assert_eq!(all, (0..count).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn tree_is_fixed_by_shard_index() {
+        let shards: Vec<Vec<f32>> = (0..5).map(|i| vec![0.1 + i as f32 * 1e-3]).collect();
+        let s = |i: usize| shards[i][0];
+        let expected = ((s(0) + s(1)) + (s(2) + s(3))) + s(4);
+        assert_eq!(tree_sum(shards.clone()), vec![expected]);
+    }
+
+    #[test]
+    fn ledger_rows_survive_the_sum_exactly() {
+        let ledger = Ledger {
+            shards: 3,
+            slots: 2,
+        };
+        let shard = |i: usize| {
+            let mut gradient = vec![1.0; 4];
+            ledger.append(&mut gradient, i, &[0.1 * i as f32, -7.3]);
+            gradient
+        };
+        let mut sum = tree_sum((0..3).map(shard).collect());
+        let rows = ledger.split_off(&mut sum);
+        assert_eq!(sum, vec![3.0; 4]);
+        assert_eq!(
+            rows,
+            vec![vec![0.0, -7.3], vec![0.1, -7.3], vec![0.2, -7.3]]
+        );
+    }
+}
