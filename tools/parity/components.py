@@ -1,6 +1,7 @@
 """Every component that has cases, by the name in case.toml."""
 
 import flux
+import lora
 import method
 import qwen_vl
 import text
@@ -19,4 +20,6 @@ MAKERS = {
     "advantage": method.make_advantages,
     "nft_loss": method.make_nft_losses,
     "lora_linear": method.make_lora_linears,
+    "peft_folder": lora.make_peft,
+    "nft_step": lora.make_steps,
 }
