@@ -3,9 +3,11 @@
 import flux
 import lora
 import method
+import pipeline
 import qwen_vl
 import text
 import vae
+import words
 
 MAKERS = {
     "flux_transformer": flux.make,
@@ -15,11 +17,13 @@ MAKERS = {
     "qwen2_5_vl_vision": qwen_vl.make_vision,
     "qwen2_5_vl": qwen_vl.make_model,
     "image_processor": qwen_vl.make_processor,
+    "tokenizer": words.make,
     "scheduler": method.make_schedules,
     "solver": method.make_solvers,
     "advantage": method.make_advantages,
     "nft_loss": method.make_nft_losses,
     "lora_linear": method.make_lora_linears,
+    "kontext_pipeline": pipeline.make,
     "peft_folder": lora.make_peft,
     "nft_step": lora.make_steps,
 }
