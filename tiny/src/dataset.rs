@@ -1,0 +1,259 @@
+//! The dataset folder in the Edit-R1 format.
+//!
+//! `images/*.png`, `train_metadata.jsonl` and `test_metadata.jsonl` with rows
+//! `{"prompt", "image", "requirement"}`; with targets, for supervised training, each row also has
+//! `"target"`, a picture below `targets/`. Beside them `oracle/<split>.jsonl` holds the cases
+//! themselves, row for row.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use image::{ImageError, RgbImage};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::edit::Case;
+use crate::generate::{self, Split};
+
+/// One line of a metadata file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// The instruction.
+    pub prompt: String,
+    /// The source picture, relative to the folder.
+    pub image: String,
+    /// What a good edit satisfies.
+    pub requirement: String,
+    /// The picture asked for, relative to the folder; for supervised training only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+}
+
+/// What can be wrong with a dataset folder.
+#[derive(Debug, thiserror::Error)]
+pub enum DatasetError {
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+    /// A picture could not be written.
+    #[error("{path}: {source}")]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        source: ImageError,
+    },
+    /// A line is not what it should be.
+    #[error("{path}:{line}: {source}")]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+/// What to generate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dataset {
+    /// The seed that decides everything.
+    pub seed: u64,
+    /// How many training pairs.
+    pub train: u32,
+    /// How many held-out pairs.
+    pub test: u32,
+    /// Whether to write the pictures asked for.
+    pub targets: Targets,
+}
+
+/// Whether a dataset holds the pictures asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Targets {
+    /// Only sources and instructions, as for reinforcement learning.
+    Omitted,
+    /// Targets too, as for supervised training.
+    Written,
+}
+
+impl Dataset {
+    /// Writes the whole folder, over what may be there.
+    ///
+    /// # Errors
+    /// When a file or folder cannot be written.
+    pub fn write(&self, folder: &Path) -> Result<(), DatasetError> {
+        let subfolders = match self.targets {
+            Targets::Omitted => vec!["images", "oracle"],
+            Targets::Written => vec!["images", "oracle", "targets"],
+        };
+        for subfolder in subfolders {
+            let path = folder.join(subfolder);
+            fs::create_dir_all(&path).map_err(|source| DatasetError::Io { path, source })?;
+        }
+        self.write_split(folder, Split::Train, self.train)?;
+        self.write_split(folder, Split::Test, self.test)
+    }
+
+    fn write_split(&self, folder: &Path, split: Split, pairs: u32) -> Result<(), DatasetError> {
+        let cases: Vec<Case> = (0..pairs)
+            .map(|index| generate::case(self.seed, split, index))
+            .collect();
+        let rows: Vec<Row> = cases
+            .par_iter()
+            .enumerate()
+            .map(|(index, case)| self.write_pair(folder, split, index, case))
+            .collect::<Result<_, _>>()?;
+        write_lines(&metadata_path(folder, split), &rows)?;
+        write_lines(&oracle_path(folder, split), &cases)
+    }
+
+    fn write_pair(
+        &self,
+        folder: &Path,
+        split: Split,
+        index: usize,
+        case: &Case,
+    ) -> Result<Row, DatasetError> {
+        let image = format!("images/{split}_{index:05}.png");
+        write_image(&folder.join(&image), &case.source_image())?;
+        let target = match self.targets {
+            Targets::Omitted => None,
+            Targets::Written => Some(format!("targets/{split}_{index:05}.png")),
+        };
+        if let Some(target) = &target {
+            write_image(&folder.join(target), &case.target_image())?;
+        }
+        let requirement = case.requirement().to_owned();
+        Ok(Row {
+            prompt: case.prompt(),
+            image,
+            requirement,
+            target,
+        })
+    }
+}
+
+/// The cases of a part, in the order of its metadata.
+///
+/// # Errors
+/// When the file is not there or a line of it is broken.
+pub fn read_cases(folder: &Path, split: Split) -> Result<Vec<Case>, DatasetError> {
+    read_lines(&oracle_path(folder, split))
+}
+
+/// The metadata of a part.
+///
+/// # Errors
+/// When the file is not there or a line of it is broken.
+pub fn read_rows(folder: &Path, split: Split) -> Result<Vec<Row>, DatasetError> {
+    read_lines(&metadata_path(folder, split))
+}
+
+fn metadata_path(folder: &Path, split: Split) -> PathBuf {
+    folder.join(format!("{split}_metadata.jsonl"))
+}
+
+fn oracle_path(folder: &Path, split: Split) -> PathBuf {
+    folder.join("oracle").join(format!("{split}.jsonl"))
+}
+
+fn write_image(path: &Path, image: &RgbImage) -> Result<(), DatasetError> {
+    image.save(path).map_err(|source| DatasetError::Image {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn write_lines<T: Serialize>(path: &Path, rows: &[T]) -> Result<(), DatasetError> {
+    let mut text = String::new();
+    for row in rows {
+        text += &serde_json::to_string(row).expect("rows have string keys");
+        text.push('\n');
+    }
+    fs::write(path, text).map_err(|source| DatasetError::Io {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn read_lines<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Vec<T>, DatasetError> {
+    let text = fs::read_to_string(path).map_err(|source| DatasetError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    let parse = |(index, line): (usize, &str)| {
+        serde_json::from_str(line).map_err(|source| DatasetError::Line {
+            path: path.to_owned(),
+            line: index + 1,
+            source,
+        })
+    };
+    text.lines().enumerate().map(parse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: Dataset = Dataset {
+        seed: 1,
+        train: 16,
+        test: 8,
+        targets: Targets::Written,
+    };
+
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        SMALL.write(folder.path()).expect("a written dataset");
+        folder
+    }
+
+    #[test]
+    fn what_was_written_is_read_again() {
+        let folder = folder();
+        for (split, pairs) in [(Split::Train, 16), (Split::Test, 8)] {
+            let cases = read_cases(folder.path(), split).expect("cases");
+            let rows = read_rows(folder.path(), split).expect("rows");
+            assert_eq!((cases.len(), rows.len()), (pairs, pairs));
+            for (case, row) in cases.iter().zip(rows) {
+                let open = |file: &str| {
+                    image::open(folder.path().join(file))
+                        .expect("a picture")
+                        .to_rgb8()
+                };
+                assert_eq!(row.prompt, case.prompt());
+                assert_eq!(open(&row.image), case.source_image());
+                assert_eq!(
+                    open(row.target.as_deref().expect("a target")),
+                    case.target_image()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_broken_line_is_named() {
+        let folder = folder();
+        let path = oracle_path(folder.path(), Split::Test);
+        let mut text = fs::read_to_string(&path).expect("the oracle's file");
+        text.insert_str(
+            text.find('\n').expect("two lines") + 1,
+            "{\"kind\": \"fly\"}\n",
+        );
+        fs::write(&path, text).expect("a broken file");
+        let error = read_cases(folder.path(), Split::Test)
+            .expect_err("an error")
+            .to_string();
+        assert!(
+            error.contains("test.jsonl:2: unknown variant `fly`"),
+            "{error}"
+        );
+    }
+}
