@@ -1,1 +1,27 @@
-//! proto
+//! What the processes of a run say to one another, and the run file.
+//!
+//! Reading order: [`ids`] and [`blob`] name things, [`task`] is the work, [`worker`] how work
+//! and results travel, [`status`] what people see, [`config`] the run file, [`seed`] where all
+//! randomness comes from. [`grpc`] has the generated services; its types are named only in
+//! files called `grpc.rs` (A2), everything else uses the domain types of this crate, and the
+//! conversions between the two check every message against [`limits`].
+
+pub mod blob;
+pub mod config;
+mod convert;
+pub mod grpc;
+pub mod ids;
+pub mod limits;
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
+mod pb {
+    tonic::include_proto!("retouch.v1");
+}
+pub mod seed;
+pub mod status;
+pub mod task;
+pub mod worker;
+
+pub use blob::{BlobAddress, BlobRef, ContentHash};
+pub use config::{ConfigErrors, RunConfig};
+pub use convert::ConvertError;
+pub use ids::{Epoch, Generation, GroupId, Iteration, LeaseId, RunId, WorkerId};

@@ -1,0 +1,111 @@
+//! The run file: one TOML document, every field with a default.
+//!
+//! [`load`] layers it (defaults, preset, file, environment, `--set`), [`RunConfig::validate`]
+//! checks it, and both tell every problem at once. Field names are the field's own.
+
+mod errors;
+mod layers;
+mod lines;
+mod preset;
+mod sections;
+mod validate;
+
+use serde::{Deserialize, Serialize};
+
+pub use errors::{ConfigErrors, Problem};
+pub use layers::{load, preset};
+pub use preset::Preset;
+pub use sections::*;
+
+use crate::ids::RunId;
+
+/// Everything that defines a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunConfig {
+    /// The preset that the file builds on; its values are already in this one.
+    pub preset: Preset,
+    /// The run's name.
+    pub name: RunId,
+    /// The run folder.
+    pub run_dir: String,
+    /// The seed that all randomness is derived from.
+    pub seed: u64,
+    /// Iterations until the run is finished.
+    pub iterations: u32,
+    /// The base editor.
+    pub model: ModelConfig,
+    /// The training pairs.
+    pub dataset: DatasetConfig,
+    /// Sampling.
+    pub rollout: RolloutConfig,
+    /// Scoring.
+    pub reward: RewardConfig,
+    /// The low-variance group filter.
+    pub filter: FilterConfig,
+    /// From rewards to advantages.
+    pub advantage: AdvantageConfig,
+    /// Training.
+    pub learner: LearnerConfig,
+    /// The adapter.
+    pub lora: LoraConfig,
+    /// Processes, deadlines and limits.
+    pub cluster: ClusterConfig,
+    /// Held-out evaluation.
+    pub evaluation: EvaluationConfig,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        Self {
+            preset: Preset::None,
+            name: RunId::new("run").expect("a valid name"),
+            run_dir: "runs/run".into(),
+            seed: 0,
+            iterations: 300,
+            model: ModelConfig::default(),
+            dataset: DatasetConfig::default(),
+            rollout: RolloutConfig::default(),
+            reward: RewardConfig::default(),
+            filter: FilterConfig::default(),
+            advantage: AdvantageConfig::default(),
+            learner: LearnerConfig::default(),
+            lora: LoraConfig::default(),
+            cluster: ClusterConfig::default(),
+            evaluation: EvaluationConfig::default(),
+        }
+    }
+}
+
+impl RunConfig {
+    /// Reads a whole run file, as [`RunConfig::to_toml`] wrote it; checks types, not values.
+    pub fn from_toml(text: &str) -> Result<Self, ConfigErrors> {
+        toml::from_str(text).map_err(|error| ConfigErrors::one(Problem::text("run file", error)))
+    }
+
+    /// The resolved run file.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a config has only string keys")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolved_files_round_trip() {
+        for preset in Preset::ALL {
+            let config = super::preset(preset);
+            assert_eq!(RunConfig::from_toml(&config.to_toml()), Ok(config));
+        }
+    }
+
+    #[test]
+    fn unknown_keys_of_a_resolved_file_are_errors() {
+        let error = RunConfig::from_toml("seed = 1\nsede = 2\n")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("sede"), "{error}");
+    }
+}

@@ -1,0 +1,354 @@
+//! Layers: defaults, preset, file, environment, `--set`; later ones win.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use figment::Figment;
+use figment::providers::Serialized;
+use toml::{Table, Value};
+
+use super::errors::{ConfigErrors, Problem};
+use super::lines::{join, lines};
+use super::preset::Preset;
+use super::{RunConfig, validate};
+
+/// Environment variables with this prefix and `__` between section and key are a layer:
+/// `RETOUCH_ROLLOUT__GROUP_SIZE=8`; the top-level keys `RETOUCH_SEED`, `RETOUCH_RUN_DIR`,
+/// `RETOUCH_ITERATIONS` and `RETOUCH_PRESET` are too.
+const ENV_PREFIX: &str = "RETOUCH_";
+const ENV_TOP_LEVEL: [&str; 4] = ["seed", "run_dir", "iterations", "preset"];
+
+/// Some values and where they come from.
+struct Layer {
+    origin: String,
+    lines: BTreeMap<String, usize>,
+    values: Table,
+}
+
+impl Layer {
+    /// The origin of one key, with its line if there is one.
+    fn origin_of(&self, key: &str) -> String {
+        match self.lines.get(key) {
+            Some(line) => format!("{}:{line}", self.origin),
+            None => self.origin.clone(),
+        }
+    }
+}
+
+/// Reads a run file with everything that goes over and under it, and checks the result.
+///
+/// `file` may be `None` for the layers without one; `env` are environment variables, of which
+/// those that start with `RETOUCH_` and name a key count; `sets` are `a.b=c` with a TOML value
+/// (text needs no quotes).
+///
+/// # Errors
+/// Every problem of every layer, each with file, line, key and value.
+pub fn load(
+    file: Option<&Path>,
+    env: impl IntoIterator<Item = (String, String)>,
+    sets: &[String],
+) -> Result<RunConfig, ConfigErrors> {
+    let mut problems = Vec::new();
+    let mut layers = Vec::new();
+    match file.map(file_layer) {
+        Some(Ok(layer)) => layers.push(layer),
+        Some(Err(problem)) => problems.push(problem),
+        None => {}
+    }
+    layers.push(env_layer(env, &mut problems));
+    layers.push(set_layer(sets, &mut problems));
+    problems.extend(layers.iter().flat_map(wrong_keys));
+    ConfigErrors::check(problems)?;
+    layers.insert(0, preset_layer(chosen_preset(&layers)));
+    let config = extract(&layers)?;
+    ConfigErrors::check(validate::problems(&config, |key| origin(&layers, key)))?;
+    Ok(config)
+}
+
+/// The defaults with a preset over them.
+pub fn preset(preset: Preset) -> RunConfig {
+    let mut config = extract(&[preset_layer(preset)]).expect("presets are checked by tests");
+    config.preset = preset;
+    config
+}
+
+fn extract(layers: &[Layer]) -> Result<RunConfig, ConfigErrors> {
+    let defaults = Figment::from(Serialized::defaults(RunConfig::default()));
+    let merged = layers.iter().fold(defaults, |merged, layer| {
+        merged.merge(Serialized::defaults(&layer.values))
+    });
+    merged
+        .extract()
+        .map_err(|error| ConfigErrors::one(Problem::text("configuration", error)))
+}
+
+/// The last layer that gave this key.
+fn origin(layers: &[Layer], key: &str) -> String {
+    let gives = |layer: &&Layer| lookup(&layer.values, key).is_some();
+    layers
+        .iter()
+        .rev()
+        .find(gives)
+        .map_or("default".to_owned(), |layer| layer.origin_of(key))
+}
+
+fn lookup<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
+    match key.split_once('.') {
+        None => table.get(key),
+        Some((section, rest)) => lookup(table.get(section)?.as_table()?, rest),
+    }
+}
+
+fn chosen_preset(layers: &[Layer]) -> Preset {
+    let named = layers
+        .iter()
+        .rev()
+        .find_map(|layer| layer.values.get("preset")?.as_str());
+    named.and_then(Preset::from_name).unwrap_or_default()
+}
+
+fn preset_layer(preset: Preset) -> Layer {
+    let values = preset.toml().parse().expect("presets are checked by tests");
+    Layer {
+        origin: format!("preset {}", preset.as_str()),
+        lines: BTreeMap::new(),
+        values,
+    }
+}
+
+fn file_layer(path: &Path) -> Result<Layer, Problem> {
+    let origin = path.display().to_string();
+    let failed = |problem: &dyn ToString| Problem::text(origin.clone(), problem.to_string());
+    let text = std::fs::read_to_string(path).map_err(|error| failed(&error))?;
+    let values = text
+        .parse()
+        .map_err(|error: toml::de::Error| failed(&error))?;
+    Ok(Layer {
+        lines: lines(&text),
+        values,
+        origin,
+    })
+}
+
+fn env_layer(
+    env: impl IntoIterator<Item = (String, String)>,
+    problems: &mut Vec<Problem>,
+) -> Layer {
+    let mut values = Table::new();
+    for (name, text) in env {
+        let Some(key) = env_key(&name) else { continue };
+        if let Err(problem) = insert(&mut values, &key, value(&text)) {
+            problems.push(Problem {
+                origin: format!("environment {name}"),
+                key,
+                problem,
+            });
+        }
+    }
+    Layer {
+        origin: "environment".into(),
+        lines: BTreeMap::new(),
+        values,
+    }
+}
+
+fn env_key(name: &str) -> Option<String> {
+    let key = name.strip_prefix(ENV_PREFIX)?.to_ascii_lowercase();
+    let counts = key.contains("__") || ENV_TOP_LEVEL.contains(&key.as_str());
+    counts.then(|| key.replace("__", "."))
+}
+
+fn set_layer(sets: &[String], problems: &mut Vec<Problem>) -> Layer {
+    let mut values = Table::new();
+    for set in sets {
+        let inserted = match set.split_once('=') {
+            Some((key, text)) => insert(&mut values, key.trim(), value(text.trim())),
+            None => Err("is not key=value".to_owned()),
+        };
+        if let Err(problem) = inserted {
+            problems.push(Problem {
+                origin: "--set".into(),
+                key: set.clone(),
+                problem,
+            });
+        }
+    }
+    Layer {
+        origin: "--set".into(),
+        lines: BTreeMap::new(),
+        values,
+    }
+}
+
+/// A TOML value; what is none is text.
+fn value(text: &str) -> Value {
+    let document = format!("value = {text}\n").parse::<Table>();
+    let parsed = document.ok().and_then(|mut table| table.remove("value"));
+    parsed.unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+fn insert(table: &mut Table, key: &str, value: Value) -> Result<(), String> {
+    match key.split_once('.') {
+        _ if key.is_empty() => Err("the key is empty".into()),
+        None => {
+            table.insert(key.to_owned(), value);
+            Ok(())
+        }
+        Some((section, rest)) => {
+            let inner = table
+                .entry(section)
+                .or_insert_with(|| Value::Table(Table::new()));
+            let inner = inner
+                .as_table_mut()
+                .ok_or_else(|| format!("{section} is not a section"))?;
+            insert(inner, rest, value)
+        }
+    }
+}
+
+/// Tries every key of a layer alone on the defaults, so that each wrong one is found.
+fn wrong_keys(layer: &Layer) -> Vec<Problem> {
+    let mut leaves = Vec::new();
+    collect_leaves("", &layer.values, &mut leaves);
+    let wrong = leaves.into_iter().filter_map(|(key, value)| {
+        let problem = wrong_key(&key, value)?;
+        Some(Problem {
+            origin: layer.origin_of(&key),
+            key,
+            problem,
+        })
+    });
+    wrong.collect()
+}
+
+fn collect_leaves<'a>(prefix: &str, table: &'a Table, leaves: &mut Vec<(String, &'a Value)>) {
+    for (key, value) in table {
+        let path = join(prefix, key);
+        match value {
+            Value::Table(inner) if !inner.is_empty() => collect_leaves(&path, inner, leaves),
+            _ => leaves.push((path, value)),
+        }
+    }
+}
+
+fn wrong_key(key: &str, value: &Value) -> Option<String> {
+    let mut table = Table::new();
+    insert(&mut table, key, value.clone()).ok()?;
+    let error = table.try_into::<RunConfig>().err()?;
+    // The first line says what is wrong; the path is told by the caller.
+    let message = error.message().to_owned();
+    let shown = if message.starts_with("unknown field") {
+        String::new()
+    } else {
+        format!("{value}: ")
+    };
+    Some(format!("{shown}{message}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn load_text(text: &str, env: &[(&str, &str)], sets: &[&str]) -> Result<RunConfig, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("run.toml");
+        fs::write(&file, text).unwrap();
+        let env = env
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_string()));
+        let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
+        let prefix = format!("{}/", folder.path().display());
+        load(Some(&file), env, &sets).map_err(|errors| errors.to_string().replace(&prefix, ""))
+    }
+
+    #[test]
+    fn later_layers_win() {
+        let text =
+            "preset = \"tiny\"\nseed = 1\n[rollout]\ngroup_size = 4\nnum_inference_steps = 3\n";
+        let env = [
+            ("RETOUCH_ROLLOUT__GROUP_SIZE", "6"),
+            ("RETOUCH_SEED", "2"),
+            ("RETOUCH_LOG", "info"),
+        ];
+        let config = load_text(text, &env, &["seed=3", "reward.permute = true"]).unwrap();
+        assert_eq!(config.preset, Preset::Tiny);
+        assert_eq!(config.model.device, "cpu");
+        assert_eq!(config.rollout.num_inference_steps, 3);
+        assert_eq!(config.rollout.group_size, 6);
+        assert_eq!(config.seed, 3);
+        assert!(config.reward.permute);
+    }
+
+    #[test]
+    fn every_problem_is_told_with_file_line_key_and_value() {
+        let text =
+            "sede = 1\niterations = \"many\"\n\n[rollout]\nsolver = \"dpm3\"\n[extra]\nx = 1\n";
+        let env = [("RETOUCH_FILTER__TAU", "1")];
+        let errors = load_text(text, &env, &["learner.ranks=-1", "nonsense"]).unwrap_err();
+        assert!(errors.starts_with("7 problems"), "{errors}");
+        for expected in [
+            "run.toml:1: sede: unknown field `sede`",
+            "run.toml:2: iterations: \"many\": invalid type",
+            "run.toml:5: rollout.solver: \"dpm3\": unknown variant `dpm3`, expected one of `euler`",
+            "run.toml:7: extra.x: unknown field `extra`",
+            "environment: filter.tau: unknown field `tau`",
+            "--set: nonsense: is not key=value",
+            "--set: learner.ranks: -1: invalid value: integer `-1`, expected u32",
+        ] {
+            assert!(
+                errors.contains(expected),
+                "missing {expected:?} in\n{errors}"
+            );
+        }
+    }
+
+    #[test]
+    fn values_are_traced_to_the_layer_that_gave_them() {
+        let text = "preset = \"tiny\"\n[rollout]\ngroup_size = 0\n";
+        let errors = load_text(text, &[], &["learner.gradient_shards=3"]).unwrap_err();
+        assert!(
+            errors.contains("run.toml:3: rollout.group_size: 0"),
+            "{errors}"
+        );
+        assert!(
+            errors.contains("--set: learner.gradient_shards: 3"),
+            "{errors}"
+        );
+    }
+
+    #[test]
+    fn broken_toml_and_missing_files_are_told() {
+        let errors = load_text("seed = \n", &[], &[]).unwrap_err();
+        assert!(
+            errors.contains("run.toml") && errors.contains("line 1"),
+            "{errors}"
+        );
+        let errors = load(Some(Path::new("/no/such/run.toml")), [], &[])
+            .unwrap_err()
+            .to_string();
+        assert!(errors.contains("/no/such/run.toml"), "{errors}");
+    }
+
+    #[test]
+    fn set_values_are_toml_or_text() {
+        let sets = [
+            "dataset.path=/data/x y",
+            "lora.target_modules=[\"to_q\"]",
+            "learner.learning_rate=1e-3",
+        ];
+        let config = load_text("preset = \"tiny\"\n", &[], &sets).unwrap();
+        assert_eq!(config.dataset.path, "/data/x y");
+        assert_eq!(config.lora.target_modules, ["to_q"]);
+        assert_eq!(config.learner.learning_rate, 1e-3);
+    }
+
+    #[test]
+    fn presets_are_valid_and_partial_terms_get_defaults() {
+        for name in Preset::ALL {
+            assert_eq!(preset(name).validate(), Ok(()), "{}", name.as_str());
+        }
+        assert_eq!(preset(Preset::Tiny).reward.terms[0].weight, 1.0);
+    }
+}

@@ -1,0 +1,464 @@
+//! The run file's sections. Defaults are the published settings for FLUX.1-Kontext-dev.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! choice {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum $name {
+            $($(#[$variant_doc])* #[serde(rename = $text)] $variant,)+
+        }
+
+        impl $name {
+            /// The name in the run file.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)+
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+    };
+}
+
+choice! {
+    /// The number type that weights are kept and multiplied in.
+    Dtype {
+        /// 32-bit floats.
+        F32 = "f32",
+        /// bfloat16; adapters and optimizer state stay f32.
+        Bf16 = "bf16",
+    }
+}
+
+choice! {
+    /// The sampler.
+    Solver {
+        /// The plain ODE step.
+        Euler = "euler",
+        /// First order in data prediction.
+        Ddim = "ddim",
+        /// DPM-Solver++, first order.
+        Dpm1 = "dpm1",
+        /// DPM-Solver++, second order multistep.
+        Dpm2 = "dpm2",
+    }
+}
+
+choice! {
+    /// Which groups are left out of training.
+    FilterRule {
+        /// Drop if mean > tau_mean and std < tau_std.
+        Paper = "paper",
+        /// Keep only if std > tau_std and mean < tau_mean.
+        Strict = "strict",
+        /// Keep all.
+        None = "none",
+    }
+}
+
+choice! {
+    /// What advantages are divided by.
+    AdvantageStd {
+        /// The standard deviation of all rewards of the iteration.
+        Global = "global",
+        /// The group's own.
+        Group = "group",
+    }
+}
+
+choice! {
+    /// What becomes of advantages before they weigh the two losses.
+    AdvMode {
+        /// As they are.
+        All = "all",
+        /// Negative ones are 0.
+        PositiveOnly = "positive_only",
+        /// Positive ones are 0.
+        NegativeOnly = "negative_only",
+        /// 1 where positive, else 0.
+        OneOnly = "one_only",
+        /// The sign.
+        Binary = "binary",
+    }
+}
+
+choice! {
+    /// The schedule of eta in theta_old <- eta theta_old + (1 - eta) theta.
+    OldPolicy {
+        /// min(0.001 step, 0.5).
+        Default = "default",
+        /// 0.
+        OnPolicy = "on_policy",
+        /// 0 for 75 steps, then 0.0075 per step up to 0.999.
+        Delayed = "delayed",
+    }
+}
+
+choice! {
+    /// How learner ranks sum gradients.
+    CollectiveKind {
+        /// The fixed tree over sockets: the same bits for every rank count (A9).
+        Tcp = "tcp",
+        /// NCCL: f32 rounding depends on the rank count.
+        Nccl = "nccl",
+    }
+}
+
+choice! {
+    /// What scores a candidate.
+    RewardKind {
+        /// A multimodal language model's digit logits.
+        Mllm = "mllm",
+    }
+}
+
+/// The base editor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelConfig {
+    /// Folder in the diffusers layout.
+    pub path: String,
+    /// Height of edited images in pixels.
+    pub height: u32,
+    /// Width of edited images in pixels.
+    pub width: u32,
+    /// Prompt tokens.
+    pub max_sequence_length: u32,
+    /// Number type of the weights.
+    pub dtype: Dtype,
+    /// Where rollout workers compute: `cpu` or `cuda:0`.
+    pub device: String,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            path: "models/FLUX.1-Kontext-dev".into(),
+            height: 512,
+            width: 512,
+            max_sequence_length: 128,
+            dtype: Dtype::Bf16,
+            device: "cuda:0".into(),
+        }
+    }
+}
+
+/// The training pairs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DatasetConfig {
+    /// Folder with `images/`, `train_metadata.jsonl` and `test_metadata.jsonl`.
+    pub path: String,
+}
+
+impl Default for DatasetConfig {
+    fn default() -> Self {
+        Self {
+            path: "datasets/edit-r1".into(),
+        }
+    }
+}
+
+/// Sampling.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RolloutConfig {
+    /// Groups drawn per iteration.
+    pub groups_per_iteration: u32,
+    /// Candidates per group.
+    pub group_size: u32,
+    /// Solver steps.
+    pub num_inference_steps: u32,
+    /// The sampler.
+    pub solver: Solver,
+    /// Guidance that is given to the model as an input.
+    pub guidance_scale: f64,
+    /// Classifier-free guidance; 1 is off.
+    pub true_cfg_scale: f64,
+    /// How many iterations old a sample's policy may be.
+    pub staleness_max: u32,
+}
+
+impl Default for RolloutConfig {
+    fn default() -> Self {
+        Self {
+            groups_per_iteration: 24,
+            group_size: 12,
+            num_inference_steps: 6,
+            solver: Solver::Dpm2,
+            guidance_scale: 2.5,
+            true_cfg_scale: 1.0,
+            staleness_max: 0,
+        }
+    }
+}
+
+/// Scoring.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RewardConfig {
+    /// Permute rewards inside each group before advantages: the control that must not learn.
+    pub permute: bool,
+    /// Where reward workers compute: `cpu` or `cuda:0`.
+    pub device: String,
+    /// What is scored; a sample's reward is the weighted mean.
+    pub terms: Vec<RewardTerm>,
+}
+
+impl Default for RewardConfig {
+    fn default() -> Self {
+        Self {
+            permute: false,
+            device: "cuda:0".into(),
+            terms: vec![RewardTerm::default()],
+        }
+    }
+}
+
+/// One part of the reward.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RewardTerm {
+    /// Its name in scores and reports.
+    pub name: String,
+    /// What scores it.
+    pub kind: RewardKind,
+    /// The judge's folder.
+    pub path: String,
+    /// Its share, relative to the other terms'.
+    pub weight: f64,
+    /// The prompt template: a file, or `default` for the built-in one.
+    pub template: String,
+}
+
+impl Default for RewardTerm {
+    fn default() -> Self {
+        Self {
+            name: "edit".into(),
+            kind: RewardKind::Mllm,
+            path: "models/Qwen2.5-VL-32B-Instruct".into(),
+            weight: 1.0,
+            template: "default".into(),
+        }
+    }
+}
+
+/// The low-variance group filter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FilterConfig {
+    /// Which groups are left out.
+    pub rule: FilterRule,
+    /// Threshold on a group's mean reward.
+    pub tau_mean: f64,
+    /// Threshold on a group's standard deviation.
+    pub tau_std: f64,
+    /// Whether pairs that meet the paper's rule are left out of later iterations.
+    pub ban: bool,
+    /// How often groups that were left out are replaced within an iteration.
+    pub refill_rounds_max: u32,
+}
+
+impl Default for FilterConfig {
+    fn default() -> Self {
+        Self {
+            rule: FilterRule::Paper,
+            tau_mean: 0.9,
+            tau_std: 0.05,
+            ban: true,
+            refill_rounds_max: 0,
+        }
+    }
+}
+
+/// From rewards to advantages.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdvantageConfig {
+    /// What they are divided by.
+    pub std: AdvantageStd,
+    /// They are clipped to this.
+    pub adv_clip_max: f64,
+    /// Which of them count.
+    pub adv_mode: AdvMode,
+}
+
+impl Default for AdvantageConfig {
+    fn default() -> Self {
+        Self {
+            std: AdvantageStd::Global,
+            adv_clip_max: 5.0,
+            adv_mode: AdvMode::All,
+        }
+    }
+}
+
+/// Training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LearnerConfig {
+    /// Learner processes.
+    pub ranks: u32,
+    /// Parts that gradients are summed over in a fixed tree (A9); divisible by `ranks`.
+    pub gradient_shards: u32,
+    /// Samples per forward.
+    pub micro_batch_size: u32,
+    /// How far the implicit positive and negative policies lie from the old one.
+    pub nft_beta: f64,
+    /// Weight of the distance from the base model.
+    pub kl_beta: f64,
+    /// AdamW's.
+    pub learning_rate: f64,
+    /// AdamW's.
+    pub adam_beta1: f64,
+    /// AdamW's.
+    pub adam_beta2: f64,
+    /// AdamW's.
+    pub adam_epsilon: f64,
+    /// AdamW's.
+    pub weight_decay: f64,
+    /// Gradients are clipped to this norm.
+    pub max_grad_norm: f64,
+    /// Share of the sampler's timesteps that each sample is trained on.
+    pub timestep_fraction: f64,
+    /// How the old policy follows.
+    pub old_policy: OldPolicy,
+    /// Limit of the EMA's decay.
+    pub ema_decay_max: f64,
+    /// Iterations between durable checkpoints.
+    pub checkpoint_every: u32,
+    /// How ranks sum gradients.
+    pub collective: CollectiveKind,
+    /// Where learners compute: `cpu` or `cuda:0`.
+    pub device: String,
+}
+
+impl Default for LearnerConfig {
+    fn default() -> Self {
+        Self {
+            ranks: 1,
+            gradient_shards: 8,
+            micro_batch_size: 3,
+            nft_beta: 1.0,
+            kl_beta: 1e-4,
+            learning_rate: 3e-4,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            weight_decay: 1e-4,
+            max_grad_norm: 1.0,
+            timestep_fraction: 0.99,
+            old_policy: OldPolicy::Default,
+            ema_decay_max: 0.9,
+            checkpoint_every: 10,
+            collective: CollectiveKind::Tcp,
+            device: "cuda:0".into(),
+        }
+    }
+}
+
+/// The adapter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraConfig {
+    /// Rank of the update.
+    pub rank: u32,
+    /// The update is scaled by `alpha / rank`.
+    pub alpha: f64,
+    /// Projections that get an update, by the end of their name.
+    pub target_modules: Vec<String>,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        let attention = [
+            "to_q",
+            "to_k",
+            "to_v",
+            "to_out.0",
+            "add_q_proj",
+            "add_k_proj",
+            "add_v_proj",
+            "to_add_out",
+        ];
+        Self {
+            rank: 32,
+            alpha: 64.0,
+            target_modules: attention.map(String::from).into(),
+        }
+    }
+}
+
+/// Processes, deadlines and limits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClusterConfig {
+    /// Rollout workers that `launch` starts.
+    pub rollout_workers: u32,
+    /// Reward workers that `launch` starts.
+    pub reward_workers: u32,
+    /// Compute threads of each worker; 0 shares the cores among the workers.
+    pub threads_per_worker: u32,
+    /// A worker is lost when it has been silent for three of these.
+    pub heartbeat_ms: u64,
+    /// A task without a result after this long is a failed attempt.
+    pub lease_s: u64,
+    /// Failed attempts after which a group is dropped, or a training step fails the run.
+    pub attempts_max: u32,
+    /// How long a lost learner is waited for before the collective goes on without it.
+    pub rank_grace_s: u64,
+    /// How long a report with free slots is held until there is work.
+    pub report_wait_ms_max: u64,
+    /// The coordinator's address; port 0 takes a free one.
+    pub listen: String,
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        Self {
+            rollout_workers: 1,
+            reward_workers: 1,
+            threads_per_worker: 0,
+            heartbeat_ms: 1_000,
+            lease_s: 600,
+            attempts_max: 3,
+            rank_grace_s: 60,
+            report_wait_ms_max: 5_000,
+            listen: "127.0.0.1:0".into(),
+        }
+    }
+}
+
+/// Held-out evaluation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvaluationConfig {
+    /// Held-out pairs; 0 evaluates nothing.
+    pub pairs: u32,
+    /// Solver steps.
+    pub num_inference_steps: u32,
+    /// The sampler.
+    pub solver: Solver,
+    /// Guidance that is given to the model as an input.
+    pub guidance_scale: f64,
+}
+
+impl Default for EvaluationConfig {
+    fn default() -> Self {
+        Self {
+            pairs: 256,
+            num_inference_steps: 15,
+            solver: Solver::Euler,
+            guidance_scale: 3.5,
+        }
+    }
+}

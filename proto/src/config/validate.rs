@@ -1,0 +1,356 @@
+//! What must hold between values.
+
+use super::errors::{ConfigErrors, Problem};
+use super::{FilterRule, RunConfig};
+use crate::limits::{GROUP_SIZE_MAX, GROUPS_MAX, RANKS_MAX, TERMS_MAX};
+
+impl RunConfig {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// All problems at once, each with its key, the wrong value and what would be right.
+    pub fn validate(&self) -> Result<(), ConfigErrors> {
+        ConfigErrors::check(problems(self, |_| "run file".into()))
+    }
+}
+
+/// Collects problems with the origin of the keys they are about.
+struct Checks<F> {
+    origin: F,
+    problems: Vec<Problem>,
+}
+
+impl<F: Fn(&str) -> String> Checks<F> {
+    fn must(&mut self, holds: bool, key: &str, value: impl ToString, right: impl AsRef<str>) {
+        if !holds {
+            let problem = format!("{} {}", value.to_string(), right.as_ref());
+            self.problems.push(Problem {
+                origin: (self.origin)(key),
+                key: key.into(),
+                problem,
+            });
+        }
+    }
+
+    fn range(&mut self, key: &str, value: u64, least: u64, most: u64) {
+        let holds = (least..=most).contains(&value);
+        self.must(holds, key, value, format!("is not in {least}..={most}"));
+    }
+
+    fn number(&mut self, key: &str, value: f64, least: f64, most: f64) {
+        let holds = (least..=most).contains(&value);
+        self.must(holds, key, value, format!("is not in {least}..={most}"));
+    }
+
+    fn text(&mut self, key: &str, value: &str) {
+        self.must(
+            !value.trim().is_empty(),
+            key,
+            format!("{value:?}"),
+            "is empty",
+        );
+    }
+
+    fn device(&mut self, key: &str, value: &str) {
+        let cuda = value
+            .strip_prefix("cuda:")
+            .is_some_and(|index| index.parse::<u8>().is_ok());
+        self.must(
+            cuda || value == "cpu",
+            key,
+            format!("{value:?}"),
+            "is neither cpu nor cuda:N",
+        );
+    }
+}
+
+/// All problems, each with the origin of its key.
+pub(super) fn problems(config: &RunConfig, origin: impl Fn(&str) -> String) -> Vec<Problem> {
+    let mut checks = Checks {
+        origin,
+        problems: Vec::new(),
+    };
+    run(config, &mut checks);
+    model(config, &mut checks);
+    rollout(config, &mut checks);
+    reward(config, &mut checks);
+    filter_and_advantage(config, &mut checks);
+    learner(config, &mut checks);
+    lora(config, &mut checks);
+    cluster(config, &mut checks);
+    evaluation(config, &mut checks);
+    checks.problems
+}
+
+fn run<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
+    checks.text("run_dir", &config.run_dir);
+    checks.range("iterations", config.iterations.into(), 1, 10_000_000);
+    // TOML numbers are signed.
+    checks.range("seed", config.seed, 0, i64::MAX as u64);
+    checks.text("dataset.path", &config.dataset.path);
+}
+
+fn model<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
+    let model = &config.model;
+    checks.text("model.path", &model.path);
+    for (key, pixels) in [("model.height", model.height), ("model.width", model.width)] {
+        checks.range(key, pixels.into(), 16, 8192);
+        checks.must(pixels % 16 == 0, key, pixels, "is not a multiple of 16");
+    }
+    checks.range(
+        "model.max_sequence_length",
+        model.max_sequence_length.into(),
+        1,
+        4096,
+    );
+    checks.device("model.device", &model.device);
+}
+
+fn rollout<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
+    let rollout = &config.rollout;
+    let rounds = u64::from(config.filter.refill_rounds_max) + 1;
+    let groups_max = GROUPS_MAX as u64 / rounds.min(GROUPS_MAX as u64);
+    checks.range(
+        "rollout.groups_per_iteration",
+        rollout.groups_per_iteration.into(),
+        1,
+        groups_max,
+    );
+    checks.range(
+        "rollout.group_size",
+        rollout.group_size.into(),
+        2,
+        GROUP_SIZE_MAX as u64,
+    );
+    checks.range(
+        "rollout.num_inference_steps",
+        rollout.num_inference_steps.into(),
+        1,
+        1000,
+    );
+    checks.number("rollout.guidance_scale", rollout.guidance_scale, 0.0, 100.0);
+    checks.number("rollout.true_cfg_scale", rollout.true_cfg_scale, 1.0, 100.0);
+    checks.range("rollout.staleness_max", rollout.staleness_max.into(), 0, 16);
+}
+
+fn reward<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
+    let terms = &config.reward.terms;
+    checks.device("reward.device", &config.reward.device);
+    checks.range("reward.terms", terms.len() as u64, 1, TERMS_MAX as u64);
+    for term in terms {
+        checks.text("reward.terms", &term.name);
+        checks.text("reward.terms", &term.path);
+        checks.text("reward.terms", &term.template);
+        let positive = term.weight.is_finite() && term.weight > 0.0;
+        checks.must(
+            positive,
+            "reward.terms",
+            term.weight,
+            "is not a positive weight",
+        );
+        let same = terms.iter().filter(|other| other.name == term.name).count();
+        checks.must(
+            same == 1,
+            "reward.terms",
+            format!("{:?}", term.name),
+            "is the name of two terms",
+        );
+    }
+}
+
+fn filter_and_advantage<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
+    let filter = &config.filter;
+    checks.number("filter.tau_mean", filter.tau_mean, 0.0, 1.0);
+    checks.number("filter.tau_std", filter.tau_std, 0.0, 1.0);
+    checks.range(
+        "filter.refill_rounds_max",
+        filter.refill_rounds_max.into(),
+        0,
+        100,
+    );
+    let refills_something = filter.rule != FilterRule::None || filter.refill_rounds_max == 0;
+    let right = "refills nothing when filter.rule is none";
+    checks.must(
+        refills_something,
+        "filter.refill_rounds_max",
+        filter.refill_rounds_max,
+        right,
+    );
+    checks.number(
+        "advantage.adv_clip_max",
+        config.advantage.adv_clip_max,
+        1e-6,
+        1e6,
+    );
+}
+
+fn learner<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
+    let learner = &config.learner;
+    checks.range("learner.ranks", learner.ranks.into(), 1, RANKS_MAX as u64);
+    checks.range(
+        "learner.gradient_shards",
+        learner.gradient_shards.into(),
+        1,
+        RANKS_MAX as u64,
+    );
+    let divides = learner.ranks > 0 && learner.gradient_shards % learner.ranks == 0;
+    let right = format!("is not a multiple of learner.ranks = {}", learner.ranks);
+    checks.must(
+        divides,
+        "learner.gradient_shards",
+        learner.gradient_shards,
+        right,
+    );
+    checks.range(
+        "learner.micro_batch_size",
+        learner.micro_batch_size.into(),
+        1,
+        4096,
+    );
+    checks.number("learner.nft_beta", learner.nft_beta, 1e-6, 10.0);
+    checks.number("learner.kl_beta", learner.kl_beta, 0.0, 1e3);
+    checks.number("learner.learning_rate", learner.learning_rate, 0.0, 1.0);
+    checks.number("learner.adam_beta1", learner.adam_beta1, 0.0, 0.999_999);
+    checks.number("learner.adam_beta2", learner.adam_beta2, 0.0, 0.999_999_9);
+    checks.number("learner.adam_epsilon", learner.adam_epsilon, 1e-30, 1.0);
+    checks.number("learner.weight_decay", learner.weight_decay, 0.0, 1.0);
+    checks.number("learner.max_grad_norm", learner.max_grad_norm, 1e-12, 1e12);
+    checks.number(
+        "learner.timestep_fraction",
+        learner.timestep_fraction,
+        0.0,
+        1.0,
+    );
+    let steps = config.rollout.num_inference_steps;
+    let trained = (f64::from(steps) * learner.timestep_fraction).floor();
+    let right = format!("leaves none of {steps} timesteps to train on");
+    checks.must(
+        trained >= 1.0,
+        "learner.timestep_fraction",
+        learner.timestep_fraction,
+        right,
+    );
+    checks.number("learner.ema_decay_max", learner.ema_decay_max, 0.0, 1.0);
+    checks.range(
+        "learner.checkpoint_every",
+        learner.checkpoint_every.into(),
+        1,
+        1_000_000,
+    );
+    checks.device("learner.device", &learner.device);
+}
+
+fn lora<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
+    checks.range("lora.rank", config.lora.rank.into(), 1, 4096);
+    checks.number("lora.alpha", config.lora.alpha, 1e-6, 1e6);
+    let modules = &config.lora.target_modules;
+    checks.must(
+        !modules.is_empty(),
+        "lora.target_modules",
+        "[]",
+        "adapts nothing",
+    );
+}
+
+fn cluster<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
+    let cluster = &config.cluster;
+    checks.range(
+        "cluster.rollout_workers",
+        cluster.rollout_workers.into(),
+        0,
+        100_000,
+    );
+    checks.range(
+        "cluster.reward_workers",
+        cluster.reward_workers.into(),
+        0,
+        100_000,
+    );
+    checks.range(
+        "cluster.threads_per_worker",
+        cluster.threads_per_worker.into(),
+        0,
+        4096,
+    );
+    checks.range("cluster.heartbeat_ms", cluster.heartbeat_ms, 10, 600_000);
+    checks.range("cluster.lease_s", cluster.lease_s, 1, 7 * 86_400);
+    checks.range("cluster.attempts_max", cluster.attempts_max.into(), 1, 1000);
+    checks.range("cluster.rank_grace_s", cluster.rank_grace_s, 0, 86_400);
+    checks.range(
+        "cluster.report_wait_ms_max",
+        cluster.report_wait_ms_max,
+        0,
+        600_000,
+    );
+    let address = cluster.listen.parse::<std::net::SocketAddr>().is_ok();
+    checks.must(
+        address,
+        "cluster.listen",
+        format!("{:?}", cluster.listen),
+        "is not address:port",
+    );
+}
+
+fn evaluation<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
+    let evaluation = &config.evaluation;
+    checks.range("evaluation.pairs", evaluation.pairs.into(), 0, 1_000_000);
+    checks.range(
+        "evaluation.num_inference_steps",
+        evaluation.num_inference_steps.into(),
+        1,
+        1000,
+    );
+    checks.number(
+        "evaluation.guidance_scale",
+        evaluation.guidance_scale,
+        0.0,
+        100.0,
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert_eq!(RunConfig::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once() {
+        let mut config = RunConfig::default();
+        config.rollout.group_size = 1;
+        config.model.height = 100;
+        config.learner.ranks = 3;
+        config.learner.timestep_fraction = 0.1;
+        config.filter.tau_mean = f64::NAN;
+        config.reward.terms.clear();
+        config.cluster.listen = "here".into();
+        let errors = config.validate().unwrap_err();
+        let keys: Vec<&str> = errors
+            .problems()
+            .iter()
+            .map(|problem| problem.key.as_str())
+            .collect();
+        let expected = [
+            "model.height",
+            "rollout.group_size",
+            "reward.terms",
+            "filter.tau_mean",
+            "learner.gradient_shards",
+            "learner.timestep_fraction",
+            "cluster.listen",
+        ];
+        assert_eq!(keys, expected);
+        let text = errors.to_string();
+        assert!(
+            text.contains("rollout.group_size: 1 is not in 2..=256"),
+            "{text}"
+        );
+        assert!(
+            text.contains("learner.gradient_shards: 8 is not a multiple of learner.ranks = 3"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,9 @@
+//! The generated services and messages.
+//!
+//! A2: outside this crate they are named only in files called `grpc.rs`, which turn them into
+//! domain types at once (`TryFrom`, `From`).
+
+pub use crate::pb::*;
+
+/// Metadata key under which a caller presents the join token.
+pub const TOKEN_METADATA_KEY: &str = "retouch-join-token";
