@@ -176,16 +176,17 @@ struct TextFields {
     #[serde(default = "default_initializer_range")]
     initializer_range: f64,
     rope_theta: Option<f64>,
-    #[serde(alias = "rope_scaling")]
-    rope_parameters: RopeFields,
+    rope_scaling: Option<RopeFields>,
+    rope_parameters: Option<RopeFields>,
 }
 
 #[derive(Deserialize)]
 struct RopeFields {
     rope_theta: Option<f64>,
     mrope_section: Vec<usize>,
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    #[serde(rename = "type")]
+    old_type: Option<String>,
 }
 
 impl TryFrom<TextFields> for TextConfig {
@@ -195,8 +196,11 @@ impl TryFrom<TextFields> for TextConfig {
         if fields.use_sliding_window == Some(true) {
             return Err("use_sliding_window = true is not supported; supported: false".to_owned());
         }
-        let rope = fields.rope_parameters;
-        let rope_type = rope.rope_type.unwrap_or_else(|| "default".to_owned());
+        let Some(rope) = fields.rope_parameters.or(fields.rope_scaling) else {
+            return Err("rope_scaling or rope_parameters with mrope_section is missing".to_owned());
+        };
+        let rope_type = rope.rope_type.or(rope.old_type);
+        let rope_type = rope_type.unwrap_or_else(|| "default".to_owned());
         if !matches!(rope_type.as_str(), "default" | "mrope") {
             return Err(format!("rope type {rope_type} is not supported; supported: default, mrope"));
         }

@@ -9,9 +9,9 @@ use crate::ops;
 
 /// `x / sqrt(mean(x^2) + eps) * weight`
 #[derive(Module, Debug)]
-pub struct RmsNorm {
+pub(super) struct RmsNorm {
     /// `[D]`
-    pub weight: Param<Tensor<1>>,
+    pub(super) weight: Param<Tensor<1>>,
     #[module(skip)]
     eps: f64,
 }
@@ -26,26 +26,26 @@ impl RmsNorm {
 
     /// # Shapes
     /// * x and output: `[.., D]`
-    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+    pub(super) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         ops::rms_norm(x, self.weight.val(), self.eps)
     }
 }
 
 /// Gated MLP: `down(silu(gate(x)) * up(x))`
 #[derive(Module, Debug)]
-pub struct Mlp {
+pub(super) struct Mlp {
     /// `[intermediate, hidden]`
-    pub gate_proj: Linear,
+    pub(super) gate_proj: Linear,
     /// `[intermediate, hidden]`
-    pub up_proj: Linear,
+    pub(super) up_proj: Linear,
     /// `[hidden, intermediate]`
-    pub down_proj: Linear,
+    pub(super) down_proj: Linear,
 }
 
 impl Mlp {
     /// # Shapes
     /// * x and output: `[.., hidden]`
-    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+    pub(super) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let hidden = ops::silu_mul(self.gate_proj.forward(x.clone()), self.up_proj.forward(x));
         self.down_proj.forward(hidden)
     }

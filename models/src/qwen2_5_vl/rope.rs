@@ -6,11 +6,11 @@ use super::layers::rows;
 
 /// Cosines and sines, ready for [`rope_half`](crate::ops::rope_half): each `[B or 1, S, head_dim]`.
 #[derive(Clone, Debug)]
-pub struct RopeTable {
+pub(super) struct RopeTable {
     /// `[B or 1, S, head_dim]`
-    pub cos: Tensor<3>,
+    pub(super) cos: Tensor<3>,
     /// `[B or 1, S, head_dim]`
-    pub sin: Tensor<3>,
+    pub(super) sin: Tensor<3>,
 }
 
 impl RopeTable {

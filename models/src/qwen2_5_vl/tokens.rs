@@ -14,7 +14,7 @@ pub struct TokenRows {
 }
 
 /// Which tokens stand for images, and how many patches are one of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ImageTokens {
     /// The id of the token that stands for one merged patch.
     pub token_id: u32,

@@ -1,0 +1,255 @@
+//! A batch of judgements as the model takes it.
+//!
+//! The tokens before the edited image are the same for all edits of a group: they form one prefix row, computed once.
+//! What follows is a suffix row per edit. Prefixes are padded on the left and suffixes on the right, so that the real
+//! keys of a row are contiguous.
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use super::template::ImageRole;
+use crate::image_processor::Patches;
+use crate::ops::AttentionMask;
+use crate::qwen2_5_vl::{Grid, ImageTokens, Qwen2_5Vl, Sequence, Slot, TokenRows};
+
+/// One judgement, tokenised.
+pub(super) struct Group {
+    /// The text's tokens, an image being one token.
+    pub(super) ids: Vec<u32>,
+    /// What these images are.
+    pub(super) images: Vec<ImageRole>,
+    pub(super) source: Option<Patches>,
+    pub(super) edits: Vec<Patches>,
+}
+
+/// Any number of judgements, ready for the model; made by [`JudgeProcessor`](super::JudgeProcessor).
+#[derive(Clone, Debug)]
+pub struct JudgeInputs {
+    pixel_values: Vec<f32>,
+    grids: Vec<Grid>,
+    prefix: Rows,
+    suffix: Rows,
+    /// The prefix of each suffix.
+    groups: Vec<usize>,
+}
+
+/// Token rows of one length.
+#[derive(Clone, Debug, Default)]
+struct Rows {
+    slots: Vec<Slot>,
+    positions: Vec<[usize; 3]>,
+    /// Real tokens of each row.
+    real: Vec<usize>,
+    length: usize,
+}
+
+/// The side on which short rows are filled up.
+#[derive(Clone, Copy)]
+enum Padding {
+    Left,
+    Right,
+}
+
+impl JudgeInputs {
+    pub(super) fn new(groups: Vec<Group>, image: ImageTokens) -> Self {
+        let mut builder = Builder {
+            image,
+            ..Builder::default()
+        };
+        groups.into_iter().for_each(|group| builder.push(group));
+        builder.finish()
+    }
+
+    /// Number of edits, over all judgements.
+    pub fn rows(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// Tokens of the longest row.
+    pub fn tokens_per_row(&self) -> usize {
+        self.prefix.length + self.suffix.length
+    }
+
+    /// The logits of the tokens `ids` as the answer for every edit, differentiable in the model's parameters.
+    ///
+    /// # Shapes
+    /// * output: `[rows, ids.len()]`
+    pub fn answer_logits(&self, model: &Qwen2_5Vl, ids: &[u32]) -> Tensor<2> {
+        let embedding = model.language_model.embedding();
+        let features = model.visual.forward(self.pixels(&embedding.device()), &self.grids);
+        let cache = (self.prefix.length > 0).then(|| {
+            let start: Vec<usize> = self.prefix.real.iter().map(|real| self.prefix.length - real).collect();
+            let sequence = Sequence {
+                embeds: self.prefix.embeds(model, &features),
+                positions: &self.prefix.positions,
+                mask: AttentionMask::CausalKeyRange {
+                    end: vec![self.prefix.length; start.len()],
+                    start,
+                },
+                prefix: None,
+            };
+            model.language_model.prefill(sequence).rows(&self.groups)
+        });
+        let sequence = Sequence {
+            embeds: self.suffix.embeds(model, &features),
+            positions: &self.suffix.positions,
+            mask: self.suffix_mask(),
+            prefix: cache,
+        };
+        let last: Vec<usize> = self.suffix.real.iter().map(|real| real - 1).collect();
+        model.logits_of(model.language_model.last_hidden(sequence, &last), ids)
+    }
+
+    fn pixels(&self, device: &Device) -> Tensor<2> {
+        let patches: usize = self.grids.iter().map(Grid::patches).sum();
+        let shape = [patches, self.pixel_values.len() / patches];
+        Tensor::from_data(TensorData::new(self.pixel_values.clone(), shape), device)
+    }
+
+    fn suffix_mask(&self) -> AttentionMask {
+        let (prefix, suffix) = (&self.prefix, &self.suffix);
+        let start = |group: &usize| prefix.length - prefix.real.get(*group).unwrap_or(&0);
+        AttentionMask::CausalKeyRange {
+            start: self.groups.iter().map(start).collect(),
+            end: suffix.real.iter().map(|real| prefix.length + real).collect(),
+        }
+    }
+}
+
+impl Rows {
+    /// # Shapes
+    /// * output: `[rows, length, hidden]`
+    fn embeds(&self, model: &Qwen2_5Vl, features: &Tensor<2>) -> Tensor<3> {
+        let embeds = model.embed(&self.slots, Some(features.clone()));
+        let [_, hidden] = embeds.dims();
+        embeds.reshape([self.real.len(), self.length, hidden])
+    }
+
+    fn padded(rows: Vec<Row>, padding: Padding) -> Self {
+        let length = rows.iter().map(|row| row.slots.len()).max().unwrap_or(0);
+        let mut padded = Self {
+            length,
+            ..Self::default()
+        };
+        for row in rows {
+            let missing = length - row.slots.len();
+            padded.real.push(row.slots.len());
+            let (before, after) = match padding {
+                Padding::Left => (missing, 0),
+                Padding::Right => (0, missing),
+            };
+            // Any token will do: nothing attends to padding.
+            padded.slots.extend(std::iter::repeat_n(Slot::Text(0), before));
+            padded.slots.extend(row.slots);
+            padded.slots.extend(std::iter::repeat_n(Slot::Text(0), after));
+            padded.positions.extend(std::iter::repeat_n([0; 3], before));
+            padded.positions.extend(row.positions);
+            padded.positions.extend(std::iter::repeat_n([0; 3], after));
+        }
+        padded
+    }
+}
+
+/// Tokens of one row, without padding.
+struct Row {
+    slots: Vec<Slot>,
+    positions: Vec<[usize; 3]>,
+}
+
+#[derive(Default)]
+struct Builder {
+    image: ImageTokens,
+    pixel_values: Vec<f32>,
+    grids: Vec<Grid>,
+    features: usize,
+    prefixes: Vec<Row>,
+    suffixes: Vec<Row>,
+    groups: Vec<usize>,
+}
+
+/// An image among the features of the batch.
+#[derive(Clone, Copy)]
+struct Placed {
+    grid: Grid,
+    first_feature: usize,
+}
+
+impl Builder {
+    fn push(&mut self, group: Group) {
+        let source = group.source.map(|patches| self.place(patches));
+        let index = self.groups.last().map_or(0, |last| last + 1);
+        for (number, edit) in group.edits.into_iter().enumerate() {
+            let edit = self.place(edit);
+            let images: Vec<Placed> = group
+                .images
+                .iter()
+                .map(|role| match role {
+                    ImageRole::Source => source.expect("a source where the template has one"),
+                    ImageRole::Edited => edit,
+                })
+                .collect();
+            let mut prefix = self.row(&group.ids, &images);
+            let start = prefix.slots.iter().position(|slot| is_of(*slot, edit));
+            let suffix = prefix.split_off(start.expect("the template has the edited image"));
+            if number == 0 {
+                self.prefixes.push(prefix);
+            }
+            self.suffixes.push(suffix);
+            self.groups.push(index);
+        }
+    }
+
+    fn place(&mut self, patches: Patches) -> Placed {
+        let placed = Placed {
+            grid: patches.grid,
+            first_feature: self.features,
+        };
+        self.features += patches.grid.tokens(self.image.merge_size);
+        self.pixel_values.extend(patches.values);
+        self.grids.push(patches.grid);
+        placed
+    }
+
+    /// All tokens of a judgement, an image being as many as its grid has.
+    fn row(&self, ids: &[u32], images: &[Placed]) -> Row {
+        let mut expanded = Vec::new();
+        let mut slots = Vec::new();
+        let mut next = images.iter();
+        for id in ids {
+            if *id != self.image.token_id {
+                expanded.push(*id);
+                slots.push(Slot::Text(*id));
+                continue;
+            }
+            let placed = next.next().expect("no markup but the template's");
+            let tokens = placed.grid.tokens(self.image.merge_size);
+            expanded.extend(std::iter::repeat_n(*id, tokens));
+            slots.extend((0..tokens).map(|token| Slot::Image(placed.first_feature + token)));
+        }
+        let grids: Vec<Grid> = images.iter().map(|placed| placed.grid).collect();
+        let positions = TokenRows::unpadded(&[expanded]).rope_index(&grids, self.image);
+        Row { slots, positions }
+    }
+
+    fn finish(self) -> JudgeInputs {
+        JudgeInputs {
+            pixel_values: self.pixel_values,
+            grids: self.grids,
+            prefix: Rows::padded(self.prefixes, Padding::Left),
+            suffix: Rows::padded(self.suffixes, Padding::Right),
+            groups: self.groups,
+        }
+    }
+}
+
+impl Row {
+    fn split_off(&mut self, at: usize) -> Self {
+        Self {
+            slots: self.slots.split_off(at),
+            positions: self.positions.split_off(at),
+        }
+    }
+}
+
+fn is_of(slot: Slot, image: Placed) -> bool {
+    matches!(slot, Slot::Image(feature) if feature >= image.first_feature)
+}
