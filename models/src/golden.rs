@@ -44,7 +44,10 @@ impl Case {
     }
 
     pub(crate) fn tensor<const D: usize>(&self, name: &str) -> Tensor<D> {
-        let data = self.io.data(name).unwrap_or_else(|| panic!("no {name} in {:?}", self.folder));
+        let data = self
+            .io
+            .data(name)
+            .unwrap_or_else(|| panic!("no {name} in {:?}", self.folder));
         Tensor::from_data(data, &Device::flex())
     }
 
@@ -58,7 +61,7 @@ impl Case {
 
     pub(crate) fn integers(&self, name: &str) -> Vec<i64> {
         let data = self.io.data(name).expect("a tensor of the case");
-        data.convert::<i64>().to_vec().expect("integers")
+        data.convert::<i64>().try_to_vec().expect("integers")
     }
 
     /// Fails unless `found` is within `tolerance` of the expected output, relative to its largest value.
@@ -68,6 +71,10 @@ impl Case {
         let scale = expected.clone().abs().max().into_scalar::<f32>();
         let error = (found - expected).abs().max().into_scalar::<f32>() / scale;
         println!("{} {name}: {error:.2e}", self.folder.display());
-        assert!(error <= tolerance, "{name} of {:?}: {error:.2e}", self.folder);
+        assert!(
+            error <= tolerance,
+            "{name} of {:?}: {error:.2e}",
+            self.folder
+        );
     }
 }

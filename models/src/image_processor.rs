@@ -183,7 +183,10 @@ impl ImageProcessor {
         for top in (0..grid.height).step_by(merge) {
             for left in (0..grid.width).step_by(merge) {
                 for inner in 0..merge * merge {
-                    let corner = [(top + inner / merge) * patch, (left + inner % merge) * patch];
+                    let corner = [
+                        (top + inner / merge) * patch,
+                        (left + inner % merge) * patch,
+                    ];
                     self.push_patch(image, corner, &levels, &mut values);
                 }
             }

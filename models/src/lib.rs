@@ -9,3 +9,10 @@ pub mod weights;
 
 pub mod layers;
 pub mod ops;
+
+pub mod image_processor;
+pub mod judge;
+pub mod qwen2_5_vl;
+
+#[cfg(test)]
+mod golden;

@@ -175,7 +175,9 @@ impl Taps {
             .weights
             .iter()
             .zip(values)
-            .fold(half, |sum, (weight, value)| sum + weight * i64::from(*value));
+            .fold(half, |sum, (weight, value)| {
+                sum + weight * i64::from(*value)
+            });
         (sum >> self.fraction_bits).clamp(0, 255) as u8
     }
 }

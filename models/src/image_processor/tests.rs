@@ -21,7 +21,11 @@ fn patches_equal_the_reference() {
         let config = read_config(&case.path("config.json")).unwrap();
         let processor = ImageProcessor::new(config);
         let shape = case.shape("in.image");
-        let samples = case.integers("in.image").iter().map(|sample| *sample as u8).collect();
+        let samples = case
+            .integers("in.image")
+            .iter()
+            .map(|sample| *sample as u8)
+            .collect();
         let image = RgbImage::from_raw(shape[1] as u32, shape[0] as u32, samples).unwrap();
         let patches = processor.patches(&image).unwrap();
         let grid = patches.grid;
@@ -51,7 +55,13 @@ fn sides_become_whole_tokens_within_the_limits() {
 fn images_that_make_no_sense_are_refused_with_their_size() {
     let processor = processor(8, 16 * 16, 64 * 64);
     let empty = processor.patches(&RgbImage::new(0, 5)).unwrap_err();
-    assert!(matches!(empty, ImageError::Empty { width: 0, height: 5 }));
+    assert!(matches!(
+        empty,
+        ImageError::Empty {
+            width: 0,
+            height: 5
+        }
+    ));
     let narrow = processor.patches(&RgbImage::new(201, 1)).unwrap_err();
     assert!(narrow.to_string().contains("201 x 1"), "{narrow}");
 }

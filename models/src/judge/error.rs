@@ -21,7 +21,9 @@ pub enum JudgeError {
         reason: String,
     },
     /// The score is read from single tokens, and a digit is none.
-    #[error("the judge's tokenizer has no single token for the digit {digit}; it splits it into {tokens} tokens")]
+    #[error(
+        "the judge's tokenizer has no single token for the digit {digit}; it splits it into {tokens} tokens"
+    )]
     Digit {
         /// The digit.
         digit: u8,
@@ -37,7 +39,9 @@ pub enum JudgeError {
         id: u32,
     },
     /// Two files of the model folder contradict each other.
-    #[error("{field} is {found} in the judge's preprocessor_config.json and {expected} in its config.json")]
+    #[error(
+        "{field} is {found} in the judge's preprocessor_config.json and {expected} in its config.json"
+    )]
     Contradiction {
         /// The field.
         field: &'static str,
@@ -66,7 +70,9 @@ pub enum JudgeError {
         token: String,
     },
     /// The prompt is longer than the model's positions.
-    #[error("the judgement takes {tokens} tokens, the judge reads at most {tokens_max}; lower max_pixels in its preprocessor_config.json or shorten the template")]
+    #[error(
+        "the judgement takes {tokens} tokens, the judge reads at most {tokens_max}; lower max_pixels in its preprocessor_config.json or shorten the template"
+    )]
     TooLong {
         /// Tokens of the longest row.
         tokens: usize,

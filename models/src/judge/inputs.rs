@@ -75,9 +75,16 @@ impl JudgeInputs {
     /// * output: `[rows, ids.len()]`
     pub fn answer_logits(&self, model: &Qwen2_5Vl, ids: &[u32]) -> Tensor<2> {
         let embedding = model.language_model.embedding();
-        let features = model.visual.forward(self.pixels(&embedding.device()), &self.grids);
+        let features = model
+            .visual
+            .forward(self.pixels(&embedding.device()), &self.grids);
         let cache = (self.prefix.length > 0).then(|| {
-            let start: Vec<usize> = self.prefix.real.iter().map(|real| self.prefix.length - real).collect();
+            let start: Vec<usize> = self
+                .prefix
+                .real
+                .iter()
+                .map(|real| self.prefix.length - real)
+                .collect();
             let sequence = Sequence {
                 embeds: self.prefix.embeds(model, &features),
                 positions: &self.prefix.positions,
@@ -110,7 +117,11 @@ impl JudgeInputs {
         let start = |group: &usize| prefix.length - prefix.real.get(*group).unwrap_or(&0);
         AttentionMask::CausalKeyRange {
             start: self.groups.iter().map(start).collect(),
-            end: suffix.real.iter().map(|real| prefix.length + real).collect(),
+            end: suffix
+                .real
+                .iter()
+                .map(|real| prefix.length + real)
+                .collect(),
         }
     }
 }
@@ -138,9 +149,13 @@ impl Rows {
                 Padding::Right => (0, missing),
             };
             // Any token will do: nothing attends to padding.
-            padded.slots.extend(std::iter::repeat_n(Slot::Text(0), before));
+            padded
+                .slots
+                .extend(std::iter::repeat_n(Slot::Text(0), before));
             padded.slots.extend(row.slots);
-            padded.slots.extend(std::iter::repeat_n(Slot::Text(0), after));
+            padded
+                .slots
+                .extend(std::iter::repeat_n(Slot::Text(0), after));
             padded.positions.extend(std::iter::repeat_n([0; 3], before));
             padded.positions.extend(row.positions);
             padded.positions.extend(std::iter::repeat_n([0; 3], after));

@@ -93,7 +93,7 @@ impl Judge {
     pub fn score(&self, request: &JudgeRequest<'_>) -> Result<Vec<JudgeScore>, JudgeError> {
         let inputs = self.processor.prepare(std::slice::from_ref(request))?;
         let logits = self.digit_logits(&inputs).into_data().convert::<f32>();
-        let logits = logits.to_vec::<f32>().expect("just converted");
+        let logits = logits.try_to_vec::<f32>().expect("just converted");
         let rows = logits.chunks_exact(DIGITS).enumerate();
         rows.map(|(edit, logits)| {
             JudgeScore::from_logits(logits).ok_or_else(|| JudgeError::NotFinite {
@@ -124,7 +124,9 @@ impl JudgeScore {
         let weights = logits.map(|logit| (logit - largest).exp());
         let sum: f64 = weights.iter().sum();
         let probabilities = weights.map(|weight| weight / sum);
-        let expected: f64 = (0..DIGITS).map(|digit| digit as f64 * probabilities[digit]).sum();
+        let expected: f64 = (0..DIGITS)
+            .map(|digit| digit as f64 * probabilities[digit])
+            .sum();
         let surprise = |p: &f64| if *p > 0.0 { -p * p.ln() } else { 0.0 };
         Some(Self {
             reward: expected / (DIGITS - 1) as f64,

@@ -149,7 +149,11 @@ impl JudgeProcessor {
 
     /// A prompt with markup in it could pass itself off as the conversation.
     fn check_text(&self, field: &'static str, text: &str) -> Result<(), JudgeError> {
-        match self.control_tokens.iter().find(|token| text.contains(*token)) {
+        match self
+            .control_tokens
+            .iter()
+            .find(|token| text.contains(*token))
+        {
             None => Ok(()),
             Some(token) => Err(JudgeError::ControlToken {
                 field,
@@ -192,7 +196,11 @@ fn image_markup(tokenizer: &Tokenizer, config: &Qwen2_5VlConfig) -> Result<Strin
         ("image_token_id", config.image_token_id),
         ("vision_end_token_id", config.vision_end_token_id),
     ];
-    let token = |(field, id)| tokenizer.id_to_token(id).ok_or(JudgeError::TokenId { field, id });
+    let token = |(field, id)| {
+        tokenizer
+            .id_to_token(id)
+            .ok_or(JudgeError::TokenId { field, id })
+    };
     fields.into_iter().map(token).collect()
 }
 
@@ -207,9 +215,16 @@ fn check_patches(processor: &ImageProcessor, config: &Qwen2_5VlConfig) -> Result
     let fields = [
         ("patch_size", found.patch_size, expected.patch_size),
         ("merge_size", found.merge_size, expected.spatial_merge_size),
-        ("temporal_patch_size", found.temporal_patch_size, expected.temporal_patch_size),
+        (
+            "temporal_patch_size",
+            found.temporal_patch_size,
+            expected.temporal_patch_size,
+        ),
     ];
-    match fields.into_iter().find(|(_, found, expected)| found != expected) {
+    match fields
+        .into_iter()
+        .find(|(_, found, expected)| found != expected)
+    {
         None => Ok(()),
         Some((field, found, expected)) => Err(JudgeError::Contradiction {
             field,

@@ -46,7 +46,9 @@ pub enum TemplateError {
         name: String,
     },
     /// A brace that neither begins nor ends a placeholder.
-    #[error("judge template, line {line}: a single brace; a brace that is meant as text is doubled")]
+    #[error(
+        "judge template, line {line}: a single brace; a brace that is meant as text is doubled"
+    )]
     Brace {
         /// Counted from 1.
         line: usize,
@@ -180,7 +182,9 @@ impl Parser {
                 return Ok(after);
             }
         }
-        let inner = rest.strip_prefix('{').ok_or(TemplateError::Brace { line })?;
+        let inner = rest
+            .strip_prefix('{')
+            .ok_or(TemplateError::Brace { line })?;
         let (name, after) = inner.split_once('}').ok_or(TemplateError::Brace { line })?;
         let piece = piece_of(name).ok_or_else(|| TemplateError::Unknown {
             line,
@@ -193,7 +197,8 @@ impl Parser {
 
     fn end_text(&mut self) {
         if !self.text.is_empty() {
-            self.pieces.push(Piece::Text(std::mem::take(&mut self.text)));
+            self.pieces
+                .push(Piece::Text(std::mem::take(&mut self.text)));
         }
     }
 
@@ -219,7 +224,9 @@ mod tests {
 
     #[test]
     fn placeholders_are_filled_in_their_order() {
-        let template = Template::parse("a {{x}} {source_image}\n{instruction}{edited_image}: {requirement}").unwrap();
+        let template =
+            Template::parse("a {{x}} {source_image}\n{instruction}{edited_image}: {requirement}")
+                .unwrap();
         let rendered = template.render("make it {red}", "colour", "#");
         assert_eq!(rendered.text, "a {x} #\nmake it {red}#: colour");
         assert_eq!(rendered.images, [ImageRole::Source, ImageRole::Edited]);
@@ -228,7 +235,10 @@ mod tests {
     #[test]
     fn mistakes_are_named_with_their_line() {
         let error = |text: &str| Template::parse(text).unwrap_err().to_string();
-        assert!(error("{edited_image}\n{imstruction}").contains("line 2: unknown placeholder {imstruction}"));
+        assert!(
+            error("{edited_image}\n{imstruction}")
+                .contains("line 2: unknown placeholder {imstruction}")
+        );
         assert!(error("{edited_image}\n\n}").contains("line 3"));
         assert!(error("{source_image}").contains("{edited_image} occurs 0 times"));
         assert!(error("{edited_image}{source_image}{source_image}").contains("occurs 2 times"));

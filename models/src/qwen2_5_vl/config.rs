@@ -130,7 +130,12 @@ impl VisionConfig {
     /// # Errors
     /// The first field that does not fit, in words.
     pub fn validate(&self) -> Result<(), String> {
-        divides("vision_config.num_heads", self.num_heads, "hidden_size", self.hidden_size)?;
+        divides(
+            "vision_config.num_heads",
+            self.num_heads,
+            "hidden_size",
+            self.hidden_size,
+        )?;
         divides("4", 4, "the vision head size", self.head_dim())?;
         if self.merged_window() == 0 {
             return Err(format!(
@@ -153,7 +158,9 @@ fn default_initializer_range() -> f64 {
 
 fn divides(part_name: &str, part: usize, whole_name: &str, whole: usize) -> Result<(), String> {
     if part == 0 || whole == 0 || whole % part != 0 {
-        return Err(format!("{part_name} = {part} does not divide {whole_name} = {whole}"));
+        return Err(format!(
+            "{part_name} = {part} does not divide {whole_name} = {whole}"
+        ));
     }
     Ok(())
 }
@@ -202,7 +209,9 @@ impl TryFrom<TextFields> for TextConfig {
         let rope_type = rope.rope_type.or(rope.old_type);
         let rope_type = rope_type.unwrap_or_else(|| "default".to_owned());
         if !matches!(rope_type.as_str(), "default" | "mrope") {
-            return Err(format!("rope type {rope_type} is not supported; supported: default, mrope"));
+            return Err(format!(
+                "rope type {rope_type} is not supported; supported: default, mrope"
+            ));
         }
         Ok(Self {
             vocab_size: fields.vocab_size,
@@ -210,7 +219,9 @@ impl TryFrom<TextFields> for TextConfig {
             intermediate_size: fields.intermediate_size,
             num_hidden_layers: fields.num_hidden_layers,
             num_attention_heads: fields.num_attention_heads,
-            num_key_value_heads: fields.num_key_value_heads.unwrap_or(fields.num_attention_heads),
+            num_key_value_heads: fields
+                .num_key_value_heads
+                .unwrap_or(fields.num_attention_heads),
             max_position_embeddings: fields.max_position_embeddings,
             rms_norm_eps: fields.rms_norm_eps,
             rope_theta: rope.rope_theta.or(fields.rope_theta).unwrap_or(1_000_000.0),
@@ -223,7 +234,12 @@ impl TryFrom<TextFields> for TextConfig {
 
 impl TextConfig {
     fn validate(&self) -> Result<(), String> {
-        divides("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)?;
+        divides(
+            "num_attention_heads",
+            self.num_attention_heads,
+            "hidden_size",
+            self.hidden_size,
+        )?;
         divides(
             "num_key_value_heads",
             self.num_key_value_heads,
@@ -354,7 +370,12 @@ mod tests {
         let flat = flat();
         let mut text = flat.as_object().unwrap().clone();
         let mut nested = serde_json::Map::new();
-        for key in ["vision_config", "image_token_id", "vision_start_token_id", "vision_end_token_id"] {
+        for key in [
+            "vision_config",
+            "image_token_id",
+            "vision_start_token_id",
+            "vision_end_token_id",
+        ] {
             nested.insert(key.to_owned(), text.remove(key).unwrap());
         }
         text.remove("rope_scaling");
@@ -370,7 +391,10 @@ mod tests {
     #[test]
     fn a_config_survives_being_written() {
         let config = read(flat()).unwrap();
-        assert_eq!(read(serde_json::to_value(&config).unwrap()).unwrap(), config);
+        assert_eq!(
+            read(serde_json::to_value(&config).unwrap()).unwrap(),
+            config
+        );
     }
 
     #[test]

@@ -100,7 +100,10 @@ impl Windows {
 
     /// Whether the tokens already come window by window.
     pub(super) fn in_order(&self) -> bool {
-        self.order.iter().enumerate().all(|(index, token)| index == *token)
+        self.order
+            .iter()
+            .enumerate()
+            .all(|(index, token)| index == *token)
     }
 
     /// The place of every merged token in [`Windows::order`].

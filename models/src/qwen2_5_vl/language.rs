@@ -1,13 +1,13 @@
 //! The language model: `Qwen2_5_VLTextModel`.
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 
 use super::config::TextConfig;
-use super::layers::{LayerInit, Mlp, RmsNorm, rows};
+use super::layers::{LayerInit, Mlp, rows};
 use super::rope::{RopeTable, TextRope};
 use crate::init::Init;
-use crate::linear::Linear;
+use crate::layers::{Embedding, Linear, RmsNorm};
 use crate::ops::{self, AttentionMask};
 
 /// The decoder.
@@ -18,12 +18,6 @@ pub struct LanguageModel {
     norm: RmsNorm,
     #[module(skip)]
     config: TextConfig,
-}
-
-#[derive(Module, Debug)]
-struct Embedding {
-    /// `[vocab, hidden]`
-    weight: Param<Tensor<2>>,
 }
 
 #[derive(Module, Debug)]
@@ -79,9 +73,12 @@ impl LanguageModel {
             std: config.initializer_range,
         };
         Self {
-            embed_tokens: Embedding {
-                weight: init.normal([config.vocab_size, config.hidden_size], layers.std),
-            },
+            embed_tokens: Embedding::init(
+                config.vocab_size,
+                config.hidden_size,
+                config.initializer_range,
+                init,
+            ),
             layers: (0..config.num_hidden_layers)
                 .map(|_| DecoderLayer::init(config, layers))
                 .collect(),
@@ -98,6 +95,13 @@ impl LanguageModel {
     /// The embedding matrix: `[vocab, hidden]`.
     pub fn embedding(&self) -> Tensor<2> {
         self.embed_tokens.weight.val()
+    }
+
+    /// The same with another embedding matrix.
+    #[cfg(test)]
+    pub(crate) fn with_embedding(mut self, weight: Tensor<2>) -> Self {
+        self.embed_tokens.weight = self.embed_tokens.weight.map(|_| weight);
+        self
     }
 
     /// Runs the tokens that many sequences share, once.

@@ -1,35 +1,11 @@
 //! What the vision tower and the language model share.
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::init::Init;
-use crate::linear::Linear;
+use crate::layers::{Linear, RmsNorm};
 use crate::ops;
-
-/// `x / sqrt(mean(x^2) + eps) * weight`
-#[derive(Module, Debug)]
-pub(super) struct RmsNorm {
-    /// `[D]`
-    pub(super) weight: Param<Tensor<1>>,
-    #[module(skip)]
-    eps: f64,
-}
-
-impl RmsNorm {
-    pub(super) fn init(features: usize, eps: f64, init: &Init) -> Self {
-        Self {
-            weight: init.ones([features]),
-            eps,
-        }
-    }
-
-    /// # Shapes
-    /// * x and output: `[.., D]`
-    pub(super) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        ops::rms_norm(x, self.weight.val(), self.eps)
-    }
-}
 
 /// Gated MLP: `down(silu(gate(x)) * up(x))`
 #[derive(Module, Debug)]

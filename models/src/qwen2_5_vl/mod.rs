@@ -99,7 +99,13 @@ impl Qwen2_5Vl {
     /// # Errors
     /// If the folder can't be written.
     pub fn save(&self, folder: &Path) -> Result<(), LoadError> {
-        save_folder(folder, &self.config, self, &names::PUBLISHED, TRANSFORMERS_FILE)
+        save_folder(
+            folder,
+            &self.config,
+            self,
+            &names::PUBLISHED,
+            TRANSFORMERS_FILE,
+        )
     }
 
     /// The configuration it was made from.
@@ -152,7 +158,10 @@ impl Qwen2_5Vl {
     pub fn embed(&self, slots: &[Slot], features: Option<Tensor<2>>) -> Tensor<2> {
         let mut ids = Vec::new();
         let mut order = Vec::with_capacity(slots.len());
-        let text_count = slots.iter().filter(|slot| matches!(slot, Slot::Text(_))).count();
+        let text_count = slots
+            .iter()
+            .filter(|slot| matches!(slot, Slot::Text(_)))
+            .count();
         for slot in slots {
             match slot {
                 Slot::Text(id) => {

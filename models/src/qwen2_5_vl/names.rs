@@ -43,7 +43,11 @@ pub(super) fn of_model(weights: &Weights, tied: bool) -> Names {
         return names;
     }
     Names {
-        ignored: &["rotary_emb.inv_freq", "rotary_pos_emb.inv_freq", "lm_head.weight"],
+        ignored: &[
+            "rotary_emb.inv_freq",
+            "rotary_pos_emb.inv_freq",
+            "lm_head.weight",
+        ],
         ..names
     }
 }

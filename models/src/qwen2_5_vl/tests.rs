@@ -32,8 +32,16 @@ fn the_vision_tower_equals_the_reference() {
 
 fn tokens(case: &Case) -> TokenRows {
     TokenRows {
-        ids: case.integers("in.input_ids").iter().map(|id| *id as u32).collect(),
-        attention_mask: case.integers("in.attention_mask").iter().map(|real| *real == 1).collect(),
+        ids: case
+            .integers("in.input_ids")
+            .iter()
+            .map(|id| *id as u32)
+            .collect(),
+        attention_mask: case
+            .integers("in.attention_mask")
+            .iter()
+            .map(|real| *real == 1)
+            .collect(),
         batch: case.shape("in.input_ids")[0],
     }
 }
@@ -60,7 +68,9 @@ fn positions_equal_the_reference() {
 #[test]
 fn logits_equal_the_reference() {
     for case in Case::all("qwen2_5_vl") {
-        let pixels = case.has("in.pixel_values").then(|| case.tensor("in.pixel_values"));
+        let pixels = case
+            .has("in.pixel_values")
+            .then(|| case.tensor("in.pixel_values"));
         let logits = model(&case).forward(&tokens(&case), pixels, &grids(&case));
         case.check("out.logits", logits, 1e-4);
     }

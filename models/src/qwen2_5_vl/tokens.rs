@@ -107,7 +107,10 @@ fn row_positions<'a>(
             continue;
         }
         let grid = grids.next().expect("every image has a grid");
-        let (height, width) = (grid.height / image.merge_size, grid.width / image.merge_size);
+        let (height, width) = (
+            grid.height / image.merge_size,
+            grid.width / image.merge_size,
+        );
         for frame in 0..grid.frames {
             for place in 0..height * width {
                 positions.push([next + frame, next + place / width, next + place % width]);
@@ -115,7 +118,11 @@ fn row_positions<'a>(
         }
         next += height.max(width);
     }
-    assert_eq!(positions.len(), ids.len(), "an image has as many tokens as its grid");
+    assert_eq!(
+        positions.len(),
+        ids.len(),
+        "an image has as many tokens as its grid"
+    );
     positions
 }
 

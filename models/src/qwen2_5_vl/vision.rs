@@ -5,10 +5,10 @@ use burn::tensor::Tensor;
 
 use super::config::VisionConfig;
 use super::grid::{Grid, Windows, frame_boundaries, patch_positions};
-use super::layers::{LayerInit, Mlp, RmsNorm, rows};
+use super::layers::{LayerInit, Mlp, rows};
 use super::rope::RopeTable;
 use crate::init::Init;
-use crate::linear::Linear;
+use crate::layers::{Linear, RmsNorm};
 use crate::ops::{self, AttentionMask};
 
 /// Epsilon of every norm in the tower; no field of the configuration.
@@ -179,7 +179,9 @@ impl VisionBlock {
     /// # Shapes
     /// * x and output: `[N, hidden]`
     fn forward(&self, x: Tensor<2>, rope: &RopeTable, segments: &Segments) -> Tensor<2> {
-        let attended = self.attn.forward(self.norm1.forward(x.clone()), rope, segments);
+        let attended = self
+            .attn
+            .forward(self.norm1.forward(x.clone()), rope, segments);
         let x = x + attended;
         let mlp = self.mlp.forward(self.norm2.forward(x.clone()));
         x + mlp
@@ -225,7 +227,10 @@ impl PatchMerger {
     /// * output: `[N / unit, out_hidden]`
     fn forward(&self, x: Tensor<2>, unit: usize) -> Tensor<2> {
         let [patches, hidden] = x.dims();
-        let x = self.ln_q.forward(x).reshape([patches / unit, unit * hidden]);
+        let x = self
+            .ln_q
+            .forward(x)
+            .reshape([patches / unit, unit * hidden]);
         self.mlp.fc2.forward(ops::gelu_erf(self.mlp.fc1.forward(x)))
     }
 }
