@@ -8,8 +8,10 @@ pub mod noise;
 pub mod weights;
 
 pub mod layers;
+pub mod lora;
 pub mod ops;
 
+pub mod flux;
 pub mod image_processor;
 pub mod judge;
 pub mod qwen2_5_vl;

@@ -1,0 +1,214 @@
+use std::cell::RefCell;
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::{DType, Device, Tensor};
+
+use super::embeddings::TimeTextEmbed;
+use super::normalization::AdaLayerNormContinuous;
+use super::single_transformer_block::FluxSingleTransformerBlock;
+use super::transformer_block::FluxTransformerBlock;
+use super::{FluxCondition, FluxContext, FluxTransformerConfig, Rotary};
+use crate::init::Init;
+use crate::layers::Linear;
+use crate::lora::{LoraAdapter, Projection, Scope};
+use crate::ops;
+use crate::weights::{DIFFUSERS_FILE, LoadError, Names, Weights, read_config, save_folder};
+
+const NAMES: Names = Names {
+    prefix: "",
+    rename: &[
+        ("attn.to_out", "attn.to_out.0"),
+        ("ff.proj_in", "ff.net.0.proj"),
+        ("ff.proj_out", "ff.net.2"),
+        ("ff_context.proj_in", "ff_context.net.0.proj"),
+        ("ff_context.proj_out", "ff_context.net.2"),
+    ],
+    ignored: &[],
+};
+
+/// Predicts the velocity of noised latents.
+#[derive(Module, Debug)]
+pub struct FluxTransformer {
+    time_text_embed: TimeTextEmbed,
+    context_embedder: Linear,
+    x_embedder: Linear,
+    transformer_blocks: Vec<FluxTransformerBlock>,
+    single_transformer_blocks: Vec<FluxSingleTransformerBlock>,
+    norm_out: AdaLayerNormContinuous,
+    proj_out: Linear,
+    #[module(skip)]
+    config: FluxTransformerConfig,
+    #[module(skip)]
+    projections: Vec<Projection>,
+}
+
+/// All inputs of the reference's forward.
+#[derive(Debug, Clone)]
+pub struct FluxInput {
+    /// Packed latents, noise tokens first: `[B, S, C]`
+    pub hidden_states: Tensor<3>,
+    /// Text tokens: `[B or 1, T, J]`
+    pub encoder_hidden_states: Tensor<3>,
+    /// Pooled text: `[B or 1, P]`
+    pub pooled_projections: Tensor<2>,
+    /// Time in 0..1: `[B]`
+    pub timestep: Tensor<1>,
+    /// Guidance scale, where the model takes one: `[B or 1]`
+    pub guidance: Option<Tensor<1>>,
+    /// Positions of the image tokens: `[S, axes]`
+    pub img_ids: Tensor<2>,
+    /// Positions of the text tokens: `[T, axes]`
+    pub txt_ids: Tensor<2>,
+}
+
+impl FluxTransformer {
+    /// A new model; its parameters are trainable.
+    ///
+    /// # Panics
+    /// If `axes_dims_rope` does not add up to an attention head.
+    pub fn init(config: &FluxTransformerConfig, init: &Init) -> Self {
+        let rotated: usize = config.axes_dims_rope.iter().sum();
+        assert_eq!(
+            rotated, config.attention_head_dim,
+            "axes_dims_rope add up to a head"
+        );
+        let projections = RefCell::new(Vec::new());
+        let root = Scope::root(init, &projections);
+        let dim = config.inner_dim();
+        let blocks = root.child("transformer_blocks");
+        let single_blocks = root.child("single_transformer_blocks");
+        Self {
+            time_text_embed: TimeTextEmbed::init(config, init),
+            context_embedder: Linear::init(config.joint_attention_dim, dim, init),
+            x_embedder: Linear::init(config.in_channels, dim, init),
+            transformer_blocks: (0..config.num_layers)
+                .map(|i| FluxTransformerBlock::init(config, &blocks.child(&i.to_string())))
+                .collect(),
+            single_transformer_blocks: (0..config.num_single_layers)
+                .map(|i| {
+                    FluxSingleTransformerBlock::init(config, &single_blocks.child(&i.to_string()))
+                })
+                .collect(),
+            norm_out: AdaLayerNormContinuous::init(dim, init),
+            proj_out: Linear::init(dim, config.out_features(), init),
+            config: config.clone(),
+            projections: projections.into_inner(),
+        }
+    }
+
+    /// The model of a diffusers folder, in f32.
+    ///
+    /// # Errors
+    /// If its files can't be read or do not fit each other.
+    pub fn load(folder: &Path, device: &Device) -> Result<Self, LoadError> {
+        Self::load_as(folder, device, DType::F32)
+    }
+
+    /// As [`FluxTransformer::load`], with weights of the given float type.
+    ///
+    /// # Errors
+    /// As [`FluxTransformer::load`].
+    pub fn load_as(folder: &Path, device: &Device, dtype: DType) -> Result<Self, LoadError> {
+        let path = folder.join("config.json");
+        let config: FluxTransformerConfig = read_config(&path)?;
+        config.check(&path)?;
+        Self::from_weights(&config, &Weights::from_folder(folder)?, device, dtype)
+    }
+
+    /// A model of the given weights.
+    ///
+    /// # Errors
+    /// If they do not fit the configuration.
+    pub fn from_weights(
+        config: &FluxTransformerConfig,
+        weights: &Weights,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self, LoadError> {
+        weights.load_as(Self::init(config, &Init::new(0, device)), &NAMES, dtype)
+    }
+
+    /// Saves the model as a diffusers folder.
+    ///
+    /// # Errors
+    /// If the folder can't be written.
+    pub fn save(&self, folder: &Path) -> Result<(), LoadError> {
+        save_folder(folder, &self.config, self, &NAMES, DIFFUSERS_FILE)
+    }
+
+    /// The configuration that it was built from.
+    pub fn config(&self) -> &FluxTransformerConfig {
+        &self.config
+    }
+
+    /// The layers that an adapter may change, in the order of an adapter's slots.
+    pub fn projections(&self) -> &[Projection] {
+        &self.projections
+    }
+
+    /// The velocity, as the reference's forward gives it.
+    ///
+    /// # Shapes
+    /// * output: `[B, S, out]`
+    pub fn forward(&self, input: FluxInput, adapter: Option<&LoraAdapter>) -> Tensor<3> {
+        let context = self.prepare(FluxCondition {
+            encoder_hidden_states: input.encoder_hidden_states,
+            pooled_projections: input.pooled_projections,
+            guidance: input.guidance,
+            img_ids: input.img_ids,
+            txt_ids: input.txt_ids,
+        });
+        self.step(input.hidden_states, input.timestep, &context, adapter)
+    }
+
+    /// Computes what all steps of one condition share.
+    ///
+    /// # Panics
+    /// If the model takes a guidance scale and the condition has none.
+    pub fn prepare(&self, condition: FluxCondition) -> FluxContext {
+        let device = condition.encoder_hidden_states.device();
+        let axes = &self.config.axes_dims_rope;
+        FluxContext {
+            context: self
+                .context_embedder
+                .forward(condition.encoder_hidden_states),
+            fixed: self
+                .time_text_embed
+                .fixed(condition.pooled_projections, condition.guidance),
+            rotary: Rotary::new(axes, condition.txt_ids, condition.img_ids, &device),
+        }
+    }
+
+    /// The velocity at one time of each sample.
+    ///
+    /// # Shapes
+    /// * hidden_states: `[B, S, C]`, timestep in 0..1: `[B]`
+    /// * output: `[B, S, out]`
+    pub fn step(
+        &self,
+        hidden_states: Tensor<3>,
+        timestep: Tensor<1>,
+        context: &FluxContext,
+        adapter: Option<&LoraAdapter>,
+    ) -> Tensor<3> {
+        let [batch, image, _] = hidden_states.dims();
+        let temb = self
+            .time_text_embed
+            .forward(timestep, context.fixed.clone());
+        let silu_temb = ops::silu(temb);
+        let mut x = self.x_embedder.forward(hidden_states);
+        let [_, text, dim] = context.context.dims();
+        let mut encoder = context.context.clone().expand([batch, text, dim]);
+
+        for block in &self.transformer_blocks {
+            (x, encoder) = block.forward(x, encoder, silu_temb.clone(), &context.rotary, adapter);
+        }
+        let mut x = Tensor::cat(vec![encoder, x], 1);
+        for block in &self.single_transformer_blocks {
+            x = block.forward(x, silu_temb.clone(), &context.rotary, adapter);
+        }
+        let x = x.narrow(1, text, image);
+        self.proj_out.forward(self.norm_out.forward(x, silu_temb))
+    }
+}

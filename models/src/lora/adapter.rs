@@ -1,0 +1,246 @@
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use super::Projection;
+use crate::noise;
+
+/// The size of an adapter and the layers that it changes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LoraConfig {
+    /// Inner width r of each pair.
+    pub rank: usize,
+    /// The pair's output is multiplied by alpha / rank.
+    pub alpha: f64,
+    /// Last segments of the names of targeted layers, as peft matches them: `to_q`, `to_out.0`.
+    pub target_modules: Vec<String>,
+}
+
+/// The two factors of one layer, f32.
+#[derive(Module, Debug)]
+pub struct LoraPair {
+    /// `[r, in]`
+    pub a: Param<Tensor<2>>,
+    /// `[out, r]`
+    pub b: Param<Tensor<2>>,
+}
+
+/// An adapter: a pair of factors for every targeted projection.
+///
+/// Its *flat* form, which optimizers, all-reduces and hashes work on, is all factors in
+/// projection order, A before B, each in row-major order.
+#[derive(Module, Debug)]
+pub struct LoraAdapter {
+    pairs: Vec<Option<LoraPair>>,
+    scale: f64,
+}
+
+impl LoraConfig {
+    /// The factor on every pair's output.
+    pub fn scale(&self) -> f64 {
+        self.alpha / self.rank as f64
+    }
+
+    /// Whether the layer called `name` is adapted: a target is the whole name, or ends it at a dot.
+    pub fn targets(&self, name: &str) -> bool {
+        self.target_modules.iter().any(|target| {
+            let rest = name.strip_suffix(target.as_str());
+            rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        })
+    }
+
+    /// Number of values in the flat form of an adapter on `projections`.
+    pub fn flat_len(&self, projections: &[Projection]) -> usize {
+        let widths = |p: &Projection| p.in_features + p.out_features;
+        let targeted = projections.iter().filter(|p| self.targets(&p.name));
+        targeted.map(|p| self.rank * widths(p)).sum()
+    }
+}
+
+impl LoraAdapter {
+    /// A new adapter that changes nothing yet: A ~ N(0, std 1/r), B = 0.
+    pub fn init(
+        config: &LoraConfig,
+        projections: &[Projection],
+        seed: u64,
+        device: &Device,
+    ) -> Self {
+        let a_len = |p: &Projection| config.rank * p.in_features;
+        let targeted = projections.iter().filter(|p| config.targets(&p.name));
+        let noise = noise::normal_values(seed, targeted.clone().map(a_len).sum());
+        let (mut noise, std) = (noise.into_iter(), 1.0 / config.rank as f32);
+        let mut flat = Vec::with_capacity(config.flat_len(projections));
+        for projection in targeted {
+            flat.extend(noise.by_ref().take(a_len(projection)).map(|z| z * std));
+            flat.resize(flat.len() + config.rank * projection.out_features, 0.0);
+        }
+        Self::from_flat(config, projections, &flat, device)
+    }
+
+    /// The adapter with the given flat form; its factors are trainable.
+    ///
+    /// # Panics
+    /// If `flat` has another length than [`LoraConfig::flat_len`].
+    pub fn from_flat(
+        config: &LoraConfig,
+        projections: &[Projection],
+        flat: &[f32],
+        device: &Device,
+    ) -> Self {
+        assert_eq!(
+            flat.len(),
+            config.flat_len(projections),
+            "length of the flat adapter"
+        );
+        let mut rest = flat;
+        let mut factor = |rows: usize, columns: usize| {
+            let (values, after) = rest.split_at(rows * columns);
+            rest = after;
+            let data = TensorData::new(values.to_vec(), [rows, columns]);
+            Param::from_tensor(Tensor::from_data(data, (device, DType::F32)))
+        };
+        let pairs = projections.iter().map(|projection| {
+            config.targets(&projection.name).then(|| LoraPair {
+                a: factor(config.rank, projection.in_features),
+                b: factor(projection.out_features, config.rank),
+            })
+        });
+        Self::from_pairs(pairs.collect(), config.scale())
+    }
+
+    /// An adapter of one pair or none per projection.
+    pub fn from_pairs(pairs: Vec<Option<LoraPair>>, scale: f64) -> Self {
+        Self { pairs, scale }
+    }
+
+    /// The factors in `slot` of the model's projections.
+    pub fn pair(&self, slot: usize) -> Option<&LoraPair> {
+        self.pairs.get(slot)?.as_ref()
+    }
+
+    /// The factor on every pair's output.
+    pub fn scale(&self) -> f64 {
+        self.scale
+    }
+
+    /// Number of values in the flat form.
+    pub fn flat_len(&self) -> usize {
+        self.num_params()
+    }
+
+    /// The flat form.
+    pub fn to_flat(&self) -> Vec<f32> {
+        self.flatten(|factor| Some(factor.val()))
+    }
+
+    /// The gradients of all factors in flat form; a factor that the loss did not use has zeros.
+    pub fn flat_gradients(&self, gradients: &Gradients) -> Vec<f32> {
+        self.flatten(|factor| factor.val().grad(gradients))
+    }
+
+    fn flatten(&self, tensor: impl Fn(&Param<Tensor<2>>) -> Option<Tensor<2>>) -> Vec<f32> {
+        let mut flat = Vec::with_capacity(self.flat_len());
+        for factor in self
+            .pairs
+            .iter()
+            .flatten()
+            .flat_map(|pair| [&pair.a, &pair.b])
+        {
+            match tensor(factor) {
+                Some(tensor) => flat.extend(tensor.into_data().iter::<f32>()),
+                None => flat.resize(flat.len() + factor.lazy_shape().num_elements(), 0.0),
+            }
+        }
+        flat
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn projections() -> Vec<Projection> {
+        let projection = |name: &str, in_features, out_features| Projection {
+            name: name.into(),
+            in_features,
+            out_features,
+        };
+        vec![
+            projection("blocks.0.attn.to_q", 3, 4),
+            projection("blocks.0.attn.into_q", 3, 4),
+            projection("blocks.0.attn.to_out.0", 4, 5),
+        ]
+    }
+
+    fn config() -> LoraConfig {
+        LoraConfig {
+            rank: 2,
+            alpha: 4.0,
+            target_modules: vec!["to_q".into(), "to_out.0".into()],
+        }
+    }
+
+    #[test]
+    fn targets_match_whole_segments() {
+        let hit: Vec<bool> = projections()
+            .iter()
+            .map(|p| config().targets(&p.name))
+            .collect();
+        assert_eq!(hit, [true, false, true]);
+    }
+
+    #[test]
+    fn flat_form_round_trips_in_projection_order() {
+        let flat: Vec<f32> = (0..32).map(|i| i as f32).collect();
+        let adapter = LoraAdapter::from_flat(&config(), &projections(), &flat, &Device::flex());
+        assert_eq!(adapter.to_flat(), flat);
+        assert_eq!((adapter.flat_len(), adapter.scale()), (32, 2.0));
+        assert!(adapter.pair(1).is_none());
+        assert_eq!(adapter.pair(2).unwrap().b.dims(), [5, 2]);
+        assert_eq!(
+            adapter
+                .pair(0)
+                .unwrap()
+                .b
+                .val()
+                .into_data()
+                .iter::<f32>()
+                .next(),
+            Some(6.0)
+        );
+    }
+
+    #[test]
+    fn a_new_adapter_has_zero_b_and_a_of_std_one_over_rank() {
+        let wide = vec![Projection {
+            name: "to_q".into(),
+            in_features: 4096,
+            out_features: 8,
+        }];
+        let adapter = LoraAdapter::init(&config(), &wide, 3, &Device::flex());
+        let flat = adapter.to_flat();
+        let (a, b) = flat.split_at(2 * 4096);
+        let std = (a.iter().map(|v| v * v).sum::<f32>() / a.len() as f32).sqrt();
+        assert!((std - 0.5).abs() < 0.02, "{std}");
+        assert!(b.iter().all(|v| *v == 0.0));
+        assert_eq!(
+            flat,
+            LoraAdapter::init(&config(), &wide, 3, &Device::flex()).to_flat()
+        );
+    }
+
+    #[test]
+    fn gradients_come_in_flat_order_with_zeros_for_unused_factors() {
+        let device = Device::flex().autodiff();
+        let adapter = LoraAdapter::init(&config(), &projections(), 1, &device);
+        let b = adapter.pair(0).unwrap().b.val();
+        let gradients = (b.sum() * 3.0).backward();
+        let flat = adapter.flat_gradients(&gradients);
+        assert_eq!(flat.len(), 32);
+        let expected = |i: usize| if (6..14).contains(&i) { 3.0 } else { 0.0 };
+        assert!(
+            flat.iter().enumerate().all(|(i, g)| *g == expected(i)),
+            "{flat:?}"
+        );
+    }
+}

@@ -1,0 +1,14 @@
+//! Low-rank adapters: trained instead of the base, and switched without copying it.
+//!
+//! A model lists its adaptable layers as [`Projection`]s; an adapter holds a pair of factors per
+//! targeted one. The policy, the old policy and no adapter at all share one base.
+
+mod adapter;
+mod linear;
+mod peft;
+#[cfg(test)]
+mod tests;
+
+pub use adapter::{LoraAdapter, LoraConfig, LoraPair};
+pub use linear::{LoraLinear, Projection, Scope};
+pub use peft::{load_diffusers, load_peft, save_diffusers, save_peft};
