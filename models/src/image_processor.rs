@@ -1,13 +1,14 @@
 //! From images to the patches that Qwen2.5-VL reads: transformers' `Qwen2VLImageProcessor`.
 
+mod config;
 mod resize;
 
+pub use config::ImageProcessorConfig;
 pub use resize::{Arithmetic, Filter, resize};
 
 use std::path::Path;
 
 use image::RgbImage;
-use serde::{Deserialize, Serialize};
 
 use crate::qwen2_5_vl::Grid;
 use crate::weights::{LoadError, read_config, write_config};
@@ -20,41 +21,6 @@ const PIXELS_MAX: usize = 1 << 27;
 
 /// The file's name in a model folder.
 const CONFIG_FILE: &str = "preprocessor_config.json";
-
-/// `preprocessor_config.json`; the limits come as `min_pixels` and `max_pixels` or within `size`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ImageProcessorConfig {
-    /// Side of a patch in pixels.
-    pub patch_size: usize,
-    /// Frames in a patch.
-    pub temporal_patch_size: usize,
-    /// Side of the square of patches that becomes one token.
-    pub merge_size: usize,
-    /// Images with fewer pixels are enlarged.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub min_pixels: Option<usize>,
-    /// Images with more pixels are shrunk.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_pixels: Option<usize>,
-    /// The limits, as newer files have them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub size: Option<PixelLimits>,
-    /// Mean of each channel, of values in 0..1.
-    pub image_mean: [f32; 3],
-    /// Standard deviation of each channel.
-    pub image_std: [f32; 3],
-}
-
-/// Pixel counts under the names that newer files give them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PixelLimits {
-    /// Least number of pixels.
-    #[serde(alias = "min_pixels")]
-    pub shortest_edge: usize,
-    /// Greatest number of pixels.
-    #[serde(alias = "max_pixels")]
-    pub longest_edge: usize,
-}
 
 /// Why an image can't be read by the model.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -154,7 +120,8 @@ impl ImageProcessor {
     pub fn target_size(&self, height: usize, width: usize) -> [usize; 2] {
         let factor = (self.config.patch_size * self.config.merge_size) as f64;
         let (height, width) = (height as f64, width as f64);
-        let [pixels_min, pixels_max] = self.config.pixel_limits().map(|limit| limit as f64);
+        let limits = [self.config.min_pixels, self.config.max_pixels];
+        let [pixels_min, pixels_max] = limits.map(|limit| limit as f64);
         // Halves go to the even neighbour, as Python rounds.
         let nearest = |side: f64| (side / factor).round_ties_even() * factor;
         let pixels = nearest(height) * nearest(width);
@@ -224,20 +191,6 @@ impl ImageProcessor {
             let std = self.config.image_std[channel] * 255.0;
             std::array::from_fn(|sample| (sample as f32 - mean) / std)
         })
-    }
-}
-
-impl ImageProcessorConfig {
-    /// Least and greatest number of pixels; the published models' where the file says nothing.
-    fn pixel_limits(&self) -> [usize; 2] {
-        let size = self.size.unwrap_or(PixelLimits {
-            shortest_edge: 56 * 56,
-            longest_edge: 28 * 28 * 1280,
-        });
-        [
-            self.min_pixels.unwrap_or(size.shortest_edge),
-            self.max_pixels.unwrap_or(size.longest_edge),
-        ]
     }
 }
 

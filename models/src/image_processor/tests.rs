@@ -7,9 +7,8 @@ fn processor(patch_size: usize, min_pixels: usize, max_pixels: usize) -> ImagePr
         patch_size,
         temporal_patch_size: 2,
         merge_size: 2,
-        min_pixels: Some(min_pixels),
-        max_pixels: Some(max_pixels),
-        size: None,
+        min_pixels,
+        max_pixels,
         image_mean: [0.5; 3],
         image_std: [0.5; 3],
     })

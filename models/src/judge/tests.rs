@@ -58,9 +58,8 @@ fn image_processor() -> ImageProcessor {
         patch_size: 4,
         temporal_patch_size: 2,
         merge_size: 2,
-        min_pixels: Some(64),
-        max_pixels: Some(32 * 32),
-        size: None,
+        min_pixels: 64,
+        max_pixels: 32 * 32,
         image_mean: [0.5; 3],
         image_std: [0.25; 3],
     })
@@ -140,17 +139,46 @@ fn difference(a: Tensor<2>, b: Tensor<2>) -> f32 {
     (a - b).abs().max().into_scalar::<f32>()
 }
 
+/// Two groups that differ in everything: sizes, number of edits, length of the prompt.
+struct Groups {
+    sources: [RgbImage; 2],
+    edits: [Vec<RgbImage>; 2],
+    prompts: [&'static str; 2],
+}
+
+impl Groups {
+    fn new() -> Self {
+        Self {
+            sources: [picture(1, 16, 24), picture(2, 24, 16)],
+            edits: [
+                vec![picture(3, 16, 24), picture(4, 8, 16), picture(5, 16, 16)],
+                vec![picture(6, 24, 16)],
+            ],
+            prompts: ["make the circle red", "red"],
+        }
+    }
+
+    fn requests(&self) -> [JudgeRequest<'_>; 2] {
+        [0, 1].map(|group| {
+            request(
+                &self.sources[group],
+                &self.edits[group],
+                self.prompts[group],
+            )
+        })
+    }
+}
+
 #[test]
 fn a_shared_prefix_changes_nothing() {
     let judge = judge(&Device::flex());
-    let sources = [picture(1, 16, 24), picture(2, 24, 16)];
-    let edits = [
-        vec![picture(3, 16, 24), picture(4, 8, 16), picture(5, 16, 16)],
-        vec![picture(6, 24, 16)],
-    ];
-    let prompts = ["make the circle red", "red"];
-    let requests = [0, 1].map(|group| request(&sources[group], &edits[group], prompts[group]));
-    let inputs = judge.processor.prepare(&requests).unwrap();
+    let groups = Groups::new();
+    let Groups {
+        sources,
+        edits,
+        prompts,
+    } = &groups;
+    let inputs = judge.processor.prepare(&groups.requests()).unwrap();
     let batched = judge.digit_logits(&inputs);
     let mut row = 0;
     for group in 0..2 {
@@ -229,11 +257,8 @@ impl ModuleVisitor for GradientCheck<'_> {
 #[test]
 fn every_parameter_gets_a_gradient() {
     let judge = judge(&Device::flex().autodiff());
-    let (source, edits) = (picture(1, 16, 24), [picture(3, 16, 24), picture(4, 16, 24)]);
-    let inputs = judge
-        .processor
-        .prepare(&[request(&source, &edits, "make the circle red")])
-        .unwrap();
+    let groups = Groups::new();
+    let inputs = judge.processor.prepare(&groups.requests()).unwrap();
     let loss = judge.digit_logits(&inputs).narrow(1, 2, 2).sum();
     let gradients = GradientsParams::from_grads(loss.backward(), &judge.model);
     let mut check = GradientCheck {
@@ -252,8 +277,8 @@ fn every_parameter_gets_a_gradient() {
 #[test]
 fn gradients_equal_finite_differences() {
     let device = Device::flex();
-    let (source, edits) = (picture(1, 16, 24), [picture(3, 16, 24), picture(4, 16, 24)]);
-    let requests = [request(&source, &edits, "make the circle red")];
+    let groups = Groups::new();
+    let requests = groups.requests();
     let loss = |judge: &Judge| {
         let inputs = judge.processor.prepare(&requests).unwrap();
         judge.digit_logits(&inputs).narrow(1, 2, 2).sum()
@@ -295,6 +320,29 @@ fn a_saved_judge_scores_the_same() {
         judge.score(&request).unwrap(),
         loaded.score(&request).unwrap()
     );
+}
+
+#[test]
+fn a_judge_in_half_precision_scores_nearly_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    judge(&Device::flex()).save(folder.path()).unwrap();
+    let template = Template::parse(TEMPLATE).unwrap();
+    let (source, edits) = (picture(1, 16, 16), [picture(3, 16, 16), picture(4, 16, 24)]);
+    let request = JudgeRequest {
+        template: Some(&template),
+        ..request(&source, &edits, "red")
+    };
+    let [full, half] = [DType::F32, DType::BF16].map(|dtype| {
+        let judge = Judge::load_as(folder.path(), &Device::flex(), dtype).unwrap();
+        judge.score(&request).unwrap()
+    });
+    for (full, half) in full.iter().zip(&half) {
+        assert!(
+            (full.reward - half.reward).abs() < 0.02,
+            "{full:?} {half:?}"
+        );
+    }
+    assert_ne!(full, half);
 }
 
 #[test]

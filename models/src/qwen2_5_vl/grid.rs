@@ -45,73 +45,168 @@ pub(super) fn patch_positions(grids: &[Grid], merge_size: usize) -> Vec<[usize; 
     positions
 }
 
-/// The segments of full attention, each one frame of an image: `0, n0, n0 + n1, ...` in patches.
-pub(super) fn frame_boundaries(grids: &[Grid]) -> Vec<usize> {
-    let lengths = grids
-        .iter()
-        .flat_map(|grid| std::iter::repeat_n(grid.height * grid.width, grid.frames));
-    boundaries(lengths)
-}
-
-fn boundaries(lengths: impl Iterator<Item = usize>) -> Vec<usize> {
-    let mut ends = vec![0];
-    for length in lengths {
-        ends.push(ends[ends.len() - 1] + length);
-    }
-    ends
-}
-
-/// The merged tokens sorted by attention window.
+/// An order of the merged tokens in which those that attend to each other are neighbours.
+///
+/// Segments are sorted by length, so that equal ones can be computed as a batch.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Windows {
+pub(super) struct Layout {
     /// The merged token that comes i-th.
     pub(super) order: Vec<usize>,
-    /// Where windows begin and end, in patches.
-    pub(super) boundaries: Vec<usize>,
+    /// Which patches attend to each other.
+    pub(super) runs: Vec<Run>,
 }
 
-impl Windows {
-    pub(super) fn new(grids: &[Grid], config: &VisionConfig) -> Self {
-        let (merge, window) = (config.spatial_merge_size, config.merged_window());
-        let mut order = Vec::new();
-        let mut lengths = Vec::new();
-        let mut first = 0;
-        for grid in grids {
-            let (rows, columns) = (grid.height / merge, grid.width / merge);
-            for _ in 0..grid.frames {
-                for top in (0..rows).step_by(window) {
-                    for left in (0..columns).step_by(window) {
-                        let before = order.len();
-                        for row in top..rows.min(top + window) {
-                            let tokens = left..columns.min(left + window);
-                            order.extend(tokens.map(|column| first + row * columns + column));
-                        }
-                        lengths.push((order.len() - before) * config.merge_unit());
-                    }
-                }
-                first += rows * columns;
+/// Neighbouring segments of equal length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    /// Number of segments.
+    pub(super) count: usize,
+    /// Patches in each of them.
+    pub(super) length: usize,
+}
+
+impl Layout {
+    /// Attention within windows.
+    pub(super) fn windows(grids: &[Grid], config: &VisionConfig) -> Self {
+        let window = config.merged_window();
+        let frames = frames(grids, config.spatial_merge_size);
+        let segments = frames.flat_map(|frame| frame.windows(window)).collect();
+        Self::new(segments, config.merge_unit())
+    }
+
+    /// Attention within whole frames.
+    pub(super) fn frames(grids: &[Grid], config: &VisionConfig) -> Self {
+        let frames = frames(grids, config.spatial_merge_size);
+        let segments = frames.map(|frame| frame.tokens().collect()).collect();
+        Self::new(segments, config.merge_unit())
+    }
+
+    fn new(mut segments: Vec<Vec<usize>>, merge_unit: usize) -> Self {
+        segments.sort_by_key(|segment| std::cmp::Reverse(segment.len()));
+        let runs = segments.chunk_by(|a, b| a.len() == b.len()).map(|run| Run {
+            count: run.len(),
+            length: run[0].len() * merge_unit,
+        });
+        Self {
+            runs: runs.collect(),
+            order: segments.concat(),
+        }
+    }
+
+    /// The place of every merged token in the order.
+    pub(super) fn places(&self) -> Vec<usize> {
+        inverse(&self.order)
+    }
+}
+
+/// Where each index of a permutation is found.
+pub(super) fn inverse(order: &[usize]) -> Vec<usize> {
+    let mut places = vec![0; order.len()];
+    for (place, index) in order.iter().enumerate() {
+        places[*index] = place;
+    }
+    places
+}
+
+/// Whether a permutation changes nothing.
+pub(super) fn is_identity(order: &[usize]) -> bool {
+    order
+        .iter()
+        .enumerate()
+        .all(|(place, index)| place == *index)
+}
+
+/// A frame of an image, in merged tokens.
+#[derive(Clone, Copy)]
+struct Frame {
+    first: usize,
+    rows: usize,
+    columns: usize,
+}
+
+fn frames(grids: &[Grid], merge_size: usize) -> impl Iterator<Item = Frame> {
+    let mut first = 0;
+    let sizes = grids.iter().flat_map(move |grid| {
+        let size = [grid.height / merge_size, grid.width / merge_size];
+        std::iter::repeat_n(size, grid.frames)
+    });
+    sizes.map(move |[rows, columns]| {
+        let frame = Frame {
+            first,
+            rows,
+            columns,
+        };
+        first += rows * columns;
+        frame
+    })
+}
+
+impl Frame {
+    fn tokens(self) -> std::ops::Range<usize> {
+        self.first..self.first + self.rows * self.columns
+    }
+
+    /// The tokens of each window; those at the right and bottom may be smaller.
+    fn windows(self, side: usize) -> Vec<Vec<usize>> {
+        let mut windows = Vec::new();
+        for top in (0..self.rows).step_by(side) {
+            for left in (0..self.columns).step_by(side) {
+                let rows = top..self.rows.min(top + side);
+                let columns = left..self.columns.min(left + side);
+                let row = |row| {
+                    columns
+                        .clone()
+                        .map(move |column| self.first + row * self.columns + column)
+                };
+                windows.push(rows.flat_map(row).collect());
             }
         }
-        Self {
-            order,
-            boundaries: boundaries(lengths.into_iter()),
-        }
+        windows
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRAME: Frame = Frame {
+        first: 10,
+        rows: 2,
+        columns: 3,
+    };
+
+    #[test]
+    fn windows_cover_a_frame_and_shrink_at_its_edges() {
+        assert_eq!(FRAME.windows(2), [vec![10, 11, 13, 14], vec![12, 15]]);
+        assert_eq!(FRAME.windows(9), [FRAME.tokens().collect::<Vec<_>>()]);
     }
 
-    /// Whether the tokens already come window by window.
-    pub(super) fn in_order(&self) -> bool {
-        self.order
-            .iter()
-            .enumerate()
-            .all(|(index, token)| index == *token)
+    #[test]
+    fn equal_segments_become_one_run() {
+        let layout = Layout::new(vec![vec![0], vec![1, 2], vec![3], vec![4, 5]], 4);
+        assert_eq!(layout.order, [1, 2, 4, 5, 0, 3]);
+        let run = |count, length| Run { count, length };
+        assert_eq!(layout.runs, [run(2, 8), run(2, 4)]);
+        assert_eq!(layout.places(), [4, 0, 1, 5, 2, 3]);
     }
 
-    /// The place of every merged token in [`Windows::order`].
-    pub(super) fn places(&self) -> Vec<usize> {
-        let mut places = vec![0; self.order.len()];
-        for (place, token) in self.order.iter().enumerate() {
-            places[*token] = place;
-        }
-        places
+    #[test]
+    fn patches_come_in_blocks() {
+        let grid = Grid {
+            frames: 1,
+            height: 2,
+            width: 4,
+        };
+        let expected = [
+            [0, 0],
+            [0, 1],
+            [1, 0],
+            [1, 1],
+            [0, 2],
+            [0, 3],
+            [1, 2],
+            [1, 3],
+        ];
+        assert_eq!(patch_positions(&[grid], 2), expected);
     }
 }

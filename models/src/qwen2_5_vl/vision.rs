@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use super::config::VisionConfig;
-use super::grid::{Grid, Windows, frame_boundaries, patch_positions};
+use super::grid::{Grid, Layout, Run, inverse, is_identity, patch_positions};
 use super::layers::{LayerInit, Mlp, rows};
 use super::rope::RopeTable;
 use crate::init::Init;
@@ -92,46 +92,64 @@ impl VisionTower {
     /// * pixel_values: `[N, channels * frames * patch * patch]`, N the sum of the grids' patches
     /// * output: `[N / merge^2, out_hidden]`, image after image, row after row
     pub fn forward(&self, pixel_values: Tensor<2>, grids: &[Grid]) -> Tensor<2> {
-        let windows = Windows::new(grids, &self.config);
-        let frames = Segments::new(frame_boundaries(grids));
-        let window_segments = Segments::new(windows.boundaries.clone());
+        let layout = Layout::windows(grids, &self.config);
         let x = self.patch_embed.forward(pixel_values);
-        let rope = self.rope(grids, &windows, &x);
-        let mut x = self.sorted(x, &windows);
+        let windows = Segments::new(&layout, &layout, grids, &self.config, &x);
+        let whole = Layout::frames(grids, &self.config);
+        let frames = Segments::new(&whole, &layout, grids, &self.config, &x);
+        let mut x = gathered(x, &layout.order);
         for (index, block) in self.blocks.iter().enumerate() {
             let full = self.config.fullatt_block_indexes.contains(&index);
-            let segments = if full { &frames } else { &window_segments };
-            x = block.forward(x, &rope, segments);
+            x = block.forward(x, if full { &frames } else { &windows });
         }
         let merged = self.merger.forward(x, self.config.merge_unit());
-        if windows.in_order() {
-            return merged;
-        }
-        rows(merged, &windows.places())
+        gathered(merged, &layout.places())
     }
+}
 
-    /// Positions of the patches, in window order.
-    fn rope(&self, grids: &[Grid], windows: &Windows, x: &Tensor<2>) -> RopeTable {
-        let unit = self.config.merge_unit();
-        let positions = patch_positions(grids, self.config.spatial_merge_size);
-        let sorted: Vec<[usize; 2]> = windows
-            .order
-            .iter()
+/// Brings the rows of each merged token into `order`.
+///
+/// # Shapes
+/// * x and output: `[order.len() * n, D]`, n rows to a token
+fn gathered(x: Tensor<2>, order: &[usize]) -> Tensor<2> {
+    if is_identity(order) {
+        return x;
+    }
+    let [all, features] = x.dims();
+    let x = x.reshape([order.len(), all / order.len() * features]);
+    rows(x, order).reshape([all, features])
+}
+
+/// Which patches attend to each other, and their positions.
+struct Segments {
+    runs: Vec<Run>,
+    rope: RopeTable,
+    /// From the order of the hidden states to the segments' own.
+    order: Vec<usize>,
+}
+
+impl Segments {
+    /// The segments of `layout`, for hidden states in the order of `base`.
+    fn new(
+        layout: &Layout,
+        base: &Layout,
+        grids: &[Grid],
+        config: &VisionConfig,
+        x: &Tensor<2>,
+    ) -> Self {
+        let unit = config.merge_unit();
+        let positions = patch_positions(grids, config.spatial_merge_size);
+        let tokens = layout.order.iter();
+        let positions: Vec<[usize; 2]> = tokens
             .flat_map(|token| &positions[token * unit..(token + 1) * unit])
             .copied()
             .collect();
-        RopeTable::vision(&sorted, self.config.head_dim(), &x.device(), x.dtype())
-    }
-
-    /// Brings the patches of each merged token into window order.
-    fn sorted(&self, x: Tensor<2>, windows: &Windows) -> Tensor<2> {
-        if windows.in_order() {
-            return x;
+        let places = base.places();
+        Self {
+            runs: layout.runs.clone(),
+            rope: RopeTable::vision(&positions, config.head_dim(), &x.device(), x.dtype()),
+            order: layout.order.iter().map(|token| places[*token]).collect(),
         }
-        let [patches, hidden] = x.dims();
-        let unit = self.config.merge_unit();
-        let x = x.reshape([patches / unit, unit * hidden]);
-        rows(x, &windows.order).reshape([patches, hidden])
     }
 }
 
@@ -178,35 +196,56 @@ impl VisionBlock {
 
     /// # Shapes
     /// * x and output: `[N, hidden]`
-    fn forward(&self, x: Tensor<2>, rope: &RopeTable, segments: &Segments) -> Tensor<2> {
-        let attended = self
-            .attn
-            .forward(self.norm1.forward(x.clone()), rope, segments);
-        let x = x + attended;
-        let mlp = self.mlp.forward(self.norm2.forward(x.clone()));
-        x + mlp
+    fn forward(&self, x: Tensor<2>, segments: &Segments) -> Tensor<2> {
+        let x = x.clone() + self.attn.forward(self.norm1.forward(x), segments);
+        x.clone() + self.mlp.forward(self.norm2.forward(x))
     }
 }
 
 impl VisionAttention {
     /// # Shapes
     /// * x and output: `[N, hidden]`
-    fn forward(&self, x: Tensor<2>, rope: &RopeTable, segments: &Segments) -> Tensor<2> {
-        let [patches, hidden] = x.dims();
-        let (batch, length) = (segments.batch, patches / segments.batch);
-        let head_dim = hidden / self.heads;
-        let qkv = self.qkv.forward(x);
-        let part = |index: usize| {
-            let part = qkv.clone().narrow(1, index * hidden, hidden);
-            ops::split_heads(part.reshape([batch, length, hidden]), self.heads)
+    fn forward(&self, x: Tensor<2>, segments: &Segments) -> Tensor<2> {
+        let qkv = self.qkv.forward(gathered(x, &segments.order));
+        let mut first = 0;
+        let attended = segments.runs.iter().map(|run| {
+            let attended = self.attend(qkv.clone(), &segments.rope, first, *run);
+            first += run.count * run.length;
+            attended
+        });
+        let attended: Vec<Tensor<2>> = attended.collect();
+        let out = match <[_; 1]>::try_from(attended) {
+            Ok([whole]) => whole,
+            Err(parts) => Tensor::cat(parts, 0),
         };
-        let table = |t: &Tensor<3>| t.clone().reshape([batch, length, head_dim]);
+        gathered(self.proj.forward(out), &inverse(&segments.order))
+    }
+
+    /// Attention within each segment of a run, whose first patch is `first`.
+    ///
+    /// # Shapes
+    /// * qkv: `[N, 3 hidden]`
+    /// * output: `[run's patches, hidden]`
+    fn attend(&self, qkv: Tensor<2>, rope: &RopeTable, first: usize, run: Run) -> Tensor<2> {
+        let [_, features] = qkv.dims();
+        let (hidden, patches) = (features / 3, run.count * run.length);
+        let head_dim = hidden / self.heads;
+        let part = |index: usize| {
+            let part = qkv
+                .clone()
+                .slice([first..first + patches, index * hidden..(index + 1) * hidden]);
+            ops::split_heads(part.reshape([run.count, run.length, hidden]), self.heads)
+        };
+        let table = |table: &Tensor<3>| {
+            let table = table.clone().narrow(1, first, patches);
+            table.reshape([run.count, run.length, head_dim])
+        };
         let (cos, sin) = (table(&rope.cos), table(&rope.sin));
         let q = ops::rope_half(part(0), cos.clone(), sin.clone());
         let k = ops::rope_half(part(1), cos, sin);
         let scale = (head_dim as f32).sqrt().recip();
-        let out = ops::attention(q, k, part(2), &segments.mask, scale);
-        self.proj.forward(out.reshape([patches, hidden]))
+        let out = ops::attention(q, k, part(2), &AttentionMask::None, scale);
+        out.reshape([patches, hidden])
     }
 }
 
@@ -232,28 +271,5 @@ impl PatchMerger {
             .forward(x)
             .reshape([patches / unit, unit * hidden]);
         self.mlp.fc2.forward(ops::gelu_erf(self.mlp.fc1.forward(x)))
-    }
-}
-
-/// How attention is cut: segments of equal length become a batch, others a block-diagonal mask.
-struct Segments {
-    batch: usize,
-    mask: AttentionMask,
-}
-
-impl Segments {
-    fn new(boundaries: Vec<usize>) -> Self {
-        let mut lengths = boundaries.windows(2).map(|ends| ends[1] - ends[0]);
-        let first = lengths.next();
-        if lengths.all(|length| Some(length) == first) {
-            return Self {
-                batch: boundaries.len() - 1,
-                mask: AttentionMask::None,
-            };
-        }
-        Self {
-            batch: 1,
-            mask: AttentionMask::Segments(boundaries),
-        }
     }
 }
