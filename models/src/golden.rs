@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 use crate::weights::Weights;
 
@@ -39,6 +39,16 @@ impl Case {
         self.folder.join(file)
     }
 
+    /// The value of a line `key = value` of case.toml.
+    pub(crate) fn parameter(&self, key: &str) -> String {
+        let text = std::fs::read_to_string(self.path("case.toml")).expect("a readable case.toml");
+        let mut pairs = text.lines().filter_map(|line| line.split_once(" = "));
+        let pair = pairs.find(|(name, _)| *name == key);
+        pair.unwrap_or_else(|| panic!("no {key} in {:?}", self.folder))
+            .1
+            .to_owned()
+    }
+
     pub(crate) fn weights(&self) -> Weights {
         Weights::from_file(&self.path("weights.safetensors")).expect("readable weights")
     }
@@ -49,6 +59,11 @@ impl Case {
             .data(name)
             .unwrap_or_else(|| panic!("no {name} in {:?}", self.folder));
         Tensor::from_data(data, &Device::flex())
+    }
+
+    pub(crate) fn int_tensor<const D: usize>(&self, name: &str) -> Tensor<D, Int> {
+        let tensor = self.io.int_tensor(name, &Device::flex());
+        tensor.expect("a tensor of the case")
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {

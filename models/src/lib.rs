@@ -11,10 +11,16 @@ pub mod layers;
 pub mod lora;
 pub mod ops;
 
+pub mod autoencoder_kl;
+pub mod clip;
 pub mod flux;
 pub mod image_processor;
 pub mod judge;
 pub mod qwen2_5_vl;
+pub mod t5;
+
+pub mod scheduler;
+pub mod solver;
 
 #[cfg(test)]
 mod golden;

@@ -9,14 +9,7 @@ use crate::init::Init;
 
 /// rank and alpha of a case.
 fn config(case: &Case) -> LoraConfig {
-    let text = std::fs::read_to_string(case.path("case.toml")).unwrap();
-    let value = |key: &str| -> f64 {
-        let line = text
-            .lines()
-            .find(|line| line.starts_with(&format!("{key} =")))
-            .unwrap();
-        line.split('=').nth(1).unwrap().trim().parse().unwrap()
-    };
+    let value = |key: &str| -> f64 { case.parameter(key).parse().unwrap() };
     LoraConfig {
         rank: value("rank") as usize,
         alpha: value("alpha"),

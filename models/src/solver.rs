@@ -1,0 +1,210 @@
+//! Solvers of the probability-flow ODE of flow matching.
+//!
+//! x_sigma = (1 - sigma) x0 + sigma noise, so alpha = 1 - sigma, and a velocity v predicts
+//! x0 = x - sigma v. Noise levels fall from at most 1 to 0. The DPM solvers work in
+//! lambda = log(alpha / sigma) on the data prediction (DPM-Solver++), which is infinite at both
+//! ends; there their first-order step is the ddim step.
+
+use std::fmt;
+use std::str::FromStr;
+
+use burn::tensor::Tensor;
+
+/// How a step goes from one noise level to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Solver {
+    /// Straight along the velocity.
+    Euler,
+    /// To the next mixture of the predicted image and the predicted noise.
+    Ddim,
+    /// First-order exponential integrator.
+    Dpm1,
+    /// Second-order multistep exponential integrator, midpoint form.
+    Dpm2,
+}
+
+/// A name that is no solver's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown solver {0:?}, expected euler, ddim, dpm1 or dpm2")]
+pub struct UnknownSolver(String);
+
+impl FromStr for Solver {
+    type Err = UnknownSolver;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name {
+            "euler" => Ok(Self::Euler),
+            "ddim" => Ok(Self::Ddim),
+            "dpm1" => Ok(Self::Dpm1),
+            "dpm2" => Ok(Self::Dpm2),
+            _ => Err(UnknownSolver(name.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Solver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Euler => "euler",
+            Self::Ddim => "ddim",
+            Self::Dpm1 => "dpm1",
+            Self::Dpm2 => "dpm2",
+        })
+    }
+}
+
+/// Follows the velocity field from `noise` down the noise levels.
+///
+/// # Shapes
+/// * noise, velocity and output: `[K, S, C]`
+pub fn sample(
+    solver: Solver,
+    sigmas: &[f32],
+    noise: Tensor<3>,
+    velocity: impl FnMut(Tensor<3>, f32) -> Tensor<3>,
+) -> Tensor<3> {
+    let mut x = noise.clone();
+    walk(solver, sigmas, noise, velocity, |next| x = next.clone());
+    x
+}
+
+/// As [`sample`], with every latent on the way, the noise first.
+pub fn trajectory(
+    solver: Solver,
+    sigmas: &[f32],
+    noise: Tensor<3>,
+    velocity: impl FnMut(Tensor<3>, f32) -> Tensor<3>,
+) -> Vec<Tensor<3>> {
+    let mut latents = vec![noise.clone()];
+    walk(solver, sigmas, noise, velocity, |x| latents.push(x.clone()));
+    latents
+}
+
+fn walk(
+    solver: Solver,
+    sigmas: &[f32],
+    noise: Tensor<3>,
+    mut velocity: impl FnMut(Tensor<3>, f32) -> Tensor<3>,
+    mut visit: impl FnMut(&Tensor<3>),
+) {
+    let mut x = noise;
+    let mut before = None;
+    for (&sigma, &next) in sigmas.iter().zip(&sigmas[1..]) {
+        let step = Step {
+            sigma: f64::from(sigma),
+            next: f64::from(next),
+        };
+        let v = velocity(x.clone(), sigma);
+        let x0 = x.clone() - v.clone() * step.sigma;
+        x = match solver {
+            Solver::Euler => x + v * (step.next - step.sigma),
+            Solver::Ddim => step.ddim(x, x0.clone()),
+            Solver::Dpm1 => step.dpm1(x, x0.clone()),
+            Solver::Dpm2 => step.dpm2(x, x0.clone(), before),
+        };
+        visit(&x);
+        before = Some(Prediction {
+            sigma: step.sigma,
+            x0,
+        });
+    }
+}
+
+/// The image predicted at an earlier noise level.
+struct Prediction {
+    sigma: f64,
+    x0: Tensor<3>,
+}
+
+/// From one noise level to the next.
+struct Step {
+    sigma: f64,
+    next: f64,
+}
+
+impl Step {
+    fn ddim(&self, x: Tensor<3>, x0: Tensor<3>) -> Tensor<3> {
+        let noise = (x - x0.clone() * (1.0 - self.sigma)) / self.sigma;
+        x0 * (1.0 - self.next) + noise * self.next
+    }
+
+    /// x' = (sigma' / sigma) x + alpha' (1 - e^-h) x0.
+    fn dpm1(&self, x: Tensor<3>, x0: Tensor<3>) -> Tensor<3> {
+        x * (self.next / self.sigma) + x0 * self.data_weight()
+    }
+
+    /// As [`Step::dpm1`], with x0 extrapolated to the middle of the step: x0 + (x0 - before) h / (2 h_before).
+    fn dpm2(&self, x: Tensor<3>, x0: Tensor<3>, before: Option<Prediction>) -> Tensor<3> {
+        let h = log_snr(self.next) - log_snr(self.sigma);
+        // No predecessor, or an infinite h on either side, leaves the first order.
+        let weight = before
+            .as_ref()
+            .map(|before| h / (log_snr(self.sigma) - log_snr(before.sigma)));
+        match (before, weight) {
+            (Some(before), Some(weight)) if weight.is_finite() && weight > 0.0 => {
+                let middle = x0.clone() + (x0 - before.x0) * (0.5 * weight);
+                self.dpm1(x, middle)
+            }
+            _ => self.dpm1(x, x0),
+        }
+    }
+
+    /// alpha' (1 - e^-h) with h = lambda' - lambda.
+    fn data_weight(&self) -> f64 {
+        let decay = (log_snr(self.sigma) - log_snr(self.next)).exp();
+        (1.0 - self.next) * (1.0 - decay)
+    }
+}
+
+/// lambda: minus infinity at pure noise, infinity at the image.
+fn log_snr(sigma: f64) -> f64 {
+    ((1.0 - sigma) / sigma).ln()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::Case;
+    use burn::tensor::Device;
+
+    #[test]
+    fn solvers_equal_the_reference() {
+        for case in Case::all("solver") {
+            let solver: Solver = case.parameter("solver").trim_matches('"').parse().unwrap();
+            let sigmas: Vec<f32> = case.tensor::<1>("in.sigmas").into_data().iter().collect();
+            let a = case.tensor::<1>("in.a").unsqueeze::<3>();
+            let b = case.tensor::<1>("in.b").unsqueeze::<3>();
+            let velocity = |x: Tensor<3>, sigma: f32| (x * a.clone()).tanh() + b.clone() * sigma;
+            let latents = trajectory(solver, &sigmas, case.tensor("in.z"), velocity);
+            let last = sample(solver, &sigmas, case.tensor("in.z"), velocity);
+            assert_eq!(latents.last().unwrap().to_data(), last.into_data());
+            case.check("out.latents", Tensor::stack::<4>(latents, 0), 1e-6);
+        }
+    }
+
+    #[test]
+    fn every_solver_is_exact_where_the_prediction_is_constant() {
+        let device = Device::flex();
+        let image = Tensor::<3>::full([1, 2, 3], 0.25, &device);
+        let noise = crate::noise::normal(3, [1, 2, 3], &device);
+        for solver in ["euler", "ddim", "dpm1", "dpm2"] {
+            let solver: Solver = solver.parse().unwrap();
+            let velocity = |x: Tensor<3>, sigma: f32| (x - image.clone()) / sigma;
+            let x0 = sample(solver, &[1.0, 0.8, 0.5, 0.1, 0.0], noise.clone(), velocity);
+            let error = (x0 - image.clone()).abs().max().into_scalar::<f32>();
+            assert!(error < 1e-6, "{solver}: {error}");
+        }
+    }
+
+    #[test]
+    fn names_round_trip_and_others_are_errors() {
+        for name in ["euler", "ddim", "dpm1", "dpm2"] {
+            assert_eq!(name.parse::<Solver>().unwrap().to_string(), name);
+        }
+        let error = "heun".parse::<Solver>().unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "unknown solver \"heun\", expected euler, ddim, dpm1 or dpm2"
+        );
+    }
+}
