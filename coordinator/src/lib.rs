@@ -1,1 +1,23 @@
-//! coordinator
+//! The coordinator: decides what happens in a run, and remembers it.
+//!
+//! It never touches a tensor: only ids, numbers and blob references (A4). Reading order:
+//! [`machine`] is the core that decides (A1); [`advantage`], [`filter`] and [`metrics`] are the
+//! method's arithmetic; [`dataset`] is what a run begins with; [`store`] is the durable record;
+//! `shell` owns machine and record, `grpc` talks to the world, and [`serve`](serve()) ties them
+//! together.
+
+pub mod advantage;
+pub mod dataset;
+pub mod filter;
+mod grpc;
+pub mod machine;
+pub mod metrics;
+mod serve;
+mod shell;
+pub mod store;
+
+pub use machine::io::Outcome;
+pub use serve::{
+    ADDRESS_FILE_NAME, CONFIG_FILE_NAME, Coordinator, CoordinatorOptions, ServeError, TOKEN_FILE_NAME,
+    serve,
+};

@@ -1,0 +1,128 @@
+//! The run's life, and what people do to it.
+
+use retouch_proto::Iteration;
+use retouch_proto::status::{EventKind, RunState};
+
+use super::io::{Command, Outcome, Output, Ticket};
+use super::{Alarm, Machine};
+
+/// Where the run is in its life.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Phase {
+    /// Work is given out.
+    Running,
+    /// No work is given out.
+    Paused,
+    /// The open iteration is the last one.
+    Draining {
+        /// That one.
+        last: Iteration,
+    },
+    /// Open work is abandoned; the last committed state is written down, until this time.
+    Stopping {
+        /// When to end without that.
+        until_ms: u64,
+    },
+    /// It is over, and workers are told.
+    Over {
+        /// How it ended.
+        outcome: Outcome,
+        /// When to exit without having told everybody.
+        until_ms: u64,
+        /// Whether the exit was put out.
+        left: bool,
+    },
+}
+
+impl Machine {
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Over { .. })
+    }
+
+    /// The run's state as people see it.
+    pub fn state(&self) -> RunState {
+        match &self.phase {
+            Phase::Running => RunState::Running,
+            Phase::Paused => RunState::Paused,
+            Phase::Draining { .. } => RunState::Draining,
+            Phase::Stopping { .. } => RunState::Stopping,
+            Phase::Over { outcome, .. } if outcome.failure.is_some() => RunState::Failed,
+            Phase::Over { .. } => RunState::Finished,
+        }
+    }
+
+    pub(super) fn control(&mut self, ticket: Ticket, command: Command) {
+        match (command, &self.phase) {
+            (Command::Pause, Phase::Running) => self.change(Phase::Paused),
+            (Command::Resume, Phase::Paused) => self.change(Phase::Running),
+            (Command::Drain, Phase::Running | Phase::Paused) => self.drain(),
+            (Command::Stop, Phase::Running | Phase::Paused | Phase::Draining { .. }) => {
+                self.stop()
+            },
+            // Said twice, or too late: the answer tells the state.
+            _ => {}
+        }
+        self.outputs.push_back(Output::Controlled(ticket, self.state()));
+    }
+
+    fn change(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.event(EventKind::Control, format!("the run is {}", self.state()));
+        self.progress();
+    }
+
+    fn drain(&mut self) {
+        let last = self.open.keys().next_back().copied().unwrap_or(self.committed.iteration);
+        self.change(Phase::Draining { last });
+    }
+
+    /// Abandons what is open. A training step that is under way is finished: it is nearly an
+    /// iteration.
+    pub(super) fn stop(&mut self) {
+        let until_ms = self.lease_deadline_ms();
+        self.change(Phase::Stopping { until_ms });
+        self.look_at(until_ms);
+        let groups = self.open.values().flat_map(|open| open.groups());
+        let busy: Vec<_> = groups.filter(|g| g.state().lease().is_some()).map(|g| g.drawn.group).collect();
+        busy.into_iter().for_each(|group| self.put_back(group));
+    }
+
+    /// All is done that will be done.
+    pub(super) fn finish(&mut self) {
+        self.event(EventKind::Finished, format!("finished after iteration {}", self.committed.iteration));
+        self.conclude_run(None);
+    }
+
+    /// The run cannot go on.
+    pub(super) fn fail(&mut self, reason: String) {
+        self.event(EventKind::Failed, reason.clone());
+        self.conclude_run(Some(reason));
+    }
+
+    fn conclude_run(&mut self, failure: Option<String>) {
+        let until_ms = self.now_ms + self.workers.silence_ms_max() + self.config.cluster.report_wait_ms_max;
+        let outcome = Outcome {
+            iteration: self.committed.iteration,
+            ema_adapter: self.checkpoint.ema_adapter,
+            failure,
+            totals: self.totals,
+        };
+        self.phase = Phase::Over { outcome, until_ms, left: false };
+        let leases: Vec<_> = self.leases.iter().map(|(id, _)| *id).collect();
+        leases.into_iter().for_each(|lease| drop(self.close_lease(lease)));
+        self.training = None;
+        let everyone: Vec<_> = self.workers.iter().map(|(id, _)| id.clone()).collect();
+        self.touched.extend(everyone);
+        self.alarms.insert((until_ms, Alarm::Look));
+    }
+
+    /// Puts out the exit once everyone alive was told, or had time enough.
+    pub(super) fn leave(&mut self) {
+        let told = self.workers.iter().all(|(_, worker)| worker.dismissed || !worker.is_alive());
+        let Phase::Over { outcome, until_ms, left } = &mut self.phase else { return };
+        if !*left && (told || *until_ms <= self.now_ms) {
+            *left = true;
+            self.outputs.push_back(Output::Exit(outcome.clone()));
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Leases: which worker works on what, and until when.
+
+use std::collections::HashMap;
+
+use retouch_proto::{GroupId, LeaseId, WorkerId};
+
+/// One task given to one worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Who has it.
+    pub worker: WorkerId,
+    /// What it is for.
+    pub work: Work,
+    /// When the task is given to someone else.
+    pub deadline_ms: u64,
+}
+
+/// What a lease is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// To sample a group.
+    Rollout(GroupId),
+    /// To score a group.
+    Score(GroupId),
+    /// To train as one rank.
+    Train,
+}
+
+/// All leases.
+pub struct Leases {
+    next: u64,
+    active: HashMap<LeaseId, Lease>,
+}
+
+impl Leases {
+    /// Numbers them from the coordinator's incarnation, so that no lease is ever met twice.
+    pub fn new(incarnation: u32) -> Self {
+        Self { next: u64::from(incarnation) << 32, active: HashMap::new() }
+    }
+
+    /// Gives out a lease.
+    pub fn grant(&mut self, lease: Lease) -> LeaseId {
+        self.next += 1;
+        let id = LeaseId(self.next);
+        self.active.insert(id, lease);
+        id
+    }
+
+    /// Takes over a lease from before a restart, under its old name.
+    pub fn adopt(&mut self, id: LeaseId, lease: Lease) {
+        self.active.insert(id, lease);
+    }
+
+    /// The lease, if it is still active.
+    pub fn get(&self, id: LeaseId) -> Option<&Lease> {
+        self.active.get(&id)
+    }
+
+    /// Ends a lease.
+    pub fn close(&mut self, id: LeaseId) -> Option<Lease> {
+        self.active.remove(&id)
+    }
+
+    /// All of them, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&LeaseId, &Lease)> {
+        self.active.iter()
+    }
+}

@@ -1,0 +1,123 @@
+//! What is lost, and what is done about it: workers, blobs, the learners' state (A8, A9).
+
+use retouch_proto::GroupId;
+use retouch_proto::WorkerId;
+use retouch_proto::status::{EventKind, Presence};
+use retouch_proto::worker::Role;
+
+use super::Machine;
+use super::groups::GroupState;
+use super::leases::Work;
+use super::record::{Committed, Entry};
+
+impl Machine {
+    /// A generation is over: its leases go to others, which is no failed attempt.
+    pub(super) fn lose_worker(&mut self, id: &WorkerId, why: &str) {
+        let Some(worker) = self.workers.get_mut(id) else { return };
+        worker.presence = Presence::Lost;
+        worker.prefetch.clear();
+        let (role, generation) = (worker.role, worker.generation);
+        let leases: Vec<_> = worker.leases.iter().copied().collect();
+        self.blobs.remove_worker(id);
+        self.touch(id);
+        for lease in leases {
+            let Some(lease) = self.close_lease(lease) else { continue };
+            self.totals.leases_lost += 1;
+            if let Work::Rollout(group) | Work::Score(group) = lease.work {
+                self.put_back(group);
+            }
+        }
+        if self.is_training_without_result(id) {
+            self.abort_training();
+        }
+        self.forgive(&(id.clone(), generation));
+        if !self.is_over() {
+            self.event(EventKind::WorkerLost, format!("{role} worker {id}: {why}"));
+            self.remake_lost_images();
+        }
+    }
+
+    /// Finds out what is lost for good.
+    pub(super) fn recover(&mut self) {
+        if self.is_over() {
+            return;
+        }
+        if self.adopting_until_ms.is_some_and(|until_ms| until_ms <= self.now_ms || self.is_everyone_back()) {
+            self.adopting_until_ms = None;
+            self.remake_lost_images();
+        }
+        if self.training.is_none() && !self.is_state_available() {
+            self.wait_for_state();
+        } else {
+            self.state_lost_since_ms = None;
+        }
+    }
+
+    fn is_everyone_back(&self) -> bool {
+        let cluster = &self.config.cluster;
+        let back = |role, expected: u32| self.workers.alive(role).count() >= expected.max(1) as usize;
+        back(Role::Rollout, cluster.rollout_workers) && back(Role::Learner, self.config.learner.ranks)
+    }
+
+    /// Groups that wait for a judge but whose images nobody has are sampled again.
+    fn remake_lost_images(&mut self) {
+        if self.adopting_until_ms.is_some() {
+            return;
+        }
+        let waiting = self.open.values().flat_map(|open| open.sampled());
+        let ids: Vec<GroupId> = waiting.map(|group| group.drawn.group).collect();
+        ids.into_iter().for_each(|id| self.remake_if_lost(id));
+    }
+
+    pub(super) fn remake_if_lost(&mut self, id: GroupId) {
+        let Some(group) = self.group(id).filter(|group| *group.state() == GroupState::Sampled) else { return };
+        if !self.all_available(group.images()) && self.adopting_until_ms.is_none() {
+            self.remake(id);
+        }
+    }
+
+    /// Whether the next iteration can start from the last one: its state and policy are there.
+    pub(super) fn is_state_available(&self) -> bool {
+        let Committed { state, policy, .. } = self.committed;
+        self.all_available(state.into_iter().chain(policy.adapter))
+    }
+
+    /// Holders of the state may come back within the grace; when every learner is back without
+    /// it, or the grace is over, it is lost.
+    fn wait_for_state(&mut self) {
+        if self.adopting_until_ms.is_some() {
+            return;
+        }
+        let since_ms = *self.state_lost_since_ms.get_or_insert(self.now_ms);
+        let until_ms = since_ms + self.config.cluster.rank_grace_s * 1000;
+        let learners = self.workers.alive(Role::Learner).count();
+        let all_back = learners >= self.config.learner.ranks as usize;
+        if all_back || (learners > 0 && until_ms <= self.now_ms) {
+            self.rewind();
+        } else if until_ms > self.now_ms {
+            self.look_at(until_ms);
+        }
+    }
+
+    /// A8: back to the last checkpoint; later iterations are taken back and their seeds replayed.
+    fn rewind(&mut self) {
+        let (from, to) = (self.committed.iteration, self.checkpoint.committed.iteration);
+        let leases: Vec<_> = self.leases.iter().map(|(id, _)| *id).collect();
+        leases.into_iter().for_each(|lease| drop(self.close_lease(lease)));
+        self.open.clear();
+        self.committed = self.checkpoint.committed;
+        self.policies = vec![self.committed.policy];
+        self.prompts.unban_after(to);
+        self.prompts.go_to(self.positions.get(&to.next()).copied().unwrap_or(0));
+        self.positions.retain(|iteration, _| *iteration <= to.next());
+        self.history.retain(|metrics| metrics.iteration <= to);
+        self.totals.rewound += u64::from(from.0 - to.0);
+        self.state_lost_since_ms = None;
+        self.collective.dissolve();
+        self.record(Entry::Rewound { from, to });
+        let message = format!("no living worker holds the state of iteration {from}: back to checkpoint {to}");
+        self.event(EventKind::Rewound, message);
+        self.forget_unwanted();
+        self.progress();
+    }
+}

@@ -1,0 +1,15 @@
+//! A seeded simulation of whole runs: fake workers on a virtual clock, with faults.
+//!
+//! Everything between the machine and the fakes can go wrong: messages are late, lost, doubled
+//! and overtaken, workers crash and come back, the coordinator crashes before or after its record
+//! is written, tasks fail or hang, blobs vanish, learners go away for good. After every step
+//! `checks` looks at the machine; at the end the run must have finished, and with the very same
+//! adapter as without faults (A8, A9).
+
+mod checks;
+mod faults;
+mod fakes;
+mod memory;
+mod random;
+mod tests;
+mod world;

@@ -1,0 +1,225 @@
+//! Fake workers: they follow the protocol as real ones do, and compute hashes instead of tensors.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use retouch_proto::task::*;
+use retouch_proto::worker::{Registration, Report, Role, RunningTask, WorkerState};
+use retouch_proto::{BlobAddress, BlobRef, ContentHash, Generation, GroupId, LeaseId, WorkerId};
+
+/// A fake process.
+pub(super) struct Fake {
+    pub(super) id: WorkerId,
+    pub(super) role: Role,
+    pub(super) slots: u32,
+    /// Counts its lives; what was meant for an older one is lost.
+    pub(super) life: u64,
+    pub(super) alive: bool,
+    /// Computes other bits than most.
+    pub(super) odd_device: bool,
+    pub(super) generation: Option<Generation>,
+    pub(super) sequence: u64,
+    pub(super) running: BTreeMap<LeaseId, Task>,
+    /// Results that no answered report has carried.
+    pub(super) results: Vec<TaskResult>,
+    pub(super) blobs: HashSet<ContentHash>,
+    pub(super) added: BTreeSet<ContentHash>,
+    pub(super) dropped: BTreeSet<ContentHash>,
+    /// The report that an answer is waited for, with what it carried.
+    pub(super) outstanding: Option<(u64, Vec<LeaseId>, BTreeSet<ContentHash>, BTreeSet<ContentHash>)>,
+    pub(super) finished: bool,
+}
+
+impl Fake {
+    pub(super) fn new(role: Role, number: usize, slots: u32) -> Self {
+        Self {
+            id: WorkerId::new(format!("{role}-{number}")).expect("a valid name"),
+            role,
+            slots,
+            life: 0,
+            alive: false,
+            odd_device: false,
+            generation: None,
+            sequence: 0,
+            running: BTreeMap::new(),
+            results: Vec::new(),
+            blobs: HashSet::new(),
+            added: BTreeSet::new(),
+            dropped: BTreeSet::new(),
+            outstanding: None,
+            finished: false,
+        }
+    }
+
+    /// A new process: nothing is left of the old one.
+    pub(super) fn restart(&mut self) {
+        let fresh = Self::new(self.role, 0, self.slots);
+        let (id, life, odd_device) = (self.id.clone(), self.life + 1, self.odd_device);
+        *self = Self { id, life, odd_device, alive: true, ..fresh };
+    }
+
+    pub(super) fn registration(&self) -> Registration {
+        let running = self.running.iter().map(|(lease, task)| RunningTask {
+            lease: *lease,
+            kind: self.role,
+            group: group_of(task),
+        });
+        let learner = self.role == Role::Learner;
+        Registration {
+            worker: self.id.clone(),
+            role: self.role,
+            slots: self.slots,
+            device: "fake".into(),
+            blob_address: BlobAddress::Grpc(format!("{}:{}", self.id, self.life % 60_000 + 1)),
+            collective_address: learner.then(|| "127.0.0.1:1".parse().expect("an address")),
+            holds: self.blobs.iter().copied().collect(),
+            running: running.collect(),
+        }
+    }
+
+    pub(super) fn report(&mut self) -> Option<Report> {
+        let generation = self.generation?;
+        self.sequence += 1;
+        let carried = self.results.iter().map(|result| result.lease).collect();
+        self.outstanding = Some((self.sequence, carried, self.added.clone(), self.dropped.clone()));
+        Some(Report {
+            worker: self.id.clone(),
+            generation,
+            sequence: self.sequence,
+            state: WorkerState::Ready,
+            slots_free: self.slots - self.running.len() as u32,
+            running: self.running.keys().copied().collect(),
+            results: self.results.clone(),
+            blobs_added: self.added.iter().copied().collect(),
+            blobs_dropped: self.dropped.iter().copied().collect(),
+        })
+    }
+
+    /// An answered report need not be repeated.
+    pub(super) fn acknowledge(&mut self, sequence: u64) -> bool {
+        let Some((waited, results, added, dropped)) = self.outstanding.take_if(|(s, ..)| *s == sequence) else {
+            return false;
+        };
+        debug_assert_eq!(waited, sequence);
+        self.results.retain(|result| !results.contains(&result.lease));
+        self.added.retain(|hash| !added.contains(hash));
+        self.dropped.retain(|hash| !dropped.contains(hash));
+        true
+    }
+
+    pub(super) fn gain(&mut self, hash: ContentHash) {
+        self.dropped.remove(&hash);
+        if self.blobs.insert(hash) {
+            self.added.insert(hash);
+        }
+    }
+
+    pub(super) fn lose(&mut self, hash: ContentHash) {
+        if self.blobs.remove(&hash) {
+            self.added.remove(&hash);
+            self.dropped.insert(hash);
+        }
+    }
+
+    /// Does a rollout.
+    pub(super) fn sample(&mut self, task: &RolloutTask) -> RolloutResult {
+        let version = task.version.as_ref().map(|version| version.hash);
+        let device = if self.odd_device { "odd" } else { "even" };
+        let named = |what: &str| {
+            let policy = version.unwrap_or_else(first_version);
+            hash_of(&[what, &task.group.to_string(), &task.prompt, &policy.to_string(), device])
+        };
+        let result = RolloutResult {
+            group: task.group,
+            version,
+            x0: blob(named("x0")),
+            condition: blob(named("condition")),
+            source_png: blob(named("source")),
+            edits_png: (0..task.group_size).map(|k| blob(named(&format!("edit {k}")))).collect(),
+            timings: RolloutTimings::default(),
+        };
+        let whole = [&result.x0, &result.condition, &result.source_png].into_iter();
+        self.blobs.extend(whole.chain(&result.edits_png).map(|blob| blob.hash));
+        result
+    }
+}
+
+pub(super) fn group_of(task: &Task) -> Option<GroupId> {
+    match task {
+        Task::Rollout(task) => Some(task.group),
+        Task::Score(task) => Some(task.group),
+        Task::Train(_) => None,
+    }
+}
+
+/// What a task reads.
+pub(super) fn inputs(task: &Task) -> Vec<BlobRef> {
+    match task {
+        Task::Rollout(task) => task.version.iter().cloned().collect(),
+        Task::Score(task) => std::iter::once(&task.source_png).chain(&task.edits_png).cloned().collect(),
+        Task::Train(task) => {
+            let latents = task.groups.iter().flat_map(|group| [&group.x0, &group.condition]);
+            task.state.iter().chain(latents).chain(&task.versions).cloned().collect()
+        }
+    }
+}
+
+/// The judge: a reward that depends on the image alone; some groups are all alike.
+pub(super) fn reward_of(edit: ContentHash, prompt: &str) -> f64 {
+    match ContentHash::of(prompt.as_bytes()).0[0] % 4 {
+        0 => 0.95,
+        1 => 0.5,
+        _ => f64::from(edit.0[0]) / 255.0,
+    }
+}
+
+pub(super) fn score(task: &ScoreTask) -> ScoreResult {
+    let edits: Vec<ContentHash> = task.edits_png.iter().map(|edit| edit.hash).collect();
+    let score = |edit: &ContentHash| SampleScore { reward: reward_of(*edit, &task.prompt), terms: Vec::new() };
+    let scores = edits.iter().map(score).collect();
+    ScoreResult { group: task.group, edits, scores, scoring_s: 0.0 }
+}
+
+/// The learner: the state is the hash of everything that went into it.
+pub(super) fn train(task: &TrainTask) -> TrainResult {
+    let before = task.state.as_ref().map_or_else(first_state, |state| state.hash);
+    let mut state = before;
+    for group in &task.groups {
+        let advantages: Vec<u64> = group.advantages.iter().map(|advantage| advantage.to_bits()).collect();
+        let version = group.version.unwrap_or_else(first_version);
+        state = hash_of(&[
+            &state.to_string(),
+            &group.group.to_string(),
+            &group.x0.hash.to_string(),
+            &version.to_string(),
+            &format!("{advantages:?}"),
+        ]);
+    }
+    TrainResult {
+        iteration: task.iteration,
+        epoch: task.collective.epoch,
+        state: blob(state),
+        version: blob(version_of(state)),
+        ema_adapter: task.checkpoint.then(|| hash_of(&["ema", &state.to_string()])),
+        metrics: TrainMetrics::default(),
+    }
+}
+
+fn first_state() -> ContentHash {
+    hash_of(&["first state"])
+}
+
+fn first_version() -> ContentHash {
+    version_of(first_state())
+}
+
+fn version_of(state: ContentHash) -> ContentHash {
+    hash_of(&["version", &state.to_string()])
+}
+
+pub(super) fn hash_of(parts: &[&str]) -> ContentHash {
+    ContentHash::of(parts.join("|").as_bytes())
+}
+
+fn blob(hash: ContentHash) -> BlobRef {
+    BlobRef { hash, size_bytes: 1, owners: Vec::new() }
+}

@@ -1,0 +1,440 @@
+//! From a sealed iteration to a committed one: all ranks or none (A8).
+
+use retouch_proto::status::EventKind;
+use retouch_proto::task::{CollectiveEpoch, TaskFailure, TrainGroup, TrainResult, TrainTask};
+use retouch_proto::worker::Role;
+use retouch_proto::{BlobRef, Epoch, GroupId, Iteration, LeaseId, WorkerId};
+
+use super::control::Phase;
+use super::groups::{FETCH_FAILURES_MAX, GroupState};
+use super::leases::Work;
+use super::membership::{Candidates, Member, Plan, plan};
+use super::record::{Blob, Checkpoint, Committed, CommittedEntry, Entry, KeptGroup, Policy};
+use super::{HISTORY_MAX, Machine};
+
+/// A training step under way.
+pub(super) struct Training {
+    /// The iteration it makes, or whose state it writes down.
+    pub iteration: Iteration,
+    /// What for.
+    pub purpose: Purpose,
+    /// The ranks' epoch.
+    pub epoch: Epoch,
+    /// The ranks in order.
+    pub ranks: Vec<Rank>,
+    /// Whether rank 0 writes a checkpoint.
+    pub checkpoint: bool,
+    /// Whether fewer ranks train than configured.
+    pub resharded: bool,
+}
+
+/// What a training step is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To make the next iteration.
+    Learn,
+    /// To write down the last one before the run ends.
+    WriteDown,
+}
+
+/// One rank of a training step.
+pub(super) struct Rank {
+    /// Who it is, and which life.
+    pub member: Member,
+    /// Under which lease.
+    pub lease: LeaseId,
+    /// What it made.
+    pub result: Option<TrainResult>,
+}
+
+/// What failed so far on the way to the next commit.
+#[derive(Default)]
+pub(super) struct Retry {
+    attempts: u32,
+    fetch_failures: u32,
+    not_before_ms: u64,
+    /// Members of the epoch that failed last: if one of them turns out to be dead, the failure
+    /// was its death and is no attempt.
+    blamed: Vec<Member>,
+}
+
+impl Machine {
+    /// Starts what can be started; tells whether an iteration was committed.
+    pub(super) fn train(&mut self) -> bool {
+        if self.is_over() || self.training.is_some() {
+            return false;
+        }
+        if self.wants_end() {
+            self.end();
+            return false;
+        }
+        let active = matches!(self.phase, Phase::Running | Phase::Draining { .. });
+        let next = self.committed.iteration.next();
+        let ready = self.open.get(&next).is_some_and(|open| open.sealed.is_some() && open.is_collected());
+        if !active || !ready {
+            return false;
+        }
+        let checkpoint = self.is_checkpoint_due(next);
+        if self.kept_groups(next).is_empty() && !checkpoint {
+            let unchanged = self.committed;
+            self.commit(Committed { iteration: next, ..unchanged }, None);
+            return true;
+        }
+        if !self.remake_lost_latents(next) {
+            self.start(next, Purpose::Learn, checkpoint);
+        }
+        false
+    }
+
+    fn is_checkpoint_due(&self, iteration: Iteration) -> bool {
+        iteration.0 % self.config.learner.checkpoint_every == 0
+            || iteration.0 >= self.config.iterations
+            || self.phase == (Phase::Draining { last: iteration })
+    }
+
+    fn kept_groups(&self, iteration: Iteration) -> &[KeptGroup] {
+        let sealed = self.open.get(&iteration).and_then(|open| open.sealed.as_ref());
+        sealed.map_or(&[], |sealed| &sealed.kept)
+    }
+
+    /// Whether the run ends as soon as the last committed iteration is durable.
+    fn wants_end(&self) -> bool {
+        match self.phase {
+            Phase::Stopping { .. } => true,
+            Phase::Draining { last } => self.committed.iteration >= last,
+            _ => self.committed.iteration.0 >= self.config.iterations,
+        }
+    }
+
+    fn end(&mut self) {
+        let late = matches!(self.phase, Phase::Stopping { until_ms } if until_ms <= self.now_ms);
+        if late {
+            let message = "no learner could write the last state down; the last checkpoint stays".into();
+            self.event(EventKind::Control, message);
+        }
+        if late || self.checkpoint.committed.iteration == self.committed.iteration {
+            return self.finish();
+        }
+        self.start(self.committed.iteration, Purpose::WriteDown, true);
+    }
+
+    /// Has lost latents of kept groups made again; tells whether there are any.
+    fn remake_lost_latents(&mut self, iteration: Iteration) -> bool {
+        let lost: Vec<GroupId> = self
+            .kept_groups(iteration)
+            .iter()
+            .map(|kept| kept.group)
+            .filter(|id| self.group(*id).is_some_and(|group| !self.all_available(group.latents())))
+            .collect();
+        if !lost.is_empty() && self.adopting_until_ms.is_none() {
+            lost.iter().for_each(|id| self.remake(*id));
+        }
+        !lost.is_empty()
+    }
+
+    fn start(&mut self, iteration: Iteration, purpose: Purpose, checkpoint: bool) {
+        if self.now_ms < self.retry.not_before_ms || !self.is_state_available() {
+            return;
+        }
+        let members = match plan(self.candidates(), self.now_ms) {
+            Plan::Go(members) => members,
+            Plan::Wait(until_ms) => {
+                self.shortage_since_ms.get_or_insert(self.now_ms);
+                return self.look_at(until_ms);
+            }
+            Plan::Nobody => return,
+        };
+        self.shortage_since_ms = None;
+        let resharded = members.len() < self.config.learner.ranks as usize;
+        if resharded {
+            let message = format!("{} of {} ranks train", members.len(), self.config.learner.ranks);
+            self.event(EventKind::Resharded, message);
+        }
+        let epoch = self.collective.epoch(&members);
+        let grant = |member: Member| {
+            let lease = self.grant(&member.0, Work::Train);
+            Rank { member, lease, result: None }
+        };
+        let ranks = members.into_iter().map(grant).collect();
+        self.training = Some(Training { iteration, purpose, epoch, ranks, checkpoint, resharded });
+        self.progress();
+    }
+
+    /// Learners that could train now, those that hold the state first.
+    fn candidates(&self) -> Candidates {
+        let state = self.committed.state.map(|state| state.hash);
+        let ready = self.workers.alive(Role::Learner).filter(|(_, worker)| {
+            worker.presence == retouch_proto::status::Presence::Ready && worker.collective_address.is_some()
+        });
+        let mut ready: Vec<Member> = ready.map(|(id, worker)| (id.clone(), worker.generation)).collect();
+        let ranks = self.config.learner.ranks as usize;
+        ready.sort_by_key(|(id, _)| !state.is_some_and(|state| self.blobs.is_held_by(state, id)));
+        if ready.len() > ranks {
+            ready.truncate(ranks);
+        }
+        ready.sort();
+        Candidates {
+            ready,
+            ranks,
+            gradient_shards: self.config.learner.gradient_shards as usize,
+            short_since_ms: self.shortage_since_ms.unwrap_or(self.now_ms),
+            grace_ms: self.config.cluster.rank_grace_s * 1000,
+        }
+    }
+
+    /// One rank's task.
+    pub(super) fn train_task(&mut self, lease: LeaseId) -> Option<TrainTask> {
+        let training = self.training.as_ref()?;
+        let rank = training.ranks.iter().position(|rank| rank.lease == lease)?;
+        let collective = CollectiveEpoch {
+            epoch: training.epoch,
+            rank: rank as u32,
+            world: training.ranks.len() as u32,
+            peers: training.ranks.iter().filter_map(|rank| self.collective_address(rank)).collect(),
+        };
+        let (iteration, checkpoint) = (training.iteration, training.checkpoint);
+        let kept = match training.purpose {
+            Purpose::Learn => self.kept_groups(iteration).to_vec(),
+            Purpose::WriteDown => Vec::new(),
+        };
+        let versions = self.versions_of(&kept);
+        let state = self.committed.state.map(|state| self.reference(state));
+        let groups = kept.into_iter().filter_map(|kept| self.train_group(kept)).collect();
+        Some(TrainTask { iteration, collective, state, versions, groups, checkpoint })
+    }
+
+    fn collective_address(&self, rank: &Rank) -> Option<std::net::SocketAddr> {
+        self.workers.get(&rank.member.0)?.collective_address
+    }
+
+    fn versions_of(&mut self, kept: &[KeptGroup]) -> Vec<BlobRef> {
+        let policies = kept.iter().filter_map(|kept| self.group(kept.group)?.policy?.adapter);
+        let mut adapters: Vec<Blob> = policies.collect();
+        adapters.sort_by_key(|blob| blob.hash);
+        adapters.dedup();
+        adapters.into_iter().map(|blob| self.reference(blob)).collect()
+    }
+
+    fn train_group(&mut self, kept: KeptGroup) -> Option<TrainGroup> {
+        let group = self.group(kept.group)?;
+        let version = group.policy.and_then(|policy| policy.hash());
+        let latents: Vec<Blob> = group.latents().collect();
+        let [x0, condition] = latents.try_into().ok()?;
+        let (x0, condition) = (self.reference(x0), self.reference(condition));
+        Some(TrainGroup { group: kept.group, x0, condition, version, advantages: kept.advantages })
+    }
+
+    pub(super) fn take_train(&mut self, worker: &WorkerId, result: TrainResult) {
+        let Some(training) = self.training.as_mut() else { return };
+        if (result.epoch, result.iteration) != (training.epoch, training.iteration) {
+            return;
+        }
+        let Some(rank) = training.ranks.iter_mut().find(|rank| rank.member.0 == *worker) else { return };
+        let (state, version) = (result.state.hash, result.version.hash);
+        rank.result = Some(result);
+        let complete = training.ranks.iter().all(|rank| rank.result.is_some());
+        self.blobs.track(state);
+        self.blobs.track(version);
+        self.blobs.add(worker, [state, version]);
+        self.progress();
+        if complete {
+            self.conclude();
+        }
+    }
+
+    /// All ranks are done: they agree, or the step did not happen.
+    fn conclude(&mut self) {
+        let Some(training) = self.training.take() else { return };
+        training.ranks.iter().for_each(|rank| drop(self.close_lease(rank.lease)));
+        let results: Vec<&TrainResult> = training.ranks.iter().filter_map(|rank| rank.result.as_ref()).collect();
+        let first = results[0].clone();
+        if let Some(problem) = self.disagreement(&training, &results) {
+            self.event(EventKind::RanksDisagree, problem.clone());
+            let members = training.ranks.iter().map(|rank| rank.member.clone()).collect();
+            return self.step_failed(members, problem);
+        }
+        let ema_adapter = first.ema_adapter;
+        let blob = |reference: &BlobRef| Blob { hash: reference.hash, size_bytes: reference.size_bytes };
+        let adapter = Some(blob(&first.version));
+        let committed = Committed {
+            iteration: training.iteration,
+            state: Some(blob(&first.state)),
+            policy: Policy { iteration: training.iteration, adapter },
+        };
+        match training.purpose {
+            Purpose::Learn => self.commit(committed, Some((&training, first))),
+            // What the ranks wrote down is what samples next when the run goes on.
+            Purpose::WriteDown => self.committed = committed,
+        }
+        if training.checkpoint {
+            self.checkpointed(Checkpoint { committed, ema_adapter });
+        }
+    }
+
+    fn disagreement(&self, training: &Training, results: &[&TrainResult]) -> Option<String> {
+        let first = results[0];
+        for (result, rank) in results.iter().zip(&training.ranks) {
+            if (result.state.hash, result.version.hash) != (first.state.hash, first.version.hash) {
+                let (a, b) = (first.state.hash.short(), result.state.hash.short());
+                return Some(format!("rank 0 made state {a}, {} made {b}", rank.member.0));
+            }
+        }
+        let written = self.committed.state.filter(|_| training.purpose == Purpose::WriteDown);
+        if written.is_some_and(|state| state.hash != first.state.hash) {
+            return Some(format!("the state was written down as {}", first.state.hash.short()));
+        }
+        let missing = training.checkpoint && first.ema_adapter.is_none();
+        missing.then(|| "rank 0 was asked for a checkpoint and named no adapter".to_owned())
+    }
+
+    fn commit(&mut self, committed: Committed, trained: Option<(&Training, TrainResult)>) {
+        let iteration = committed.iteration;
+        let open = self.open.remove(&iteration).expect("only open iterations are committed");
+        let sealed = open.sealed.expect("only sealed iterations are committed");
+        let mut metrics = sealed.metrics;
+        let banned: Vec<u32> =
+            sealed.solved.into_iter().filter(|row| self.prompts.ban(*row, iteration)).collect();
+        metrics.banned = banned.len() as u32;
+        metrics.banned_total = self.prompts.banned() as u32;
+        metrics.version = committed.policy.hash().map(|hash| hash.to_string());
+        metrics.stage_s.train = (self.now_ms - sealed.sealed_ms) as f64 / 1e3;
+        metrics.stage_s.wall = (self.now_ms - open.opened_ms) as f64 / 1e3;
+        if let Some((training, result)) = trained {
+            metrics.resharded = training.resharded;
+            metrics.ema_adapter = result.ema_adapter.map(|hash| hash.to_string());
+            metrics.train = Some(result.metrics).filter(|_| !sealed.kept.is_empty());
+        }
+        self.count_commit(&metrics);
+        self.committed = committed;
+        self.policies.push(committed.policy);
+        self.forget_old_policies();
+        let next_position = self.prompts.position();
+        let next_position = *self.positions.entry(iteration.next()).or_insert(next_position);
+        self.history.push_back(metrics.clone());
+        if self.history.len() > HISTORY_MAX {
+            self.history.pop_front();
+        }
+        let (kept, totals) = (sealed.kept, self.totals);
+        let message = committed_message(&metrics);
+        let entry = CommittedEntry { committed, metrics, kept, banned, next_position, totals };
+        self.record(Entry::Committed(Box::new(entry)));
+        self.event(EventKind::IterationCommitted, message);
+        self.forget_unwanted();
+        self.retry = Retry::default();
+        self.progress();
+    }
+
+    fn count_commit(&mut self, metrics: &retouch_proto::status::IterationMetrics) {
+        let totals = &mut self.totals;
+        totals.groups_kept += u64::from(metrics.kept);
+        totals.groups_filtered += u64::from(metrics.filtered);
+        totals.groups_dropped += u64::from(metrics.dropped);
+        totals.groups_stale += u64::from(metrics.stale);
+        totals.resharded += u64::from(metrics.resharded);
+        totals.empty_iterations += u64::from(metrics.kept == 0);
+    }
+
+    /// Policies are remembered as long as samples may be stale.
+    pub(super) fn forget_old_policies(&mut self) {
+        let kept = self.config.rollout.staleness_max as usize + 1;
+        self.policies.drain(..self.policies.len().saturating_sub(kept));
+    }
+
+    fn checkpointed(&mut self, checkpoint: Checkpoint) {
+        self.checkpoint = checkpoint;
+        self.positions.retain(|iteration, _| *iteration > checkpoint.committed.iteration);
+        self.track_checkpoint_files(&checkpoint);
+        self.forget_unwanted();
+        self.record(Entry::Checkpointed(checkpoint));
+    }
+
+    pub(super) fn train_failed(&mut self, worker: &WorkerId, failure: TaskFailure) {
+        let Some(training) = self.training.as_ref() else { return };
+        let members: Vec<Member> = training.ranks.iter().map(|rank| rank.member.clone()).collect();
+        let rank = members.iter().position(|member| member.0 == *worker);
+        let problem = format!("rank {} on {worker}: {}", rank.unwrap_or_default(), failure.reason);
+        self.abort_training();
+        if !failure.retryable {
+            return self.fail(format!("training failed: {problem}"));
+        }
+        if failure.lost_blobs.is_empty() {
+            return self.step_failed(members, problem);
+        }
+        let kept = [self.committed.state.map(|state| state.hash), self.policy().hash()];
+        // State and policy are not taken for lost because one rank can't reach their owners.
+        for hash in failure.lost_blobs.iter().filter(|hash| !kept.contains(&Some(**hash))) {
+            self.blobs.remove_owners(*hash);
+        }
+        self.retry.fetch_failures += 1;
+        if self.retry.fetch_failures >= FETCH_FAILURES_MAX {
+            return self.fail(format!("training failed: {problem}"));
+        }
+        self.retry_at(self.now_ms + self.config.cluster.heartbeat_ms);
+    }
+
+    fn step_failed(&mut self, members: Vec<Member>, problem: String) {
+        self.collective.dissolve();
+        self.retry.attempts += 1;
+        self.retry.blamed = members;
+        self.totals.attempts_failed += 1;
+        let (attempts, attempts_max) = (self.retry.attempts, self.config.cluster.attempts_max);
+        let message = format!("training, attempt {attempts} of {attempts_max}: {problem}");
+        self.event(EventKind::AttemptFailed, message);
+        if attempts >= attempts_max {
+            return self.fail(format!("training failed {attempts} times, the last time on {problem}"));
+        }
+        // Long enough to notice that a member died, which is then no failed attempt.
+        self.retry_at(self.now_ms + self.workers.silence_ms_max());
+    }
+
+    fn retry_at(&mut self, at_ms: u64) {
+        self.retry.not_before_ms = at_ms;
+        self.look_at(at_ms);
+    }
+
+    /// A member of the failed epoch was lost: the failure was not an attempt.
+    pub(super) fn forgive(&mut self, lost: &Member) {
+        if self.retry.blamed.contains(lost) {
+            self.retry.blamed.clear();
+            self.retry.attempts -= 1;
+            self.retry.not_before_ms = self.now_ms;
+        }
+    }
+
+    /// Ends the training step without a result.
+    pub(super) fn abort_training(&mut self) {
+        let Some(training) = self.training.take() else { return };
+        training.ranks.iter().for_each(|rank| drop(self.close_lease(rank.lease)));
+        self.collective.dissolve();
+    }
+
+    /// Whether this rank still owes its result.
+    pub(super) fn is_training_without_result(&self, worker: &WorkerId) -> bool {
+        let ranks = self.training.iter().flat_map(|training| &training.ranks);
+        ranks.clone().any(|rank| rank.member.0 == *worker && rank.result.is_none())
+    }
+
+    /// Only groups that are there can be trained on.
+    pub(super) fn all_available(&self, blobs: impl Iterator<Item = Blob>) -> bool {
+        blobs.fold(true, |all, blob| all && self.blobs.is_available(blob.hash))
+    }
+
+    pub(super) fn reference(&mut self, blob: Blob) -> BlobRef {
+        self.blobs.reference(blob, &self.workers)
+    }
+
+    /// Sends a group's sampling back to be made again.
+    pub(super) fn remake(&mut self, id: GroupId) {
+        self.totals.groups_remade += 1;
+        self.set_group_state(id, GroupState::Queued);
+        self.event(EventKind::GroupRemade, format!("blobs of group {id} were lost and are made again"));
+    }
+}
+
+fn committed_message(metrics: &retouch_proto::status::IterationMetrics) -> String {
+    let loss = metrics.train.map_or("no training".to_owned(), |train| format!("loss {:.5}", train.policy_loss));
+    format!(
+        "iteration {} committed: mean reward {:.4}, {loss}, {:.1} s",
+        metrics.iteration, metrics.reward_mean, metrics.stage_s.wall,
+    )
+}

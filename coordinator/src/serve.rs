@@ -1,0 +1,193 @@
+//! A coordinator process: dataset, record, machine, services.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use retouch_proto::{ConfigErrors, RunConfig};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+
+use crate::dataset::{self, DatasetError};
+use crate::grpc::Services;
+use crate::machine::Machine;
+use crate::machine::io::Outcome;
+use crate::shell::Shell;
+use crate::store::{Store, StoreError};
+
+/// Where the address is left in the run folder.
+pub const ADDRESS_FILE_NAME: &str = "coordinator.addr";
+/// Where the join token is left in the run folder, readable by the owner alone.
+pub const TOKEN_FILE_NAME: &str = "coordinator.token";
+/// Where the resolved run file is left in the run folder.
+pub const CONFIG_FILE_NAME: &str = "config.toml";
+
+/// Open connections are closed this long after the last answer.
+const SHUTDOWN_GRACE: Duration = Duration::from_millis(500);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a coordinator needs to know.
+#[derive(Clone, Debug)]
+pub struct CoordinatorOptions {
+    /// The resolved run file.
+    pub config: RunConfig,
+    /// The run folder; created if it is not there.
+    pub run_dir: PathBuf,
+    /// Where to listen; port 0 takes the port of the last start if it is free, else any.
+    pub listen: SocketAddr,
+    /// What callers must present, if anything.
+    pub token: Option<String>,
+}
+
+/// Why a coordinator could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
+    /// The dataset is wrong.
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    /// The record can't be used or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The run folder can't be written.
+    #[error("{path}: {source}")]
+    Io {
+        /// What could not be written.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The address can't be listened on.
+    #[error("cannot listen on {address}: {source}; give another --listen, or port 0 for a free one")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The services ended by themselves.
+    #[error("the coordinator's services ended: {0}")]
+    Services(String),
+    /// The run could not go on.
+    #[error("the run failed after iteration {}: {}", .0.iteration, .0.failure.as_deref().unwrap_or("no reason"))]
+    Run(Box<Outcome>),
+}
+
+/// A running coordinator.
+pub struct Coordinator {
+    address: SocketAddr,
+    outcome: oneshot::Receiver<Result<Outcome, StoreError>>,
+    services: JoinHandle<Result<(), tonic::transport::Error>>,
+    stop_services: oneshot::Sender<()>,
+}
+
+impl Coordinator {
+    /// Starts everything, and leaves the address in the run folder.
+    ///
+    /// # Errors
+    /// If configuration, dataset, record, folder or address can't be used.
+    pub async fn start(options: CoordinatorOptions) -> Result<Self, ServeError> {
+        let CoordinatorOptions { config, run_dir, listen, token } = options;
+        config.validate()?;
+        let rows = dataset::read(Path::new(&config.dataset.path))?;
+        fs::create_dir_all(&run_dir).map_err(|source| io_error(&run_dir, source))?;
+        let (store, record) = Store::open(&run_dir, &config, &dataset::hash(&rows))?;
+        let listener = bind(listen, &run_dir).await?;
+        let address = listener.local_addr().map_err(|source| ServeError::Listen { address: listen, source })?;
+        let (run, config_toml) = (config.name.clone(), config.to_toml());
+        write(&run_dir.join(CONFIG_FILE_NAME), &config_toml, 0o644)?;
+        let (shell, handle) = Shell::new(|now_ms| Machine::new(config, rows, record, now_ms), store)?;
+        let (sender, outcome) = oneshot::channel();
+        // The receiver is gone only if nobody wants the outcome.
+        thread::spawn(move || drop(sender.send(shell.run())));
+        let services = Services { handle, token: token.clone(), run, config_toml };
+        let (stop_services, stopped) = oneshot::channel();
+        let server = Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .add_routes(services.routes().await)
+            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async { drop(stopped.await) });
+        let services = tokio::spawn(server);
+        if let Some(token) = token {
+            write(&run_dir.join(TOKEN_FILE_NAME), &token, 0o600)?;
+        }
+        // Last: whoever finds the address finds everything else ready.
+        write(&run_dir.join(ADDRESS_FILE_NAME), &address.to_string(), 0o644)?;
+        Ok(Self { address, outcome, services, stop_services })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Waits until the run is over.
+    ///
+    /// # Errors
+    /// If the record can't be written, or the run could not go on.
+    pub async fn wait(self) -> Result<Outcome, ServeError> {
+        let Self { outcome, mut services, stop_services, .. } = self;
+        let outcome = tokio::select! {
+            outcome = outcome => {
+                outcome.map_err(|_| ServeError::Services("the shell's thread ended".into()))??
+            }
+            ended = &mut services => return Err(ServeError::Services(format!("{ended:?}"))),
+        };
+        drop(stop_services);
+        // Last answers are still on their way; who keeps a connection open is not waited for.
+        if tokio::time::timeout(SHUTDOWN_GRACE, &mut services).await.is_err() {
+            services.abort();
+        }
+        if outcome.failure.is_some() { Err(ServeError::Run(Box::new(outcome))) } else { Ok(outcome) }
+    }
+}
+
+/// Runs a coordinator from start to end.
+///
+/// # Errors
+/// As [`Coordinator::start`] and [`Coordinator::wait`].
+pub async fn serve(options: CoordinatorOptions) -> Result<Outcome, ServeError> {
+    Coordinator::start(options).await?.wait().await
+}
+
+/// Workers come back to the address they know, so a restarted coordinator takes it again if it can.
+async fn bind(listen: SocketAddr, run_dir: &Path) -> Result<TcpListener, ServeError> {
+    let last = fs::read_to_string(run_dir.join(ADDRESS_FILE_NAME)).unwrap_or_default();
+    let last = last.trim().parse::<SocketAddr>().ok().filter(|last| last.ip() == listen.ip());
+    if listen.port() == 0
+        && let Some(last) = last
+        && let Ok(listener) = TcpListener::bind(last).await
+    {
+        return Ok(listener);
+    }
+    let bound = TcpListener::bind(listen).await;
+    bound.map_err(|source| ServeError::Listen { address: listen, source })
+}
+
+/// Writes a small file whole: a reader sees the old one or the new one.
+fn write(path: &Path, text: &str, mode: u32) -> Result<(), ServeError> {
+    let temporary = path.with_extension("tmp");
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(&temporary)
+        .and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()))
+        .and_then(|()| fs::rename(&temporary, path));
+    written.map_err(|source| io_error(path, source))
+}
+
+fn io_error(path: &Path, source: io::Error) -> ServeError {
+    ServeError::Io { path: path.to_owned(), source }
+}

@@ -1,0 +1,248 @@
+//! The machine's only owner: waits for an input, applies it, makes the record durable, and only
+//! then lets answers out.
+//!
+//! It runs on a thread of its own, since writing the record blocks. Callers talk to it through a
+//! bounded queue (A7); when it is full they are told to come again.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use retouch_proto::Generation;
+use retouch_proto::status::{Event, RunState, RunStatus};
+use retouch_proto::worker::{Registration, Report, ReportReply};
+use tokio::sync::{broadcast, oneshot};
+
+use crate::machine::Machine;
+use crate::machine::io::{Command, Input, Outcome, Output, Ticket};
+use crate::store::{Store, StoreError};
+
+/// Inputs that may wait.
+const QUEUE_LEN: usize = 16_384;
+/// Inputs in one transaction.
+const BATCH_MAX: usize = 1_024;
+/// Events kept at hand for those who ask late.
+const EVENTS_MAX: usize = 4_096;
+/// How long to wait when the machine asks for nothing.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// What callers ask for.
+pub(crate) enum Request {
+    /// A worker joins.
+    Register(Registration, oneshot::Sender<Generation>),
+    /// A worker reports; the ticket is the caller's, to hang up with.
+    Report(Ticket, Report, oneshot::Sender<ReportReply>),
+    /// The caller of a report went away.
+    HungUp(Ticket),
+    /// A person wants something.
+    Control(Command, oneshot::Sender<RunState>),
+    /// A person looks.
+    Status(oneshot::Sender<RunStatus>),
+    /// A person wants to know what happened since, and what happens from now on.
+    Events(oneshot::Sender<(Vec<Event>, broadcast::Receiver<Event>)>),
+}
+
+/// Sends requests to the shell.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    queue: SyncSender<Request>,
+    tickets: std::sync::Arc<AtomicU64>,
+}
+
+/// Why a request was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// The queue is full.
+    Busy,
+    /// The coordinator has ended.
+    Gone,
+}
+
+impl Handle {
+    /// Queues a request without waiting.
+    pub(crate) fn send(&self, request: Request) -> Result<(), Refused> {
+        self.queue.try_send(request).map_err(|error| match error {
+            TrySendError::Full(_) => Refused::Busy,
+            TrySendError::Disconnected(_) => Refused::Gone,
+        })
+    }
+
+    /// A ticket that nobody else has.
+    pub(crate) fn ticket(&self) -> Ticket {
+        Ticket(self.tickets.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Time for the machine: counts from the wall clock at the start and never goes back.
+struct Clock {
+    unix_ms: u64,
+    started: Instant,
+}
+
+impl Clock {
+    fn start() -> Self {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { unix_ms: since_epoch.as_millis() as u64, started: Instant::now() }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.unix_ms + self.started.elapsed().as_millis() as u64
+    }
+}
+
+/// The answers that callers wait for.
+enum Answer {
+    Registered(oneshot::Sender<Generation>),
+    Reply(oneshot::Sender<ReportReply>),
+    Controlled(oneshot::Sender<RunState>),
+}
+
+/// The owner of machine and record.
+pub(crate) struct Shell {
+    machine: Machine,
+    store: Store,
+    clock: Clock,
+    requests: Receiver<Request>,
+    handle: Handle,
+    waiting: HashMap<Ticket, Answer>,
+    events: VecDeque<Event>,
+    listeners: broadcast::Sender<Event>,
+}
+
+impl Shell {
+    /// Sets up the queue; `start` makes the machine from the time it is given.
+    pub(crate) fn new(
+        start: impl FnOnce(u64) -> Machine,
+        mut store: Store,
+    ) -> Result<(Self, Handle), StoreError> {
+        let (queue, requests) = sync_channel(QUEUE_LEN);
+        let handle = Handle { queue, tickets: AtomicU64::new(1).into() };
+        let clock = Clock::start();
+        let machine = start(clock.now_ms());
+        let events = store.last_events(EVENTS_MAX)?.into();
+        let (listeners, _) = broadcast::channel(EVENTS_MAX);
+        let waiting = HashMap::new();
+        let shell =
+            Self { machine, store, clock, requests, handle: handle.clone(), waiting, events, listeners };
+        Ok((shell, handle))
+    }
+
+    /// Runs until the run is over.
+    ///
+    /// # Errors
+    /// If the record can't be written: what the machine knows is then not what is recorded, and
+    /// only a new start from the record can be right.
+    pub(crate) fn run(mut self) -> Result<Outcome, StoreError> {
+        loop {
+            if let Some(outcome) = self.let_out()? {
+                return Ok(outcome);
+            }
+            let deadline_ms = self.machine.next_deadline();
+            let wait = deadline_ms.map_or(IDLE, |at_ms| {
+                Duration::from_millis(at_ms.saturating_sub(self.clock.now_ms()))
+            });
+            match self.requests.recv_timeout(wait) {
+                Ok(request) => self.apply_batch(request),
+                Err(RecvTimeoutError::Timeout) => self.machine.handle(self.clock.now_ms(), Input::Tick),
+                // The shell holds a sender itself, so this cannot happen.
+                Err(RecvTimeoutError::Disconnected) => std::thread::sleep(wait),
+            }
+        }
+    }
+
+    fn apply_batch(&mut self, first: Request) {
+        self.apply(first);
+        for _ in 1..BATCH_MAX {
+            match self.requests.try_recv() {
+                Ok(request) => self.apply(request),
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn apply(&mut self, request: Request) {
+        let now_ms = self.clock.now_ms();
+        let (input, answer) = match request {
+            Request::Register(registration, sender) => {
+                let ticket = self.handle.ticket();
+                (Input::Register(ticket, registration), Some((ticket, Answer::Registered(sender))))
+            }
+            Request::Report(ticket, report, sender) => {
+                (Input::Report(ticket, report), Some((ticket, Answer::Reply(sender))))
+            }
+            Request::HungUp(ticket) => {
+                self.waiting.remove(&ticket);
+                (Input::HungUp(ticket), None)
+            }
+            Request::Control(command, sender) => {
+                let ticket = self.handle.ticket();
+                (Input::Control(ticket, command), Some((ticket, Answer::Controlled(sender))))
+            }
+            Request::Status(sender) => {
+                // A caller that went away needs no answer, here and below.
+                let _ = sender.send(self.machine.status(now_ms));
+                return;
+            }
+            Request::Events(sender) => {
+                let past = self.events.iter().cloned().collect();
+                let _ = sender.send((past, self.listeners.subscribe()));
+                return;
+            }
+        };
+        self.waiting.extend(answer);
+        self.machine.handle(now_ms, input);
+    }
+
+    /// Makes the record durable, then lets everything else out. Returns the outcome at the end.
+    fn let_out(&mut self) -> Result<Option<Outcome>, StoreError> {
+        let mut entries = Vec::new();
+        let mut rest = Vec::new();
+        while let Some(output) = self.machine.poll() {
+            match output {
+                Output::Record(entry) => entries.push(entry),
+                output => rest.push(output),
+            }
+        }
+        self.store.write(&entries)?;
+        let mut outcome = None;
+        for output in rest {
+            match output {
+                Output::Exit(exit) => outcome = Some(exit),
+                output => self.send(output),
+            }
+        }
+        Ok(outcome)
+    }
+
+    fn send(&mut self, output: Output) {
+        match output {
+            Output::Registered(ticket, generation) => {
+                if let Some(Answer::Registered(sender)) = self.waiting.remove(&ticket) {
+                    let _ = sender.send(generation);
+                }
+            }
+            Output::Reply(ticket, reply) => {
+                if let Some(Answer::Reply(sender)) = self.waiting.remove(&ticket) {
+                    let _ = sender.send(reply);
+                }
+            }
+            Output::Controlled(ticket, state) => {
+                if let Some(Answer::Controlled(sender)) = self.waiting.remove(&ticket) {
+                    let _ = sender.send(state);
+                }
+            }
+            Output::Event(event) => self.tell(event),
+            Output::Record(_) | Output::Exit(_) => unreachable!("taken out by the caller"),
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        tracing::info!(kind = %event.kind, iteration = event.iteration.0, "{}", event.message);
+        if self.events.len() == EVENTS_MAX {
+            self.events.pop_front();
+        }
+        self.events.push_back(event.clone());
+        let _ = self.listeners.send(event);
+    }
+}

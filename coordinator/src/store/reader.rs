@@ -1,0 +1,217 @@
+//! The record for reports and people.
+
+use std::path::Path;
+
+use retouch_proto::status::{Event, EventKind, IterationMetrics};
+use retouch_proto::task::SampleScore;
+use retouch_proto::{ContentHash, Iteration};
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
+
+use super::{FILE_NAME, StoreError};
+use crate::machine::record::Checkpoint;
+
+/// Reads a record, while the run goes on or after it.
+pub struct Reader {
+    connection: Connection,
+    path: std::path::PathBuf,
+}
+
+/// How an attempt at an iteration went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IterationStatus {
+    /// Not committed yet.
+    Open,
+    /// It happened.
+    Committed,
+    /// It was taken back; a later row of the same iteration is its replay.
+    Rewound,
+}
+
+/// One attempt at an iteration.
+#[derive(Clone, Debug)]
+pub struct IterationRow {
+    /// Names the attempt.
+    pub id: i64,
+    /// Which iteration.
+    pub iteration: Iteration,
+    /// How it went.
+    pub status: IterationStatus,
+    /// Its numbers; absent unless it was once committed.
+    pub metrics: Option<IterationMetrics>,
+}
+
+/// A group of an attempt.
+#[derive(Clone, Debug)]
+pub struct GroupRow {
+    /// Its number in the iteration.
+    pub index: u32,
+    /// The dataset row.
+    pub dataset_row: u32,
+    /// The refill round.
+    pub round: u32,
+    /// Mean reward, if scored.
+    pub reward_mean: Option<f64>,
+    /// Whether it was trained on, once committed.
+    pub kept: Option<bool>,
+    /// Why it was given up, if it was.
+    pub dropped: Option<String>,
+    /// One per candidate, if scored.
+    pub scores: Vec<ScoreRow>,
+}
+
+/// A candidate's score.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScoreRow {
+    /// Reward and terms.
+    pub score: SampleScore,
+    /// Its advantage, if the group was trained on.
+    pub advantage: Option<f64>,
+}
+
+impl Reader {
+    /// Opens the record of a run folder.
+    pub fn open(folder: &Path) -> Result<Self, StoreError> {
+        let path = folder.join(FILE_NAME);
+        let opened = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY);
+        let connection = opened.map_err(|error| StoreError::sqlite(&path, error))?;
+        Ok(Self { connection, path })
+    }
+
+    fn on<T>(&self, operation: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        operation(&self.connection).map_err(|error| StoreError::sqlite(&self.path, error))
+    }
+
+    /// Metrics of committed iterations, oldest first, without rewound attempts.
+    pub fn iterations(&self) -> Result<Vec<IterationMetrics>, StoreError> {
+        self.on(|connection| iteration_metrics(connection, usize::MAX >> 1))?
+    }
+
+    /// Every attempt at every iteration, oldest first.
+    pub fn attempts(&self) -> Result<Vec<IterationRow>, StoreError> {
+        self.on(attempts)?
+    }
+
+    /// The groups of one attempt, in order.
+    pub fn groups(&self, attempt: i64) -> Result<Vec<GroupRow>, StoreError> {
+        self.on(|connection| groups(connection, attempt))?
+    }
+
+    /// The last durable checkpoint; the start of the run if there is none.
+    pub fn checkpoint(&self) -> Result<Checkpoint, StoreError> {
+        let query = "SELECT checkpoint FROM checkpoints ORDER BY id DESC LIMIT 1";
+        let text: Option<String> =
+            self.on(|connection| connection.query_row(query, [], |row| row.get(0)).optional())?;
+        let Some(text) = text else { return Ok(Checkpoint::START) };
+        serde_json::from_str(&text).map_err(|error| StoreError::damaged("checkpoints", error))
+    }
+
+    /// The EMA adapters of all checkpoints, oldest first.
+    pub fn adapters(&self) -> Result<Vec<(Iteration, ContentHash)>, StoreError> {
+        let query = "SELECT iteration, ema_adapter FROM checkpoints WHERE ema_adapter NOT NULL ORDER BY id";
+        let rows: Vec<(u32, String)> = self.on(|connection| {
+            let mut statement = connection.prepare(query)?;
+            statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+        })?;
+        let parse = |(iteration, hash): (u32, String)| {
+            let hash = hash.parse().map_err(|error| StoreError::damaged("checkpoints", error))?;
+            Ok((Iteration(iteration), hash))
+        };
+        rows.into_iter().map(parse).collect()
+    }
+
+    /// The last events, oldest first.
+    pub fn last_events(&self, count: usize) -> Result<Vec<Event>, StoreError> {
+        self.on(|connection| last_events(connection, count))
+    }
+}
+
+type Read<T> = rusqlite::Result<Result<T, StoreError>>;
+
+pub(super) fn iteration_metrics(connection: &Connection, last: usize) -> Read<Vec<IterationMetrics>> {
+    let query = "SELECT metrics FROM iterations WHERE status = 'committed' ORDER BY iteration DESC LIMIT ?1";
+    let texts: Vec<String> = connection
+        .prepare(query)?
+        .query_map([last as i64], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    Ok(texts.iter().rev().map(|text| metrics(text)).collect())
+}
+
+fn metrics(text: &str) -> Result<IterationMetrics, StoreError> {
+    serde_json::from_str(text).map_err(|error| StoreError::damaged("iterations.metrics", error))
+}
+
+fn attempts(connection: &Connection) -> Read<Vec<IterationRow>> {
+    let query = "SELECT id, iteration, status, metrics FROM iterations ORDER BY id";
+    let mut statement = connection.prepare(query)?;
+    let rows = statement.query_map([], |row| {
+        Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?, row.get::<_, Option<String>>(3)?))
+    })?;
+    let rows: Vec<(i64, u32, String, Option<String>)> = rows.collect::<Result<_, _>>()?;
+    let row = |(id, iteration, name, text): (i64, u32, String, Option<String>)| {
+        let status = match name.as_str() {
+            "open" => IterationStatus::Open,
+            "committed" => IterationStatus::Committed,
+            "rewound" => IterationStatus::Rewound,
+            _ => return Err(StoreError::damaged("iterations.status", name)),
+        };
+        let metrics = text.map(|text| metrics(&text)).transpose()?;
+        Ok(IterationRow { id, iteration: Iteration(iteration), status, metrics })
+    };
+    Ok(rows.into_iter().map(row).collect())
+}
+
+fn groups(connection: &Connection, attempt: i64) -> Read<Vec<GroupRow>> {
+    let query = "SELECT idx, dataset_row, round, reward_mean, kept, dropped FROM groups \
+                 WHERE iteration_id = ?1 ORDER BY idx";
+    let mut statement = connection.prepare(query)?;
+    let rows = statement.query_map([attempt], |row| {
+        Ok(GroupRow {
+            index: row.get(0)?,
+            dataset_row: row.get(1)?,
+            round: row.get(2)?,
+            reward_mean: row.get(3)?,
+            kept: row.get(4)?,
+            dropped: row.get(5)?,
+            scores: Vec::new(),
+        })
+    })?;
+    let mut groups = rows.collect::<Result<Vec<GroupRow>, _>>()?;
+    for group in &mut groups {
+        match group_scores(connection, attempt, group.index)? {
+            Ok(scores) => group.scores = scores,
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+    Ok(Ok(groups))
+}
+
+pub(super) fn group_scores(connection: &Connection, attempt: i64, index: u32) -> Read<Vec<ScoreRow>> {
+    let query = "SELECT reward, terms, advantage FROM scores WHERE iteration_id = ?1 AND idx = ?2 ORDER BY sample";
+    let mut statement = connection.prepare_cached(query)?;
+    let rows = statement.query_map((attempt, index), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    let rows: Vec<(f64, String, Option<f64>)> = rows.collect::<Result<_, _>>()?;
+    let row = |(reward, terms, advantage): (f64, String, Option<f64>)| {
+        let terms =
+            serde_json::from_str(&terms).map_err(|error| StoreError::damaged("scores.terms", error))?;
+        Ok(ScoreRow { score: SampleScore { reward, terms }, advantage })
+    };
+    Ok(rows.into_iter().map(row).collect())
+}
+
+pub(super) fn last_events(connection: &Connection, count: usize) -> rusqlite::Result<Vec<Event>> {
+    let query = "SELECT sequence, time_unix_ms, iteration, kind, message FROM events \
+                 ORDER BY sequence DESC LIMIT ?1";
+    let mut statement = connection.prepare(query)?;
+    let rows = statement.query_map([count as i64], |row| {
+        Ok(Event {
+            sequence: row.get(0)?,
+            time_unix_ms: row.get(1)?,
+            iteration: Iteration(row.get(2)?),
+            kind: EventKind::from_name(&row.get::<_, String>(3)?).unwrap_or(EventKind::Control),
+            message: row.get(4)?,
+        })
+    })?;
+    let mut events = rows.collect::<Result<Vec<_>, _>>()?;
+    events.reverse();
+    Ok(events)
+}

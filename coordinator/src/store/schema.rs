@@ -1,0 +1,121 @@
+//! Tables, their version, and which changes of configuration a run can go on with.
+
+use rusqlite::{Connection, OptionalExtension};
+
+use super::StoreError;
+
+const VERSION: i64 = 1;
+
+const TABLES: &str = "
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+-- One row per attempt at an iteration: a rewound one stays beside its replay.
+CREATE TABLE iterations (
+    id INTEGER PRIMARY KEY,
+    iteration INTEGER NOT NULL,
+    status TEXT NOT NULL,           -- open, committed, rewound
+    position INTEGER NOT NULL,      -- in the prompt order, where it began
+    next_position INTEGER,          -- where the next one begins
+    metrics TEXT                    -- JSON, once committed
+);
+CREATE INDEX iterations_by_number ON iterations (iteration, status);
+CREATE TABLE groups (
+    iteration_id INTEGER NOT NULL REFERENCES iterations (id),
+    idx INTEGER NOT NULL,
+    dataset_row INTEGER NOT NULL,
+    round INTEGER NOT NULL,
+    policy TEXT,                    -- JSON, once sampled
+    sampled TEXT,                   -- JSON, once sampled
+    sampled_by TEXT,
+    scored_by TEXT,
+    scoring_s REAL,
+    reward_mean REAL,
+    kept INTEGER,                   -- 0 or 1, once the iteration is committed
+    permutation TEXT,               -- JSON, in control runs
+    dropped TEXT,                   -- the reason
+    PRIMARY KEY (iteration_id, idx)
+) WITHOUT ROWID;
+CREATE TABLE scores (
+    iteration_id INTEGER NOT NULL,
+    idx INTEGER NOT NULL,
+    sample INTEGER NOT NULL,
+    reward REAL NOT NULL,
+    advantage REAL,                 -- of kept groups, once the iteration is committed
+    terms TEXT NOT NULL,            -- JSON
+    PRIMARY KEY (iteration_id, idx, sample)
+) WITHOUT ROWID;
+-- What each committed iteration left behind.
+CREATE TABLE versions (
+    iteration_id INTEGER PRIMARY KEY REFERENCES iterations (id),
+    committed TEXT NOT NULL,        -- JSON
+    version TEXT,                   -- hash of the old policy's adapter
+    state TEXT                      -- hash of the learner's state
+);
+CREATE TABLE checkpoints (
+    id INTEGER PRIMARY KEY,
+    iteration INTEGER NOT NULL,
+    ema_adapter TEXT,
+    checkpoint TEXT NOT NULL        -- JSON
+);
+CREATE TABLE bans (dataset_row INTEGER PRIMARY KEY, iteration INTEGER NOT NULL);
+CREATE TABLE events (
+    sequence INTEGER PRIMARY KEY,
+    time_unix_ms INTEGER NOT NULL,
+    iteration INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    message TEXT NOT NULL
+);
+";
+
+/// Sections and keys that may differ when a run goes on: they change no sample.
+const FREE_KEYS: [&str; 6] = ["preset", "run_dir", "iterations", "cluster", "evaluation", "name"];
+
+/// Sets up a connection, creates the tables in a new file, and counts this start.
+pub(super) fn prepare(connection: &mut Connection) -> rusqlite::Result<Result<u32, StoreError>> {
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    // A commit is durable when it returns, whatever happens to the machine.
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let transaction = connection.transaction()?;
+    match found {
+        0 => transaction.execute_batch(TABLES)?,
+        VERSION => {}
+        _ => return Ok(Err(StoreError::SchemaVersion { found, expected: VERSION })),
+    }
+    transaction.pragma_update(None, "user_version", VERSION)?;
+    let incarnation = next_incarnation(&transaction)?;
+    transaction.commit()?;
+    Ok(Ok(incarnation))
+}
+
+fn next_incarnation(connection: &Connection) -> rusqlite::Result<u32> {
+    let query = "SELECT value FROM meta WHERE key = 'incarnation'";
+    let last: Option<String> = connection.query_row(query, [], |row| row.get(0)).optional()?;
+    let next = last.and_then(|last| last.parse::<u32>().ok()).unwrap_or(0) + 1;
+    let update = "INSERT OR REPLACE INTO meta (key, value) VALUES ('incarnation', ?1)";
+    connection.execute(update, [next.to_string()])?;
+    Ok(next)
+}
+
+/// `key: recorded -> given` for every value that must not differ.
+pub(super) fn differences(recorded: &str, given: &str) -> Vec<String> {
+    let table = |text: &str| text.parse::<toml::Table>().unwrap_or_default();
+    let mut found = Vec::new();
+    compare("", &table(recorded).into(), &table(given).into(), &mut found);
+    found
+}
+
+fn compare(path: &str, recorded: &toml::Value, given: &toml::Value, found: &mut Vec<String>) {
+    if recorded == given || FREE_KEYS.contains(&path) || path.ends_with("device") {
+        return;
+    }
+    let (Some(old), Some(new)) = (recorded.as_table(), given.as_table()) else {
+        return found.push(format!("{path}: {recorded} -> {given}"));
+    };
+    let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let none = toml::Value::String("absent".into());
+    for key in keys {
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        compare(&path, old.get(key).unwrap_or(&none), new.get(key).unwrap_or(&none), found);
+    }
+}
