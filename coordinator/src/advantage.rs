@@ -26,14 +26,20 @@ impl Moments {
         }
         let mean = values.clone().sum::<f64>() / count as f64;
         let variance = values.map(|value| (value - mean).powi(2)).sum::<f64>() / count as f64;
-        Self { mean, std: variance.sqrt() }
+        Self {
+            mean,
+            std: variance.sqrt(),
+        }
     }
 }
 
 /// Advantages of all scored groups of an iteration, in the same order and shape as `rewards`.
 pub fn advantages(rewards: &[Vec<f64>], std: AdvantageStd) -> Vec<Vec<f64>> {
     let global = Moments::of(rewards.iter().flatten().copied()).std;
-    rewards.iter().map(|group| group_advantages(group, std, global)).collect()
+    rewards
+        .iter()
+        .map(|group| group_advantages(group, std, global))
+        .collect()
 }
 
 fn group_advantages(rewards: &[f64], std: AdvantageStd, global: f64) -> Vec<f64> {
@@ -42,7 +48,10 @@ fn group_advantages(rewards: &[f64], std: AdvantageStd, global: f64) -> Vec<f64>
         AdvantageStd::Global => global,
         AdvantageStd::Group => moments.std,
     };
-    rewards.iter().map(|reward| (reward - moments.mean) / (std + EPSILON)).collect()
+    rewards
+        .iter()
+        .map(|reward| (reward - moments.mean) / (std + EPSILON))
+        .collect()
 }
 
 #[cfg(test)]
@@ -57,14 +66,23 @@ mod tests {
         // All four rewards: mean 0.5, variance (0.25 + 0.25) / 4 = 0.125.
         let global = 0.5 / (0.125_f64.sqrt() + 1e-4);
         let own = 0.5 / (0.5 + 1e-4);
-        assert_eq!(advantages(&rewards, AdvantageStd::Global), [[-global, global], [0.0, 0.0]]);
-        assert_eq!(advantages(&rewards, AdvantageStd::Group), [[-own, own], [0.0, 0.0]]);
+        assert_eq!(
+            advantages(&rewards, AdvantageStd::Global),
+            [[-global, global], [0.0, 0.0]]
+        );
+        assert_eq!(
+            advantages(&rewards, AdvantageStd::Group),
+            [[-own, own], [0.0, 0.0]]
+        );
     }
 
     #[test]
     fn nothing_gives_nothing() {
         assert!(advantages(&[], AdvantageStd::Global).is_empty());
-        assert_eq!(advantages(&[vec![]], AdvantageStd::Group), [Vec::<f64>::new()]);
+        assert_eq!(
+            advantages(&[vec![]], AdvantageStd::Group),
+            [Vec::<f64>::new()]
+        );
     }
 
     proptest! {

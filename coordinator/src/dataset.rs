@@ -46,10 +46,17 @@ pub enum DatasetError {
 /// Every bad line with file, line and value (the first twenty in words).
 pub fn read(folder: &Path) -> Result<Vec<DatasetRow>, DatasetError> {
     let path = folder.join(FILE_NAME);
-    let text = fs::read_to_string(&path).map_err(|source| DatasetError::Io { path: path.clone(), source })?;
+    let text = fs::read_to_string(&path).map_err(|source| DatasetError::Io {
+        path: path.clone(),
+        source,
+    })?;
     let mut rows = Vec::new();
     let mut problems = Vec::new();
-    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+    for (index, line) in text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty())
+    {
         match row(folder, line) {
             Ok(row) => rows.push(row),
             Err(problem) => problems.push(format!("{}:{}: {problem}", path.display(), index + 1)),
@@ -75,12 +82,23 @@ fn row(folder: &Path, line: &str) -> Result<DatasetRow, String> {
     if long(&row.prompt) || long(&row.requirement) || row.image.len() > ADDRESS_BYTES_MAX {
         return Err(format!("a text is longer than {PROMPT_BYTES_MAX} bytes"));
     }
-    let inside = !row.image.is_empty() && row.image.split('/').all(|part| !matches!(part, "" | "." | ".."));
+    let inside = !row.image.is_empty()
+        && row
+            .image
+            .split('/')
+            .all(|part| !matches!(part, "" | "." | ".."));
     if !inside {
-        return Err(format!("image {:?} is not a path within the dataset folder", row.image));
+        return Err(format!(
+            "image {:?} is not a path within the dataset folder",
+            row.image
+        ));
     }
     if !folder.join(&row.image).is_file() {
-        return Err(format!("image {:?} does not exist in {}", row.image, folder.display()));
+        return Err(format!(
+            "image {:?} does not exist in {}",
+            row.image,
+            folder.display()
+        ));
     }
     Ok(row)
 }
@@ -141,7 +159,12 @@ mod tests {
 
     #[test]
     fn missing_and_empty_files_are_told() {
-        assert!(read(Path::new("/no/such")).unwrap_err().to_string().contains("/no/such/train_metadata.jsonl"));
+        assert!(
+            read(Path::new("/no/such"))
+                .unwrap_err()
+                .to_string()
+                .contains("/no/such/train_metadata.jsonl")
+        );
         assert!(read_lines("\n").unwrap_err().contains("no rows"));
     }
 

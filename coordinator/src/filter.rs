@@ -31,7 +31,10 @@ mod tests {
     use super::*;
 
     fn filter(rule: FilterRule) -> FilterConfig {
-        FilterConfig { rule, ..FilterConfig::default() }
+        FilterConfig {
+            rule,
+            ..FilterConfig::default()
+        }
     }
 
     /// Means and deviations on both sides of both thresholds.
@@ -56,7 +59,12 @@ mod tests {
     #[test]
     fn thresholds_themselves_are_kept_by_paper_and_dropped_by_strict() {
         // Mean exactly 0.75 and deviation exactly 0.25.
-        let exact = |rule| FilterConfig { rule, tau_mean: 0.75, tau_std: 0.25, ..filter(rule) };
+        let exact = |rule| FilterConfig {
+            rule,
+            tau_mean: 0.75,
+            tau_std: 0.25,
+            ..filter(rule)
+        };
         assert!(keeps(&[0.5, 1.0], &exact(FilterRule::Paper)));
         assert!(!keeps(&[0.5, 1.0], &exact(FilterRule::Strict)));
     }

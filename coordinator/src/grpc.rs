@@ -47,16 +47,27 @@ impl Services {
         let control = ControlServer::new(self)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Routes::new(coordinator).add_service(control).add_service(health)
+        Routes::new(coordinator)
+            .add_service(control)
+            .add_service(health)
     }
 
     fn check_token<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        let Some(token) = &self.token else { return Ok(()) };
-        let given = request.metadata().get(TOKEN_METADATA_KEY).map(|value| value.as_bytes());
+        let Some(token) = &self.token else {
+            return Ok(());
+        };
+        let given = request
+            .metadata()
+            .get(TOKEN_METADATA_KEY)
+            .map(|value| value.as_bytes());
         if given.is_some_and(|given| same(given, token.as_bytes())) {
             return Ok(());
         }
-        let problem = if given.is_none() { "is missing" } else { "is not this run's" };
+        let problem = if given.is_none() {
+            "is missing"
+        } else {
+            "is not this run's"
+        };
         Err(Status::unauthenticated(format!("the join token {problem}")))
     }
 
@@ -71,7 +82,9 @@ impl Services {
         let (sender, answer) = oneshot::channel();
         self.send(ShellRequest::Control(command, sender))?;
         let state = answer.await.map_err(|_| gone())?;
-        Ok(Response::new(ControlReply { state: state.to_string() }))
+        Ok(Response::new(ControlReply {
+            state: state.to_string(),
+        }))
     }
 }
 
@@ -81,7 +94,11 @@ fn gone() -> Status {
 
 /// Compares in a time that does not tell how much is right.
 fn same(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).fold(0, |differences, (a, b)| differences | (a ^ b)) == 0
+    a.len() == b.len()
+        && a.iter()
+            .zip(b)
+            .fold(0, |differences, (a, b)| differences | (a ^ b))
+            == 0
 }
 
 /// Tells the shell when a caller goes away before it was answered.
@@ -101,23 +118,39 @@ impl Drop for HangUp {
 
 #[tonic::async_trait]
 impl Coordinator for Services {
-    async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterReply>, Status> {
+    async fn register(
+        &self,
+        request: Request<RegisterRequest>,
+    ) -> Result<Response<RegisterReply>, Status> {
         self.check_token(&request)?;
         let registration = Registration::try_from(request.into_inner())?;
         let (sender, answer) = oneshot::channel();
         self.send(ShellRequest::Register(registration, sender))?;
         let generation = answer.await.map_err(|_| gone())?;
         let (run, config_toml) = (self.run.clone(), self.config_toml.clone());
-        Ok(Response::new(Registered { generation, run, config_toml }.into()))
+        Ok(Response::new(
+            Registered {
+                generation,
+                run,
+                config_toml,
+            }
+            .into(),
+        ))
     }
 
-    async fn report(&self, request: Request<ReportRequest>) -> Result<Response<ReportReply>, Status> {
+    async fn report(
+        &self,
+        request: Request<ReportRequest>,
+    ) -> Result<Response<ReportReply>, Status> {
         self.check_token(&request)?;
         let report = Report::try_from(request.into_inner())?;
         let (sender, answer) = oneshot::channel();
         let ticket = self.handle.ticket();
         self.send(ShellRequest::Report(ticket, report, sender))?;
-        let mut hang_up = HangUp { handle: self.handle.clone(), ticket: Some(ticket) };
+        let mut hang_up = HangUp {
+            handle: self.handle.clone(),
+            ticket: Some(ticket),
+        };
         let reply = answer.await.map_err(|_| gone());
         hang_up.ticket = None;
         Ok(Response::new(reply?.into()))
@@ -126,26 +159,39 @@ impl Coordinator for Services {
 
 #[tonic::async_trait]
 impl Control for Services {
-    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
+    async fn status(
+        &self,
+        request: Request<StatusRequest>,
+    ) -> Result<Response<StatusReply>, Status> {
         self.check_token(&request)?;
         let (sender, answer) = oneshot::channel();
         self.send(ShellRequest::Status(sender))?;
         let status = answer.await.map_err(|_| gone())?;
-        let reply = StatusReply::try_from(&status).map_err(|error| Status::internal(error.to_string()))?;
+        let reply =
+            StatusReply::try_from(&status).map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(reply))
     }
 
-    async fn pause(&self, request: Request<PauseRequest>) -> Result<Response<ControlReply>, Status> {
+    async fn pause(
+        &self,
+        request: Request<PauseRequest>,
+    ) -> Result<Response<ControlReply>, Status> {
         self.check_token(&request)?;
         self.command(Command::Pause).await
     }
 
-    async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<ControlReply>, Status> {
+    async fn resume(
+        &self,
+        request: Request<ResumeRequest>,
+    ) -> Result<Response<ControlReply>, Status> {
         self.check_token(&request)?;
         self.command(Command::Resume).await
     }
 
-    async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<ControlReply>, Status> {
+    async fn drain(
+        &self,
+        request: Request<DrainRequest>,
+    ) -> Result<Response<ControlReply>, Status> {
         self.check_token(&request)?;
         self.command(Command::Drain).await
     }
@@ -157,7 +203,10 @@ impl Control for Services {
 
     type EventsStream = Pin<Box<dyn Stream<Item = Result<Event, Status>> + Send>>;
 
-    async fn events(&self, request: Request<EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
+    async fn events(
+        &self,
+        request: Request<EventsRequest>,
+    ) -> Result<Response<Self::EventsStream>, Status> {
         self.check_token(&request)?;
         let after = request.into_inner().after_sequence;
         let (sender, answer) = oneshot::channel();
@@ -169,11 +218,13 @@ impl Control for Services {
     }
 }
 
-fn followed(events: broadcast::Receiver<status::Event>) -> impl Stream<Item = Result<Event, Status>> {
+fn followed(
+    events: broadcast::Receiver<status::Event>,
+) -> impl Stream<Item = Result<Event, Status>> {
     BroadcastStream::new(events).map(|event| match event {
         Ok(event) => Ok(event.into()),
-        Err(BroadcastStreamRecvError::Lagged(count)) => {
-            Err(Status::data_loss(format!("{count} events were missed; ask again from the last one")))
-        }
+        Err(BroadcastStreamRecvError::Lagged(count)) => Err(Status::data_loss(format!(
+            "{count} events were missed; ask again from the last one"
+        ))),
     })
 }

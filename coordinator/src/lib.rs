@@ -18,6 +18,6 @@ pub mod store;
 
 pub use machine::io::Outcome;
 pub use serve::{
-    ADDRESS_FILE_NAME, CONFIG_FILE_NAME, Coordinator, CoordinatorOptions, ServeError, TOKEN_FILE_NAME,
-    serve,
+    ADDRESS_FILE_NAME, CONFIG_FILE_NAME, Coordinator, CoordinatorOptions, ServeError,
+    TOKEN_FILE_NAME, serve,
 };

@@ -146,13 +146,17 @@ impl Machine {
         }
         machine.forget_old_policies();
         machine.restore_open(record.open);
-        machine.alarms.insert((now_ms + STALL_CHECK_MS, Alarm::Stalls));
+        machine
+            .alarms
+            .insert((now_ms + STALL_CHECK_MS, Alarm::Stalls));
         machine.step();
         machine
     }
 
     fn restore_open(&mut self, open: Vec<record::OpenRecord>) {
-        let restored = open.into_iter().map(|record| OpenIteration::restored(record, self.now_ms));
+        let restored = open
+            .into_iter()
+            .map(|record| OpenIteration::restored(record, self.now_ms));
         self.open = restored.map(|open| (open.iteration, open)).collect();
         let checkpointed = self.checkpoint;
         self.track_checkpoint_files(&checkpointed);
@@ -164,7 +168,10 @@ impl Machine {
         }
         // Drawing goes on after the last group that was drawn, skipped rows included.
         if let Some((last, open)) = self.open.iter().next_back() {
-            let (position, drawn) = (self.positions.get(last).copied().unwrap_or(0), open.groups().len());
+            let (position, drawn) = (
+                self.positions.get(last).copied().unwrap_or(0),
+                open.groups().len(),
+            );
             let until = self.banned_until(*last);
             self.prompts.go_to(position);
             for _ in 0..drawn {
@@ -229,7 +236,8 @@ impl Machine {
 
     /// Has everything looked at again at that time.
     fn look_at(&mut self, at_ms: u64) {
-        self.alarms.insert((at_ms.max(self.now_ms + 1), Alarm::Look));
+        self.alarms
+            .insert((at_ms.max(self.now_ms + 1), Alarm::Look));
     }
 
     fn record(&mut self, entry: Entry) {
@@ -265,7 +273,11 @@ impl Machine {
     /// Bans of later iterations do not count for this one's draws: with stale samples allowed,
     /// it may be drawn before they are known.
     fn banned_until(&self, iteration: Iteration) -> Iteration {
-        Iteration(iteration.0.saturating_sub(1 + self.config.rollout.staleness_max))
+        Iteration(
+            iteration
+                .0
+                .saturating_sub(1 + self.config.rollout.staleness_max),
+        )
     }
 
     /// The policy that samples now.
@@ -276,10 +288,19 @@ impl Machine {
     fn wanted(&self) -> std::collections::HashSet<ContentHash> {
         let groups = self.open.values().flat_map(|open| open.groups());
         let policies = self.policies.iter().filter_map(Policy::hash);
-        let states = [self.committed, self.checkpoint.committed].into_iter().flat_map(|committed| {
-            [committed.state.map(|state| state.hash), committed.policy.hash()]
-        });
-        groups.flat_map(Group::blobs).chain(policies).chain(states.flatten()).collect()
+        let states = [self.committed, self.checkpoint.committed]
+            .into_iter()
+            .flat_map(|committed| {
+                [
+                    committed.state.map(|state| state.hash),
+                    committed.policy.hash(),
+                ]
+            });
+        groups
+            .flat_map(Group::blobs)
+            .chain(policies)
+            .chain(states.flatten())
+            .collect()
     }
 
     fn forget_unwanted(&mut self) {
@@ -297,10 +318,12 @@ impl Machine {
         let committed = checkpoint.committed;
         let folder = format!("checkpoints/{}", committed.iteration);
         if let Some(state) = committed.state {
-            self.blobs.add_file(state.hash, format!("{folder}/state.safetensors"));
+            self.blobs
+                .add_file(state.hash, format!("{folder}/state.safetensors"));
         }
         if let Some(adapter) = committed.policy.adapter {
-            self.blobs.add_file(adapter.hash, format!("{folder}/version.safetensors"));
+            self.blobs
+                .add_file(adapter.hash, format!("{folder}/version.safetensors"));
         }
     }
 }

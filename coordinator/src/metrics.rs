@@ -12,7 +12,10 @@ const TOP_PERCENT: [usize; 5] = [100, 75, 50, 25, 10];
 /// Fills in everything that follows from the rewards of the scored groups.
 pub fn describe_rewards(rewards: &[Vec<f64>], metrics: &mut IterationMetrics) {
     let all = Moments::of(rewards.iter().flatten().copied());
-    let stds: Vec<f64> = rewards.iter().map(|group| Moments::of(group.iter().copied()).std).collect();
+    let stds: Vec<f64> = rewards
+        .iter()
+        .map(|group| Moments::of(group.iter().copied()).std)
+        .collect();
     metrics.reward_mean = all.mean;
     metrics.reward_std = all.std;
     metrics.reward_std_mean = mean(&stds);
@@ -25,10 +28,16 @@ pub fn describe_rewards(rewards: &[Vec<f64>], metrics: &mut IterationMetrics) {
 fn reward_top(rewards: &[Vec<f64>]) -> BTreeMap<String, f64> {
     let sorted: Vec<Vec<f64>> = rewards.iter().map(|group| best_first(group)).collect();
     let top = |percent| {
-        let means: Vec<f64> = sorted.iter().map(|group| mean(&group[..share(group.len(), percent)])).collect();
+        let means: Vec<f64> = sorted
+            .iter()
+            .map(|group| mean(&group[..share(group.len(), percent)]))
+            .collect();
         mean(&means)
     };
-    TOP_PERCENT.into_iter().map(|percent| (percent.to_string(), top(percent))).collect()
+    TOP_PERCENT
+        .into_iter()
+        .map(|percent| (percent.to_string(), top(percent)))
+        .collect()
 }
 
 fn best_first(group: &[f64]) -> Vec<f64> {
@@ -52,7 +61,11 @@ fn mean(values: &[f64]) -> f64 {
 
 /// `part / whole`, 0 of nothing.
 pub(crate) fn ratio(part: usize, whole: usize) -> f64 {
-    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+    if whole == 0 {
+        0.0
+    } else {
+        part as f64 / whole as f64
+    }
 }
 
 #[cfg(test)]
@@ -61,7 +74,10 @@ mod tests {
 
     #[test]
     fn worked_example() {
-        let rewards = [vec![0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0], vec![0.5; 10]];
+        let rewards = [
+            vec![0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
+            vec![0.5; 10],
+        ];
         let mut metrics = IterationMetrics::default();
         describe_rewards(&rewards, &mut metrics);
         let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} is not {b}");

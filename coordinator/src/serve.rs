@@ -68,7 +68,9 @@ pub enum ServeError {
         source: io::Error,
     },
     /// The address can't be listened on.
-    #[error("cannot listen on {address}: {source}; give another --listen, or port 0 for a free one")]
+    #[error(
+        "cannot listen on {address}: {source}; give another --listen, or port 0 for a free one"
+    )]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -97,33 +99,58 @@ impl Coordinator {
     /// # Errors
     /// If configuration, dataset, record, folder or address can't be used.
     pub async fn start(options: CoordinatorOptions) -> Result<Self, ServeError> {
-        let CoordinatorOptions { config, run_dir, listen, token } = options;
+        let CoordinatorOptions {
+            config,
+            run_dir,
+            listen,
+            token,
+        } = options;
         config.validate()?;
         let rows = dataset::read(Path::new(&config.dataset.path))?;
         fs::create_dir_all(&run_dir).map_err(|source| io_error(&run_dir, source))?;
         let (store, record) = Store::open(&run_dir, &config, &dataset::hash(&rows))?;
         let listener = bind(listen, &run_dir).await?;
-        let address = listener.local_addr().map_err(|source| ServeError::Listen { address: listen, source })?;
+        let address = listener.local_addr().map_err(|source| ServeError::Listen {
+            address: listen,
+            source,
+        })?;
         let (run, config_toml) = (config.name.clone(), config.to_toml());
         write(&run_dir.join(CONFIG_FILE_NAME), &config_toml, 0o644)?;
-        let (shell, handle) = Shell::new(|now_ms| Machine::new(config, rows, record, now_ms), store)?;
+        let (shell, handle) =
+            Shell::new(|now_ms| Machine::new(config, rows, record, now_ms), store)?;
         let (sender, outcome) = oneshot::channel();
         // The receiver is gone only if nobody wants the outcome.
         thread::spawn(move || drop(sender.send(shell.run())));
-        let services = Services { handle, token: token.clone(), run, config_toml };
+        let services = Services {
+            handle,
+            token: token.clone(),
+            run,
+            config_toml,
+        };
         let (stop_services, stopped) = oneshot::channel();
         let server = Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .add_routes(services.routes().await)
-            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async { drop(stopped.await) });
+            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
+                drop(stopped.await)
+            });
         let services = tokio::spawn(server);
         if let Some(token) = token {
             write(&run_dir.join(TOKEN_FILE_NAME), &token, 0o600)?;
         }
         // Last: whoever finds the address finds everything else ready.
-        write(&run_dir.join(ADDRESS_FILE_NAME), &address.to_string(), 0o644)?;
-        Ok(Self { address, outcome, services, stop_services })
+        write(
+            &run_dir.join(ADDRESS_FILE_NAME),
+            &address.to_string(),
+            0o644,
+        )?;
+        Ok(Self {
+            address,
+            outcome,
+            services,
+            stop_services,
+        })
     }
 
     /// Where it listens.
@@ -136,7 +163,12 @@ impl Coordinator {
     /// # Errors
     /// If the record can't be written, or the run could not go on.
     pub async fn wait(self) -> Result<Outcome, ServeError> {
-        let Self { outcome, mut services, stop_services, .. } = self;
+        let Self {
+            outcome,
+            mut services,
+            stop_services,
+            ..
+        } = self;
         let outcome = tokio::select! {
             outcome = outcome => {
                 outcome.map_err(|_| ServeError::Services("the shell's thread ended".into()))??
@@ -145,10 +177,17 @@ impl Coordinator {
         };
         drop(stop_services);
         // Last answers are still on their way; who keeps a connection open is not waited for.
-        if tokio::time::timeout(SHUTDOWN_GRACE, &mut services).await.is_err() {
+        if tokio::time::timeout(SHUTDOWN_GRACE, &mut services)
+            .await
+            .is_err()
+        {
             services.abort();
         }
-        if outcome.failure.is_some() { Err(ServeError::Run(Box::new(outcome))) } else { Ok(outcome) }
+        if outcome.failure.is_some() {
+            Err(ServeError::Run(Box::new(outcome)))
+        } else {
+            Ok(outcome)
+        }
     }
 }
 
@@ -163,7 +202,11 @@ pub async fn serve(options: CoordinatorOptions) -> Result<Outcome, ServeError> {
 /// Workers come back to the address they know, so a restarted coordinator takes it again if it can.
 async fn bind(listen: SocketAddr, run_dir: &Path) -> Result<TcpListener, ServeError> {
     let last = fs::read_to_string(run_dir.join(ADDRESS_FILE_NAME)).unwrap_or_default();
-    let last = last.trim().parse::<SocketAddr>().ok().filter(|last| last.ip() == listen.ip());
+    let last = last
+        .trim()
+        .parse::<SocketAddr>()
+        .ok()
+        .filter(|last| last.ip() == listen.ip());
     if listen.port() == 0
         && let Some(last) = last
         && let Ok(listener) = TcpListener::bind(last).await
@@ -171,7 +214,10 @@ async fn bind(listen: SocketAddr, run_dir: &Path) -> Result<TcpListener, ServeEr
         return Ok(listener);
     }
     let bound = TcpListener::bind(listen).await;
-    bound.map_err(|source| ServeError::Listen { address: listen, source })
+    bound.map_err(|source| ServeError::Listen {
+        address: listen,
+        source,
+    })
 }
 
 /// Writes a small file whole: a reader sees the old one or the new one.
@@ -189,5 +235,8 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), ServeError> {
 }
 
 fn io_error(path: &Path, source: io::Error) -> ServeError {
-    ServeError::Io { path: path.to_owned(), source }
+    ServeError::Io {
+        path: path.to_owned(),
+        source,
+    }
 }

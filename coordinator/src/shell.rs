@@ -82,8 +82,13 @@ struct Clock {
 
 impl Clock {
     fn start() -> Self {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { unix_ms: since_epoch.as_millis() as u64, started: Instant::now() }
+        let since_epoch = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Self {
+            unix_ms: since_epoch.as_millis() as u64,
+            started: Instant::now(),
+        }
     }
 
     fn now_ms(&self) -> u64 {
@@ -117,14 +122,25 @@ impl Shell {
         mut store: Store,
     ) -> Result<(Self, Handle), StoreError> {
         let (queue, requests) = sync_channel(QUEUE_LEN);
-        let handle = Handle { queue, tickets: AtomicU64::new(1).into() };
+        let handle = Handle {
+            queue,
+            tickets: AtomicU64::new(1).into(),
+        };
         let clock = Clock::start();
         let machine = start(clock.now_ms());
         let events = store.last_events(EVENTS_MAX)?.into();
         let (listeners, _) = broadcast::channel(EVENTS_MAX);
         let waiting = HashMap::new();
-        let shell =
-            Self { machine, store, clock, requests, handle: handle.clone(), waiting, events, listeners };
+        let shell = Self {
+            machine,
+            store,
+            clock,
+            requests,
+            handle: handle.clone(),
+            waiting,
+            events,
+            listeners,
+        };
         Ok((shell, handle))
     }
 
@@ -144,7 +160,9 @@ impl Shell {
             });
             match self.requests.recv_timeout(wait) {
                 Ok(request) => self.apply_batch(request),
-                Err(RecvTimeoutError::Timeout) => self.machine.handle(self.clock.now_ms(), Input::Tick),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.machine.handle(self.clock.now_ms(), Input::Tick)
+                }
                 // The shell holds a sender itself, so this cannot happen.
                 Err(RecvTimeoutError::Disconnected) => std::thread::sleep(wait),
             }
@@ -166,18 +184,25 @@ impl Shell {
         let (input, answer) = match request {
             Request::Register(registration, sender) => {
                 let ticket = self.handle.ticket();
-                (Input::Register(ticket, registration), Some((ticket, Answer::Registered(sender))))
+                (
+                    Input::Register(ticket, registration),
+                    Some((ticket, Answer::Registered(sender))),
+                )
             }
-            Request::Report(ticket, report, sender) => {
-                (Input::Report(ticket, report), Some((ticket, Answer::Reply(sender))))
-            }
+            Request::Report(ticket, report, sender) => (
+                Input::Report(ticket, report),
+                Some((ticket, Answer::Reply(sender))),
+            ),
             Request::HungUp(ticket) => {
                 self.waiting.remove(&ticket);
                 (Input::HungUp(ticket), None)
             }
             Request::Control(command, sender) => {
                 let ticket = self.handle.ticket();
-                (Input::Control(ticket, command), Some((ticket, Answer::Controlled(sender))))
+                (
+                    Input::Control(ticket, command),
+                    Some((ticket, Answer::Controlled(sender))),
+                )
             }
             Request::Status(sender) => {
                 // A caller that went away needs no answer, here and below.

@@ -35,10 +35,17 @@ impl Store {
     /// # Errors
     /// If the file can't be read or written, has another schema, or belongs to a run that a
     /// changed configuration or dataset (`rows_hash`) can't go on with.
-    pub fn open(folder: &Path, config: &RunConfig, rows_hash: &str) -> Result<(Self, Record), StoreError> {
+    pub fn open(
+        folder: &Path,
+        config: &RunConfig,
+        rows_hash: &str,
+    ) -> Result<(Self, Record), StoreError> {
         let path = folder.join(FILE_NAME);
         let opened = Connection::open(&path).map_err(|error| StoreError::sqlite(&path, error))?;
-        let mut store = Self { connection: opened, path };
+        let mut store = Self {
+            connection: opened,
+            path,
+        };
         let incarnation = store.on(|connection| schema::prepare(connection))??;
         store.check_identity(config, rows_hash)?;
         let record = store.on(|connection| load::record(connection, incarnation))??;
@@ -46,17 +53,24 @@ impl Store {
     }
 
     /// Runs a database operation, and says which file if it fails.
-    fn on<T>(&mut self, operation: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+    fn on<T>(
+        &mut self,
+        operation: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
         operation(&mut self.connection).map_err(|error| StoreError::sqlite(&self.path, error))
     }
 
     fn check_identity(&mut self, config: &RunConfig, rows_hash: &str) -> Result<(), StoreError> {
-        self.check_or_set("dataset", rows_hash, |recorded, given| StoreError::OtherDataset {
-            recorded: recorded.to_owned(),
-            given: given.to_owned(),
+        self.check_or_set("dataset", rows_hash, |recorded, given| {
+            StoreError::OtherDataset {
+                recorded: recorded.to_owned(),
+                given: given.to_owned(),
+            }
         })?;
         self.check_or_set("config", &config.to_toml(), |recorded, given| {
-            StoreError::OtherConfig { differences: schema::differences(recorded, given) }
+            StoreError::OtherConfig {
+                differences: schema::differences(recorded, given),
+            }
         })
     }
 
@@ -67,10 +81,14 @@ impl Store {
         other: impl FnOnce(&str, &str) -> StoreError,
     ) -> Result<(), StoreError> {
         let query = "SELECT value FROM meta WHERE key = ?1";
-        let recorded: Option<String> =
-            self.on(|connection| connection.query_row(query, [key], |row| row.get(0)).optional())?;
+        let recorded: Option<String> = self.on(|connection| {
+            connection
+                .query_row(query, [key], |row| row.get(0))
+                .optional()
+        })?;
         let same = recorded.as_ref().is_none_or(|recorded| {
-            recorded == given || (key == "config" && schema::differences(recorded, given).is_empty())
+            recorded == given
+                || (key == "config" && schema::differences(recorded, given).is_empty())
         });
         if !same {
             return Err(other(&recorded.unwrap_or_default(), given));

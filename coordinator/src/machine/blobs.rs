@@ -65,7 +65,10 @@ impl Blobs {
 
     /// Nobody has this: a consumer asked its owners in vain.
     pub fn remove_owners(&mut self, hash: ContentHash) {
-        let owners = self.known.get_mut(&hash).map(|entry| std::mem::take(&mut entry.owners));
+        let owners = self
+            .known
+            .get_mut(&hash)
+            .map(|entry| std::mem::take(&mut entry.owners));
         for owner in owners.unwrap_or_default() {
             if let Some(held) = self.held.get_mut(&owner) {
                 held.remove(&hash);
@@ -84,12 +87,16 @@ impl Blobs {
 
     /// Whether anyone has the blob.
     pub fn is_available(&self, hash: ContentHash) -> bool {
-        self.known.get(&hash).is_some_and(|entry| !entry.owners.is_empty() || entry.file.is_some())
+        self.known
+            .get(&hash)
+            .is_some_and(|entry| !entry.owners.is_empty() || entry.file.is_some())
     }
 
     /// Whether this worker has the blob.
     pub fn is_held_by(&self, hash: ContentHash, worker: &WorkerId) -> bool {
-        self.known.get(&hash).is_some_and(|entry| entry.owners.contains(worker))
+        self.known
+            .get(&hash)
+            .is_some_and(|entry| entry.owners.contains(worker))
     }
 
     /// A reference for a consumer, with a few owners to try: living ones in turn, the file last.
@@ -97,10 +104,20 @@ impl Blobs {
         self.given += 1;
         let entry = self.known.entry(blob.hash).or_default();
         let start = self.given % entry.owners.len().max(1);
-        let in_turn = entry.owners.iter().skip(start).chain(entry.owners.iter().take(start));
-        let mut owners: Vec<BlobAddress> =
-            in_turn.filter_map(|owner| workers.blob_address(owner)).take(OWNERS_MAX - 1).collect();
+        let in_turn = entry
+            .owners
+            .iter()
+            .skip(start)
+            .chain(entry.owners.iter().take(start));
+        let mut owners: Vec<BlobAddress> = in_turn
+            .filter_map(|owner| workers.blob_address(owner))
+            .take(OWNERS_MAX - 1)
+            .collect();
         owners.extend(entry.file.clone().map(BlobAddress::File));
-        BlobRef { hash: blob.hash, size_bytes: blob.size_bytes, owners }
+        BlobRef {
+            hash: blob.hash,
+            size_bytes: blob.size_bytes,
+            owners,
+        }
     }
 }

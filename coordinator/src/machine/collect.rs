@@ -19,8 +19,12 @@ impl Machine {
         }
         self.open_iterations();
         let ready = |open: &OpenIteration| open.sealed.is_none() && open.is_collected();
-        let collected: Vec<Iteration> =
-            self.open.values().filter(|open| ready(open)).map(|open| open.iteration).collect();
+        let collected: Vec<Iteration> = self
+            .open
+            .values()
+            .filter(|open| ready(open))
+            .map(|open| open.iteration)
+            .collect();
         for iteration in collected {
             if !self.refill(iteration) {
                 self.seal(iteration);
@@ -51,12 +55,19 @@ impl Machine {
             return false;
         };
         self.positions.insert(iteration, position);
-        self.record(Entry::Opened { iteration, position });
-        self.open.insert(iteration, OpenIteration::new(iteration, self.now_ms));
+        self.record(Entry::Opened {
+            iteration,
+            position,
+        });
+        self.open
+            .insert(iteration, OpenIteration::new(iteration, self.now_ms));
         self.add_group(iteration, first, 0);
         self.draw(iteration, self.config.rollout.groups_per_iteration - 1, 0);
         let groups = self.open[&iteration].groups().len();
-        self.event(EventKind::IterationOpened, format!("iteration {iteration} opened with {groups} groups"));
+        self.event(
+            EventKind::IterationOpened,
+            format!("iteration {iteration} opened with {groups} groups"),
+        );
         self.progress();
         true
     }
@@ -65,7 +76,9 @@ impl Machine {
     fn draw(&mut self, iteration: Iteration, count: u32, round: u32) {
         let until = self.banned_until(iteration);
         for _ in 0..count {
-            let Some(row) = self.prompts.draw(until) else { return };
+            let Some(row) = self.prompts.draw(until) else {
+                return;
+            };
             self.add_group(iteration, row, round);
         }
     }
@@ -83,8 +96,16 @@ impl Machine {
         if rounds >= self.config.filter.refill_rounds_max {
             return false;
         }
-        let kept = open.groups().iter().filter(|group| self.is_kept(group)).count() as u32;
-        let missing = self.config.rollout.groups_per_iteration.saturating_sub(kept);
+        let kept = open
+            .groups()
+            .iter()
+            .filter(|group| self.is_kept(group))
+            .count() as u32;
+        let missing = self
+            .config
+            .rollout
+            .groups_per_iteration
+            .saturating_sub(kept);
         let before = open.groups().len();
         self.draw(iteration, missing, rounds + 1);
         self.open[&iteration].groups().len() > before
@@ -105,7 +126,11 @@ impl Machine {
     /// All groups are through: filters, and computes advantages over everything that has scores.
     fn seal(&mut self, iteration: Iteration) {
         let open = &self.open[&iteration];
-        let scored: Vec<&Group> = open.groups().iter().filter(|group| group.rewards().is_some()).collect();
+        let scored: Vec<&Group> = open
+            .groups()
+            .iter()
+            .filter(|group| group.rewards().is_some())
+            .collect();
         let (stale, scored): (Vec<&Group>, Vec<&Group>) =
             scored.into_iter().partition(|group| self.is_stale(group));
         if scored.is_empty() && stale.is_empty() {
@@ -132,7 +157,11 @@ impl Machine {
         describe_rewards(&rewards, &mut metrics);
         metrics.stage_s.collect = (self.now_ms - open.opened_ms) as f64 / 1e3;
         for group in &scored {
-            let timings = group.sampled.as_ref().map(|sampled| sampled.timings).unwrap_or_default();
+            let timings = group
+                .sampled
+                .as_ref()
+                .map(|sampled| sampled.timings)
+                .unwrap_or_default();
             metrics.stage_s.rollout += timings.encode_s + timings.sample_s + timings.decode_s;
             metrics.stage_s.score += group.scored.as_ref().map_or(0.0, |scored| scored.scoring_s);
         }
@@ -140,8 +169,16 @@ impl Machine {
             "iteration {iteration} sealed: {} of {} groups kept, mean reward {:.4}",
             metrics.kept, metrics.groups, metrics.reward_mean,
         );
-        let sealed = Sealed { sealed_ms: self.now_ms, kept, solved, metrics };
-        self.open.get_mut(&iteration).expect("looked up above").sealed = Some(sealed);
+        let sealed = Sealed {
+            sealed_ms: self.now_ms,
+            kept,
+            solved,
+            metrics,
+        };
+        self.open
+            .get_mut(&iteration)
+            .expect("looked up above")
+            .sealed = Some(sealed);
         self.event(EventKind::IterationSealed, message);
         self.progress();
     }
@@ -149,14 +186,21 @@ impl Machine {
     /// Advantages over all scored groups, then the kept ones' (REFERENCE sections 3 and 4).
     fn kept(&self, scored: &[&Group], rewards: &[Vec<f64>], keep: &[bool]) -> Vec<KeptGroup> {
         let ids: Vec<GroupId> = scored.iter().map(|group| group.drawn.group).collect();
-        let permutations: Vec<Option<Vec<usize>>> =
-            ids.iter().zip(rewards).map(|(id, rewards)| self.permutation(*id, rewards.len())).collect();
+        let permutations: Vec<Option<Vec<usize>>> = ids
+            .iter()
+            .zip(rewards)
+            .map(|(id, rewards)| self.permutation(*id, rewards.len()))
+            .collect();
         let given: Vec<Vec<f64>> = rewards.iter().zip(&permutations).map(permuted).collect();
         let advantages = advantage::advantages(&given, self.config.advantage.std);
         let all = ids.into_iter().zip(advantages).zip(permutations).zip(keep);
-        let kept = all.filter(|(_, keep)| **keep).map(|(((group, advantages), permutation), _)| {
-            KeptGroup { group, advantages, permutation }
-        });
+        let kept = all
+            .filter(|(_, keep)| **keep)
+            .map(|(((group, advantages), permutation), _)| KeptGroup {
+                group,
+                advantages,
+                permutation,
+            });
         kept.collect()
     }
 
@@ -165,7 +209,10 @@ impl Machine {
         let iteration = group.iteration.0;
         let purpose = Purpose::RewardPermutation;
         let seed = seed::derive(self.config.seed, purpose, iteration, group.index, 0, 0);
-        self.config.reward.permute.then(|| seed::permutation(seed, len))
+        self.config
+            .reward
+            .permute
+            .then(|| seed::permutation(seed, len))
     }
 
     fn solved(&self, scored: &[&Group], rewards: &[Vec<f64>]) -> Vec<u32> {
@@ -179,23 +226,39 @@ impl Machine {
 
     /// A group of the iteration changed: what was concluded from all of them is void.
     pub(super) fn unseal(&mut self, iteration: Iteration) {
-        let Some(open) = self.open.get_mut(&iteration) else { return };
-        if open.sealed.take().is_some() && self.training.as_ref().is_some_and(|t| t.iteration == iteration) {
+        let Some(open) = self.open.get_mut(&iteration) else {
+            return;
+        };
+        if open.sealed.take().is_some()
+            && self
+                .training
+                .as_ref()
+                .is_some_and(|t| t.iteration == iteration)
+        {
             self.abort_training();
         }
     }
 
     fn stop_for_want_of_pairs(&mut self) {
         if self.open.is_empty() {
-            self.event(EventKind::Control, "every pair of the dataset is banned: nothing is left to learn".into());
+            self.event(
+                EventKind::Control,
+                "every pair of the dataset is banned: nothing is left to learn".into(),
+            );
             self.stop();
         }
     }
 
     /// Reward workers that are ready, to tell waiting from having nobody to wait for.
     pub(super) fn ready(&self, role: Role) -> usize {
-        let ready = |worker: &&super::workers::Worker| worker.presence == retouch_proto::status::Presence::Ready;
-        self.workers.alive(role).map(|(_, worker)| worker).filter(ready).count()
+        let ready = |worker: &&super::workers::Worker| {
+            worker.presence == retouch_proto::status::Presence::Ready
+        };
+        self.workers
+            .alive(role)
+            .map(|(_, worker)| worker)
+            .filter(ready)
+            .count()
     }
 }
 
@@ -207,16 +270,25 @@ fn permuted((rewards, permutation): (&Vec<f64>, &Option<Vec<usize>>)) -> Vec<f64
 }
 
 fn entropy_mean(scored: &[&Group]) -> f64 {
-    let scores = scored.iter().filter_map(|group| group.scored.as_ref()).flat_map(|scored| &scored.scores);
-    let entropies = scores.flat_map(|score| &score.terms).map(|term| term.entropy);
+    let scores = scored
+        .iter()
+        .filter_map(|group| group.scored.as_ref())
+        .flat_map(|scored| &scored.scores);
+    let entropies = scores
+        .flat_map(|score| &score.terms)
+        .map(|term| term.entropy);
     advantage::Moments::of(entropies).mean
 }
 
 fn no_scores(open: &OpenIteration) -> String {
-    let reasons = open.groups().iter().rev().filter_map(|group| match group.state() {
-        GroupState::Dropped(reason) => Some(reason.as_str()),
-        _ => None,
-    });
+    let reasons = open
+        .groups()
+        .iter()
+        .rev()
+        .filter_map(|group| match group.state() {
+            GroupState::Dropped(reason) => Some(reason.as_str()),
+            _ => None,
+        });
     let last = reasons.take(1).collect::<String>();
     let (iteration, dropped) = (open.iteration, open.counts().dropped);
     format!("all {dropped} groups of iteration {iteration} failed; the last reason: {last}")

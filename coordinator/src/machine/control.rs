@@ -56,13 +56,12 @@ impl Machine {
             (Command::Pause, Phase::Running) => self.change(Phase::Paused),
             (Command::Resume, Phase::Paused) => self.change(Phase::Running),
             (Command::Drain, Phase::Running | Phase::Paused) => self.drain(),
-            (Command::Stop, Phase::Running | Phase::Paused | Phase::Draining { .. }) => {
-                self.stop()
-            },
+            (Command::Stop, Phase::Running | Phase::Paused | Phase::Draining { .. }) => self.stop(),
             // Said twice, or too late: the answer tells the state.
             _ => {}
         }
-        self.outputs.push_back(Output::Controlled(ticket, self.state()));
+        self.outputs
+            .push_back(Output::Controlled(ticket, self.state()));
     }
 
     fn change(&mut self, phase: Phase) {
@@ -72,7 +71,12 @@ impl Machine {
     }
 
     fn drain(&mut self) {
-        let last = self.open.keys().next_back().copied().unwrap_or(self.committed.iteration);
+        let last = self
+            .open
+            .keys()
+            .next_back()
+            .copied()
+            .unwrap_or(self.committed.iteration);
         self.change(Phase::Draining { last });
     }
 
@@ -83,13 +87,19 @@ impl Machine {
         self.change(Phase::Stopping { until_ms });
         self.look_at(until_ms);
         let groups = self.open.values().flat_map(|open| open.groups());
-        let busy: Vec<_> = groups.filter(|g| g.state().lease().is_some()).map(|g| g.drawn.group).collect();
+        let busy: Vec<_> = groups
+            .filter(|g| g.state().lease().is_some())
+            .map(|g| g.drawn.group)
+            .collect();
         busy.into_iter().for_each(|group| self.put_back(group));
     }
 
     /// All is done that will be done.
     pub(super) fn finish(&mut self) {
-        self.event(EventKind::Finished, format!("finished after iteration {}", self.committed.iteration));
+        self.event(
+            EventKind::Finished,
+            format!("finished after iteration {}", self.committed.iteration),
+        );
         self.conclude_run(None);
     }
 
@@ -100,16 +110,23 @@ impl Machine {
     }
 
     fn conclude_run(&mut self, failure: Option<String>) {
-        let until_ms = self.now_ms + self.workers.silence_ms_max() + self.config.cluster.report_wait_ms_max;
+        let until_ms =
+            self.now_ms + self.workers.silence_ms_max() + self.config.cluster.report_wait_ms_max;
         let outcome = Outcome {
             iteration: self.committed.iteration,
             ema_adapter: self.checkpoint.ema_adapter,
             failure,
             totals: self.totals,
         };
-        self.phase = Phase::Over { outcome, until_ms, left: false };
+        self.phase = Phase::Over {
+            outcome,
+            until_ms,
+            left: false,
+        };
         let leases: Vec<_> = self.leases.iter().map(|(id, _)| *id).collect();
-        leases.into_iter().for_each(|lease| drop(self.close_lease(lease)));
+        leases
+            .into_iter()
+            .for_each(|lease| drop(self.close_lease(lease)));
         self.training = None;
         let everyone: Vec<_> = self.workers.iter().map(|(id, _)| id.clone()).collect();
         self.touched.extend(everyone);
@@ -118,8 +135,18 @@ impl Machine {
 
     /// Puts out the exit once everyone alive was told, or had time enough.
     pub(super) fn leave(&mut self) {
-        let told = self.workers.iter().all(|(_, worker)| worker.dismissed || !worker.is_alive());
-        let Phase::Over { outcome, until_ms, left } = &mut self.phase else { return };
+        let told = self
+            .workers
+            .iter()
+            .all(|(_, worker)| worker.dismissed || !worker.is_alive());
+        let Phase::Over {
+            outcome,
+            until_ms,
+            left,
+        } = &mut self.phase
+        else {
+            return;
+        };
         if !*left && (told || *until_ms <= self.now_ms) {
             *left = true;
             self.outputs.push_back(Output::Exit(outcome.clone()));

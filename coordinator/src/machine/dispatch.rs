@@ -27,7 +27,9 @@ impl Machine {
 
     fn update_free(&mut self) {
         for id in &self.touched {
-            let Some(worker) = self.workers.get(id) else { continue };
+            let Some(worker) = self.workers.get(id) else {
+                continue;
+            };
             let free = self.free.entry(worker.role).or_default();
             if worker.free() > 0 {
                 free.insert(id.clone());
@@ -45,9 +47,20 @@ impl Machine {
             return;
         }
         let ids: Vec<GroupId> = self.waiting(role).take(slots as usize).collect();
-        let tasks = ids.iter().map(|id| TaskNeed { avoid: self.avoided(role, *id) }).collect();
+        let tasks = ids
+            .iter()
+            .map(|id| TaskNeed {
+                avoid: self.avoided(role, *id),
+            })
+            .collect();
         let placements = solve(&Problem { tasks, workers });
-        let names: Vec<WorkerId> = self.free.get(&role).into_iter().flatten().cloned().collect();
+        let names: Vec<WorkerId> = self
+            .free
+            .get(&role)
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect();
         for Placement { task, worker } in placements {
             self.assign(role, ids[task], &names[worker]);
         }
@@ -55,15 +68,25 @@ impl Machine {
 
     fn load<'a>(&'a self, id: &'a WorkerId) -> Option<WorkerLoad<'a>> {
         let worker = self.workers.get(id)?;
-        Some(WorkerLoad { id, free: worker.free(), running: worker.leases.len() as u32 })
+        Some(WorkerLoad {
+            id,
+            free: worker.free(),
+            running: worker.leases.len() as u32,
+        })
     }
 
     /// Groups that a worker of this role could take now, oldest iteration first.
     fn waiting(&self, role: Role) -> Box<dyn Iterator<Item = GroupId> + '_> {
         let open = self.open.values();
         let groups: Box<dyn Iterator<Item = &Group>> = match role {
-            Role::Rollout => Box::new(open.flat_map(|open| open.queued()).filter(|g| self.can_sample(g))),
-            _ => Box::new(open.flat_map(|open| open.sampled()).filter(|g| self.all_available(g.images()))),
+            Role::Rollout => Box::new(
+                open.flat_map(|open| open.queued())
+                    .filter(|g| self.can_sample(g)),
+            ),
+            _ => Box::new(
+                open.flat_map(|open| open.sampled())
+                    .filter(|g| self.all_available(g.images())),
+            ),
         };
         let due = groups.filter(|group| group.not_before_ms <= self.now_ms);
         Box::new(due.map(|group| group.drawn.group))
@@ -71,14 +94,20 @@ impl Machine {
 
     fn can_sample(&self, group: &Group) -> bool {
         let policy = group.policy.unwrap_or(self.committed.policy);
-        policy.adapter.is_none_or(|adapter| self.blobs.is_available(adapter.hash))
+        policy
+            .adapter
+            .is_none_or(|adapter| self.blobs.is_available(adapter.hash))
     }
 
     /// Who failed the group before, unless nobody else is there.
     fn avoided(&self, role: Role, id: GroupId) -> &[WorkerId] {
         let avoid = self.group(id).map_or(&[][..], |group| &group.avoid);
         let others = || self.workers.alive(role).any(|(id, _)| !avoid.contains(id));
-        if avoid.is_empty() || others() { avoid } else { &[] }
+        if avoid.is_empty() || others() {
+            avoid
+        } else {
+            &[]
+        }
     }
 
     fn assign(&mut self, role: Role, id: GroupId, worker: &WorkerId) {
@@ -101,25 +130,42 @@ impl Machine {
 
     fn answer_one(&mut self, id: &WorkerId) {
         let is_over = self.is_over();
-        let Some(worker) = self.workers.get(id) else { return };
+        let Some(worker) = self.workers.get(id) else {
+            return;
+        };
         let Some(held) = &worker.held else { return };
         let (unsent, cancel) = (worker.unsent(), worker.unwanted());
         let due = held.until_ms <= self.now_ms || is_over;
         if !due && unsent.is_empty() && cancel.is_empty() && worker.prefetch.is_empty() {
             return;
         }
-        let directive = if is_over { Directive::Shutdown } else { Directive::Continue };
-        let assignments = unsent.into_iter().filter_map(|lease| self.assignment(lease)).collect();
+        let directive = if is_over {
+            Directive::Shutdown
+        } else {
+            Directive::Continue
+        };
+        let assignments = unsent
+            .into_iter()
+            .filter_map(|lease| self.assignment(lease))
+            .collect();
         let prefetch = self.take_prefetch(id);
         let committed = self.committed.iteration;
-        let reply = ReportReply { assignments, cancel, prefetch, directive, committed };
+        let reply = ReportReply {
+            assignments,
+            cancel,
+            prefetch,
+            directive,
+            committed,
+        };
         self.send(id, reply);
     }
 
     fn send(&mut self, id: &WorkerId, reply: ReportReply) {
         let dismissed = reply.directive == Directive::Shutdown;
         let lost_at_ms = self.now_ms + self.workers.silence_ms_max();
-        let Some(held) = self.workers.release(id) else { return };
+        let Some(held) = self.workers.release(id) else {
+            return;
+        };
         self.outputs.push_back(Output::Reply(held.ticket, reply));
         if let Some(worker) = self.workers.get_mut(id) {
             worker.lost_at_ms = lost_at_ms;
@@ -138,7 +184,11 @@ impl Machine {
             Work::Score(group) => Task::Score(self.score_task(group)?),
             Work::Train => Task::Train(self.train_task(id)?),
         };
-        Some(Assignment { lease: id, lease_ms, task })
+        Some(Assignment {
+            lease: id,
+            lease_ms,
+            task,
+        })
     }
 
     fn rollout_task(&mut self, id: GroupId) -> Option<RolloutTask> {
@@ -148,7 +198,14 @@ impl Machine {
         let (image, adapter) = (row.image.clone(), group.policy?.adapter);
         let version = adapter.map(|adapter| self.reference(adapter));
         let group_size = self.config.rollout.group_size;
-        Some(RolloutTask { group: id, prompt, requirement, image, version, group_size })
+        Some(RolloutTask {
+            group: id,
+            prompt,
+            requirement,
+            image,
+            version,
+            group_size,
+        })
     }
 
     fn score_task(&mut self, id: GroupId) -> Option<ScoreTask> {
@@ -156,17 +213,30 @@ impl Machine {
         let row = &self.rows[group.drawn.row as usize];
         let (prompt, requirement) = (row.prompt.clone(), row.requirement.clone());
         let images: Vec<Blob> = group.images().collect();
-        let mut images = images.into_iter().map(|blob| self.reference(blob)).collect::<Vec<BlobRef>>().into_iter();
+        let mut images = images
+            .into_iter()
+            .map(|blob| self.reference(blob))
+            .collect::<Vec<BlobRef>>()
+            .into_iter();
         let source_png = images.next()?;
-        Some(ScoreTask { group: id, prompt, requirement, source_png, edits_png: images.collect() })
+        Some(ScoreTask {
+            group: id,
+            prompt,
+            requirement,
+            source_png,
+            edits_png: images.collect(),
+        })
     }
 
     fn take_prefetch(&mut self, id: &WorkerId) -> Vec<BlobRef> {
-        let Some(worker) = self.workers.get_mut(id) else { return Vec::new() };
+        let Some(worker) = self.workers.get_mut(id) else {
+            return Vec::new();
+        };
         let count = worker.prefetch.len().min(PREFETCH_MAX);
         let hashes: Vec<_> = worker.prefetch.drain(..count).collect();
         let groups = self.open.values().flat_map(|open| open.groups());
-        let wanted = |blob: &Blob| hashes.contains(&blob.hash) && self.blobs.is_available(blob.hash);
+        let wanted =
+            |blob: &Blob| hashes.contains(&blob.hash) && self.blobs.is_available(blob.hash);
         let blobs: Vec<Blob> = match hashes.is_empty() {
             true => Vec::new(),
             false => groups.flat_map(Group::latents).filter(wanted).collect(),

@@ -100,25 +100,36 @@ impl Group {
 
     /// Its rewards in sample order, once it has some.
     pub fn rewards(&self) -> Option<Vec<f64>> {
-        let scored = self.scored.as_ref().filter(|_| self.state == GroupState::Scored)?;
+        let scored = self
+            .scored
+            .as_ref()
+            .filter(|_| self.state == GroupState::Scored)?;
         Some(scored.scores.iter().map(|score| score.reward).collect())
     }
 
     /// The images that a judge needs: the source and the candidates.
     pub fn images(&self) -> impl Iterator<Item = Blob> {
         let sampled = self.sampled.iter();
-        sampled.flat_map(|s| std::iter::once(&s.source_png).chain(&s.edits_png)).map(blob)
+        sampled
+            .flat_map(|s| std::iter::once(&s.source_png).chain(&s.edits_png))
+            .map(blob)
     }
 
     /// What a learner needs: clean latents and condition.
     pub fn latents(&self) -> impl Iterator<Item = Blob> {
-        self.sampled.iter().flat_map(|sampled| [&sampled.x0, &sampled.condition]).map(blob)
+        self.sampled
+            .iter()
+            .flat_map(|sampled| [&sampled.x0, &sampled.condition])
+            .map(blob)
     }
 
     /// Everything it refers to.
     pub fn blobs(&self) -> impl Iterator<Item = ContentHash> {
         let adapter = self.policy.and_then(|policy| policy.hash());
-        self.images().chain(self.latents()).map(|blob| blob.hash).chain(adapter)
+        self.images()
+            .chain(self.latents())
+            .map(|blob| blob.hash)
+            .chain(adapter)
     }
 
     /// A new stage begins: what was held against it or its workers is forgotten.
@@ -131,14 +142,20 @@ impl Group {
 }
 
 fn blob(reference: &retouch_proto::BlobRef) -> Blob {
-    Blob { hash: reference.hash, size_bytes: reference.size_bytes }
+    Blob {
+        hash: reference.hash,
+        size_bytes: reference.size_bytes,
+    }
 }
 
 /// Whether two samplings of a group have the same bits (A9).
 pub fn same_bits(a: &RolloutResult, b: &RolloutResult) -> bool {
     let hashes = |result: &RolloutResult| {
         let whole = [&result.x0, &result.condition, &result.source_png].into_iter();
-        whole.chain(&result.edits_png).map(|blob| blob.hash).collect::<Vec<_>>()
+        whole
+            .chain(&result.edits_png)
+            .map(|blob| blob.hash)
+            .collect::<Vec<_>>()
     };
     a.version == b.version && hashes(a) == hashes(b)
 }
@@ -196,7 +213,10 @@ impl OpenIteration {
     /// Adds a drawn group.
     pub fn draw(&mut self, row: u32, round: u32) -> DrawnGroup {
         let index = self.groups.len() as u32;
-        let group = GroupId { iteration: self.iteration, index };
+        let group = GroupId {
+            iteration: self.iteration,
+            index,
+        };
         let drawn = DrawnGroup { group, row, round };
         self.insert(Group::new(drawn));
         drawn
@@ -261,12 +281,16 @@ impl OpenIteration {
 
     /// Groups that wait for a rollout worker.
     pub fn queued(&self) -> impl Iterator<Item = &Group> {
-        self.queued.iter().map(|index| &self.groups[*index as usize])
+        self.queued
+            .iter()
+            .map(|index| &self.groups[*index as usize])
     }
 
     /// Groups that wait for a reward worker.
     pub fn sampled(&self) -> impl Iterator<Item = &Group> {
-        self.sampled.iter().map(|index| &self.groups[*index as usize])
+        self.sampled
+            .iter()
+            .map(|index| &self.groups[*index as usize])
     }
 
     /// Whether every group is scored or given up.
@@ -276,6 +300,10 @@ impl OpenIteration {
 
     /// Refill rounds so far.
     pub fn rounds(&self) -> u32 {
-        self.groups.iter().map(|group| group.drawn.round).max().unwrap_or(0)
+        self.groups
+            .iter()
+            .map(|group| group.drawn.round)
+            .max()
+            .unwrap_or(0)
     }
 }

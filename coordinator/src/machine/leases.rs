@@ -35,7 +35,10 @@ pub struct Leases {
 impl Leases {
     /// Numbers them from the coordinator's incarnation, so that no lease is ever met twice.
     pub fn new(incarnation: u32) -> Self {
-        Self { next: u64::from(incarnation) << 32, active: HashMap::new() }
+        Self {
+            next: u64::from(incarnation) << 32,
+            active: HashMap::new(),
+        }
     }
 
     /// Gives out a lease.

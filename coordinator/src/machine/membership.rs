@@ -32,7 +32,13 @@ pub struct Candidates {
 
 /// All ranks if they are there; after the grace, the most that can share the gradient shards.
 pub fn plan(candidates: Candidates, now_ms: u64) -> Plan {
-    let Candidates { mut ready, ranks, gradient_shards, short_since_ms, grace_ms } = candidates;
+    let Candidates {
+        mut ready,
+        ranks,
+        gradient_shards,
+        short_since_ms,
+        grace_ms,
+    } = candidates;
     if ready.len() >= ranks {
         ready.truncate(ranks);
         return Plan::Go(ready);
@@ -41,9 +47,15 @@ pub fn plan(candidates: Candidates, now_ms: u64) -> Plan {
     if now_ms < until_ms {
         return Plan::Wait(until_ms);
     }
-    let world = (1..=ready.len()).rev().find(|world| gradient_shards % world == 0);
+    let world = (1..=ready.len())
+        .rev()
+        .find(|world| gradient_shards % world == 0);
     ready.truncate(world.unwrap_or(0));
-    if ready.is_empty() { Plan::Nobody } else { Plan::Go(ready) }
+    if ready.is_empty() {
+        Plan::Nobody
+    } else {
+        Plan::Go(ready)
+    }
 }
 
 /// The present collective: one epoch per membership.
@@ -55,7 +67,10 @@ pub struct Collective {
 impl Collective {
     /// Numbers epochs from the coordinator's incarnation.
     pub fn new(incarnation: u32) -> Self {
-        Self { next: u64::from(incarnation) << 32, current: None }
+        Self {
+            next: u64::from(incarnation) << 32,
+            current: None,
+        }
     }
 
     /// The epoch of these members: the present one if it is theirs, else a new one.
@@ -81,7 +96,14 @@ mod tests {
     use super::*;
 
     fn members(count: u64) -> Vec<Member> {
-        (0..count).map(|rank| (WorkerId::new(format!("learner-{rank}")).unwrap(), Generation(rank))).collect()
+        (0..count)
+            .map(|rank| {
+                (
+                    WorkerId::new(format!("learner-{rank}")).unwrap(),
+                    Generation(rank),
+                )
+            })
+            .collect()
     }
 
     fn planned(ready: u64, now_ms: u64) -> Plan {

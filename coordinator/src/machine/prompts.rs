@@ -35,10 +35,18 @@ impl Prompts {
         let mut pairs = HashMap::new();
         let pair = |row: &DatasetRow| {
             let next = pairs.len() as u32;
-            *pairs.entry((row.image.clone(), row.prompt.clone())).or_insert(next)
+            *pairs
+                .entry((row.image.clone(), row.prompt.clone()))
+                .or_insert(next)
         };
         let pair_of_row = rows.iter().map(pair).collect();
-        Self { seed, pair_of_row, position: 0, order: None, banned: BTreeMap::new() }
+        Self {
+            seed,
+            pair_of_row,
+            position: 0,
+            order: None,
+            banned: BTreeMap::new(),
+        }
     }
 
     /// How many rows were drawn or skipped so far.
@@ -67,7 +75,11 @@ impl Prompts {
     }
 
     fn row_at(&mut self, pass: u64, offset: u64) -> u32 {
-        if self.order.as_ref().is_none_or(|(cached, _)| *cached != pass) {
+        if self
+            .order
+            .as_ref()
+            .is_none_or(|(cached, _)| *cached != pass)
+        {
             let seed = seed::derive(self.seed, Purpose::PromptOrder, pass as u32, 0, 0, 0);
             self.order = Some((pass, seed::permutation(seed, self.pair_of_row.len())));
         }
@@ -146,9 +158,13 @@ mod tests {
         let mut prompts = Prompts::new(1, &duplicated);
         assert!(prompts.ban(1, Iteration(5)));
         assert!(!prompts.ban(3, Iteration(6)), "the same pair");
-        let drawn: BTreeSet<u32> = (0..8).map(|_| prompts.draw(Iteration(5)).unwrap()).collect();
+        let drawn: BTreeSet<u32> = (0..8)
+            .map(|_| prompts.draw(Iteration(5)).unwrap())
+            .collect();
         assert_eq!(drawn, [0, 2].into());
-        let drawn: BTreeSet<u32> = (0..8).map(|_| prompts.draw(Iteration(4)).unwrap()).collect();
+        let drawn: BTreeSet<u32> = (0..8)
+            .map(|_| prompts.draw(Iteration(4)).unwrap())
+            .collect();
         assert_eq!(drawn, [0, 1, 2, 3].into());
         prompts.unban_after(Iteration(4));
         assert_eq!(prompts.banned(), 0);

@@ -25,7 +25,10 @@ pub struct Policy {
 
 impl Policy {
     /// The policy before the first iteration.
-    pub const BASE: Self = Self { iteration: Iteration(0), adapter: None };
+    pub const BASE: Self = Self {
+        iteration: Iteration(0),
+        adapter: None,
+    };
 
     /// The adapter's hash, which names the version (A6).
     pub fn hash(&self) -> Option<ContentHash> {
@@ -46,7 +49,11 @@ pub struct Committed {
 
 impl Committed {
     /// Before the first iteration.
-    pub const START: Self = Self { iteration: Iteration(0), state: None, policy: Policy::BASE };
+    pub const START: Self = Self {
+        iteration: Iteration(0),
+        state: None,
+        policy: Policy::BASE,
+    };
 }
 
 /// A durable checkpoint.
@@ -60,7 +67,10 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// The start of the run needs no file.
-    pub const START: Self = Self { committed: Committed::START, ema_adapter: None };
+    pub const START: Self = Self {
+        committed: Committed::START,
+        ema_adapter: None,
+    };
 }
 
 /// One line of the record.

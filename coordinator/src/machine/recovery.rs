@@ -13,7 +13,9 @@ use super::record::{Committed, Entry};
 impl Machine {
     /// A generation is over: its leases go to others, which is no failed attempt.
     pub(super) fn lose_worker(&mut self, id: &WorkerId, why: &str) {
-        let Some(worker) = self.workers.get_mut(id) else { return };
+        let Some(worker) = self.workers.get_mut(id) else {
+            return;
+        };
         worker.presence = Presence::Lost;
         worker.prefetch.clear();
         let (role, generation) = (worker.role, worker.generation);
@@ -21,7 +23,9 @@ impl Machine {
         self.blobs.remove_worker(id);
         self.touch(id);
         for lease in leases {
-            let Some(lease) = self.close_lease(lease) else { continue };
+            let Some(lease) = self.close_lease(lease) else {
+                continue;
+            };
             self.totals.leases_lost += 1;
             if let Work::Rollout(group) | Work::Score(group) = lease.work {
                 self.put_back(group);
@@ -42,7 +46,10 @@ impl Machine {
         if self.is_over() {
             return;
         }
-        if self.adopting_until_ms.is_some_and(|until_ms| until_ms <= self.now_ms || self.is_everyone_back()) {
+        if self
+            .adopting_until_ms
+            .is_some_and(|until_ms| until_ms <= self.now_ms || self.is_everyone_back())
+        {
             self.adopting_until_ms = None;
             self.remake_lost_images();
         }
@@ -55,8 +62,10 @@ impl Machine {
 
     fn is_everyone_back(&self) -> bool {
         let cluster = &self.config.cluster;
-        let back = |role, expected: u32| self.workers.alive(role).count() >= expected.max(1) as usize;
-        back(Role::Rollout, cluster.rollout_workers) && back(Role::Learner, self.config.learner.ranks)
+        let back =
+            |role, expected: u32| self.workers.alive(role).count() >= expected.max(1) as usize;
+        back(Role::Rollout, cluster.rollout_workers)
+            && back(Role::Learner, self.config.learner.ranks)
     }
 
     /// Groups that wait for a judge but whose images nobody has are sampled again.
@@ -70,7 +79,12 @@ impl Machine {
     }
 
     pub(super) fn remake_if_lost(&mut self, id: GroupId) {
-        let Some(group) = self.group(id).filter(|group| *group.state() == GroupState::Sampled) else { return };
+        let Some(group) = self
+            .group(id)
+            .filter(|group| *group.state() == GroupState::Sampled)
+        else {
+            return;
+        };
         if !self.all_available(group.images()) && self.adopting_until_ms.is_none() {
             self.remake(id);
         }
@@ -101,21 +115,30 @@ impl Machine {
 
     /// A8: back to the last checkpoint; later iterations are taken back and their seeds replayed.
     fn rewind(&mut self) {
-        let (from, to) = (self.committed.iteration, self.checkpoint.committed.iteration);
+        let (from, to) = (
+            self.committed.iteration,
+            self.checkpoint.committed.iteration,
+        );
         let leases: Vec<_> = self.leases.iter().map(|(id, _)| *id).collect();
-        leases.into_iter().for_each(|lease| drop(self.close_lease(lease)));
+        leases
+            .into_iter()
+            .for_each(|lease| drop(self.close_lease(lease)));
         self.open.clear();
         self.committed = self.checkpoint.committed;
         self.policies = vec![self.committed.policy];
         self.prompts.unban_after(to);
-        self.prompts.go_to(self.positions.get(&to.next()).copied().unwrap_or(0));
-        self.positions.retain(|iteration, _| *iteration <= to.next());
+        self.prompts
+            .go_to(self.positions.get(&to.next()).copied().unwrap_or(0));
+        self.positions
+            .retain(|iteration, _| *iteration <= to.next());
         self.history.retain(|metrics| metrics.iteration <= to);
         self.totals.rewound += u64::from(from.0 - to.0);
         self.state_lost_since_ms = None;
         self.collective.dissolve();
         self.record(Entry::Rewound { from, to });
-        let message = format!("no living worker holds the state of iteration {from}: back to checkpoint {to}");
+        let message = format!(
+            "no living worker holds the state of iteration {from}: back to checkpoint {to}"
+        );
         self.event(EventKind::Rewound, message);
         self.forget_unwanted();
         self.progress();

@@ -27,11 +27,15 @@ impl Machine {
         self.blobs.add(&id, holds);
         self.touch(&id);
         self.set_worker_alarm(&id);
-        self.outputs.push_back(Output::Registered(ticket, generation));
+        self.outputs
+            .push_back(Output::Registered(ticket, generation));
         if self.is_over() {
             return;
         }
-        self.event(EventKind::WorkerJoined, format!("{role} worker {id} joined as generation {generation}"));
+        self.event(
+            EventKind::WorkerJoined,
+            format!("{role} worker {id} joined as generation {generation}"),
+        );
         for task in running {
             self.adopt(&id, role, task);
         }
@@ -41,18 +45,28 @@ impl Machine {
     /// A registering worker goes on with what is still wanted; the rest is cancelled by the
     /// first reply, since no lease speaks for it.
     fn adopt(&mut self, worker: &WorkerId, role: Role, task: RunningTask) {
-        let Some(id) = task.group.filter(|_| task.kind == role) else { return };
+        let Some(id) = task.group.filter(|_| task.kind == role) else {
+            return;
+        };
         let Some(group) = self.group(id) else { return };
         let (work, state) = match (role, group.state()) {
-            (Role::Rollout, GroupState::Queued) => (Work::Rollout(id), GroupState::Sampling(task.lease)),
-            (Role::Reward, GroupState::Sampled) => (Work::Score(id), GroupState::Scoring(task.lease)),
+            (Role::Rollout, GroupState::Queued) => {
+                (Work::Rollout(id), GroupState::Sampling(task.lease))
+            }
+            (Role::Reward, GroupState::Sampled) => {
+                (Work::Score(id), GroupState::Scoring(task.lease))
+            }
             _ => return,
         };
         if self.leases.get(task.lease).is_some() {
             return;
         }
         let deadline_ms = self.lease_deadline_ms();
-        let lease = Lease { worker: worker.clone(), work, deadline_ms };
+        let lease = Lease {
+            worker: worker.clone(),
+            work,
+            deadline_ms,
+        };
         self.leases.adopt(task.lease, lease);
         self.alarms.insert((deadline_ms, Alarm::Lease(task.lease)));
         self.pin_policy(id);
@@ -75,13 +89,23 @@ impl Machine {
         self.take_results(&id, report.results.clone());
         // Results want their answer at once, and so does whoever has no room for work.
         let patient = report.results.is_empty() && report.slots_free > 0 && !self.is_over();
-        let wait_ms = if patient { self.config.cluster.report_wait_ms_max } else { 0 };
-        let finished: BTreeSet<LeaseId> = report.results.iter().map(|result| result.lease).collect();
+        let wait_ms = if patient {
+            self.config.cluster.report_wait_ms_max
+        } else {
+            0
+        };
+        let finished: BTreeSet<LeaseId> =
+            report.results.iter().map(|result| result.lease).collect();
         let held = HeldReport {
             ticket,
             until_ms: self.now_ms + wait_ms,
             slots_free: report.slots_free,
-            running: report.running.iter().copied().filter(|lease| !finished.contains(lease)).collect(),
+            running: report
+                .running
+                .iter()
+                .copied()
+                .filter(|lease| !finished.contains(lease))
+                .collect(),
         };
         match self.workers.hold(&report, held, self.now_ms) {
             None => self.reply_nothing(ticket, Directive::Continue),
@@ -126,14 +150,18 @@ impl Machine {
 
     /// Makes sure that the machine wakes when something about this worker is due.
     pub(super) fn set_worker_alarm(&mut self, id: &WorkerId) {
-        let Some(worker) = self.workers.get(id).filter(|worker| worker.is_alive()) else { return };
+        let Some(worker) = self.workers.get(id).filter(|worker| worker.is_alive()) else {
+            return;
+        };
         let held_until_ms = worker.held.as_ref().map_or(u64::MAX, |held| held.until_ms);
         let at_ms = worker.lost_at_ms.min(held_until_ms);
         self.alarms.insert((at_ms, Alarm::Worker(id.clone())));
     }
 
     pub(super) fn worker_alarm(&mut self, id: WorkerId) {
-        let Some(worker) = self.workers.get(&id).filter(|worker| worker.is_alive()) else { return };
+        let Some(worker) = self.workers.get(&id).filter(|worker| worker.is_alive()) else {
+            return;
+        };
         if worker.held.is_some() {
             // Answered by the end of this step if it is due.
             self.touch(&id);

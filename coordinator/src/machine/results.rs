@@ -27,7 +27,9 @@ impl Machine {
     }
 
     fn count_result(&mut self, worker: &WorkerId, lease: &Option<Lease>, outcome: &TaskOutcome) {
-        let Some(worker) = self.workers.get_mut(worker).filter(|_| lease.is_some()) else { return };
+        let Some(worker) = self.workers.get_mut(worker).filter(|_| lease.is_some()) else {
+            return;
+        };
         match outcome {
             TaskOutcome::Failed(_) => worker.failed += 1,
             _ => worker.done += 1,
@@ -36,7 +38,9 @@ impl Machine {
 
     /// Ends the lease if it is this worker's.
     fn close_lease_of(&mut self, id: LeaseId, worker: &WorkerId) -> Option<Lease> {
-        self.leases.get(id).filter(|lease| lease.worker == *worker)?;
+        self.leases
+            .get(id)
+            .filter(|lease| lease.worker == *worker)?;
         self.close_lease(id)
     }
 
@@ -54,7 +58,10 @@ impl Machine {
         let leased = lease.is_some_and(|lease| lease.work == Work::Rollout(id));
         let size = self.config.rollout.group_size as usize;
         if result.edits_png.len() != size {
-            let reason = format!("{} images came back, a group has {size}", result.edits_png.len());
+            let reason = format!(
+                "{} images came back, a group has {size}",
+                result.edits_png.len()
+            );
             return self.fail_if(leased, worker, id, reason);
         }
         let Some(group) = self.group(id) else { return };
@@ -66,7 +73,10 @@ impl Machine {
         let policy = group.policy.unwrap_or_else(|| self.policy());
         if policy.hash() != result.version {
             let made_by = name_of(result.version);
-            let reason = format!("was sampled by version {made_by}, not {}", name_of(policy.hash()));
+            let reason = format!(
+                "was sampled by version {made_by}, not {}",
+                name_of(policy.hash())
+            );
             return self.fail_if(leased, worker, id, reason);
         }
         self.pin_policy(id);
@@ -75,7 +85,9 @@ impl Machine {
 
     /// Somebody made the same blobs again: one more owner.
     fn add_owner_of_same(&mut self, worker: &WorkerId, result: &RolloutResult) {
-        let recorded = self.group(result.group).and_then(|group| group.sampled.as_ref());
+        let recorded = self
+            .group(result.group)
+            .and_then(|group| group.sampled.as_ref());
         if recorded.is_some_and(|recorded| same_bits(recorded, result)) {
             self.blobs.add(worker, hashes(result));
         }
@@ -92,14 +104,21 @@ impl Machine {
         self.totals.groups_sampled += 1;
         let result = without_owners(result);
         let group = self.group_mut(id).expect("looked up by the caller");
-        let same = group.sampled.as_ref().is_some_and(|recorded| same_bits(recorded, &result));
+        let same = group
+            .sampled
+            .as_ref()
+            .is_some_and(|recorded| same_bits(recorded, &result));
         let policy = group.policy.expect("pinned by the caller");
         if !same {
             group.scored = None;
         }
         group.sampled = Some(result.clone());
         group.clear_attempts();
-        let state = if group.scored.is_some() { GroupState::Scored } else { GroupState::Sampled };
+        let state = if group.scored.is_some() {
+            GroupState::Scored
+        } else {
+            GroupState::Sampled
+        };
         let rescored = state == GroupState::Sampled;
         self.set_group_state(id, state);
         if rescored {
@@ -107,7 +126,11 @@ impl Machine {
             self.unseal(id.iteration);
         }
         if !same {
-            self.record(Entry::Sampled { worker: worker.clone(), policy, result });
+            self.record(Entry::Sampled {
+                worker: worker.clone(),
+                policy,
+                result,
+            });
         }
         self.progress();
     }
@@ -120,13 +143,26 @@ impl Machine {
             return;
         }
         let sampled = group.sampled.as_ref().expect("a sampled group");
-        if sampled.edits_png.iter().map(|edit| edit.hash).ne(result.edits.iter().copied()) {
-            return self.fail_if(leased, worker, id, "other images than the group's were scored".into());
+        if sampled
+            .edits_png
+            .iter()
+            .map(|edit| edit.hash)
+            .ne(result.edits.iter().copied())
+        {
+            return self.fail_if(
+                leased,
+                worker,
+                id,
+                "other images than the group's were scored".into(),
+            );
         }
         let size = self.config.rollout.group_size as usize;
         let rewards_valid = result.scores.iter().all(|score| score.reward.is_finite());
         if result.scores.len() != size || !rewards_valid {
-            let reason = format!("{} scores came back for {size} images, or not all are finite", result.scores.len());
+            let reason = format!(
+                "{} scores came back for {size} images, or not all are finite",
+                result.scores.len()
+            );
             return self.fail_if(leased, worker, id, reason);
         }
         self.accept_score(worker, result);
@@ -142,7 +178,10 @@ impl Machine {
         group.scored = Some(result.clone());
         group.clear_attempts();
         self.set_group_state(id, GroupState::Scored);
-        self.record(Entry::Scored { worker: worker.clone(), result });
+        self.record(Entry::Scored {
+            worker: worker.clone(),
+            result,
+        });
         if filter::keeps(&rewards, &self.config.filter) {
             self.hint_prefetch(id);
         }
@@ -158,9 +197,15 @@ impl Machine {
             .take(self.config.learner.ranks as usize)
             .map(|(id, _)| id.clone())
             .collect();
-        let Some(learner) = learners.get(id.index as usize * learners.len() / groups) else { return };
-        let hashes: Vec<ContentHash> =
-            self.group(id).into_iter().flat_map(|group| group.latents()).map(|blob| blob.hash).collect();
+        let Some(learner) = learners.get(id.index as usize * learners.len() / groups) else {
+            return;
+        };
+        let hashes: Vec<ContentHash> = self
+            .group(id)
+            .into_iter()
+            .flat_map(|group| group.latents())
+            .map(|blob| blob.hash)
+            .collect();
         if let Some(worker) = self.workers.get_mut(learner) {
             worker.prefetch.extend(hashes);
             self.touch(learner);
@@ -192,7 +237,9 @@ impl Machine {
     pub(super) fn attempt_failed(&mut self, worker: &WorkerId, id: GroupId, reason: String) {
         let attempts_max = self.config.cluster.attempts_max;
         let not_before_ms = self.now_ms + self.config.cluster.heartbeat_ms;
-        let Some(group) = self.group_mut(id) else { return };
+        let Some(group) = self.group_mut(id) else {
+            return;
+        };
         group.attempts += 1;
         group.not_before_ms = not_before_ms;
         if !group.avoid.contains(worker) {
@@ -200,10 +247,14 @@ impl Machine {
         }
         let attempts = group.attempts;
         self.totals.attempts_failed += 1;
-        let message = format!("group {id}, attempt {attempts} of {attempts_max} on {worker}: {reason}");
+        let message =
+            format!("group {id}, attempt {attempts} of {attempts_max} on {worker}: {reason}");
         self.event(EventKind::AttemptFailed, message);
         if attempts >= attempts_max {
-            return self.drop_group(id, format!("{attempts} attempts failed, the last on {worker}: {reason}"));
+            return self.drop_group(
+                id,
+                format!("{attempts} attempts failed, the last on {worker}: {reason}"),
+            );
         }
         self.put_back(id);
         self.look_at(not_before_ms);
@@ -214,15 +265,24 @@ impl Machine {
         let not_before_ms = self.now_ms + self.config.cluster.heartbeat_ms;
         let adapter = self.policy().hash();
         // The policy is not taken for lost because one worker can't reach its owners.
-        for hash in failure.lost_blobs.iter().filter(|hash| Some(**hash) != adapter) {
+        for hash in failure
+            .lost_blobs
+            .iter()
+            .filter(|hash| Some(**hash) != adapter)
+        {
             self.blobs.remove_owners(*hash);
         }
-        let Some(group) = self.group_mut(id) else { return };
+        let Some(group) = self.group_mut(id) else {
+            return;
+        };
         group.fetch_failures += 1;
         group.not_before_ms = not_before_ms;
         let failures = group.fetch_failures;
         if failures >= FETCH_FAILURES_MAX {
-            let reason = format!("{failures} fetches failed, the last on {worker}: {}", failure.reason);
+            let reason = format!(
+                "{failures} fetches failed, the last on {worker}: {}",
+                failure.reason
+            );
             return self.drop_group(id, reason);
         }
         self.put_back(id);
@@ -246,8 +306,14 @@ impl Machine {
         self.end_work_on(id);
         self.set_group_state(id, GroupState::Dropped(reason.clone()));
         self.unseal(id.iteration);
-        self.record(Entry::Dropped { group: id, reason: reason.clone() });
-        self.event(EventKind::GroupDropped, format!("group {id} was dropped: {reason}"));
+        self.record(Entry::Dropped {
+            group: id,
+            reason: reason.clone(),
+        });
+        self.event(
+            EventKind::GroupDropped,
+            format!("group {id} was dropped: {reason}"),
+        );
         self.progress();
     }
 
@@ -278,7 +344,11 @@ impl Machine {
 
     pub(super) fn grant(&mut self, worker: &WorkerId, work: Work) -> LeaseId {
         let deadline_ms = self.lease_deadline_ms();
-        let id = self.leases.grant(Lease { worker: worker.clone(), work, deadline_ms });
+        let id = self.leases.grant(Lease {
+            worker: worker.clone(),
+            work,
+            deadline_ms,
+        });
         self.alarms.insert((deadline_ms, Alarm::Lease(id)));
         if let Some(worker) = self.workers.get_mut(worker) {
             worker.leases.insert(id);
@@ -289,15 +359,29 @@ impl Machine {
 
     /// A lease ran out: its worker is alive but stuck, which is a failed attempt.
     pub(super) fn lease_alarm(&mut self, id: LeaseId) {
-        let due = self.leases.get(id).is_some_and(|lease| lease.deadline_ms <= self.now_ms);
-        let Some(lease) = due.then(|| self.close_lease(id)).flatten() else { return };
+        let due = self
+            .leases
+            .get(id)
+            .is_some_and(|lease| lease.deadline_ms <= self.now_ms);
+        let Some(lease) = due.then(|| self.close_lease(id)).flatten() else {
+            return;
+        };
         self.totals.leases_expired += 1;
         let reason = format!("no result within {} s", self.config.cluster.lease_s);
-        self.event(EventKind::LeaseExpired, format!("{}: {reason}", lease.worker));
+        self.event(
+            EventKind::LeaseExpired,
+            format!("{}: {reason}", lease.worker),
+        );
         match lease.work {
-            Work::Rollout(group) | Work::Score(group) => self.attempt_failed(&lease.worker, group, reason),
+            Work::Rollout(group) | Work::Score(group) => {
+                self.attempt_failed(&lease.worker, group, reason)
+            }
             Work::Train => {
-                let failure = TaskFailure { reason, lost_blobs: Vec::new(), retryable: true };
+                let failure = TaskFailure {
+                    reason,
+                    lost_blobs: Vec::new(),
+                    retryable: true,
+                };
                 self.train_failed(&lease.worker, failure);
             }
         }
@@ -306,11 +390,19 @@ impl Machine {
 
 fn hashes(result: &RolloutResult) -> Vec<ContentHash> {
     let whole = [&result.x0, &result.condition, &result.source_png].into_iter();
-    whole.chain(&result.edits_png).map(|blob| blob.hash).collect()
+    whole
+        .chain(&result.edits_png)
+        .map(|blob| blob.hash)
+        .collect()
 }
 
 fn without_owners(mut result: RolloutResult) -> RolloutResult {
-    let whole = [&mut result.x0, &mut result.condition, &mut result.source_png].into_iter();
+    let whole = [
+        &mut result.x0,
+        &mut result.condition,
+        &mut result.source_png,
+    ]
+    .into_iter();
     for blob in whole.chain(&mut result.edits_png) {
         blob.owners.clear();
     }

@@ -75,7 +75,10 @@ mod tests {
     use super::*;
 
     fn ids(names: &[&str]) -> Vec<WorkerId> {
-        names.iter().map(|name| WorkerId::new(*name).unwrap()).collect()
+        names
+            .iter()
+            .map(|name| WorkerId::new(*name).unwrap())
+            .collect()
     }
 
     fn solved(tasks: &[&[WorkerId]], workers: &[(&WorkerId, u32, u32)]) -> Vec<(usize, usize)> {
@@ -83,7 +86,10 @@ mod tests {
         let load = |&(id, free, running): &(_, _, _)| WorkerLoad { id, free, running };
         let workers = workers.iter().map(load).collect();
         let placements = solve(&Problem { tasks, workers });
-        placements.iter().map(|placement| (placement.task, placement.worker)).collect()
+        placements
+            .iter()
+            .map(|placement| (placement.task, placement.worker))
+            .collect()
     }
 
     #[test]

@@ -7,8 +7,8 @@
 //! adapter as without faults (A8, A9).
 
 mod checks;
-mod faults;
 mod fakes;
+mod faults;
 mod memory;
 mod random;
 mod tests;

@@ -12,7 +12,8 @@ use super::{Alarm, Machine, STALL_CHECK_MS};
 impl Machine {
     /// Told once per cause until something moves again.
     pub(super) fn look_for_stalls(&mut self) {
-        self.alarms.insert((self.now_ms + STALL_CHECK_MS, Alarm::Stalls));
+        self.alarms
+            .insert((self.now_ms + STALL_CHECK_MS, Alarm::Stalls));
         for stall in self.stalls(self.now_ms) {
             if self.stalled.insert(stall.cause.clone()) {
                 self.event(EventKind::Stalled, stall.cause);
@@ -32,7 +33,10 @@ impl Machine {
         causes.extend(self.missing_learners());
         causes.extend(self.missing_state());
         causes.extend(self.slow_work(now_ms));
-        causes.into_iter().map(|cause| Stall { cause, for_ms }).collect()
+        causes
+            .into_iter()
+            .map(|cause| Stall { cause, for_ms })
+            .collect()
     }
 
     fn missing_workers(&self) -> Vec<String> {
@@ -40,17 +44,33 @@ impl Machine {
         let sampled: u32 = self.open.values().map(|open| open.counts().sampled).sum();
         let missing = |(role, groups): (Role, u32)| {
             let nobody = groups > 0 && self.ready(role) == 0;
-            nobody.then(|| format!("{groups} groups wait for a {role} worker, and {}", self.presence(role)))
+            nobody.then(|| {
+                format!(
+                    "{groups} groups wait for a {role} worker, and {}",
+                    self.presence(role)
+                )
+            })
         };
-        [(Role::Rollout, queued), (Role::Reward, sampled)].into_iter().filter_map(missing).collect()
+        [(Role::Rollout, queued), (Role::Reward, sampled)]
+            .into_iter()
+            .filter_map(missing)
+            .collect()
     }
 
     fn missing_learners(&self) -> Option<String> {
-        let sealed = self.open.get(&self.committed.iteration.next()).is_some_and(|open| open.sealed.is_some());
+        let sealed = self
+            .open
+            .get(&self.committed.iteration.next())
+            .is_some_and(|open| open.sealed.is_some());
         let ranks = self.config.learner.ranks as usize;
         let ready = self.ready(Role::Learner);
         let missing = sealed && self.training.is_none() && ready < ranks;
-        missing.then(|| format!("{ready} of {ranks} learner ranks are ready, and {}", self.presence(Role::Learner)))
+        missing.then(|| {
+            format!(
+                "{ready} of {ranks} learner ranks are ready, and {}",
+                self.presence(Role::Learner)
+            )
+        })
     }
 
     fn presence(&self, role: Role) -> String {
@@ -62,14 +82,23 @@ impl Machine {
 
     fn missing_state(&self) -> Option<String> {
         let lost = !self.is_state_available();
-        lost.then(|| format!("no living worker holds the state of iteration {}", self.committed.iteration))
+        lost.then(|| {
+            format!(
+                "no living worker holds the state of iteration {}",
+                self.committed.iteration
+            )
+        })
     }
 
     /// Tasks that have used up half of their time.
     fn slow_work(&self, now_ms: u64) -> Vec<String> {
         let half_ms = self.config.cluster.lease_s * 500;
-        let slow = self.leases.iter().filter(|(_, lease)| lease.deadline_ms < now_ms + half_ms);
-        slow.map(|(_, lease)| slow_message(lease, self.config.cluster.lease_s)).collect()
+        let slow = self
+            .leases
+            .iter()
+            .filter(|(_, lease)| lease.deadline_ms < now_ms + half_ms);
+        slow.map(|(_, lease)| slow_message(lease, self.config.cluster.lease_s))
+            .collect()
     }
 }
 
@@ -79,5 +108,8 @@ fn slow_message(lease: &Lease, lease_s: u64) -> String {
         Work::Score(group) => format!("scoring group {group}"),
         Work::Train => "training".to_owned(),
     };
-    format!("{} has been {work} for more than half of lease_s = {lease_s}", lease.worker)
+    format!(
+        "{} has been {work} for more than half of lease_s = {lease_s}",
+        lease.worker
+    )
 }

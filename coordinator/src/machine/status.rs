@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use retouch_proto::status::{RunStatus, Rates, Stage, WorkerStatus};
+use retouch_proto::status::{Rates, RunStatus, Stage, WorkerStatus};
 use retouch_proto::{Iteration, WorkerId};
 
 use super::Machine;
@@ -42,13 +42,20 @@ impl Throughput {
 impl Window {
     fn add(&mut self, now_ms: u64, count: usize) {
         self.counts.push_back((now_ms, count));
-        while self.counts.front().is_some_and(|(at_ms, _)| at_ms + WINDOW_MS < now_ms) {
+        while self
+            .counts
+            .front()
+            .is_some_and(|(at_ms, _)| at_ms + WINDOW_MS < now_ms)
+        {
             self.counts.pop_front();
         }
     }
 
     fn per_s(&self, now_ms: u64, uptime_ms: u64) -> f64 {
-        let recent = self.counts.iter().filter(|(at_ms, _)| at_ms + WINDOW_MS >= now_ms);
+        let recent = self
+            .counts
+            .iter()
+            .filter(|(at_ms, _)| at_ms + WINDOW_MS >= now_ms);
         let count: usize = recent.map(|(_, count)| count).sum();
         count as f64 * 1e3 / uptime_ms.clamp(1, WINDOW_MS) as f64
     }
@@ -67,8 +74,16 @@ impl Machine {
             checkpointed: self.checkpoint.committed.iteration,
             iterations: self.config.iterations,
             stage: self.stage(),
-            groups: self.open.get(&next).map(|open| open.counts()).unwrap_or_default(),
-            workers: self.workers.iter().map(|(id, worker)| self.worker_status(id, worker, now_ms)).collect(),
+            groups: self
+                .open
+                .get(&next)
+                .map(|open| open.counts())
+                .unwrap_or_default(),
+            workers: self
+                .workers
+                .iter()
+                .map(|(id, worker)| self.worker_status(id, worker, now_ms))
+                .collect(),
             version: self.policy().hash().map(|hash| hash.to_string()),
             rates: self.rates(now_ms),
             history: self.history.iter().cloned().collect(),
@@ -96,7 +111,10 @@ impl Machine {
     }
 
     fn worker_status(&self, id: &WorkerId, worker: &Worker, now_ms: u64) -> WorkerStatus {
-        let works = worker.leases.iter().filter_map(|lease| self.leases.get(*lease));
+        let works = worker
+            .leases
+            .iter()
+            .filter_map(|lease| self.leases.get(*lease));
         let groups = works.filter_map(|lease| match lease.work {
             Work::Rollout(group) | Work::Score(group) => Some(group),
             Work::Train => None,
@@ -127,17 +145,31 @@ impl Machine {
 
     /// Mean time of the last iterations.
     fn iteration_s(&self) -> Option<f64> {
-        let last: Vec<f64> =
-            self.history.iter().rev().take(ETA_ITERATIONS).map(|metrics| metrics.stage_s.wall).collect();
+        let last: Vec<f64> = self
+            .history
+            .iter()
+            .rev()
+            .take(ETA_ITERATIONS)
+            .map(|metrics| metrics.stage_s.wall)
+            .collect();
         let mean = last.iter().sum::<f64>() / last.len() as f64;
         Some(mean).filter(|seconds| *seconds > 0.0)
     }
 
     fn eta_s(&self, now_ms: u64) -> Option<f64> {
-        let left = self.config.iterations.saturating_sub(self.committed.iteration.0);
+        let left = self
+            .config
+            .iterations
+            .saturating_sub(self.committed.iteration.0);
         let next = self.open.get(&self.committed.iteration.next());
-        let spent_s = next.map_or(0.0, |open| now_ms.saturating_sub(open.opened_ms) as f64 / 1e3);
+        let spent_s = next.map_or(0.0, |open| {
+            now_ms.saturating_sub(open.opened_ms) as f64 / 1e3
+        });
         let all_s = self.iteration_s()? * f64::from(left);
-        Some(if self.is_over() { 0.0 } else { (all_s - spent_s).max(0.0) })
+        Some(if self.is_over() {
+            0.0
+        } else {
+            (all_s - spent_s).max(0.0)
+        })
     }
 }

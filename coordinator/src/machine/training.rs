@@ -70,14 +70,23 @@ impl Machine {
         }
         let active = matches!(self.phase, Phase::Running | Phase::Draining { .. });
         let next = self.committed.iteration.next();
-        let ready = self.open.get(&next).is_some_and(|open| open.sealed.is_some() && open.is_collected());
+        let ready = self
+            .open
+            .get(&next)
+            .is_some_and(|open| open.sealed.is_some() && open.is_collected());
         if !active || !ready {
             return false;
         }
         let checkpoint = self.is_checkpoint_due(next);
         if self.kept_groups(next).is_empty() && !checkpoint {
             let unchanged = self.committed;
-            self.commit(Committed { iteration: next, ..unchanged }, None);
+            self.commit(
+                Committed {
+                    iteration: next,
+                    ..unchanged
+                },
+                None,
+            );
             return true;
         }
         if !self.remake_lost_latents(next) {
@@ -93,7 +102,10 @@ impl Machine {
     }
 
     fn kept_groups(&self, iteration: Iteration) -> &[KeptGroup] {
-        let sealed = self.open.get(&iteration).and_then(|open| open.sealed.as_ref());
+        let sealed = self
+            .open
+            .get(&iteration)
+            .and_then(|open| open.sealed.as_ref());
         sealed.map_or(&[], |sealed| &sealed.kept)
     }
 
@@ -109,7 +121,8 @@ impl Machine {
     fn end(&mut self) {
         let late = matches!(self.phase, Phase::Stopping { until_ms } if until_ms <= self.now_ms);
         if late {
-            let message = "no learner could write the last state down; the last checkpoint stays".into();
+            let message =
+                "no learner could write the last state down; the last checkpoint stays".into();
             self.event(EventKind::Control, message);
         }
         if late || self.checkpoint.committed.iteration == self.committed.iteration {
@@ -124,7 +137,10 @@ impl Machine {
             .kept_groups(iteration)
             .iter()
             .map(|kept| kept.group)
-            .filter(|id| self.group(*id).is_some_and(|group| !self.all_available(group.latents())))
+            .filter(|id| {
+                self.group(*id)
+                    .is_some_and(|group| !self.all_available(group.latents()))
+            })
             .collect();
         if !lost.is_empty() && self.adopting_until_ms.is_none() {
             lost.iter().for_each(|id| self.remake(*id));
@@ -147,16 +163,31 @@ impl Machine {
         self.shortage_since_ms = None;
         let resharded = members.len() < self.config.learner.ranks as usize;
         if resharded {
-            let message = format!("{} of {} ranks train", members.len(), self.config.learner.ranks);
+            let message = format!(
+                "{} of {} ranks train",
+                members.len(),
+                self.config.learner.ranks
+            );
             self.event(EventKind::Resharded, message);
         }
         let epoch = self.collective.epoch(&members);
         let grant = |member: Member| {
             let lease = self.grant(&member.0, Work::Train);
-            Rank { member, lease, result: None }
+            Rank {
+                member,
+                lease,
+                result: None,
+            }
         };
         let ranks = members.into_iter().map(grant).collect();
-        self.training = Some(Training { iteration, purpose, epoch, ranks, checkpoint, resharded });
+        self.training = Some(Training {
+            iteration,
+            purpose,
+            epoch,
+            ranks,
+            checkpoint,
+            resharded,
+        });
         self.progress();
     }
 
@@ -164,9 +195,12 @@ impl Machine {
     fn candidates(&self) -> Candidates {
         let state = self.committed.state.map(|state| state.hash);
         let ready = self.workers.alive(Role::Learner).filter(|(_, worker)| {
-            worker.presence == retouch_proto::status::Presence::Ready && worker.collective_address.is_some()
+            worker.presence == retouch_proto::status::Presence::Ready
+                && worker.collective_address.is_some()
         });
-        let mut ready: Vec<Member> = ready.map(|(id, worker)| (id.clone(), worker.generation)).collect();
+        let mut ready: Vec<Member> = ready
+            .map(|(id, worker)| (id.clone(), worker.generation))
+            .collect();
         let ranks = self.config.learner.ranks as usize;
         ready.sort_by_key(|(id, _)| !state.is_some_and(|state| self.blobs.is_held_by(state, id)));
         if ready.len() > ranks {
@@ -190,7 +224,11 @@ impl Machine {
             epoch: training.epoch,
             rank: rank as u32,
             world: training.ranks.len() as u32,
-            peers: training.ranks.iter().filter_map(|rank| self.collective_address(rank)).collect(),
+            peers: training
+                .ranks
+                .iter()
+                .filter_map(|rank| self.collective_address(rank))
+                .collect(),
         };
         let (iteration, checkpoint) = (training.iteration, training.checkpoint);
         let kept = match training.purpose {
@@ -199,8 +237,18 @@ impl Machine {
         };
         let versions = self.versions_of(&kept);
         let state = self.committed.state.map(|state| self.reference(state));
-        let groups = kept.into_iter().filter_map(|kept| self.train_group(kept)).collect();
-        Some(TrainTask { iteration, collective, state, versions, groups, checkpoint })
+        let groups = kept
+            .into_iter()
+            .filter_map(|kept| self.train_group(kept))
+            .collect();
+        Some(TrainTask {
+            iteration,
+            collective,
+            state,
+            versions,
+            groups,
+            checkpoint,
+        })
     }
 
     fn collective_address(&self, rank: &Rank) -> Option<std::net::SocketAddr> {
@@ -208,11 +256,16 @@ impl Machine {
     }
 
     fn versions_of(&mut self, kept: &[KeptGroup]) -> Vec<BlobRef> {
-        let policies = kept.iter().filter_map(|kept| self.group(kept.group)?.policy?.adapter);
+        let policies = kept
+            .iter()
+            .filter_map(|kept| self.group(kept.group)?.policy?.adapter);
         let mut adapters: Vec<Blob> = policies.collect();
         adapters.sort_by_key(|blob| blob.hash);
         adapters.dedup();
-        adapters.into_iter().map(|blob| self.reference(blob)).collect()
+        adapters
+            .into_iter()
+            .map(|blob| self.reference(blob))
+            .collect()
     }
 
     fn train_group(&mut self, kept: KeptGroup) -> Option<TrainGroup> {
@@ -221,15 +274,29 @@ impl Machine {
         let latents: Vec<Blob> = group.latents().collect();
         let [x0, condition] = latents.try_into().ok()?;
         let (x0, condition) = (self.reference(x0), self.reference(condition));
-        Some(TrainGroup { group: kept.group, x0, condition, version, advantages: kept.advantages })
+        Some(TrainGroup {
+            group: kept.group,
+            x0,
+            condition,
+            version,
+            advantages: kept.advantages,
+        })
     }
 
     pub(super) fn take_train(&mut self, worker: &WorkerId, result: TrainResult) {
-        let Some(training) = self.training.as_mut() else { return };
+        let Some(training) = self.training.as_mut() else {
+            return;
+        };
         if (result.epoch, result.iteration) != (training.epoch, training.iteration) {
             return;
         }
-        let Some(rank) = training.ranks.iter_mut().find(|rank| rank.member.0 == *worker) else { return };
+        let Some(rank) = training
+            .ranks
+            .iter_mut()
+            .find(|rank| rank.member.0 == *worker)
+        else {
+            return;
+        };
         let (state, version) = (result.state.hash, result.version.hash);
         rank.result = Some(result);
         let complete = training.ranks.iter().all(|rank| rank.result.is_some());
@@ -244,22 +311,41 @@ impl Machine {
 
     /// All ranks are done: they agree, or the step did not happen.
     fn conclude(&mut self) {
-        let Some(training) = self.training.take() else { return };
-        training.ranks.iter().for_each(|rank| drop(self.close_lease(rank.lease)));
-        let results: Vec<&TrainResult> = training.ranks.iter().filter_map(|rank| rank.result.as_ref()).collect();
+        let Some(training) = self.training.take() else {
+            return;
+        };
+        training
+            .ranks
+            .iter()
+            .for_each(|rank| drop(self.close_lease(rank.lease)));
+        let results: Vec<&TrainResult> = training
+            .ranks
+            .iter()
+            .filter_map(|rank| rank.result.as_ref())
+            .collect();
         let first = results[0].clone();
         if let Some(problem) = self.disagreement(&training, &results) {
             self.event(EventKind::RanksDisagree, problem.clone());
-            let members = training.ranks.iter().map(|rank| rank.member.clone()).collect();
+            let members = training
+                .ranks
+                .iter()
+                .map(|rank| rank.member.clone())
+                .collect();
             return self.step_failed(members, problem);
         }
         let ema_adapter = first.ema_adapter;
-        let blob = |reference: &BlobRef| Blob { hash: reference.hash, size_bytes: reference.size_bytes };
+        let blob = |reference: &BlobRef| Blob {
+            hash: reference.hash,
+            size_bytes: reference.size_bytes,
+        };
         let adapter = Some(blob(&first.version));
         let committed = Committed {
             iteration: training.iteration,
             state: Some(blob(&first.state)),
-            policy: Policy { iteration: training.iteration, adapter },
+            policy: Policy {
+                iteration: training.iteration,
+                adapter,
+            },
         };
         match training.purpose {
             Purpose::Learn => self.commit(committed, Some((&training, first))),
@@ -267,7 +353,10 @@ impl Machine {
             Purpose::WriteDown => self.committed = committed,
         }
         if training.checkpoint {
-            self.checkpointed(Checkpoint { committed, ema_adapter });
+            self.checkpointed(Checkpoint {
+                committed,
+                ema_adapter,
+            });
         }
     }
 
@@ -279,9 +368,15 @@ impl Machine {
                 return Some(format!("rank 0 made state {a}, {} made {b}", rank.member.0));
             }
         }
-        let written = self.committed.state.filter(|_| training.purpose == Purpose::WriteDown);
+        let written = self
+            .committed
+            .state
+            .filter(|_| training.purpose == Purpose::WriteDown);
         if written.is_some_and(|state| state.hash != first.state.hash) {
-            return Some(format!("the state was written down as {}", first.state.hash.short()));
+            return Some(format!(
+                "the state was written down as {}",
+                first.state.hash.short()
+            ));
         }
         let missing = training.checkpoint && first.ema_adapter.is_none();
         missing.then(|| "rank 0 was asked for a checkpoint and named no adapter".to_owned())
@@ -289,11 +384,17 @@ impl Machine {
 
     fn commit(&mut self, committed: Committed, trained: Option<(&Training, TrainResult)>) {
         let iteration = committed.iteration;
-        let open = self.open.remove(&iteration).expect("only open iterations are committed");
+        let open = self
+            .open
+            .remove(&iteration)
+            .expect("only open iterations are committed");
         let sealed = open.sealed.expect("only sealed iterations are committed");
         let mut metrics = sealed.metrics;
-        let banned: Vec<u32> =
-            sealed.solved.into_iter().filter(|row| self.prompts.ban(*row, iteration)).collect();
+        let banned: Vec<u32> = sealed
+            .solved
+            .into_iter()
+            .filter(|row| self.prompts.ban(*row, iteration))
+            .collect();
         metrics.banned = banned.len() as u32;
         metrics.banned_total = self.prompts.banned() as u32;
         metrics.version = committed.policy.hash().map(|hash| hash.to_string());
@@ -309,14 +410,24 @@ impl Machine {
         self.policies.push(committed.policy);
         self.forget_old_policies();
         let next_position = self.prompts.position();
-        let next_position = *self.positions.entry(iteration.next()).or_insert(next_position);
+        let next_position = *self
+            .positions
+            .entry(iteration.next())
+            .or_insert(next_position);
         self.history.push_back(metrics.clone());
         if self.history.len() > HISTORY_MAX {
             self.history.pop_front();
         }
         let (kept, totals) = (sealed.kept, self.totals);
         let message = committed_message(&metrics);
-        let entry = CommittedEntry { committed, metrics, kept, banned, next_position, totals };
+        let entry = CommittedEntry {
+            committed,
+            metrics,
+            kept,
+            banned,
+            next_position,
+            totals,
+        };
         self.record(Entry::Committed(Box::new(entry)));
         self.event(EventKind::IterationCommitted, message);
         self.forget_unwanted();
@@ -337,22 +448,34 @@ impl Machine {
     /// Policies are remembered as long as samples may be stale.
     pub(super) fn forget_old_policies(&mut self) {
         let kept = self.config.rollout.staleness_max as usize + 1;
-        self.policies.drain(..self.policies.len().saturating_sub(kept));
+        self.policies
+            .drain(..self.policies.len().saturating_sub(kept));
     }
 
     fn checkpointed(&mut self, checkpoint: Checkpoint) {
         self.checkpoint = checkpoint;
-        self.positions.retain(|iteration, _| *iteration > checkpoint.committed.iteration);
+        self.positions
+            .retain(|iteration, _| *iteration > checkpoint.committed.iteration);
         self.track_checkpoint_files(&checkpoint);
         self.forget_unwanted();
         self.record(Entry::Checkpointed(checkpoint));
     }
 
     pub(super) fn train_failed(&mut self, worker: &WorkerId, failure: TaskFailure) {
-        let Some(training) = self.training.as_ref() else { return };
-        let members: Vec<Member> = training.ranks.iter().map(|rank| rank.member.clone()).collect();
+        let Some(training) = self.training.as_ref() else {
+            return;
+        };
+        let members: Vec<Member> = training
+            .ranks
+            .iter()
+            .map(|rank| rank.member.clone())
+            .collect();
         let rank = members.iter().position(|member| member.0 == *worker);
-        let problem = format!("rank {} on {worker}: {}", rank.unwrap_or_default(), failure.reason);
+        let problem = format!(
+            "rank {} on {worker}: {}",
+            rank.unwrap_or_default(),
+            failure.reason
+        );
         self.abort_training();
         if !failure.retryable {
             return self.fail(format!("training failed: {problem}"));
@@ -360,9 +483,16 @@ impl Machine {
         if failure.lost_blobs.is_empty() {
             return self.step_failed(members, problem);
         }
-        let kept = [self.committed.state.map(|state| state.hash), self.policy().hash()];
+        let kept = [
+            self.committed.state.map(|state| state.hash),
+            self.policy().hash(),
+        ];
         // State and policy are not taken for lost because one rank can't reach their owners.
-        for hash in failure.lost_blobs.iter().filter(|hash| !kept.contains(&Some(**hash))) {
+        for hash in failure
+            .lost_blobs
+            .iter()
+            .filter(|hash| !kept.contains(&Some(**hash)))
+        {
             self.blobs.remove_owners(*hash);
         }
         self.retry.fetch_failures += 1;
@@ -381,7 +511,9 @@ impl Machine {
         let message = format!("training, attempt {attempts} of {attempts_max}: {problem}");
         self.event(EventKind::AttemptFailed, message);
         if attempts >= attempts_max {
-            return self.fail(format!("training failed {attempts} times, the last time on {problem}"));
+            return self.fail(format!(
+                "training failed {attempts} times, the last time on {problem}"
+            ));
         }
         // Long enough to notice that a member died, which is then no failed attempt.
         self.retry_at(self.now_ms + self.workers.silence_ms_max());
@@ -403,15 +535,22 @@ impl Machine {
 
     /// Ends the training step without a result.
     pub(super) fn abort_training(&mut self) {
-        let Some(training) = self.training.take() else { return };
-        training.ranks.iter().for_each(|rank| drop(self.close_lease(rank.lease)));
+        let Some(training) = self.training.take() else {
+            return;
+        };
+        training
+            .ranks
+            .iter()
+            .for_each(|rank| drop(self.close_lease(rank.lease)));
         self.collective.dissolve();
     }
 
     /// Whether this rank still owes its result.
     pub(super) fn is_training_without_result(&self, worker: &WorkerId) -> bool {
         let ranks = self.training.iter().flat_map(|training| &training.ranks);
-        ranks.clone().any(|rank| rank.member.0 == *worker && rank.result.is_none())
+        ranks
+            .clone()
+            .any(|rank| rank.member.0 == *worker && rank.result.is_none())
     }
 
     /// Only groups that are there can be trained on.
@@ -427,12 +566,17 @@ impl Machine {
     pub(super) fn remake(&mut self, id: GroupId) {
         self.totals.groups_remade += 1;
         self.set_group_state(id, GroupState::Queued);
-        self.event(EventKind::GroupRemade, format!("blobs of group {id} were lost and are made again"));
+        self.event(
+            EventKind::GroupRemade,
+            format!("blobs of group {id} were lost and are made again"),
+        );
     }
 }
 
 fn committed_message(metrics: &retouch_proto::status::IterationMetrics) -> String {
-    let loss = metrics.train.map_or("no training".to_owned(), |train| format!("loss {:.5}", train.policy_loss));
+    let loss = metrics.train.map_or("no training".to_owned(), |train| {
+        format!("loss {:.5}", train.policy_loss)
+    });
     format!(
         "iteration {} committed: mean reward {:.4}, {loss}, {:.1} s",
         metrics.iteration, metrics.reward_mean, metrics.stage_s.wall,

@@ -96,13 +96,17 @@ impl Worker {
     /// Leases that the waiting report's answer has to carry.
     pub fn unsent(&self) -> Vec<LeaseId> {
         let held = self.held.as_ref();
-        held.map_or(Vec::new(), |held| self.leases.difference(&held.running).copied().collect())
+        held.map_or(Vec::new(), |held| {
+            self.leases.difference(&held.running).copied().collect()
+        })
     }
 
     /// Leases that the waiting report's answer has to take back.
     pub fn unwanted(&self) -> Vec<LeaseId> {
         let held = self.held.as_ref();
-        held.map_or(Vec::new(), |held| held.running.difference(&self.leases).copied().collect())
+        held.map_or(Vec::new(), |held| {
+            held.running.difference(&self.leases).copied().collect()
+        })
     }
 
     /// Whether it is alive.
@@ -159,7 +163,12 @@ impl Workers {
     /// Notes what a report says about the worker itself and holds it for an answer. Returns the
     /// ticket of an older report that it puts an end to. `None` leaves the older one: this one is
     /// late or a copy.
-    pub fn hold(&mut self, report: &Report, held: HeldReport, now_ms: u64) -> Option<Option<Ticket>> {
+    pub fn hold(
+        &mut self,
+        report: &Report,
+        held: HeldReport,
+        now_ms: u64,
+    ) -> Option<Option<Ticket>> {
         let lost_at_ms = held.until_ms.max(now_ms) + self.silence_ms_max();
         let worker = self.by_id.get_mut(&report.worker)?;
         if report.sequence <= worker.sequence {
@@ -211,7 +220,9 @@ impl Workers {
 
     /// The living ones of a role, by name.
     pub fn alive(&self, role: Role) -> impl Iterator<Item = (&WorkerId, &Worker)> {
-        self.by_id.iter().filter(move |(_, worker)| worker.role == role && worker.is_alive())
+        self.by_id
+            .iter()
+            .filter(move |(_, worker)| worker.role == role && worker.is_alive())
     }
 
     /// Where to fetch from a worker, while it lives.

@@ -53,10 +53,16 @@ pub enum StoreError {
 
 impl StoreError {
     pub(super) fn sqlite(path: &Path, source: rusqlite::Error) -> Self {
-        Self::Sqlite { path: path.to_owned(), source }
+        Self::Sqlite {
+            path: path.to_owned(),
+            source,
+        }
     }
 
     pub(super) fn damaged(what: &'static str, problem: impl ToString) -> Self {
-        Self::Damaged { what, problem: problem.to_string() }
+        Self::Damaged {
+            what,
+            problem: problem.to_string(),
+        }
     }
 }

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension};
 use serde::de::DeserializeOwned;
 
 use super::StoreError;
-use super::reader::{group_scores, iteration_metrics};
+use super::reader::{group_scores, iteration_metrics, unsigned};
 use crate::machine::record::{Committed, DrawnGroup, GroupRecord, OpenRecord, Policy, Record};
 use retouch_proto::task::{RolloutResult, ScoreResult};
 use retouch_proto::{GroupId, Iteration};
@@ -45,11 +45,14 @@ pub(super) fn record(connection: &Connection, incarnation: u32) -> Loaded<Record
         Err(error) => return Ok(Err(error)),
     };
     let totals = "SELECT value FROM meta WHERE key = 'totals'";
-    if let Some(text) = connection.query_row(totals, [], |row| row.get::<_, String>(0)).optional()? {
+    if let Some(text) = connection
+        .query_row(totals, [], |row| row.get::<_, String>(0))
+        .optional()?
+    {
         record.totals = parse!("totals", &text);
     }
     let last_event = "SELECT coalesce(max(sequence), 0) FROM events";
-    record.event_sequence = connection.query_row(last_event, [], |row| row.get(0))?;
+    record.event_sequence = connection.query_row(last_event, [], |row| unsigned(row, 0))?;
     record.open = match open_iterations(connection)? {
         Ok(open) => open,
         Err(error) => return Ok(Err(error)),
@@ -65,7 +68,10 @@ fn parsed<T: DeserializeOwned>(what: &'static str, text: &str) -> Result<T, Stor
 fn recent_committed(connection: &Connection) -> rusqlite::Result<Vec<String>> {
     let query = "SELECT committed FROM versions JOIN iterations ON id = iteration_id \
                  WHERE status = 'committed' ORDER BY iteration DESC LIMIT ?1";
-    let rows = connection.prepare(query)?.query_map([RECENT], |row| row.get(0))?.collect::<Result<Vec<_>, _>>();
+    let rows = connection
+        .prepare(query)?
+        .query_map([RECENT as i64], |row| row.get(0))?
+        .collect::<Result<Vec<_>, _>>();
     rows.map(|mut rows| {
         rows.reverse();
         rows
@@ -74,7 +80,9 @@ fn recent_committed(connection: &Connection) -> rusqlite::Result<Vec<String>> {
 
 fn last_checkpoint(connection: &Connection, until: Iteration) -> rusqlite::Result<Option<String>> {
     let query = "SELECT checkpoint FROM checkpoints WHERE iteration <= ?1 ORDER BY id DESC LIMIT 1";
-    connection.query_row(query, [until.0], |row| row.get(0)).optional()
+    connection
+        .query_row(query, [until.0], |row| row.get(0))
+        .optional()
 }
 
 /// Where iterations after the checkpoint begin.
@@ -84,12 +92,15 @@ fn positions(connection: &Connection, after: Iteration) -> rusqlite::Result<Vec<
                  UNION ALL SELECT iteration, position FROM iterations \
                  WHERE status IN ('open', 'committed') AND iteration > ?1";
     let mut statement = connection.prepare(query)?;
-    let rows = statement.query_map([after.0], |row| Ok((Iteration(row.get(0)?), row.get(1)?)))?;
+    let rows = statement.query_map([after.0], |row| {
+        Ok((Iteration(row.get(0)?), unsigned(row, 1)?))
+    })?;
     rows.collect()
 }
 
 fn banned(connection: &Connection) -> rusqlite::Result<Vec<(u32, Iteration)>> {
-    let mut statement = connection.prepare("SELECT dataset_row, iteration FROM bans ORDER BY iteration")?;
+    let mut statement =
+        connection.prepare("SELECT dataset_row, iteration FROM bans ORDER BY iteration")?;
     let rows = statement.query_map([], |row| Ok((row.get(0)?, Iteration(row.get(1)?))))?;
     rows.collect()
 }
@@ -126,9 +137,16 @@ fn groups(connection: &Connection, id: i64, iteration: Iteration) -> Loaded<Vec<
                  FROM groups WHERE iteration_id = ?1 ORDER BY idx";
     let mut statement = connection.prepare(query)?;
     let rows = statement.query_map([id], |row| {
-        let group = GroupId { iteration, index: row.get(0)? };
+        let group = GroupId {
+            iteration,
+            index: row.get(0)?,
+        };
         Ok(Row {
-            drawn: DrawnGroup { group, row: row.get(1)?, round: row.get(2)? },
+            drawn: DrawnGroup {
+                group,
+                row: row.get(1)?,
+                round: row.get(2)?,
+            },
             policy: row.get(3)?,
             sampled: row.get(4)?,
             scoring_s: row.get(5)?,
@@ -147,9 +165,21 @@ fn groups(connection: &Connection, id: i64, iteration: Iteration) -> Loaded<Vec<
 }
 
 fn group(connection: &Connection, id: i64, row: Row) -> Loaded<GroupRecord> {
-    let Row { drawn, policy, sampled, scoring_s, dropped, is_scored } = row;
+    let Row {
+        drawn,
+        policy,
+        sampled,
+        scoring_s,
+        dropped,
+        is_scored,
+    } = row;
     let (Some(policy), Some(sampled)) = (policy, sampled) else {
-        return Ok(Ok(GroupRecord { drawn, sampled: None, scored: None, dropped }));
+        return Ok(Ok(GroupRecord {
+            drawn,
+            sampled: None,
+            scored: None,
+            dropped,
+        }));
     };
     let policy: Policy = parse!("groups.policy", &policy);
     let sampled: RolloutResult = parse!("groups.sampled", &sampled);
@@ -162,8 +192,17 @@ fn group(connection: &Connection, id: i64, row: Row) -> Loaded<GroupRecord> {
         let edits = sampled.edits_png.iter().map(|edit| edit.hash).collect();
         let scoring_s = scoring_s.unwrap_or(0.0);
         let scores = scores.into_iter().map(|row| row.score).collect();
-        scored = Some(ScoreResult { group: drawn.group, edits, scores, scoring_s });
+        scored = Some(ScoreResult {
+            group: drawn.group,
+            edits,
+            scores,
+            scoring_s,
+        });
     }
-    Ok(Ok(GroupRecord { drawn, sampled: Some((policy, sampled)), scored, dropped }))
+    Ok(Ok(GroupRecord {
+        drawn,
+        sampled: Some((policy, sampled)),
+        scored,
+        dropped,
+    }))
 }
-

@@ -77,7 +77,10 @@ impl Reader {
         Ok(Self { connection, path })
     }
 
-    fn on<T>(&self, operation: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+    fn on<T>(
+        &self,
+        operation: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
         operation(&self.connection).map_err(|error| StoreError::sqlite(&self.path, error))
     }
 
@@ -101,19 +104,26 @@ impl Reader {
         let query = "SELECT checkpoint FROM checkpoints ORDER BY id DESC LIMIT 1";
         let text: Option<String> =
             self.on(|connection| connection.query_row(query, [], |row| row.get(0)).optional())?;
-        let Some(text) = text else { return Ok(Checkpoint::START) };
+        let Some(text) = text else {
+            return Ok(Checkpoint::START);
+        };
         serde_json::from_str(&text).map_err(|error| StoreError::damaged("checkpoints", error))
     }
 
     /// The EMA adapters of all checkpoints, oldest first.
     pub fn adapters(&self) -> Result<Vec<(Iteration, ContentHash)>, StoreError> {
-        let query = "SELECT iteration, ema_adapter FROM checkpoints WHERE ema_adapter NOT NULL ORDER BY id";
+        let query =
+            "SELECT iteration, ema_adapter FROM checkpoints WHERE ema_adapter NOT NULL ORDER BY id";
         let rows: Vec<(u32, String)> = self.on(|connection| {
             let mut statement = connection.prepare(query)?;
-            statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+            statement
+                .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect()
         })?;
         let parse = |(iteration, hash): (u32, String)| {
-            let hash = hash.parse().map_err(|error| StoreError::damaged("checkpoints", error))?;
+            let hash = hash
+                .parse()
+                .map_err(|error| StoreError::damaged("checkpoints", error))?;
             Ok((Iteration(iteration), hash))
         };
         rows.into_iter().map(parse).collect()
@@ -127,7 +137,10 @@ impl Reader {
 
 type Read<T> = rusqlite::Result<Result<T, StoreError>>;
 
-pub(super) fn iteration_metrics(connection: &Connection, last: usize) -> Read<Vec<IterationMetrics>> {
+pub(super) fn iteration_metrics(
+    connection: &Connection,
+    last: usize,
+) -> Read<Vec<IterationMetrics>> {
     let query = "SELECT metrics FROM iterations WHERE status = 'committed' ORDER BY iteration DESC LIMIT ?1";
     let texts: Vec<String> = connection
         .prepare(query)?
@@ -144,7 +157,12 @@ fn attempts(connection: &Connection) -> Read<Vec<IterationRow>> {
     let query = "SELECT id, iteration, status, metrics FROM iterations ORDER BY id";
     let mut statement = connection.prepare(query)?;
     let rows = statement.query_map([], |row| {
-        Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?, row.get::<_, Option<String>>(3)?))
+        Ok((
+            row.get(0)?,
+            row.get(1)?,
+            row.get::<_, String>(2)?,
+            row.get::<_, Option<String>>(3)?,
+        ))
     })?;
     let rows: Vec<(i64, u32, String, Option<String>)> = rows.collect::<Result<_, _>>()?;
     let row = |(id, iteration, name, text): (i64, u32, String, Option<String>)| {
@@ -155,7 +173,12 @@ fn attempts(connection: &Connection) -> Read<Vec<IterationRow>> {
             _ => return Err(StoreError::damaged("iterations.status", name)),
         };
         let metrics = text.map(|text| metrics(&text)).transpose()?;
-        Ok(IterationRow { id, iteration: Iteration(iteration), status, metrics })
+        Ok(IterationRow {
+            id,
+            iteration: Iteration(iteration),
+            status,
+            metrics,
+        })
     };
     Ok(rows.into_iter().map(row).collect())
 }
@@ -185,17 +208,31 @@ fn groups(connection: &Connection, attempt: i64) -> Read<Vec<GroupRow>> {
     Ok(Ok(groups))
 }
 
-pub(super) fn group_scores(connection: &Connection, attempt: i64, index: u32) -> Read<Vec<ScoreRow>> {
+pub(super) fn group_scores(
+    connection: &Connection,
+    attempt: i64,
+    index: u32,
+) -> Read<Vec<ScoreRow>> {
     let query = "SELECT reward, terms, advantage FROM scores WHERE iteration_id = ?1 AND idx = ?2 ORDER BY sample";
     let mut statement = connection.prepare_cached(query)?;
-    let rows = statement.query_map((attempt, index), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    let rows = statement.query_map((attempt, index), |row| {
+        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+    })?;
     let rows: Vec<(f64, String, Option<f64>)> = rows.collect::<Result<_, _>>()?;
     let row = |(reward, terms, advantage): (f64, String, Option<f64>)| {
-        let terms =
-            serde_json::from_str(&terms).map_err(|error| StoreError::damaged("scores.terms", error))?;
-        Ok(ScoreRow { score: SampleScore { reward, terms }, advantage })
+        let terms = serde_json::from_str(&terms)
+            .map_err(|error| StoreError::damaged("scores.terms", error))?;
+        Ok(ScoreRow {
+            score: SampleScore { reward, terms },
+            advantage,
+        })
     };
     Ok(rows.into_iter().map(row).collect())
+}
+
+/// SQLite's integers are signed; ours are never negative.
+pub(super) fn unsigned(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    row.get::<_, i64>(column).map(i64::cast_unsigned)
 }
 
 pub(super) fn last_events(connection: &Connection, count: usize) -> rusqlite::Result<Vec<Event>> {
@@ -204,8 +241,8 @@ pub(super) fn last_events(connection: &Connection, count: usize) -> rusqlite::Re
     let mut statement = connection.prepare(query)?;
     let rows = statement.query_map([count as i64], |row| {
         Ok(Event {
-            sequence: row.get(0)?,
-            time_unix_ms: row.get(1)?,
+            sequence: unsigned(row, 0)?,
+            time_unix_ms: unsigned(row, 1)?,
             iteration: Iteration(row.get(2)?),
             kind: EventKind::from_name(&row.get::<_, String>(3)?).unwrap_or(EventKind::Control),
             message: row.get(4)?,

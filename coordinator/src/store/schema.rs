@@ -67,7 +67,14 @@ CREATE TABLE events (
 ";
 
 /// Sections and keys that may differ when a run goes on: they change no sample.
-const FREE_KEYS: [&str; 6] = ["preset", "run_dir", "iterations", "cluster", "evaluation", "name"];
+const FREE_KEYS: [&str; 6] = [
+    "preset",
+    "run_dir",
+    "iterations",
+    "cluster",
+    "evaluation",
+    "name",
+];
 
 /// Sets up a connection, creates the tables in a new file, and counts this start.
 pub(super) fn prepare(connection: &mut Connection) -> rusqlite::Result<Result<u32, StoreError>> {
@@ -80,7 +87,12 @@ pub(super) fn prepare(connection: &mut Connection) -> rusqlite::Result<Result<u3
     match found {
         0 => transaction.execute_batch(TABLES)?,
         VERSION => {}
-        _ => return Ok(Err(StoreError::SchemaVersion { found, expected: VERSION })),
+        _ => {
+            return Ok(Err(StoreError::SchemaVersion {
+                found,
+                expected: VERSION,
+            }));
+        }
     }
     transaction.pragma_update(None, "user_version", VERSION)?;
     let incarnation = next_incarnation(&transaction)?;
@@ -90,7 +102,9 @@ pub(super) fn prepare(connection: &mut Connection) -> rusqlite::Result<Result<u3
 
 fn next_incarnation(connection: &Connection) -> rusqlite::Result<u32> {
     let query = "SELECT value FROM meta WHERE key = 'incarnation'";
-    let last: Option<String> = connection.query_row(query, [], |row| row.get(0)).optional()?;
+    let last: Option<String> = connection
+        .query_row(query, [], |row| row.get(0))
+        .optional()?;
     let next = last.and_then(|last| last.parse::<u32>().ok()).unwrap_or(0) + 1;
     let update = "INSERT OR REPLACE INTO meta (key, value) VALUES ('incarnation', ?1)";
     connection.execute(update, [next.to_string()])?;
@@ -101,7 +115,12 @@ fn next_incarnation(connection: &Connection) -> rusqlite::Result<u32> {
 pub(super) fn differences(recorded: &str, given: &str) -> Vec<String> {
     let table = |text: &str| text.parse::<toml::Table>().unwrap_or_default();
     let mut found = Vec::new();
-    compare("", &table(recorded).into(), &table(given).into(), &mut found);
+    compare(
+        "",
+        &table(recorded).into(),
+        &table(given).into(),
+        &mut found,
+    );
     found
 }
 
@@ -115,7 +134,16 @@ fn compare(path: &str, recorded: &toml::Value, given: &toml::Value, found: &mut 
     let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     let none = toml::Value::String("absent".into());
     for key in keys {
-        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-        compare(&path, old.get(key).unwrap_or(&none), new.get(key).unwrap_or(&none), found);
+        let path = if path.is_empty() {
+            key.clone()
+        } else {
+            format!("{path}.{key}")
+        };
+        compare(
+            &path,
+            old.get(key).unwrap_or(&none),
+            new.get(key).unwrap_or(&none),
+            found,
+        );
     }
 }

@@ -13,50 +13,82 @@ const OPEN_ID: &str = "(SELECT id FROM iterations WHERE iteration = ?1 AND statu
 /// Writes one entry within a transaction.
 pub(super) fn entry(connection: &Connection, entry: &Entry) -> rusqlite::Result<()> {
     match entry {
-        Entry::Opened { iteration, position } => opened(connection, *iteration, *position),
+        Entry::Opened {
+            iteration,
+            position,
+        } => opened(connection, *iteration, *position),
         Entry::Drawn(drawn) => {
             let insert = format!(
                 "INSERT INTO groups (iteration_id, idx, dataset_row, round) VALUES ({OPEN_ID}, ?2, ?3, ?4)"
             );
             let GroupId { iteration, index } = drawn.group;
             let values = params![iteration.0, index, drawn.row, drawn.round];
-            connection.prepare_cached(&insert)?.execute(values).map(drop)
+            connection
+                .prepare_cached(&insert)?
+                .execute(values)
+                .map(drop)
         }
-        Entry::Sampled { worker, policy, result } => {
+        Entry::Sampled {
+            worker,
+            policy,
+            result,
+        } => {
             let update = format!(
                 "UPDATE groups SET policy = ?3, sampled = ?4, sampled_by = ?5, scored_by = NULL, \
                  reward_mean = NULL WHERE iteration_id = {OPEN_ID} AND idx = ?2"
             );
             let GroupId { iteration, index } = result.group;
-            let values = params![iteration.0, index, json(policy), json(result), worker.as_str()];
+            let values = params![
+                iteration.0,
+                index,
+                json(policy),
+                json(result),
+                worker.as_str()
+            ];
             connection.prepare_cached(&update)?.execute(values)?;
             let delete = format!("DELETE FROM scores WHERE iteration_id = {OPEN_ID} AND idx = ?2");
-            connection.prepare_cached(&delete)?.execute(params![iteration.0, index]).map(drop)
+            connection
+                .prepare_cached(&delete)?
+                .execute(params![iteration.0, index])
+                .map(drop)
         }
         Entry::Scored { worker, result } => scored(connection, worker.as_str(), result),
         Entry::Dropped { group, reason } => {
-            let update =
-                format!("UPDATE groups SET dropped = ?3 WHERE iteration_id = {OPEN_ID} AND idx = ?2");
+            let update = format!(
+                "UPDATE groups SET dropped = ?3 WHERE iteration_id = {OPEN_ID} AND idx = ?2"
+            );
             let values = params![group.iteration.0, group.index, reason];
-            connection.prepare_cached(&update)?.execute(values).map(drop)
+            connection
+                .prepare_cached(&update)?
+                .execute(values)
+                .map(drop)
         }
         Entry::Committed(entry) => committed(connection, entry),
         Entry::Checkpointed(checkpoint) => {
-            let insert = "INSERT INTO checkpoints (iteration, ema_adapter, checkpoint) VALUES (?1, ?2, ?3)";
+            let insert =
+                "INSERT INTO checkpoints (iteration, ema_adapter, checkpoint) VALUES (?1, ?2, ?3)";
             let adapter = checkpoint.ema_adapter.map(|hash| hash.to_string());
             let values = params![checkpoint.committed.iteration.0, adapter, json(checkpoint)];
             connection.execute(insert, values).map(drop)
         }
         Entry::Rewound { to, .. } => {
-            connection.execute("UPDATE iterations SET status = 'rewound' WHERE iteration > ?1", [to.0])?;
-            connection.execute("DELETE FROM bans WHERE iteration > ?1", [to.0]).map(drop)
+            connection.execute(
+                "UPDATE iterations SET status = 'rewound' WHERE iteration > ?1",
+                [to.0],
+            )?;
+            connection
+                .execute("DELETE FROM bans WHERE iteration > ?1", [to.0])
+                .map(drop)
         }
         Entry::Event(event) => {
             let insert = "INSERT INTO events (sequence, time_unix_ms, iteration, kind, message) \
                           VALUES (?1, ?2, ?3, ?4, ?5)";
             let kind = event.kind.as_str();
-            let values =
-                params![event.sequence, event.time_unix_ms, event.iteration.0, kind, event.message];
+            let (sequence, time) = (
+                event.sequence.cast_signed(),
+                event.time_unix_ms.cast_signed(),
+            );
+            let values = params![sequence, time, event.iteration.0, kind, event.message];
             connection.prepare_cached(insert)?.execute(values).map(drop)
         }
     }
@@ -66,7 +98,9 @@ fn opened(connection: &Connection, iteration: Iteration, position: u64) -> rusql
     let void = "UPDATE iterations SET status = 'rewound' WHERE iteration = ?1 AND status = 'open'";
     connection.execute(void, [iteration.0])?;
     let insert = "INSERT INTO iterations (iteration, status, position) VALUES (?1, 'open', ?2)";
-    connection.execute(insert, params![iteration.0, position]).map(drop)
+    connection
+        .execute(insert, params![iteration.0, position.cast_signed()])
+        .map(drop)
 }
 
 fn scored(connection: &Connection, worker: &str, result: &ScoreResult) -> rusqlite::Result<()> {
@@ -75,7 +109,8 @@ fn scored(connection: &Connection, worker: &str, result: &ScoreResult) -> rusqli
         "UPDATE groups SET scored_by = ?3, scoring_s = ?4, reward_mean = ?5 \
          WHERE iteration_id = {OPEN_ID} AND idx = ?2"
     );
-    let mean = result.scores.iter().map(|score| score.reward).sum::<f64>() / result.scores.len() as f64;
+    let mean =
+        result.scores.iter().map(|score| score.reward).sum::<f64>() / result.scores.len() as f64;
     let values = params![iteration.0, index, worker, result.scoring_s, mean];
     connection.prepare_cached(&update)?.execute(values)?;
     let insert = format!(
@@ -84,7 +119,13 @@ fn scored(connection: &Connection, worker: &str, result: &ScoreResult) -> rusqli
     );
     let mut insert = connection.prepare_cached(&insert)?;
     for (sample, score) in result.scores.iter().enumerate() {
-        insert.execute(params![iteration.0, index, sample, score.reward, json(&score.terms)])?;
+        insert.execute(params![
+            iteration.0,
+            index,
+            sample as i64,
+            score.reward,
+            json(&score.terms)
+        ])?;
     }
     Ok(())
 }
@@ -96,10 +137,16 @@ fn committed(connection: &Connection, entry: &CommittedEntry) -> rusqlite::Resul
     );
     let version = entry.committed.policy.hash().map(|hash| hash.to_string());
     let state = entry.committed.state.map(|state| state.hash.to_string());
-    connection.execute(&insert, params![iteration, json(&entry.committed), version, state])?;
+    connection.execute(
+        &insert,
+        params![iteration, json(&entry.committed), version, state],
+    )?;
     let update = format!("UPDATE groups SET kept = 0 WHERE iteration_id = {OPEN_ID}");
     connection.execute(&update, [iteration])?;
-    entry.kept.iter().try_for_each(|kept| kept_group(connection, kept))?;
+    entry
+        .kept
+        .iter()
+        .try_for_each(|kept| kept_group(connection, kept))?;
     for row in &entry.banned {
         let insert = "INSERT OR IGNORE INTO bans (dataset_row, iteration) VALUES (?1, ?2)";
         connection.execute(insert, params![row, iteration])?;
@@ -108,7 +155,16 @@ fn committed(connection: &Connection, entry: &CommittedEntry) -> rusqlite::Resul
     connection.execute(totals, [json(&entry.totals)])?;
     let update = "UPDATE iterations SET status = 'committed', metrics = ?2, next_position = ?3 \
                   WHERE iteration = ?1 AND status = 'open'";
-    connection.execute(update, params![iteration, json(&entry.metrics), entry.next_position]).map(drop)
+    connection
+        .execute(
+            update,
+            params![
+                iteration,
+                json(&entry.metrics),
+                entry.next_position.cast_signed()
+            ],
+        )
+        .map(drop)
 }
 
 fn kept_group(connection: &Connection, kept: &KeptGroup) -> rusqlite::Result<()> {
@@ -117,13 +173,15 @@ fn kept_group(connection: &Connection, kept: &KeptGroup) -> rusqlite::Result<()>
         "UPDATE groups SET kept = 1, permutation = ?3 WHERE iteration_id = {OPEN_ID} AND idx = ?2"
     );
     let permutation = kept.permutation.as_ref().map(json);
-    connection.prepare_cached(&update)?.execute(params![iteration.0, index, permutation])?;
+    connection
+        .prepare_cached(&update)?
+        .execute(params![iteration.0, index, permutation])?;
     let update = format!(
         "UPDATE scores SET advantage = ?4 WHERE iteration_id = {OPEN_ID} AND idx = ?2 AND sample = ?3"
     );
     let mut update = connection.prepare_cached(&update)?;
     for (sample, advantage) in kept.advantages.iter().enumerate() {
-        update.execute(params![iteration.0, index, sample, advantage])?;
+        update.execute(params![iteration.0, index, sample as i64, advantage])?;
     }
     Ok(())
 }

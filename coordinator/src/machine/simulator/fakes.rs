@@ -25,7 +25,12 @@ pub(super) struct Fake {
     pub(super) added: BTreeSet<ContentHash>,
     pub(super) dropped: BTreeSet<ContentHash>,
     /// The report that an answer is waited for, with what it carried.
-    pub(super) outstanding: Option<(u64, Vec<LeaseId>, BTreeSet<ContentHash>, BTreeSet<ContentHash>)>,
+    pub(super) outstanding: Option<(
+        u64,
+        Vec<LeaseId>,
+        BTreeSet<ContentHash>,
+        BTreeSet<ContentHash>,
+    )>,
     pub(super) finished: bool,
 }
 
@@ -54,7 +59,13 @@ impl Fake {
     pub(super) fn restart(&mut self) {
         let fresh = Self::new(self.role, 0, self.slots);
         let (id, life, odd_device) = (self.id.clone(), self.life + 1, self.odd_device);
-        *self = Self { id, life, odd_device, alive: true, ..fresh };
+        *self = Self {
+            id,
+            life,
+            odd_device,
+            alive: true,
+            ..fresh
+        };
     }
 
     pub(super) fn registration(&self) -> Registration {
@@ -80,7 +91,12 @@ impl Fake {
         let generation = self.generation?;
         self.sequence += 1;
         let carried = self.results.iter().map(|result| result.lease).collect();
-        self.outstanding = Some((self.sequence, carried, self.added.clone(), self.dropped.clone()));
+        self.outstanding = Some((
+            self.sequence,
+            carried,
+            self.added.clone(),
+            self.dropped.clone(),
+        ));
         Some(Report {
             worker: self.id.clone(),
             generation,
@@ -96,11 +112,14 @@ impl Fake {
 
     /// An answered report need not be repeated.
     pub(super) fn acknowledge(&mut self, sequence: u64) -> bool {
-        let Some((waited, results, added, dropped)) = self.outstanding.take_if(|(s, ..)| *s == sequence) else {
+        let Some((waited, results, added, dropped)) =
+            self.outstanding.take_if(|(s, ..)| *s == sequence)
+        else {
             return false;
         };
         debug_assert_eq!(waited, sequence);
-        self.results.retain(|result| !results.contains(&result.lease));
+        self.results
+            .retain(|result| !results.contains(&result.lease));
         self.added.retain(|hash| !added.contains(hash));
         self.dropped.retain(|hash| !dropped.contains(hash));
         true
@@ -126,7 +145,13 @@ impl Fake {
         let device = if self.odd_device { "odd" } else { "even" };
         let named = |what: &str| {
             let policy = version.unwrap_or_else(first_version);
-            hash_of(&[what, &task.group.to_string(), &task.prompt, &policy.to_string(), device])
+            hash_of(&[
+                what,
+                &task.group.to_string(),
+                &task.prompt,
+                &policy.to_string(),
+                device,
+            ])
         };
         let result = RolloutResult {
             group: task.group,
@@ -134,11 +159,14 @@ impl Fake {
             x0: blob(named("x0")),
             condition: blob(named("condition")),
             source_png: blob(named("source")),
-            edits_png: (0..task.group_size).map(|k| blob(named(&format!("edit {k}")))).collect(),
+            edits_png: (0..task.group_size)
+                .map(|k| blob(named(&format!("edit {k}"))))
+                .collect(),
             timings: RolloutTimings::default(),
         };
         let whole = [&result.x0, &result.condition, &result.source_png].into_iter();
-        self.blobs.extend(whole.chain(&result.edits_png).map(|blob| blob.hash));
+        self.blobs
+            .extend(whole.chain(&result.edits_png).map(|blob| blob.hash));
         result
     }
 }
@@ -155,10 +183,21 @@ pub(super) fn group_of(task: &Task) -> Option<GroupId> {
 pub(super) fn inputs(task: &Task) -> Vec<BlobRef> {
     match task {
         Task::Rollout(task) => task.version.iter().cloned().collect(),
-        Task::Score(task) => std::iter::once(&task.source_png).chain(&task.edits_png).cloned().collect(),
+        Task::Score(task) => std::iter::once(&task.source_png)
+            .chain(&task.edits_png)
+            .cloned()
+            .collect(),
         Task::Train(task) => {
-            let latents = task.groups.iter().flat_map(|group| [&group.x0, &group.condition]);
-            task.state.iter().chain(latents).chain(&task.versions).cloned().collect()
+            let latents = task
+                .groups
+                .iter()
+                .flat_map(|group| [&group.x0, &group.condition]);
+            task.state
+                .iter()
+                .chain(latents)
+                .chain(&task.versions)
+                .cloned()
+                .collect()
         }
     }
 }
@@ -174,17 +213,32 @@ pub(super) fn reward_of(edit: ContentHash, prompt: &str) -> f64 {
 
 pub(super) fn score(task: &ScoreTask) -> ScoreResult {
     let edits: Vec<ContentHash> = task.edits_png.iter().map(|edit| edit.hash).collect();
-    let score = |edit: &ContentHash| SampleScore { reward: reward_of(*edit, &task.prompt), terms: Vec::new() };
+    let score = |edit: &ContentHash| SampleScore {
+        reward: reward_of(*edit, &task.prompt),
+        terms: Vec::new(),
+    };
     let scores = edits.iter().map(score).collect();
-    ScoreResult { group: task.group, edits, scores, scoring_s: 0.0 }
+    ScoreResult {
+        group: task.group,
+        edits,
+        scores,
+        scoring_s: 0.0,
+    }
 }
 
 /// The learner: the state is the hash of everything that went into it.
 pub(super) fn train(task: &TrainTask) -> TrainResult {
-    let before = task.state.as_ref().map_or_else(first_state, |state| state.hash);
+    let before = task
+        .state
+        .as_ref()
+        .map_or_else(first_state, |state| state.hash);
     let mut state = before;
     for group in &task.groups {
-        let advantages: Vec<u64> = group.advantages.iter().map(|advantage| advantage.to_bits()).collect();
+        let advantages: Vec<u64> = group
+            .advantages
+            .iter()
+            .map(|advantage| advantage.to_bits())
+            .collect();
         let version = group.version.unwrap_or_else(first_version);
         state = hash_of(&[
             &state.to_string(),
@@ -199,7 +253,9 @@ pub(super) fn train(task: &TrainTask) -> TrainResult {
         epoch: task.collective.epoch,
         state: blob(state),
         version: blob(version_of(state)),
-        ema_adapter: task.checkpoint.then(|| hash_of(&["ema", &state.to_string()])),
+        ema_adapter: task
+            .checkpoint
+            .then(|| hash_of(&["ema", &state.to_string()])),
         metrics: TrainMetrics::default(),
     }
 }
@@ -221,5 +277,9 @@ pub(super) fn hash_of(parts: &[&str]) -> ContentHash {
 }
 
 fn blob(hash: ContentHash) -> BlobRef {
-    BlobRef { hash, size_bytes: 1, owners: Vec::new() }
+    BlobRef {
+        hash,
+        size_bytes: 1,
+        owners: Vec::new(),
+    }
 }

@@ -34,7 +34,10 @@ pub(super) struct Faults {
 impl Faults {
     /// Nothing goes wrong.
     pub(super) fn none() -> Self {
-        Self { latency_ms_max: 5, ..Self::default() }
+        Self {
+            latency_ms_max: 5,
+            ..Self::default()
+        }
     }
 
     /// Some things go wrong, different ones for each seed.
@@ -63,6 +66,11 @@ impl Faults {
 
     /// Only what cannot change the result, however bad.
     pub(super) fn harmless(random: &mut Random) -> Self {
-        Self { other_devices: false, task_fails: 0.0, task_hangs: 0.0, ..Self::some(random) }
+        Self {
+            other_devices: false,
+            task_fails: 0.0,
+            task_hangs: 0.0,
+            ..Self::some(random)
+        }
     }
 }

@@ -8,13 +8,20 @@ use retouch_proto::{GroupId, Iteration};
 pub(super) struct Memory {
     record: Record,
     /// Every commit that was not taken back, for rewinds.
-    commits: Vec<(crate::machine::record::Committed, retouch_proto::status::IterationMetrics)>,
+    commits: Vec<(
+        crate::machine::record::Committed,
+        retouch_proto::status::IterationMetrics,
+    )>,
     rows_banned: Vec<(u32, Iteration)>,
 }
 
 impl Memory {
     pub(super) fn new() -> Self {
-        Self { record: Record::empty(0), commits: Vec::new(), rows_banned: Vec::new() }
+        Self {
+            record: Record::empty(0),
+            commits: Vec::new(),
+            rows_banned: Vec::new(),
+        }
     }
 
     /// What a coordinator that starts now finds.
@@ -22,7 +29,11 @@ impl Memory {
         self.record.incarnation += 1;
         let mut record = self.record.clone();
         record.banned = self.rows_banned.clone();
-        record.history = self.commits.iter().map(|(_, metrics)| metrics.clone()).collect();
+        record.history = self
+            .commits
+            .iter()
+            .map(|(_, metrics)| metrics.clone())
+            .collect();
         record.policies = vec![crate::machine::record::Policy::BASE];
         for (committed, _) in &self.commits {
             record.policies.push(committed.policy);
@@ -39,13 +50,24 @@ impl Memory {
 
     pub(super) fn write(&mut self, entry: &Entry) {
         match entry {
-            Entry::Opened { iteration, position } => {
+            Entry::Opened {
+                iteration,
+                position,
+            } => {
                 self.record.open.retain(|open| open.iteration != *iteration);
-                self.record.open.push(OpenRecord { iteration: *iteration, groups: Vec::new() });
+                self.record.open.push(OpenRecord {
+                    iteration: *iteration,
+                    groups: Vec::new(),
+                });
                 self.set_position(*iteration, *position);
             }
             Entry::Drawn(drawn) => {
-                let group = GroupRecord { drawn: *drawn, sampled: None, scored: None, dropped: None };
+                let group = GroupRecord {
+                    drawn: *drawn,
+                    sampled: None,
+                    scored: None,
+                    dropped: None,
+                };
                 self.open(drawn.group.iteration).groups.push(group);
             }
             Entry::Sampled { policy, result, .. } => {
@@ -58,7 +80,8 @@ impl Memory {
             Entry::Committed(entry) => {
                 let iteration = entry.committed.iteration;
                 self.record.open.retain(|open| open.iteration != iteration);
-                self.rows_banned.extend(entry.banned.iter().map(|row| (*row, iteration)));
+                self.rows_banned
+                    .extend(entry.banned.iter().map(|row| (*row, iteration)));
                 self.record.totals = entry.totals;
                 self.set_position(iteration.next(), entry.next_position);
                 self.commits.push((entry.committed, entry.metrics.clone()));
@@ -66,22 +89,28 @@ impl Memory {
             Entry::Checkpointed(checkpoint) => self.record.checkpoint = *checkpoint,
             Entry::Rewound { to, .. } => {
                 self.record.open.clear();
-                self.commits.retain(|(committed, _)| committed.iteration <= *to);
+                self.commits
+                    .retain(|(committed, _)| committed.iteration <= *to);
                 self.rows_banned.retain(|(_, at)| at <= to);
-                self.record.positions.retain(|(iteration, _)| *iteration <= to.next());
+                self.record
+                    .positions
+                    .retain(|(iteration, _)| *iteration <= to.next());
             }
             Entry::Event(event) => self.record.event_sequence = event.sequence,
         }
     }
 
     fn set_position(&mut self, iteration: Iteration, position: u64) {
-        self.record.positions.retain(|(other, _)| *other != iteration);
+        self.record
+            .positions
+            .retain(|(other, _)| *other != iteration);
         self.record.positions.push((iteration, position));
     }
 
     fn open(&mut self, iteration: Iteration) -> &mut OpenRecord {
         let mut open = self.record.open.iter_mut();
-        open.find(|open| open.iteration == iteration).expect("an open iteration")
+        open.find(|open| open.iteration == iteration)
+            .expect("an open iteration")
     }
 
     fn group(&mut self, id: GroupId) -> &mut GroupRecord {

@@ -10,7 +10,11 @@ use super::random::Random;
 use super::world::{Cast, Ended, World};
 use crate::machine::prompts::DatasetRow;
 
-const CAST: Cast = Cast { rollout: 3, reward: 2, learner: 2 };
+const CAST: Cast = Cast {
+    rollout: 3,
+    reward: 2,
+    learner: 2,
+};
 
 fn config(seed: u64) -> RunConfig {
     let mut config = preset(Preset::Tiny);
@@ -56,7 +60,10 @@ impl Expected {
         *self.0.entry(seed).or_insert_with(|| {
             let ended = simulate(&config(seed), Faults::none(), seed);
             assert_eq!(ended.outcome.failure, None);
-            ended.outcome.ema_adapter.expect("a run ends with a checkpoint")
+            ended
+                .outcome
+                .ema_adapter
+                .expect("a run ends with a checkpoint")
         })
     }
 }
@@ -69,7 +76,8 @@ fn run_seeds(seeds: std::ops::Range<u64>, faults: fn(&mut Random) -> Faults) {
         let faults = faults(&mut Random::new(seed));
         let config = config(seed % 12);
         let named = format!("seed {seed}, {faults:?}");
-        let harmless = faults.task_fails == 0.0 && faults.task_hangs == 0.0 && !faults.other_devices;
+        let harmless =
+            faults.task_fails == 0.0 && faults.task_hangs == 0.0 && !faults.other_devices;
         let run = || simulate(&config, faults.clone(), seed);
         let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
             .unwrap_or_else(|panic| panic!("{named}: {}", message(&panic)));
@@ -77,9 +85,14 @@ fn run_seeds(seeds: std::ops::Range<u64>, faults: fn(&mut Random) -> Faults) {
         if harmless {
             assert_eq!(outcome.failure, None, "{named}");
         }
-        if outcome.failure.is_none() && outcome.totals.groups_dropped == 0 && !faults.other_devices {
+        if outcome.failure.is_none() && outcome.totals.groups_dropped == 0 && !faults.other_devices
+        {
             let adapter = outcome.ema_adapter.expect("a run ends with a checkpoint");
-            assert_eq!(adapter, expected.adapter(seed % 12), "another result than without faults: {named}");
+            assert_eq!(
+                adapter,
+                expected.adapter(seed % 12),
+                "another result than without faults: {named}"
+            );
             compared += 1;
         }
         steps += ended.steps;
@@ -93,12 +106,16 @@ fn run_seeds(seeds: std::ops::Range<u64>, faults: fn(&mut Random) -> Faults) {
          {restarts} process starts, {rewinds} rewinds",
         virtual_ms / 3_600_000,
     );
-    assert!(compared * 10 > count * 8, "only {compared} of {count} runs could be compared");
+    assert!(
+        compared * 10 > count * 8,
+        "only {compared} of {count} runs could be compared"
+    );
 }
 
 fn message(panic: &Box<dyn std::any::Any + Send>) -> String {
     let text = panic.downcast_ref::<String>().cloned();
-    text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default()
+    text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
+        .unwrap_or_default()
 }
 
 #[test]
@@ -116,9 +133,16 @@ fn one_rank_makes_the_same_adapter_as_two() {
     for seed in 0..12 {
         let mut one = config(seed);
         one.learner.ranks = 1;
-        let cast = Cast { learner: 1, rollout: 1, reward: 1 };
+        let cast = Cast {
+            learner: 1,
+            rollout: 1,
+            reward: 1,
+        };
         let ended = World::new(one, rows(), cast, Faults::none(), seed + 77).run();
-        assert_eq!(ended.outcome.ema_adapter, Some(Expected::default().adapter(seed)));
+        assert_eq!(
+            ended.outcome.ema_adapter,
+            Some(Expected::default().adapter(seed))
+        );
     }
 }
 

@@ -28,12 +28,34 @@ const ANSWER_MS_MAX: u64 = 4_000;
 #[derive(Clone, Debug)]
 enum Event {
     Arrives(Message),
-    Answered { worker: usize, life: u64, answer: Answer },
-    ReportDue { worker: usize, life: u64, sequence: u64 },
-    AnswerOverdue { worker: usize, life: u64, sequence: u64 },
-    TaskEnds { worker: usize, life: u64, lease: LeaseId },
-    TaskBreaks { worker: usize, life: u64, lease: LeaseId },
-    Starts { worker: usize },
+    Answered {
+        worker: usize,
+        life: u64,
+        answer: Answer,
+    },
+    ReportDue {
+        worker: usize,
+        life: u64,
+        sequence: u64,
+    },
+    AnswerOverdue {
+        worker: usize,
+        life: u64,
+        sequence: u64,
+    },
+    TaskEnds {
+        worker: usize,
+        life: u64,
+        lease: LeaseId,
+    },
+    TaskBreaks {
+        worker: usize,
+        life: u64,
+        lease: LeaseId,
+    },
+    Starts {
+        worker: usize,
+    },
     Deadline,
     WorkerCrash,
     BlobLoss,
@@ -45,8 +67,16 @@ enum Event {
 
 #[derive(Clone, Debug)]
 enum Message {
-    Register { worker: usize, life: u64, registration: Registration },
-    Report { worker: usize, life: u64, report: Report },
+    Register {
+        worker: usize,
+        life: u64,
+        registration: Registration,
+    },
+    Report {
+        worker: usize,
+        life: u64,
+        report: Report,
+    },
     HungUp(Ticket),
 }
 
@@ -112,10 +142,22 @@ pub(super) struct Cast {
 }
 
 impl World {
-    pub(super) fn new(config: RunConfig, rows: Vec<DatasetRow>, cast: Cast, faults: Faults, seed: u64) -> Self {
+    pub(super) fn new(
+        config: RunConfig,
+        rows: Vec<DatasetRow>,
+        cast: Cast,
+        faults: Faults,
+        seed: u64,
+    ) -> Self {
         let slots = |role| if role == Role::Learner { 1 } else { 2 };
-        let fakes = [(Role::Rollout, cast.rollout), (Role::Reward, cast.reward), (Role::Learner, cast.learner)];
-        let fakes = fakes.into_iter().flat_map(|(role, count)| (0..count).map(move |n| (role, n)));
+        let fakes = [
+            (Role::Rollout, cast.rollout),
+            (Role::Reward, cast.reward),
+            (Role::Learner, cast.learner),
+        ];
+        let fakes = fakes
+            .into_iter()
+            .flat_map(|(role, count)| (0..count).map(move |n| (role, n)));
         let mut world = Self {
             config,
             rows,
@@ -128,7 +170,9 @@ impl World {
             machine: None,
             memory: Memory::new(),
             check: RecordCheck::default(),
-            workers: fakes.map(|(role, n)| Fake::new(role, n, slots(role))).collect(),
+            workers: fakes
+                .map(|(role, n)| Fake::new(role, n, slots(role)))
+                .collect(),
             next_ticket: 0,
             callers: BTreeMap::new(),
             barriers: BTreeMap::new(),
@@ -176,7 +220,8 @@ impl World {
 
     fn after(&mut self, delay_ms: u64, event: Event) {
         self.order += 1;
-        self.queue.push(Reverse((self.now_ms + delay_ms, self.order)));
+        self.queue
+            .push(Reverse((self.now_ms + delay_ms, self.order)));
         self.events.insert(self.order, event);
     }
 
@@ -186,7 +231,11 @@ impl World {
             let Reverse((at_ms, order)) = self.queue.pop().expect("something always happens");
             let event = self.events.remove(&order).expect("planned");
             self.now_ms = self.now_ms.max(at_ms);
-            assert!(self.now_ms < END_MS, "the run does not end (liveness): {:#?}", self.stuck());
+            assert!(
+                self.now_ms < END_MS,
+                "the run does not end (liveness): {:#?}",
+                self.stuck()
+            );
             self.happen(event);
             self.steps += 1;
         }
@@ -203,7 +252,9 @@ impl World {
     }
 
     fn stuck(&self) -> Option<retouch_proto::status::RunStatus> {
-        self.machine.as_ref().map(|machine| machine.status(self.now_ms))
+        self.machine
+            .as_ref()
+            .map(|machine| machine.status(self.now_ms))
     }
 
     fn is_faulty(&self) -> bool {
@@ -217,16 +268,36 @@ impl World {
     fn happen(&mut self, event: Event) {
         match event {
             Event::Arrives(message) => self.arrive(message),
-            Event::Answered { worker, life, answer } => self.answered(worker, life, answer),
-            Event::ReportDue { worker, life, sequence } => {
+            Event::Answered {
+                worker,
+                life,
+                answer,
+            } => self.answered(worker, life, answer),
+            Event::ReportDue {
+                worker,
+                life,
+                sequence,
+            } => {
                 // Only if nothing was reported since.
                 if self.lives(worker, life) && self.workers[worker].sequence == sequence {
                     self.report(worker);
                 }
             }
-            Event::AnswerOverdue { worker, life, sequence } => self.answer_overdue(worker, life, sequence),
-            Event::TaskEnds { worker, life, lease } => self.task_ends(worker, life, lease),
-            Event::TaskBreaks { worker, life, lease } => self.task_breaks(worker, life, lease),
+            Event::AnswerOverdue {
+                worker,
+                life,
+                sequence,
+            } => self.answer_overdue(worker, life, sequence),
+            Event::TaskEnds {
+                worker,
+                life,
+                lease,
+            } => self.task_ends(worker, life, lease),
+            Event::TaskBreaks {
+                worker,
+                life,
+                lease,
+            } => self.task_breaks(worker, life, lease),
             Event::Starts { worker } => self.start_worker(worker),
             Event::Deadline => self.deadline(),
             Event::WorkerCrash => self.worker_crash(),
@@ -252,14 +323,18 @@ impl World {
     }
 
     fn handle(&mut self, input: Input) {
-        let Some(machine) = &mut self.machine else { return };
+        let Some(machine) = &mut self.machine else {
+            return;
+        };
         machine.handle(self.now_ms, input);
         self.let_out();
     }
 
     /// What the shell does: first the record, then everything else. It may die in between.
     fn let_out(&mut self) {
-        let Some(machine) = &mut self.machine else { return };
+        let Some(machine) = &mut self.machine else {
+            return;
+        };
         let outputs: Vec<Output> = std::iter::from_fn(|| machine.poll()).collect();
         checks::machine(machine);
         let deadline_ms = machine.next_deadline().expect("checked above");
@@ -279,14 +354,19 @@ impl World {
         let now_ms = self.now_ms;
         let patience_ms = self.config.cluster.report_wait_ms_max;
         let waits = |caller: &Caller| now_ms - caller.asked_ms > patience_ms;
-        assert!(!self.callers.values().any(waits), "a report was held for too long (A7)");
+        assert!(
+            !self.callers.values().any(waits),
+            "a report was held for too long (A7)"
+        );
     }
 
     fn write(&mut self, entry: &Entry) {
         let faults = &self.faults;
-        let repeatable = !faults.other_devices && faults.task_fails == 0.0 && faults.task_hangs == 0.0;
+        let repeatable =
+            !faults.other_devices && faults.task_fails == 0.0 && faults.task_hangs == 0.0;
         let staleness_max = self.config.rollout.staleness_max;
-        self.check.entry(entry, staleness_max, repeatable && staleness_max == 0);
+        self.check
+            .entry(entry, staleness_max, repeatable && staleness_max == 0);
         self.memory.write(entry);
         if self.keep_entries {
             self.recorded.push(entry.clone());
@@ -300,16 +380,31 @@ impl World {
                 self.deliver(ticket, |_| Answer::Registered(generation));
             }
             Output::Reply(ticket, reply) => {
-                self.deliver(ticket, |sequence| Answer::Reply { sequence, reply: reply.clone() });
+                self.deliver(ticket, |sequence| Answer::Reply {
+                    sequence,
+                    reply: reply.clone(),
+                });
             }
             Output::Exit(outcome) => self.exit(outcome),
         }
     }
 
     fn deliver(&mut self, ticket: Ticket, answer: impl Fn(u64) -> Answer) {
-        let caller = self.callers.remove(&ticket).expect("every ticket is answered once");
-        let Caller { worker, life, sequence, .. } = caller;
-        self.send(|| Event::Answered { worker, life, answer: answer(sequence) });
+        let caller = self
+            .callers
+            .remove(&ticket)
+            .expect("every ticket is answered once");
+        let Caller {
+            worker,
+            life,
+            sequence,
+            ..
+        } = caller;
+        self.send(|| Event::Answered {
+            worker,
+            life,
+            answer: answer(sequence),
+        });
     }
 
     fn exit(&mut self, outcome: Outcome) {
@@ -328,7 +423,10 @@ impl World {
     }
 
     fn deadline(&mut self) {
-        let due = self.machine.as_ref().and_then(|machine| machine.next_deadline());
+        let due = self
+            .machine
+            .as_ref()
+            .and_then(|machine| machine.next_deadline());
         if due.is_some_and(|due_ms| due_ms <= self.now_ms) {
             self.handle(Input::Tick);
         }
@@ -376,8 +474,16 @@ impl World {
         if self.fault(self.faults.lost) {
             return;
         }
-        let copies = if self.fault(self.faults.doubled) { 2 } else { 1 };
-        let latency_ms_max = if self.is_faulty() { self.faults.latency_ms_max } else { 5 };
+        let copies = if self.fault(self.faults.doubled) {
+            2
+        } else {
+            1
+        };
+        let latency_ms_max = if self.is_faulty() {
+            self.faults.latency_ms_max
+        } else {
+            5
+        };
         for _ in 0..copies {
             let latency_ms = self.random.within(1..latency_ms_max + 1);
             self.after(latency_ms, event());
@@ -391,13 +497,37 @@ impl World {
         let ticket = self.ticket();
         let asked_ms = self.now_ms;
         match message {
-            Message::Register { worker, life, registration } => {
-                self.callers.insert(ticket, Caller { worker, life, sequence: 0, asked_ms });
+            Message::Register {
+                worker,
+                life,
+                registration,
+            } => {
+                self.callers.insert(
+                    ticket,
+                    Caller {
+                        worker,
+                        life,
+                        sequence: 0,
+                        asked_ms,
+                    },
+                );
                 self.handle(Input::Register(ticket, registration));
             }
-            Message::Report { worker, life, report } => {
+            Message::Report {
+                worker,
+                life,
+                report,
+            } => {
                 let sequence = report.sequence;
-                self.callers.insert(ticket, Caller { worker, life, sequence, asked_ms });
+                self.callers.insert(
+                    ticket,
+                    Caller {
+                        worker,
+                        life,
+                        sequence,
+                        asked_ms,
+                    },
+                );
                 self.handle(Input::Report(ticket, report));
             }
             Message::HungUp(ticket) => {
@@ -429,8 +559,21 @@ impl World {
         fake.outstanding = None;
         fake.sequence = 0;
         let (life, registration) = (fake.life, fake.registration());
-        self.send(|| Event::Arrives(Message::Register { worker, life, registration: registration.clone() }));
-        self.after(ANSWER_MS_MAX, Event::AnswerOverdue { worker, life, sequence: 0 });
+        self.send(|| {
+            Event::Arrives(Message::Register {
+                worker,
+                life,
+                registration: registration.clone(),
+            })
+        });
+        self.after(
+            ANSWER_MS_MAX,
+            Event::AnswerOverdue {
+                worker,
+                life,
+                sequence: 0,
+            },
+        );
     }
 
     fn report(&mut self, worker: usize) {
@@ -438,8 +581,21 @@ impl World {
         let life = fake.life;
         let Some(report) = fake.report() else { return };
         let sequence = report.sequence;
-        self.send(|| Event::Arrives(Message::Report { worker, life, report: report.clone() }));
-        self.after(ANSWER_MS_MAX, Event::AnswerOverdue { worker, life, sequence });
+        self.send(|| {
+            Event::Arrives(Message::Report {
+                worker,
+                life,
+                report: report.clone(),
+            })
+        });
+        self.after(
+            ANSWER_MS_MAX,
+            Event::AnswerOverdue {
+                worker,
+                life,
+                sequence,
+            },
+        );
     }
 
     fn answer_overdue(&mut self, worker: usize, life: u64, sequence: u64) {
@@ -449,7 +605,12 @@ impl World {
         let fake = &self.workers[worker];
         match fake.generation {
             None if sequence == 0 => self.register(worker),
-            Some(_) if fake.outstanding.as_ref().is_some_and(|(waited, ..)| *waited == sequence) => {
+            Some(_)
+                if fake
+                    .outstanding
+                    .as_ref()
+                    .is_some_and(|(waited, ..)| *waited == sequence) =>
+            {
                 self.report(worker);
             }
             _ => {}
@@ -475,7 +636,11 @@ impl World {
         let fake = &mut self.workers[worker];
         if reply.directive == Directive::Reregister {
             // An answer to a report of an older generation says nothing about this one.
-            if fake.outstanding.as_ref().is_some_and(|(waited, ..)| *waited == sequence) {
+            if fake
+                .outstanding
+                .as_ref()
+                .is_some_and(|(waited, ..)| *waited == sequence)
+            {
                 self.register(worker);
             }
             return;
@@ -503,19 +668,34 @@ impl World {
         let (life, sequence) = (fake.life, fake.sequence);
         let busy = fake.running.len() as u32 >= fake.slots;
         let delay_ms = if busy { HEARTBEAT_MS } else { 1 };
-        self.after(delay_ms, Event::ReportDue { worker, life, sequence });
+        self.after(
+            delay_ms,
+            Event::ReportDue {
+                worker,
+                life,
+                sequence,
+            },
+        );
     }
 
     fn begin_task(&mut self, worker: usize, lease: LeaseId, task: Task) {
         let fake = &mut self.workers[worker];
-        let known = fake.running.contains_key(&lease) || fake.results.iter().any(|result| result.lease == lease);
+        let known = fake.running.contains_key(&lease)
+            || fake.results.iter().any(|result| result.lease == lease);
         if known {
             return;
         }
-        assert!((fake.running.len() as u32) < fake.slots, "{} was given more than it can do", fake.id);
+        assert!(
+            (fake.running.len() as u32) < fake.slots,
+            "{} was given more than it can do",
+            fake.id
+        );
         let life = fake.life;
         for blob in fakes::inputs(&task) {
-            assert!(!blob.owners.is_empty(), "a task's blob has no owner: {task:?}");
+            assert!(
+                !blob.owners.is_empty(),
+                "a task's blob has no owner: {task:?}"
+            );
         }
         let train = match &task {
             Task::Train(task) => Some((task.collective.epoch, task.collective.world as usize)),
@@ -527,7 +707,14 @@ impl World {
         }
         let delay_ms = self.random.within(50..400);
         match train {
-            None => self.after(delay_ms, Event::TaskEnds { worker, life, lease }),
+            None => self.after(
+                delay_ms,
+                Event::TaskEnds {
+                    worker,
+                    life,
+                    lease,
+                },
+            ),
             Some((epoch, world)) => self.join_barrier(worker, lease, epoch, world),
         }
     }
@@ -542,7 +729,14 @@ impl World {
         for (worker, lease) in self.barriers.remove(&epoch).unwrap_or_default() {
             let life = self.workers[worker].life;
             let delay_ms = self.random.within(100..600);
-            self.after(delay_ms, Event::TaskEnds { worker, life, lease });
+            self.after(
+                delay_ms,
+                Event::TaskEnds {
+                    worker,
+                    life,
+                    lease,
+                },
+            );
         }
     }
 
@@ -550,18 +744,28 @@ impl World {
         if !self.lives(worker, life) {
             return;
         }
-        let Some(task) = self.workers[worker].running.remove(&lease) else { return };
-        let missing: Vec<BlobRef> =
-            fakes::inputs(&task).into_iter().filter(|blob| !self.fetch(worker, blob)).collect();
+        let Some(task) = self.workers[worker].running.remove(&lease) else {
+            return;
+        };
+        let missing: Vec<BlobRef> = fakes::inputs(&task)
+            .into_iter()
+            .filter(|blob| !self.fetch(worker, blob))
+            .collect();
         let outcome = if !missing.is_empty() {
             let lost_blobs = missing.iter().map(|blob| blob.hash).collect();
-            TaskOutcome::Failed(TaskFailure { reason: "lost blobs".into(), lost_blobs, retryable: true })
+            TaskOutcome::Failed(TaskFailure {
+                reason: "lost blobs".into(),
+                lost_blobs,
+                retryable: true,
+            })
         } else if self.fault(self.faults.task_fails) {
             failed("bad luck")
         } else {
             self.do_task(worker, &task)
         };
-        self.workers[worker].results.push(TaskResult { lease, outcome });
+        self.workers[worker]
+            .results
+            .push(TaskResult { lease, outcome });
         self.report(worker);
     }
 
@@ -574,11 +778,15 @@ impl World {
             Task::Score(task) => TaskOutcome::Score(fakes::score(task)),
             Task::Train(task) => {
                 let result = fakes::train(task);
-                self.workers[worker].blobs.extend([result.state.hash, result.version.hash]);
+                self.workers[worker]
+                    .blobs
+                    .extend([result.state.hash, result.version.hash]);
                 if task.checkpoint && task.collective.rank == 0 {
                     let folder = format!("checkpoints/{}", task.iteration);
-                    self.disk.insert(format!("{folder}/state.safetensors"), result.state.hash);
-                    self.disk.insert(format!("{folder}/version.safetensors"), result.version.hash);
+                    self.disk
+                        .insert(format!("{folder}/state.safetensors"), result.state.hash);
+                    self.disk
+                        .insert(format!("{folder}/version.safetensors"), result.version.hash);
                 }
                 TaskOutcome::Train(result)
             }
@@ -588,7 +796,9 @@ impl World {
     fn task_breaks(&mut self, worker: usize, life: u64, lease: LeaseId) {
         if self.lives(worker, life) && self.workers[worker].running.remove(&lease).is_some() {
             let outcome = failed("a peer closed the connection");
-            self.workers[worker].results.push(TaskResult { lease, outcome });
+            self.workers[worker]
+                .results
+                .push(TaskResult { lease, outcome });
             self.report(worker);
         }
     }
@@ -598,7 +808,9 @@ impl World {
         let held_by = |owner: &BlobAddress| match owner {
             BlobAddress::File(path) => self.disk.get(path) == Some(&blob.hash),
             BlobAddress::Grpc(_) => self.workers.iter().any(|fake| {
-                fake.alive && fake.registration().blob_address == *owner && fake.blobs.contains(&blob.hash)
+                fake.alive
+                    && fake.registration().blob_address == *owner
+                    && fake.blobs.contains(&blob.hash)
             }),
         };
         self.workers[worker].blobs.contains(&blob.hash) || blob.owners.iter().any(held_by)
@@ -608,8 +820,13 @@ impl World {
         let worker = self.random.within(0..self.workers.len() as u64) as usize;
         self.kill(worker);
         let is_learner = self.workers[worker].role == Role::Learner;
-        let others = self.workers.iter().filter(|fake| fake.role == Role::Learner && fake.alive).count();
-        let vanishes = self.faults.learners_vanish && is_learner && others > 0 && self.random.chance(0.3);
+        let others = self
+            .workers
+            .iter()
+            .filter(|fake| fake.role == Role::Learner && fake.alive)
+            .count();
+        let vanishes =
+            self.faults.learners_vanish && is_learner && others > 0 && self.random.chance(0.3);
         if !vanishes {
             let delay_ms = self.random.within(10..6_000);
             self.after(delay_ms, Event::Starts { worker });
@@ -623,7 +840,10 @@ impl World {
         fake.blobs.clear();
         let life = fake.life;
         // Its connection breaks, and the coordinator may notice.
-        let waiting = self.callers.iter().find(|(_, caller)| caller.worker == worker && caller.life == life);
+        let waiting = self
+            .callers
+            .iter()
+            .find(|(_, caller)| caller.worker == worker && caller.life == life);
         if let Some((ticket, _)) = waiting
             && self.random.chance(0.5)
         {
@@ -638,13 +858,24 @@ impl World {
         let mut mates = Vec::new();
         for ranks in self.barriers.values_mut() {
             if ranks.iter().any(|(rank, _)| *rank == worker) {
-                mates.extend(std::mem::take(ranks).into_iter().filter(|(rank, _)| *rank != worker));
+                mates.extend(
+                    std::mem::take(ranks)
+                        .into_iter()
+                        .filter(|(rank, _)| *rank != worker),
+                );
             }
         }
         for (mate, lease) in mates {
             let life = self.workers[mate].life;
             if self.random.chance(0.5) {
-                self.after(20, Event::TaskBreaks { worker: mate, life, lease });
+                self.after(
+                    20,
+                    Event::TaskBreaks {
+                        worker: mate,
+                        life,
+                        lease,
+                    },
+                );
             }
         }
     }
@@ -666,5 +897,9 @@ impl World {
 
 fn failed(reason: &str) -> TaskOutcome {
     let reason = reason.to_owned();
-    TaskOutcome::Failed(TaskFailure { reason, lost_blobs: Vec::new(), retryable: true })
+    TaskOutcome::Failed(TaskFailure {
+        reason,
+        lost_blobs: Vec::new(),
+        retryable: true,
+    })
 }
