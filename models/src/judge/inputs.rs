@@ -9,7 +9,9 @@ use burn::tensor::{Device, Tensor, TensorData};
 use super::template::ImageRole;
 use crate::image_processor::Patches;
 use crate::ops::AttentionMask;
-use crate::qwen2_5_vl::{Grid, ImageTokens, Qwen2_5Vl, Sequence, Slot, TokenRows};
+use crate::qwen2_5_vl::{
+    Grid, ImageTokens, PrefixCache, Qwen2_5Vl, Sequence, Slot, TokenRows, rows,
+};
 
 /// One judgement, tokenised.
 pub(super) struct Group {
@@ -30,6 +32,17 @@ pub struct JudgeInputs {
     suffix: Rows,
     /// The prefix of each suffix.
     groups: Vec<usize>,
+    /// Tokens of each edited image, with which its suffix begins.
+    edited_tokens: Vec<usize>,
+}
+
+/// Logits of some tokens at many places; see [`JudgeInputs::token_logits`].
+#[derive(Clone, Debug)]
+pub struct TokenLogits {
+    /// After each token of the edited image, row by row from the top left: `[rows, tokens, ids]`.
+    pub edited: Tensor<3>,
+    /// The answer: `[rows, ids]`.
+    pub answer: Tensor<2>,
 }
 
 /// Token rows of one length.
@@ -74,36 +87,64 @@ impl JudgeInputs {
     /// # Shapes
     /// * output: `[rows, ids.len()]`
     pub fn answer_logits(&self, model: &Qwen2_5Vl, ids: &[u32]) -> Tensor<2> {
-        let embedding = model.language_model.embedding();
-        let features = model
-            .visual
-            .forward(self.pixels(&embedding.device()), &self.grids);
-        let cache = (self.prefix.length > 0).then(|| {
-            let start: Vec<usize> = self
-                .prefix
-                .real
-                .iter()
-                .map(|real| self.prefix.length - real)
-                .collect();
-            let sequence = Sequence {
-                embeds: self.prefix.embeds(model, &features),
-                positions: &self.prefix.positions,
-                mask: AttentionMask::CausalKeyRange {
-                    end: vec![self.prefix.length; start.len()],
-                    start,
-                },
-                prefix: None,
-            };
-            model.language_model.prefill(sequence).rows(&self.groups)
-        });
-        let sequence = Sequence {
+        let last: Vec<usize> = self.suffix.real.iter().map(|real| real - 1).collect();
+        let hidden = model
+            .language_model
+            .last_hidden(self.sequence(model), &last);
+        model.logits_of(hidden, ids)
+    }
+
+    /// The logits of the tokens `ids` after each token of the edited images as well; what the answer will be is
+    /// learned faster if these too have something to predict.
+    ///
+    /// # Panics
+    /// If the edited images are not all of one size.
+    pub fn token_logits(&self, model: &Qwen2_5Vl, ids: &[u32]) -> TokenLogits {
+        let tokens = self.edited_tokens[0];
+        assert!(
+            self.edited_tokens.iter().all(|other| *other == tokens),
+            "the edited images of a batch have one size"
+        );
+        let hidden = model.language_model.hidden(self.sequence(model));
+        let [rows_count, length, features] = hidden.dims();
+        let edited = hidden.clone().narrow(1, 0, tokens);
+        let edited = edited.reshape([rows_count * tokens, features]);
+        let last = self.suffix.real.iter().enumerate();
+        let last: Vec<usize> = last.map(|(row, real)| row * length + real - 1).collect();
+        let answer = rows(hidden.reshape([rows_count * length, features]), &last);
+        let edited = model.logits_of(edited, ids);
+        TokenLogits {
+            edited: edited.reshape([rows_count, tokens, ids.len()]),
+            answer: model.logits_of(answer, ids),
+        }
+    }
+
+    /// The suffix rows behind their prefixes.
+    fn sequence(&self, model: &Qwen2_5Vl) -> Sequence<'_> {
+        let pixels = self.pixels(&model.language_model.embedding().device());
+        let features = model.visual.forward(pixels, &self.grids);
+        let prefix = (self.prefix.length > 0).then(|| self.prefix_cache(model, &features));
+        Sequence {
             embeds: self.suffix.embeds(model, &features),
             positions: &self.suffix.positions,
             mask: self.suffix_mask(),
-            prefix: cache,
+            prefix,
+        }
+    }
+
+    fn prefix_cache(&self, model: &Qwen2_5Vl, features: &Tensor<2>) -> PrefixCache {
+        let prefix = &self.prefix;
+        let start = prefix.real.iter().map(|real| prefix.length - real);
+        let sequence = Sequence {
+            embeds: prefix.embeds(model, features),
+            positions: &prefix.positions,
+            mask: AttentionMask::CausalKeyRange {
+                start: start.collect(),
+                end: vec![prefix.length; prefix.real.len()],
+            },
+            prefix: None,
         };
-        let last: Vec<usize> = self.suffix.real.iter().map(|real| real - 1).collect();
-        model.logits_of(model.language_model.last_hidden(sequence, &last), ids)
+        model.language_model.prefill(sequence).rows(&self.groups)
     }
 
     fn pixels(&self, device: &Device) -> Tensor<2> {
@@ -179,6 +220,7 @@ struct Builder {
     prefixes: Vec<Row>,
     suffixes: Vec<Row>,
     groups: Vec<usize>,
+    edited_tokens: Vec<usize>,
 }
 
 /// An image among the features of the batch.
@@ -210,6 +252,8 @@ impl Builder {
             }
             self.suffixes.push(suffix);
             self.groups.push(index);
+            self.edited_tokens
+                .push(edit.grid.tokens(self.image.merge_size));
         }
     }
 
@@ -252,6 +296,7 @@ impl Builder {
             prefix: Rows::padded(self.prefixes, Padding::Left),
             suffix: Rows::padded(self.suffixes, Padding::Right),
             groups: self.groups,
+            edited_tokens: self.edited_tokens,
         }
     }
 }

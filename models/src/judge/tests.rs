@@ -193,6 +193,26 @@ fn a_shared_prefix_changes_nothing() {
 }
 
 #[test]
+fn logits_everywhere_hold_the_answer_and_no_row_sees_another() {
+    let judge = judge(&Device::flex());
+    let (source, edits) = (picture(1, 16, 16), [picture(3, 16, 24), picture(4, 16, 24)]);
+    let logits = |edits: &[RgbImage]| {
+        let request = request(&source, edits, "red");
+        let inputs = judge.processor.prepare(&[request]).unwrap();
+        (
+            judge.digit_logits(&inputs),
+            judge.digit_logits_everywhere(&inputs),
+        )
+    };
+    let (answer, everywhere) = logits(&edits);
+    assert!(difference(answer, everywhere.answer) < 1e-5);
+    assert_eq!(everywhere.edited.dims(), [2, 6, 6]);
+    let alone = logits(&edits[1..]).1.edited.reshape([6, 6]);
+    let second = everywhere.edited.narrow(0, 1, 1).reshape([6, 6]);
+    assert!(difference(alone, second) < 1e-5);
+}
+
+#[test]
 fn a_score_is_the_mean_digit_of_the_softmax() {
     let score = JudgeScore::from_logits(&[0.0, 0.0, 0.0, 0.0, 0.0, f32::ln(5.0)]).unwrap();
     assert!((score.probabilities[5] - 0.5).abs() < 1e-7);

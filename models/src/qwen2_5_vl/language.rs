@@ -129,30 +129,69 @@ impl LanguageModel {
     /// * last: the index of that token in each of the B rows
     /// * output: `[B, hidden]`
     pub fn last_hidden(&self, sequence: Sequence<'_>, last: &[usize]) -> Tensor<2> {
-        let run = Run::new(self, &sequence);
         let [batch, length, hidden] = sequence.embeds.dims();
-        let mut x = sequence.embeds;
-        let (final_layer, before) = self.layers.split_last().expect("a model has layers");
-        for (index, layer) in before.iter().enumerate() {
-            let normed = layer.input_layernorm.forward(x.clone());
-            let own = layer.self_attn.key_value(normed.clone(), &run.rope);
-            let keys = run.with_prefix(index, own);
-            x = layer.forward(x, normed, &keys, &run.rope, &sequence.mask);
-        }
-        let normed = final_layer.input_layernorm.forward(x.clone());
-        let own = final_layer.self_attn.key_value(normed.clone(), &run.rope);
-        let prefix_length = run.prefix_length();
-        let keys = run.with_prefix(self.layers.len() - 1, own);
+        let state = self.before_last_layer(sequence);
         let picked: Vec<usize> = (0..batch).map(|row| row * length + last[row]).collect();
         let pick = |x: Tensor<3>| {
             let x = x.reshape([batch * length, hidden]);
             rows(x, &picked).reshape([batch, 1, hidden])
         };
-        let rope = run.rope.at(last, batch);
-        let mask = last_token_mask(&sequence.mask, prefix_length, last);
-        let x = final_layer.forward(pick(x), pick(normed), &keys, &rope, &mask);
+        let rope = state.run.rope.at(last, batch);
+        let mask = last_token_mask(&state.mask, state.run.prefix_length(), last);
+        let (x, normed) = (pick(state.x), pick(state.normed));
+        let x = self
+            .last_layer()
+            .forward(x, normed, &state.keys, &rope, &mask);
         self.norm.forward(x.reshape([batch, hidden]))
     }
+
+    /// The normalised output at every token.
+    ///
+    /// # Shapes
+    /// * output: `[B, S, hidden]`
+    pub fn hidden(&self, sequence: Sequence<'_>) -> Tensor<3> {
+        let state = self.before_last_layer(sequence);
+        let (rope, mask) = (&state.run.rope, &state.mask);
+        let layer = self.last_layer();
+        self.norm
+            .forward(layer.forward(state.x, state.normed, &state.keys, rope, mask))
+    }
+
+    fn last_layer(&self) -> &DecoderLayer {
+        self.layers.last().expect("a model has layers")
+    }
+
+    /// Runs all layers but the last, and of that the keys and values.
+    fn before_last_layer(&self, sequence: Sequence<'_>) -> LastLayerInput {
+        let run = Run::new(self, &sequence);
+        let mut x = sequence.embeds;
+        let last = self.layers.len() - 1;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let normed = layer.input_layernorm.forward(x.clone());
+            let own = layer.self_attn.key_value(normed.clone(), &run.rope);
+            let keys = run.with_prefix(index, own);
+            if index == last {
+                return LastLayerInput {
+                    x,
+                    normed,
+                    keys,
+                    mask: sequence.mask,
+                    run,
+                };
+            }
+            x = layer.forward(x, normed, &keys, &run.rope, &sequence.mask);
+        }
+        unreachable!("a model has layers")
+    }
+}
+
+/// What the last layer's queries and MLP start from.
+struct LastLayerInput {
+    x: Tensor<3>,
+    normed: Tensor<3>,
+    keys: KeyValue,
+    mask: AttentionMask,
+    run: Run,
 }
 
 /// The keys that the token at `last[row]` sees.

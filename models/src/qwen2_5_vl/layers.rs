@@ -74,7 +74,7 @@ impl LayerInit<'_> {
 /// # Shapes
 /// * x: `[N, D..]`
 /// * output: `[indices.len(), D..]`
-pub(super) fn rows<const D: usize>(x: Tensor<D>, indices: &[usize]) -> Tensor<D> {
+pub(crate) fn rows<const D: usize>(x: Tensor<D>, indices: &[usize]) -> Tensor<D> {
     let values: Vec<i64> = indices.iter().map(|index| *index as i64).collect();
     let data = TensorData::new(values, [indices.len()]);
     let indices = Tensor::<1, Int>::from_data(data, &x.device());

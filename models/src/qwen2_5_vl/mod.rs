@@ -27,7 +27,7 @@ use burn::tensor::{DType, Device, Tensor};
 use crate::init::Init;
 use crate::ops::{self, AttentionMask};
 use crate::weights::{LoadError, TRANSFORMERS_FILE, Weights, read_config, save_folder};
-use layers::rows;
+pub(crate) use layers::rows;
 
 /// The model: vision tower, decoder, output layer.
 #[derive(Module, Debug)]
