@@ -3,6 +3,7 @@
 //! In reading order: how weights come in and what new ones start from, the ops and layers that
 //! everything is made of, the components, and the edit pipeline.
 
+pub mod device;
 pub mod init;
 pub mod noise;
 pub mod weights;
@@ -18,7 +19,9 @@ pub mod image_processor;
 pub mod judge;
 pub mod qwen2_5_vl;
 pub mod t5;
+pub mod tokenizer;
 
+pub mod editor;
 pub mod scheduler;
 pub mod solver;
 

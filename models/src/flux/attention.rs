@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use burn::module::Module;
 use burn::tensor::Tensor;
 
@@ -50,11 +52,15 @@ impl SingleAttention {
         }
     }
 
+    /// Attention of the tokens `kept` to all tokens.
+    ///
     /// # Shapes
-    /// * x and output: `[B, T + S, D]`
+    /// * x: `[B, T + S, D]`
+    /// * output: `[B, kept, D]`
     pub(super) fn forward(
         &self,
         x: Tensor<3>,
+        kept: &Range<usize>,
         rotary: &Rotary,
         adapter: Option<&LoraAdapter>,
     ) -> Tensor<3> {
@@ -63,7 +69,9 @@ impl SingleAttention {
             k: (&self.to_k, &self.norm_k),
             v: &self.to_v,
         };
-        stream.qkv(x, &rotary.all, self.heads, adapter).attend()
+        stream
+            .qkv(x, kept, &rotary.all, self.heads, adapter)
+            .attend()
     }
 }
 
@@ -101,10 +109,13 @@ impl JointAttention {
         adapter: Option<&LoraAdapter>,
     ) -> (Tensor<3>, Tensor<3>) {
         let [[_, image, _], [_, text, _]] = [x.dims(), context.dims()];
+        let (all_text, all_image) = (0..text, 0..image);
         let added = self
             .added_stream()
-            .qkv(context, &rotary.txt, self.heads, adapter);
-        let own = self.stream().qkv(x, &rotary.img, self.heads, adapter);
+            .qkv(context, &all_text, &rotary.txt, self.heads, adapter);
+        let own = self
+            .stream()
+            .qkv(x, &all_image, &rotary.img, self.heads, adapter);
         let joint = added.concat(own).attend();
         let context = joint.clone().narrow(1, 0, text);
         let x = joint.narrow(1, text, image);
@@ -139,24 +150,29 @@ struct Stream<'a> {
 }
 
 impl Stream<'_> {
+    /// Keys and values of all tokens, queries of those that are `kept`.
+    ///
     /// # Shapes
     /// * x: `[B, S, D]`
     fn qkv(
         &self,
         x: Tensor<3>,
+        kept: &Range<usize>,
         rotary: &RotaryTable,
         heads: usize,
         adapter: Option<&LoraAdapter>,
     ) -> Qkv {
-        let rotated = |(linear, norm): (&LoraLinear, &RmsNorm)| {
-            let (cos, sin) = (rotary.cos.clone(), rotary.sin.clone());
-            let x = linear.forward(x.clone(), adapter);
-            ops::rms_norm_rope(x, norm.weight.val(), cos, sin, heads, norm.eps)
-        };
+        let rotated =
+            |x: Tensor<3>, (linear, norm): (&LoraLinear, &RmsNorm), table: &RotaryTable| {
+                let (cos, sin) = (table.cos.clone(), table.sin.clone());
+                let x = linear.forward(x, adapter);
+                ops::rms_norm_rope(x, norm.weight.val(), cos, sin, heads, norm.eps)
+            };
+        let x_kept = x.clone().narrow(1, kept.start, kept.len());
         Qkv {
-            q: rotated(self.q),
-            k: rotated(self.k),
-            v: ops::split_heads(self.v.forward(x.clone(), adapter), heads),
+            q: rotated(x_kept, self.q, &rotary.range(kept)),
+            k: rotated(x.clone(), self.k, rotary),
+            v: ops::split_heads(self.v.forward(x, adapter), heads),
         }
     }
 }
@@ -164,7 +180,7 @@ impl Stream<'_> {
 /// Queries, keys and values, ready to attend.
 ///
 /// # Shapes
-/// * each: `[B, heads, S, head_dim]`
+/// * q: `[B, heads, kept, head_dim]`, k and v: `[B, heads, S, head_dim]`
 struct Qkv {
     q: Tensor<4>,
     k: Tensor<4>,
@@ -182,10 +198,10 @@ impl Qkv {
         }
     }
 
-    /// Every token to every token.
+    /// Every kept token to every token.
     ///
     /// # Shapes
-    /// * output: `[B, S, heads * head_dim]`
+    /// * output: `[B, kept, heads * head_dim]`
     fn attend(self) -> Tensor<3> {
         let [_, _, _, head_dim] = self.q.dims();
         let scale = (head_dim as f32).sqrt().recip();

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use burn::tensor::{Device, Tensor, TensorData};
 
 const THETA: f64 = 10_000.0;
@@ -56,18 +58,20 @@ impl Rotary {
             sin: table(f64::sin),
         };
         Self {
-            txt: all.narrow(0, txt),
-            img: all.narrow(txt, img),
+            txt: all.range(&(0..txt)),
+            img: all.range(&(txt..txt + img)),
             all,
         }
     }
 }
 
 impl RotaryTable {
-    fn narrow(&self, start: usize, length: usize) -> Self {
+    /// The rows of some tokens.
+    pub(super) fn range(&self, tokens: &Range<usize>) -> Self {
+        let rows = |table: &Tensor<2>| table.clone().narrow(0, tokens.start, tokens.len());
         Self {
-            cos: self.cos.clone().narrow(0, start, length),
-            sin: self.sin.clone().narrow(0, start, length),
+            cos: rows(&self.cos),
+            sin: rows(&self.sin),
         }
     }
 }

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use burn::module::Module;
 use burn::tensor::Tensor;
 
@@ -29,21 +31,26 @@ impl FluxSingleTransformerBlock {
         }
     }
 
+    /// The block's output at the tokens `kept`, which attend to all.
+    ///
     /// # Shapes
-    /// * x and output, text tokens then image tokens: `[B, T + S, D]`
+    /// * x, text tokens then image tokens: `[B, T + S, D]`
     /// * silu_temb: `[B, D]`
+    /// * output: `[B, kept, D]`
     pub(super) fn forward(
         &self,
         x: Tensor<3>,
+        kept: &Range<usize>,
         silu_temb: Tensor<2>,
         rotary: &Rotary,
         adapter: Option<&LoraAdapter>,
     ) -> Tensor<3> {
         let [modulation] = self.norm.forward(silu_temb, adapter);
+        let keep = |x: Tensor<3>| x.narrow(1, kept.start, kept.len());
         let norm_x = modulation.normalize(x.clone());
-        let mlp = ops::gelu_tanh(self.proj_mlp.forward(norm_x.clone(), adapter));
-        let attention = self.attn.forward(norm_x, rotary, adapter);
-        let both = Tensor::cat(vec![attention, mlp], 2);
-        modulation.gate_add(x, self.proj_out.forward(both, adapter))
+        let mlp = self.proj_mlp.forward(keep(norm_x.clone()), adapter);
+        let attention = self.attn.forward(norm_x, kept, rotary, adapter);
+        let both = Tensor::cat(vec![attention, ops::gelu_tanh(mlp)], 2);
+        modulation.gate_add(keep(x), self.proj_out.forward(both, adapter))
     }
 }

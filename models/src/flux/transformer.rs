@@ -142,6 +142,11 @@ impl FluxTransformer {
         &self.config
     }
 
+    /// The float type of the weights.
+    pub fn dtype(&self) -> DType {
+        self.x_embedder.weight.val().dtype()
+    }
+
     /// The layers that an adapter may change, in the order of an adapter's slots.
     pub fn projections(&self) -> &[Projection] {
         &self.projections
@@ -159,7 +164,14 @@ impl FluxTransformer {
             img_ids: input.img_ids,
             txt_ids: input.txt_ids,
         });
-        self.step(input.hidden_states, input.timestep, &context, adapter)
+        let [_, tokens, _] = input.hidden_states.dims();
+        self.step(
+            input.hidden_states,
+            tokens,
+            input.timestep,
+            &context,
+            adapter,
+        )
     }
 
     /// Computes what all steps of one condition share.
@@ -180,14 +192,15 @@ impl FluxTransformer {
         }
     }
 
-    /// The velocity at one time of each sample.
+    /// The velocity of the first `kept` image tokens, at one time of each sample.
     ///
     /// # Shapes
     /// * hidden_states: `[B, S, C]`, timestep in 0..1: `[B]`
-    /// * output: `[B, S, out]`
+    /// * output: `[B, kept, out]`
     pub fn step(
         &self,
         hidden_states: Tensor<3>,
+        kept: usize,
         timestep: Tensor<1>,
         context: &FluxContext,
         adapter: Option<&LoraAdapter>,
@@ -205,10 +218,16 @@ impl FluxTransformer {
             (x, encoder) = block.forward(x, encoder, silu_temb.clone(), &context.rotary, adapter);
         }
         let mut x = Tensor::cat(vec![encoder, x], 1);
-        for block in &self.single_transformer_blocks {
-            x = block.forward(x, silu_temb.clone(), &context.rotary, adapter);
+        let (all, kept) = (0..text + image, text..text + kept);
+        if let Some((last, blocks)) = self.single_transformer_blocks.split_last() {
+            for block in blocks {
+                x = block.forward(x, &all, silu_temb.clone(), &context.rotary, adapter);
+            }
+            // Nothing reads the other tokens after the last block.
+            x = last.forward(x, &kept, silu_temb.clone(), &context.rotary, adapter);
+        } else {
+            x = x.narrow(1, kept.start, kept.len());
         }
-        let x = x.narrow(1, text, image);
         self.proj_out.forward(self.norm_out.forward(x, silu_temb))
     }
 }

@@ -1,0 +1,427 @@
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::{DType, Device, Tensor};
+use image::RgbImage;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::encoders::Encoders;
+use super::latents::LatentFormat;
+use super::pixels::{fit, lanczos, size_of};
+use super::size::preferred_size;
+use super::{Condition, EditError, ImageSize, SourceSize};
+use crate::autoencoder_kl::AutoencoderKlConfig;
+use crate::flux::{FluxCondition, FluxContext, FluxTransformer};
+use crate::lora::{LoraAdapter, Projection};
+use crate::scheduler::FlowMatchScheduler;
+use crate::solver::{self, Solver};
+use crate::weights::{LoadError, read_config, write_config};
+
+const INDEX_FILE: &str = "model_index.json";
+const PIPELINE_CLASS: &str = "FluxKontextPipeline";
+
+/// Edits images by instruction.
+#[derive(Debug, Clone)]
+pub struct Editor {
+    /// Predicts velocities; frozen unless someone trains it.
+    pub transformer: FluxTransformer,
+    /// Spaces the noise levels.
+    pub scheduler: FlowMatchScheduler,
+    /// What else the pipeline is made of; a learner needs none of it.
+    pub encoders: Option<Encoders>,
+    format: LatentFormat,
+    device: Device,
+}
+
+/// Which parts of an editor are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parts {
+    /// Everything.
+    All,
+    /// What velocities and sampling need, once conditions are encoded.
+    Transformer,
+}
+
+/// How images are sampled.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SampleOptions {
+    /// Number of network evaluations.
+    pub num_inference_steps: usize,
+    /// How the ODE is solved.
+    pub solver: Solver,
+    /// Guidance scale that the model is told, where it takes one.
+    pub guidance_scale: f64,
+}
+
+/// What all network evaluations of one condition, or of one batch of them, share.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    context: FluxContext,
+    /// `[1 or B, R, C]`
+    image_latents: Tensor<3>,
+}
+
+#[derive(Deserialize)]
+struct ModelIndex {
+    #[serde(rename = "_class_name")]
+    class_name: String,
+}
+
+impl Editor {
+    /// The editor of a diffusers pipeline folder, frozen, in f32.
+    ///
+    /// # Errors
+    /// If a part can't be loaded, or the pipeline is another one.
+    pub fn load(folder: &Path, device: &Device, parts: Parts) -> Result<Self, LoadError> {
+        Self::load_as(folder, device, parts, DType::F32)
+    }
+
+    /// As [`Editor::load`], with the transformer's weights in the given float type.
+    ///
+    /// # Errors
+    /// As [`Editor::load`].
+    pub fn load_as(
+        folder: &Path,
+        device: &Device,
+        parts: Parts,
+        dtype: DType,
+    ) -> Result<Self, LoadError> {
+        check_class(&folder.join(INDEX_FILE))?;
+        let transformer = FluxTransformer::load_as(&folder.join("transformer"), device, dtype)?;
+        let scheduler = FlowMatchScheduler::load(&folder.join("scheduler"))?;
+        let vae: AutoencoderKlConfig = read_config(&folder.join("vae").join("config.json"))?;
+        let encoders = match parts {
+            // No gradient ever reaches them: they stay off the autodiff device.
+            Parts::All => Some(Encoders::load(folder, &device.clone().without_autodiff())?),
+            Parts::Transformer => None,
+        };
+        let format = latent_format(&vae);
+        let (expected, found) = (
+            format.shape(ImageSize::square(format.unit()))[1],
+            transformer.config().in_channels,
+        );
+        if expected != found {
+            return Err(LoadError::Unsupported {
+                path: folder.join("transformer").join("config.json"),
+                field: "in_channels",
+                value: found.to_string(),
+                supported: "4 times the latent_channels of vae/config.json",
+            });
+        }
+        Ok(Self {
+            transformer: transformer.no_grad(),
+            scheduler,
+            encoders,
+            format,
+            device: device.clone(),
+        })
+    }
+
+    /// An editor of the given parts.
+    pub fn new(
+        transformer: FluxTransformer,
+        scheduler: FlowMatchScheduler,
+        encoders: Encoders,
+        device: &Device,
+    ) -> Self {
+        Self {
+            transformer,
+            scheduler,
+            format: latent_format(encoders.vae.config()),
+            encoders: Some(encoders),
+            device: device.clone(),
+        }
+    }
+
+    /// Saves the editor as a diffusers pipeline folder.
+    ///
+    /// # Errors
+    /// If the folder can't be written, or the encoders were not loaded.
+    pub fn save(&self, folder: &Path) -> Result<(), LoadError> {
+        let encoders = self.encoders.as_ref().ok_or_else(|| {
+            LoadError::format(folder, "an editor without its encoders can't be saved")
+        })?;
+        self.transformer.save(&folder.join("transformer"))?;
+        self.scheduler.save(&folder.join("scheduler"))?;
+        encoders.save(folder)?;
+        write_config(&folder.join(INDEX_FILE), &model_index())
+    }
+
+    /// The device of the transformer.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The layers that an adapter may change.
+    pub fn projections(&self) -> &[Projection] {
+        self.transformer.projections()
+    }
+
+    /// How images become latent tokens.
+    pub fn latent_format(&self) -> LatentFormat {
+        self.format
+    }
+
+    /// Number S of tokens of an image and the width C of each.
+    pub fn latent_shape(&self, size: ImageSize) -> [usize; 2] {
+        self.format.shape(size)
+    }
+
+    /// Encodes an instruction and a source image, cropped and resized to the result's size.
+    ///
+    /// # Errors
+    /// If the size does not divide into tokens, the encoders were not loaded, or the prompt can't
+    /// be tokenized.
+    pub fn encode(
+        &self,
+        prompt: &str,
+        source: &RgbImage,
+        size: ImageSize,
+        max_sequence_length: usize,
+    ) -> Result<Condition, EditError> {
+        self.encode_with(
+            prompt,
+            source,
+            size,
+            max_sequence_length,
+            SourceSize::Result,
+        )
+    }
+
+    /// As [`Editor::encode`], with a choice of the source image's size.
+    ///
+    /// # Errors
+    /// As [`Editor::encode`].
+    pub fn encode_with(
+        &self,
+        prompt: &str,
+        source: &RgbImage,
+        size: ImageSize,
+        max_sequence_length: usize,
+        source_size: SourceSize,
+    ) -> Result<Condition, EditError> {
+        let encoders = self.encoders()?;
+        let source = self.resize(source, size, source_size)?;
+        let device = self.device.clone().without_autodiff();
+        let (pooled, prompt_embeds) = encoders.encode_text(prompt, max_sequence_length, &device)?;
+        Ok(Condition {
+            prompt_embeds,
+            pooled,
+            image_latents: encoders.encode_image(&source, self.format, &device),
+            size,
+            source_size: size_of(&source),
+        })
+    }
+
+    fn resize(
+        &self,
+        source: &RgbImage,
+        size: ImageSize,
+        source_size: SourceSize,
+    ) -> Result<RgbImage, EditError> {
+        let (unit, own) = (self.format.unit(), size_of(source));
+        let resized = match source_size {
+            SourceSize::Result => size,
+            SourceSize::Own => own.floor_to(unit),
+            SourceSize::Preferred => preferred_size(own, unit),
+        };
+        if let Some(size) = [size, resized]
+            .into_iter()
+            .find(|size| !size.is_multiple_of(unit))
+        {
+            return Err(EditError::Size { size, unit });
+        }
+        Ok(match source_size {
+            SourceSize::Result => fit(source, size),
+            SourceSize::Own | SourceSize::Preferred => lanczos(source, resized),
+        })
+    }
+
+    /// The velocity of noised latents under one condition, which all of them share.
+    ///
+    /// # Shapes
+    /// * x_t: `[B, S, C]`, t in 0..1: `[B]`
+    /// * output: `[B, S, C]`
+    pub fn velocity(
+        &self,
+        x_t: Tensor<3>,
+        t: Tensor<1>,
+        condition: &Condition,
+        guidance_scale: f64,
+        adapter: Option<&LoraAdapter>,
+    ) -> Tensor<3> {
+        self.velocity_of(x_t, t, &self.prepare(&[condition], guidance_scale), adapter)
+    }
+
+    /// Computes what all network evaluations of a condition share; of several conditions of equal
+    /// sizes, one per sample, a batch.
+    ///
+    /// # Panics
+    /// If there is no condition, or their sizes differ.
+    pub fn prepare(&self, conditions: &[&Condition], guidance_scale: f64) -> Prepared {
+        let first = conditions.first().expect("at least one condition");
+        let dtype = self.dtype();
+        let rows = |field: fn(&Condition) -> Tensor<2>| {
+            let rows = conditions
+                .iter()
+                .map(|condition| field(condition))
+                .collect();
+            Tensor::stack::<3>(rows, 0)
+                .to_device(&self.device)
+                .cast(dtype)
+        };
+        let pooled = conditions
+            .iter()
+            .map(|condition| condition.pooled.clone())
+            .collect();
+        let prompt_embeds = rows(|condition| condition.prompt_embeds.clone());
+        let [_, text, _] = prompt_embeds.dims();
+        let guided = self.transformer.config().guidance_embeds;
+        Prepared {
+            context: self.transformer.prepare(FluxCondition {
+                encoder_hidden_states: prompt_embeds,
+                pooled_projections: Tensor::stack::<2>(pooled, 0)
+                    .to_device(&self.device)
+                    .cast(dtype),
+                guidance: guided
+                    .then(|| Tensor::full([1], guidance_scale, (&self.device, DType::F32))),
+                img_ids: self.format.ids(first.size, first.source_size, &self.device),
+                txt_ids: Tensor::zeros([text, 3], &self.device),
+            }),
+            image_latents: rows(|condition| condition.image_latents.clone()),
+        }
+    }
+
+    /// As [`Editor::velocity`], with what the evaluations share computed before.
+    ///
+    /// # Shapes
+    /// As [`Editor::velocity`]; B is 1 or the number of prepared conditions, or those are one.
+    pub fn velocity_of(
+        &self,
+        x_t: Tensor<3>,
+        t: Tensor<1>,
+        prepared: &Prepared,
+        adapter: Option<&LoraAdapter>,
+    ) -> Tensor<3> {
+        let [batch, tokens, _] = x_t.dims();
+        let [_, source, channels] = prepared.image_latents.dims();
+        let image_latents = prepared
+            .image_latents
+            .clone()
+            .expand([batch, source, channels]);
+        let hidden_states = Tensor::cat(vec![x_t.cast(self.dtype()), image_latents], 1);
+        let velocity = self
+            .transformer
+            .step(hidden_states, tokens, t, &prepared.context, adapter);
+        velocity.cast(DType::F32)
+    }
+
+    /// Samples edits of one condition from noise, all as one batch, without gradients.
+    ///
+    /// # Shapes
+    /// * noise: `[K, S, C]`
+    /// * output, packed x0: `[K, S, C]`
+    pub fn sample(
+        &self,
+        condition: &Condition,
+        noise: Tensor<3>,
+        options: &SampleOptions,
+        adapter: Option<&LoraAdapter>,
+    ) -> Tensor<3> {
+        let frozen = self.frozen();
+        let adapter = adapter.map(Module::valid);
+        let prepared = frozen.prepare(&[condition], options.guidance_scale);
+        let [batch, tokens, _] = noise.dims();
+        let sigmas = self.scheduler.sigmas(options.num_inference_steps, tokens);
+        solver::sample(options.solver, &sigmas, noise.inner(), |x, sigma| {
+            let t = Tensor::full([batch], sigma, (&frozen.device, DType::F32));
+            frozen.velocity_of(x, t, &prepared, adapter.as_ref())
+        })
+    }
+
+    /// The same transformer off the autodiff device; memory is shared.
+    fn frozen(&self) -> Self {
+        Self {
+            transformer: self.transformer.valid(),
+            scheduler: self.scheduler.clone(),
+            encoders: None,
+            format: self.format,
+            device: self.device.clone().without_autodiff(),
+        }
+    }
+
+    /// The images of sampled latents.
+    ///
+    /// # Shapes
+    /// * x0: `[K, S, C]`
+    ///
+    /// # Errors
+    /// If the encoders were not loaded.
+    pub fn decode(&self, x0: Tensor<3>, condition: &Condition) -> Result<Vec<RgbImage>, EditError> {
+        Ok(self
+            .encoders()?
+            .decode_images(x0.inner(), condition.size, self.format))
+    }
+
+    /// As [`Editor::decode`], before rounding to bytes.
+    ///
+    /// # Shapes
+    /// * x0: `[K, S, C]`
+    /// * output in 0..1: `[K, 3, H, W]`
+    ///
+    /// # Errors
+    /// As [`Editor::decode`].
+    pub fn decode_pixels(
+        &self,
+        x0: Tensor<3>,
+        condition: &Condition,
+    ) -> Result<Tensor<4>, EditError> {
+        Ok(self
+            .encoders()?
+            .decode(x0.inner(), condition.size, self.format))
+    }
+
+    fn encoders(&self) -> Result<&Encoders, EditError> {
+        self.encoders.as_ref().ok_or(EditError::NoEncoders)
+    }
+
+    fn dtype(&self) -> DType {
+        self.transformer.dtype()
+    }
+}
+
+fn latent_format(vae: &AutoencoderKlConfig) -> LatentFormat {
+    LatentFormat {
+        scale_factor: vae.scale_factor(),
+        channels: vae.latent_channels,
+    }
+}
+
+fn check_class(path: &Path) -> Result<(), LoadError> {
+    let ModelIndex { class_name } = read_config(path)?;
+    if class_name == PIPELINE_CLASS {
+        return Ok(());
+    }
+    Err(LoadError::Unsupported {
+        path: path.to_owned(),
+        field: "_class_name",
+        value: class_name,
+        supported: PIPELINE_CLASS,
+    })
+}
+
+fn model_index() -> serde_json::Value {
+    json!({
+        "_class_name": PIPELINE_CLASS,
+        "feature_extractor": [null, null],
+        "image_encoder": [null, null],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "tokenizer_2": ["transformers", "PreTrainedTokenizerFast"],
+        "transformer": ["diffusers", "FluxTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    })
+}

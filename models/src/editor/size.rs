@@ -1,0 +1,143 @@
+use std::fmt;
+
+/// Height and width of an image in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ImageSize {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+/// What the source image is resized to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceSize {
+    /// The result's size, after cropping to its aspect; what training uses.
+    Result,
+    /// Its own, cut to whole tokens.
+    Own,
+    /// The nearest in aspect of the sizes that Kontext was trained on.
+    Preferred,
+}
+
+/// (width, height) of the sizes that Kontext was trained on, about a megapixel each.
+const PREFERRED: [(usize, usize); 17] = [
+    (672, 1568),
+    (688, 1504),
+    (720, 1456),
+    (752, 1392),
+    (800, 1328),
+    (832, 1248),
+    (880, 1184),
+    (944, 1104),
+    (1024, 1024),
+    (1104, 944),
+    (1184, 880),
+    (1248, 832),
+    (1328, 800),
+    (1392, 752),
+    (1456, 720),
+    (1504, 688),
+    (1568, 672),
+];
+
+impl ImageSize {
+    /// Height and width alike.
+    pub fn square(side: usize) -> Self {
+        Self {
+            height: side,
+            width: side,
+        }
+    }
+
+    /// The largest multiple of `unit` in both directions that is not larger.
+    pub(super) fn floor_to(self, unit: usize) -> Self {
+        Self {
+            height: self.height / unit * unit,
+            width: self.width / unit * unit,
+        }
+    }
+
+    pub(super) fn is_multiple_of(self, unit: usize) -> bool {
+        self.floor_to(unit) == self && self.height * self.width > 0
+    }
+
+    fn aspect(self) -> f64 {
+        self.width as f64 / self.height as f64
+    }
+}
+
+impl fmt::Display for ImageSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} x {}", self.height, self.width)
+    }
+}
+
+/// The size that Kontext makes of one that is asked for: the aspect kept, the area about
+/// `area_max` pixels, cut to multiples of `unit`.
+pub fn output_size(asked: ImageSize, area_max: usize, unit: usize) -> ImageSize {
+    let (area, aspect) = (area_max as f64, asked.aspect());
+    let side = |square: f64| square.sqrt().round_ties_even() as usize;
+    let size = ImageSize {
+        height: side(area / aspect),
+        width: side(area * aspect),
+    };
+    size.floor_to(unit)
+}
+
+/// The preferred size whose aspect is nearest to that of `image`, cut to whole tokens.
+pub(super) fn preferred_size(image: ImageSize, unit: usize) -> ImageSize {
+    let aspect = image.floor_to(unit).aspect();
+    let distance =
+        |&(width, height): &(usize, usize)| (aspect - width as f64 / height as f64).abs();
+    let nearest = PREFERRED
+        .into_iter()
+        .min_by(|a, b| distance(a).total_cmp(&distance(b)));
+    let (width, height) = nearest.expect("there are preferred sizes");
+    ImageSize { height, width }.floor_to(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_keeps_the_aspect_and_the_area() {
+        let asked = ImageSize {
+            height: 70,
+            width: 100,
+        };
+        let size = output_size(asked, 64 * 112, 16);
+        assert_eq!(
+            size,
+            ImageSize {
+                height: 64,
+                width: 96
+            }
+        );
+        assert_eq!(
+            output_size(ImageSize::square(1024), 1024 * 1024, 16),
+            ImageSize::square(1024)
+        );
+    }
+
+    #[test]
+    fn the_preferred_size_is_nearest_in_aspect() {
+        let size = |height, width| preferred_size(ImageSize { height, width }, 16);
+        assert_eq!(size(500, 500), ImageSize::square(1024));
+        assert_eq!(
+            size(100, 900),
+            ImageSize {
+                height: 672,
+                width: 1568
+            }
+        );
+        assert_eq!(
+            size(1080, 1920),
+            ImageSize {
+                height: 752,
+                width: 1392
+            }
+        );
+    }
+}
