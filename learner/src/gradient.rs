@@ -1,0 +1,96 @@
+//! The gradient of one batch: three predictions, the loss, the way back.
+
+use burn::tensor::{Tensor, TensorData};
+use retouch_models::lora::LoraAdapter;
+
+use crate::metrics::{StageTimes, timed};
+use crate::nft::{self, NftBatch, NftConfig, NftLoss};
+
+/// Predicts velocities: x_t [B, S, C], t [B] in 0..1 and an adapter, or none for
+/// the base, to [B, S, C]. The condition is part of it.
+pub type Velocity<'a> = dyn Fn(Tensor<3>, Tensor<1>, Option<&LoraAdapter>) -> Tensor<3> + 'a;
+
+/// The three policies of the loss.
+#[derive(Clone, Copy, Debug)]
+pub struct Policies<'a> {
+    /// The trained adapter, on an autodiff device.
+    pub theta: &'a LoraAdapter,
+    /// The adapter that sampled, off the graph; `None` if it is the trained one.
+    pub old: Option<&'a LoraAdapter>,
+}
+
+/// (sample, timestep) pairs that share a condition.
+///
+/// # Shapes
+///
+/// Tensors are [B, S, C]; the lists have B entries.
+#[derive(Clone, Debug)]
+pub struct PairBatch {
+    /// Clean latents.
+    pub x0: Tensor<3>,
+    /// Noise.
+    pub noise: Tensor<3>,
+    /// Noise levels in 0..1.
+    pub t: Vec<f32>,
+    /// Advantages.
+    pub advantages: Vec<f64>,
+    /// Pairs that are not valid count nowhere.
+    pub valid: Vec<bool>,
+}
+
+/// Sums over the valid pairs of a batch.
+#[derive(Clone, Debug)]
+pub struct PairGradient {
+    /// Gradient of the summed loss, in the order of `LoraAdapter::to_flat`.
+    pub gradient: Vec<f32>,
+    /// The loss and its parts.
+    pub loss: NftLoss,
+}
+
+/// The loss of a batch and its gradient.
+///
+/// The old policy's forward pass is left out where it would repeat the trained
+/// one's, and the base's where the KL term has no weight.
+pub fn pair_gradient(
+    velocity: &Velocity<'_>,
+    policies: Policies<'_>,
+    batch: &PairBatch,
+    config: &NftConfig,
+    times: &mut StageTimes,
+) -> PairGradient {
+    let x_t = nft::add_noise(batch.x0.clone(), batch.noise.clone(), &batch.t);
+    let t = Tensor::from_data(TensorData::new(batch.t.clone(), [batch.t.len()]), &x_t.device());
+    let predict = |adapter| velocity(x_t.clone(), t.clone(), adapter);
+
+    let v_old = policies.old.map(|old| timed(&mut times.v_old, || predict(Some(old))));
+    let v_ref = (config.kl_beta != 0.0).then(|| timed(&mut times.v_ref, || predict(None)));
+    let loss = timed(&mut times.forward, || {
+        let v_theta = predict(Some(policies.theta));
+        nft::nft_loss(batch.with_predictions(v_theta, v_old, v_ref), config)
+    });
+    let gradient = timed(&mut times.backward, || {
+        let gradients = loss.loss.backward();
+        policies.theta.flat_gradients(&gradients)
+    });
+    PairGradient { gradient, loss }
+}
+
+impl PairBatch {
+    fn with_predictions(
+        &self,
+        v_theta: Tensor<3>,
+        v_old: Option<Tensor<3>>,
+        v_ref: Option<Tensor<3>>,
+    ) -> NftBatch<'_> {
+        NftBatch {
+            x0: self.x0.clone(),
+            noise: self.noise.clone(),
+            v_theta,
+            v_old,
+            v_ref,
+            t: &self.t,
+            advantages: &self.advantages,
+            valid: &self.valid,
+        }
+    }
+}

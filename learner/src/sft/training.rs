@@ -1,0 +1,295 @@
+//! The training itself.
+
+use std::fs;
+use std::ops::{ControlFlow, Range};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use retouch_models::editor::{Editor, ImageSize};
+use retouch_models::lora;
+use retouch_models::noise;
+use retouch_proto::seed::{self, Purpose};
+
+use super::checkpoint::{SftState, Step};
+use super::examples::{Batch, Encoding, Examples};
+use super::log::{Entry, Log};
+use super::network::Network;
+use super::rows::{self, TEST_ROWS, TRAIN_ROWS};
+use super::{SftError, SftOptions, Trained};
+use crate::adamw::AdamWConfig;
+use crate::lanes::Lanes;
+use crate::metrics::host;
+use crate::nft;
+use crate::shards::{self, part};
+
+/// What a fine-tuning is doing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum SftProgress {
+    /// Images and prompts are being encoded.
+    Encoding {
+        /// Rows done.
+        done: usize,
+        /// Rows in all.
+        total: usize,
+    },
+    /// An update was made.
+    Step {
+        /// What it told.
+        entry: Entry,
+        /// Updates in all.
+        steps: u64,
+    },
+}
+
+/// What came of a fine-tuning.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SftOutcome {
+    /// The saved editor (a diffusers folder) or adapter (a PEFT folder).
+    pub folder: PathBuf,
+    /// Values that were trained.
+    pub parameters: usize,
+    /// The last held-out loss, if it was ever measured.
+    pub validation_loss: Option<f64>,
+}
+
+/// Fine-tunes an editor, going on from the output folder's checkpoint if there is one.
+///
+/// `observe` is told of all progress; when it answers `Break`, a checkpoint is written
+/// and the training ends.
+///
+/// # Errors
+///
+/// See [`SftError`].
+pub fn train(
+    options: &SftOptions,
+    observe: &mut dyn FnMut(SftProgress) -> ControlFlow<()>,
+) -> Result<SftOutcome, SftError> {
+    options.check()?;
+    let output = &options.output;
+    fs::create_dir_all(output).map_err(|source| SftError::Output { path: output.clone(), source })?;
+    let mut editor = super::base::load(options)?;
+    let lanes = Lanes::for_device(&options.device);
+    let (train, held_out) = encode(options, &editor, &lanes, observe)?;
+    let size = ImageSize { height: options.height, width: options.width };
+    let network = Network::new(&editor, &options.trained, size, options.guidance_scale, options.seed);
+
+    let initial = network.parameters();
+    let parameters = initial.len();
+    let mut state =
+        SftState::load(output, parameters)?.unwrap_or_else(|| SftState::new(initial));
+    let mut log = Log::open(output, state.step)?;
+    let training = Training { options, network, lanes };
+    let mut validation_loss = None;
+    while state.step < options.steps {
+        let mut entry = training.step(&mut state, &train)?;
+        if state.step % options.validate_every == 0 || state.step == options.steps {
+            entry.validation_loss = training.validate(&state, &held_out);
+            validation_loss = entry.validation_loss.or(validation_loss);
+        }
+        log.write(&entry)?;
+        let stop = observe(SftProgress::Step { entry, steps: options.steps }).is_break();
+        if stop || state.step % options.checkpoint_every == 0 || state.step == options.steps {
+            state.save(output)?;
+        }
+        if stop && state.step < options.steps {
+            return Err(SftError::Stopped(state.step));
+        }
+    }
+    let folder = training.save(&state, &mut editor)?;
+    Ok(SftOutcome { folder, parameters, validation_loss })
+}
+
+/// Encodes the training rows and the held-out ones.
+fn encode(
+    options: &SftOptions,
+    editor: &Editor,
+    lanes: &Lanes,
+    observe: &mut dyn FnMut(SftProgress) -> ControlFlow<()>,
+) -> Result<(Examples, Examples), SftError> {
+    let rows = rows::read_rows(&options.dataset, TRAIN_ROWS)?;
+    let mut held_out = match options.validation_rows {
+        0 => Vec::new(),
+        _ => rows::read_rows(&options.dataset, TEST_ROWS)?,
+    };
+    held_out.truncate(options.validation_rows);
+    let encoding = Encoding {
+        editor,
+        size: ImageSize { height: options.height, width: options.width },
+        max_sequence_length: options.max_sequence_length,
+        text_encoders: options.text_encoders(),
+        lanes,
+    };
+    let total = rows.len() + held_out.len();
+    let mut advance = |done| match observe(SftProgress::Encoding { done, total }) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(SftError::Stopped(0)),
+    };
+    let train = Examples::encode(&rows, encoding, &mut advance)?;
+    let held_out =
+        Examples::encode(&held_out, encoding, &mut |done| advance(rows.len() + done))?;
+    Ok((train, held_out))
+}
+
+struct Training<'a> {
+    options: &'a SftOptions,
+    network: Network,
+    lanes: Lanes,
+}
+
+/// A row with its noise level and the seed of its noise.
+struct Draw {
+    row: usize,
+    t: f32,
+    noise_seed: u64,
+}
+
+impl Training<'_> {
+    /// One update.
+    fn step(&self, state: &mut SftState, examples: &Examples) -> Result<Entry, SftError> {
+        let start = Instant::now();
+        let options = self.options;
+        let step = state.step + 1;
+        let draws = self.draws(step, examples.len());
+        let parts = self.lanes.map_with(
+            self.micro_batches(draws.len()),
+            || self.network.to_train(&state.parameters),
+            |network, range| loss_and_gradient(network, examples, &draws[range], &options.device),
+        );
+        let (losses, gradients): (Vec<f64>, Vec<Vec<f32>>) = parts.into_iter().unzip();
+        let loss = losses.iter().sum::<f64>() / draws.len() as f64;
+        finite("loss", loss, step)?;
+        let mut gradient = shards::tree_sum(gradients);
+        gradient.iter_mut().for_each(|g| *g /= draws.len() as f32);
+
+        let learning_rate =
+            options.adamw.learning_rate * options.learning_rate.factor(step, options.steps);
+        let grad_norm = state.update(gradient, &Step {
+            adamw: AdamWConfig { learning_rate, ..options.adamw },
+            max_grad_norm: options.max_grad_norm,
+            ema_decay_max: options.ema_decay_max,
+        });
+        finite("gradient norm", grad_norm, step)?;
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(Entry { step, loss, grad_norm, learning_rate, seconds, validation_loss: None })
+    }
+
+    /// The mean loss of the averaged parameters on held-out rows, at evenly spread
+    /// noise levels and always the same noise.
+    fn validate(&self, state: &SftState, examples: &Examples) -> Option<f64> {
+        let rows = examples.len();
+        let draw = |row| Draw {
+            row,
+            t: (row as f32 + 0.5) / rows as f32,
+            noise_seed: self.seed(0, row as u32, Counter::Validation),
+        };
+        let draws: Vec<Draw> = (0..rows).map(draw).collect();
+        let losses = self.lanes.map_with(
+            self.micro_batches(rows),
+            || self.network.to_use(&state.ema),
+            |network, range| {
+                let losses = losses(network, examples, &draws[range], &self.options.device);
+                host(losses).into_iter().map(f64::from).sum::<f64>()
+            },
+        );
+        (rows > 0).then(|| losses.iter().sum::<f64>() / rows as f64)
+    }
+
+    /// The rows of an update: the next of an endless shuffled sequence.
+    fn draws(&self, step: u64, rows: usize) -> Vec<Draw> {
+        let size = self.options.batch_size as u64;
+        let first = (step - 1) * size;
+        let mut epoch = (u64::MAX, Vec::new());
+        let draw = |(index, position): (u32, u64)| {
+            let (number, place) = (position / rows as u64, position % rows as u64);
+            if epoch.0 != number {
+                let order = seed::permutation(self.seed(number, 0, Counter::Order), rows);
+                epoch = (number, order);
+            }
+            let level_seed = self.seed(step, index, Counter::Level);
+            let level = self.options.noise_levels.level(noise::normal_values(level_seed, 1)[0].into());
+            Draw {
+                row: epoch.1[place as usize],
+                t: level as f32,
+                noise_seed: self.seed(step, index, Counter::Noise),
+            }
+        };
+        (0..).zip(first..first + size).map(draw).collect()
+    }
+
+    fn seed(&self, major: u64, minor: u32, counter: Counter) -> u64 {
+        let (high, low) = ((major >> 32) as u32, major as u32);
+        seed::derive(self.options.seed, Purpose::Sft, low, high, minor, counter as u32)
+    }
+
+    /// Parts of nearly one size that fit the largest allowed.
+    fn micro_batches(&self, rows: usize) -> Vec<Range<usize>> {
+        let parts = rows.div_ceil(self.options.micro_batch_size);
+        (0..parts).map(|index| part(rows, index, parts)).collect()
+    }
+
+    /// Saves the averaged parameters where users look for them.
+    fn save(self, state: &SftState, editor: &mut Editor) -> Result<PathBuf, SftError> {
+        let network = self.network.to_use(&state.ema);
+        match (&self.options.trained, network.adapter()) {
+            (Trained::Lora(config), Some(adapter)) => {
+                let folder = self.options.output.join("adapter");
+                lora::save_peft(&folder, adapter, config, editor.projections())?;
+                lora::save_diffusers(&folder, adapter, config, editor.projections())?;
+                Ok(folder)
+            }
+            _ => {
+                let folder = self.options.output.join("editor");
+                network.install(editor);
+                editor.save(&folder)?;
+                Ok(folder)
+            }
+        }
+    }
+}
+
+/// What a seed is for.
+#[derive(Clone, Copy)]
+enum Counter {
+    Order,
+    Level,
+    Noise,
+    Validation,
+}
+
+fn loss_and_gradient(
+    network: &mut Network,
+    examples: &Examples,
+    draws: &[Draw],
+    device: &Device,
+) -> (f64, Vec<f32>) {
+    let loss = losses(network, examples, draws, device).sum();
+    let gradients = loss.backward();
+    let loss = host(loss.inner())[0].into();
+    (loss, network.gradients(gradients))
+}
+
+/// The flow-matching loss of each row. `[B]`
+fn losses(network: &Network, examples: &Examples, draws: &[Draw], device: &Device) -> Tensor<1> {
+    let rows: Vec<usize> = draws.iter().map(|draw| draw.row).collect();
+    let batch = examples.batch(&rows, device);
+    let noise = noise_of(&batch, draws);
+    let t: Vec<f32> = draws.iter().map(|draw| draw.t).collect();
+    let x_t = nft::add_noise(batch.x0.clone(), noise.clone(), &t);
+    let t = Tensor::from_data(TensorData::new(t, [rows.len()]), device);
+    let velocity = network.velocity(x_t, t, &batch);
+    nft::mean_square(velocity - (noise - batch.x0))
+}
+
+fn noise_of(batch: &Batch, draws: &[Draw]) -> Tensor<3> {
+    let [rows, tokens, channels] = batch.x0.dims();
+    let values: Vec<f32> = draws
+        .iter()
+        .flat_map(|draw| noise::normal_values(draw.noise_seed, tokens * channels))
+        .collect();
+    Tensor::from_data(TensorData::new(values, [rows, tokens, channels]), &batch.x0.device())
+}
+
+fn finite(what: &'static str, value: f64, step: u64) -> Result<(), SftError> {
+    if value.is_finite() { Ok(()) } else { Err(SftError::NotFinite { what, value, step }) }
+}

@@ -1,0 +1,100 @@
+//! A small editor and groups for tests.
+#![allow(dead_code, unreachable_pub, missing_docs)]
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use burn::tensor::Device;
+use retouch_learner::shards::{Local, ShardReduce};
+use retouch_learner::state::LearnerState;
+use retouch_learner::step::{
+    GroupData, Iteration, SampledBy, SealedGroup, StepConfig, StepError, StepOutput, train_iteration,
+};
+use retouch_models::editor::{Condition, Editor, ImageSize, Parts};
+use retouch_models::lora::LoraAdapter;
+use retouch_models::noise;
+use retouch_proto::RunConfig;
+use retouch_proto::ids::{self, GroupId};
+
+/// A pipeline of the golden cases.
+pub fn pipeline() -> PathBuf {
+    let cases = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tools/parity/cases"));
+    cases.join("kontext_pipeline__dpm2_truncated_prompt/pipeline")
+}
+
+pub fn editor() -> Editor {
+    Editor::load(&pipeline(), &Device::flex(), Parts::Transformer).unwrap()
+}
+
+/// The published settings with a small adapter.
+pub fn config() -> StepConfig {
+    let mut run = RunConfig::default();
+    run.lora.rank = 2;
+    run.lora.alpha = 4.0;
+    run.learner.micro_batch_size = 4;
+    run.learner.learning_rate = 1e-2;
+    StepConfig::from_run(&run)
+}
+
+/// A state whose three policies differ.
+pub fn state(editor: &Editor, config: &StepConfig) -> LearnerState {
+    let device = Device::flex();
+    let theta = LoraAdapter::init(&config.lora, editor.projections(), 1, &device).to_flat();
+    let mut state = LearnerState::initial(theta);
+    let noise = |seed| noise::normal_values(seed, state.theta.len());
+    let (old, ema) = (noise(2), noise(3));
+    state.old.iter_mut().zip(old).for_each(|(p, z)| *p += 0.1 * z);
+    state.ema.iter_mut().zip(ema).for_each(|(p, z)| *p += 0.1 * z);
+    state
+}
+
+/// A group with random latents, condition and advantages.
+pub fn group(editor: &Editor, index: u32, size: usize) -> SealedGroup {
+    let device = Device::flex();
+    let image = ImageSize::square(2 * editor.latent_format().unit());
+    let [tokens, channels] = editor.latent_shape(image);
+    let config = editor.transformer.config();
+    let seed = u64::from(index) * 10;
+    let condition = Condition {
+        prompt_embeds: noise::normal(seed + 1, [5, config.joint_attention_dim], &device),
+        pooled: noise::normal(seed + 2, [config.pooled_projection_dim], &device),
+        image_latents: noise::normal(seed + 3, [tokens, channels], &device),
+        size: image,
+        source_size: image,
+    };
+    SealedGroup {
+        group: GroupId { iteration: ids::Iteration(1), index },
+        advantages: noise::normal_values(seed + 4, size).into_iter().map(f64::from).collect(),
+        sampled_by: SampledBy::Old,
+        data: Some(GroupData { condition, x0: noise::normal(seed + 5, [size, tokens, channels], &device) }),
+    }
+}
+
+pub fn iteration<'a>(
+    editor: &'a Editor,
+    config: &'a StepConfig,
+    groups: &'a [SealedGroup],
+) -> Iteration<'a> {
+    Iteration { editor, config, run_seed: 7, number: ids::Iteration(1), groups }
+}
+
+/// One iteration on one rank.
+pub fn step(
+    editor: &Editor,
+    config: &StepConfig,
+    state: &LearnerState,
+    groups: &[SealedGroup],
+) -> Result<StepOutput, StepError> {
+    step_on(editor, config, state, groups, &mut Local)
+}
+
+pub fn step_on(
+    editor: &Editor,
+    config: &StepConfig,
+    state: &LearnerState,
+    groups: &[SealedGroup],
+    shards: &mut dyn ShardReduce,
+) -> Result<StepOutput, StepError> {
+    let iteration = iteration(editor, config, groups);
+    train_iteration(iteration, state, shards, &mut |_| ControlFlow::Continue(()))
+}

@@ -1,0 +1,161 @@
+//! Supervised fine-tuning of a tiny editor, from a dataset folder to a saved editor.
+
+mod common;
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use common::pipeline;
+use image::{Rgb, RgbImage};
+use retouch_learner::adamw::AdamWConfig;
+use retouch_learner::sft::{
+    self, LearningRate, LogitNormal, SftError, SftOptions, SftOutcome, SftProgress, Start,
+    TextEncoders, Trained,
+};
+use retouch_models::editor::{Editor, Parts};
+use retouch_models::lora::{LoraConfig, load_peft};
+
+/// Six rows: a picture of one colour becomes the picture of another.
+fn dataset(folder: &Path) {
+    let picture = |name: &str, color: [u8; 3]| {
+        RgbImage::from_pixel(32, 32, Rgb(color)).save(folder.join(name)).unwrap();
+    };
+    picture("red.png", [200, 20, 20]);
+    picture("blue.png", [20, 20, 200]);
+    let row = "{\"prompt\":\"make it blue\",\"image\":\"red.png\",\"requirement\":\"blue\",\"target\":\"blue.png\"}\n";
+    fs::write(folder.join(sft::rows::TRAIN_ROWS), row.repeat(6)).unwrap();
+    fs::write(folder.join(sft::rows::TEST_ROWS), row.repeat(3)).unwrap();
+}
+
+fn full(start: Start, text_encoders: TextEncoders) -> Trained {
+    Trained::Full { start, text_encoders }
+}
+
+fn lora() -> Trained {
+    let target_modules = ["to_q", "to_k", "to_v", "to_out.0"].map(String::from).into();
+    Trained::Lora(LoraConfig { rank: 4, alpha: 8.0, target_modules })
+}
+
+fn options(folder: &Path, output: &str, trained: Trained) -> SftOptions {
+    SftOptions {
+        base: pipeline(),
+        dataset: folder.to_owned(),
+        output: folder.join(output),
+        trained,
+        height: 32,
+        width: 32,
+        max_sequence_length: 8,
+        guidance_scale: 2.5,
+        steps: 4,
+        batch_size: 4,
+        micro_batch_size: 2,
+        adamw: AdamWConfig { learning_rate: 1e-2, ..AdamWConfig::default() },
+        learning_rate: LearningRate { warmup_steps: 2, ..LearningRate::default() },
+        max_grad_norm: 1.0,
+        ema_decay_max: 0.5,
+        noise_levels: LogitNormal::default(),
+        seed: 3,
+        device: Device::flex(),
+        validation_rows: 3,
+        validate_every: 2,
+        checkpoint_every: 3,
+    }
+}
+
+fn run(options: &SftOptions) -> SftOutcome {
+    sft::train(options, &mut |_| ControlFlow::Continue(())).unwrap()
+}
+
+/// All weights of a saved editor.
+fn weights(folder: &Path) -> Vec<Vec<u8>> {
+    let files = [
+        "transformer/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "text_encoder_2/model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    ];
+    files.map(|file| fs::read(folder.join(file)).unwrap()).into()
+}
+
+fn log(options: &SftOptions) -> Vec<sft::log::Entry> {
+    let text = fs::read_to_string(options.output.join(sft::log::FILE)).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn thread_count_and_interruption_change_no_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    dataset(folder.path());
+    let trained = full(Start::Random, TextEncoders::Trained);
+    let with_threads = |threads: usize, output: &str| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| weights(&run(&options(folder.path(), output, trained.clone())).folder))
+    };
+    let straight = with_threads(1, "one");
+    assert!(with_threads(2, "two") == straight);
+
+    let resumed = options(folder.path(), "resumed", trained);
+    let mut steps = 0;
+    let mut interrupt = |progress| {
+        steps += usize::from(matches!(progress, SftProgress::Step { .. }));
+        if steps == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let error = sft::train(&resumed, &mut interrupt).unwrap_err();
+    assert!(matches!(error, SftError::Stopped(2)), "{error}");
+    assert!(weights(&run(&resumed).folder) == straight);
+    let steps: Vec<u64> = log(&resumed).iter().map(|entry| entry.step).collect();
+    assert_eq!(steps, [1, 2, 3, 4]);
+}
+
+#[test]
+fn full_training_learns_one_edit_and_leaves_frozen_parts_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    dataset(folder.path());
+    let mut options = options(folder.path(), "out", full(Start::Weights, TextEncoders::Frozen));
+    options.steps = 60;
+    options.validate_every = 60;
+    let outcome = run(&options);
+    let log = log(&options);
+    let mean = |part: &[sft::log::Entry]| part.iter().map(|e| e.loss).sum::<f64>() / part.len() as f64;
+    let (first, last) = (mean(&log[..10]), mean(&log[50..]));
+    assert!(last < 0.7 * first, "{first} -> {last}");
+    assert_eq!(outcome.validation_loss, log[59].validation_loss);
+
+    let base = Editor::load(&pipeline(), &Device::flex(), Parts::All).unwrap();
+    base.save(&folder.path().join("base")).unwrap();
+    let (before, after) = (weights(&folder.path().join("base")), weights(&outcome.folder));
+    assert!(before[0] != after[0]);
+    assert!(before[1..] == after[1..]);
+}
+
+#[test]
+fn an_adapter_is_saved_as_peft_and_diffusers_take_it() {
+    let folder = tempfile::tempdir().unwrap();
+    dataset(folder.path());
+    let outcome = run(&options(folder.path(), "out", lora()));
+    let files = ["adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"];
+    assert!(files.iter().all(|file| outcome.folder.join(file).is_file()));
+    let base = Editor::load(&pipeline(), &Device::flex(), Parts::Transformer).unwrap();
+    let adapter = load_peft(&outcome.folder, base.projections(), &Device::flex()).unwrap();
+    assert_eq!(adapter.flat_len(), outcome.parameters);
+    assert!(adapter.to_flat().iter().all(|value| value.is_finite()));
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    dataset(folder.path());
+    let fails = |change: fn(&mut SftOptions)| {
+        let mut options = options(folder.path(), "wrong", lora());
+        change(&mut options);
+        sft::train(&options, &mut |_| ControlFlow::Continue(())).unwrap_err().to_string()
+    };
+    assert_eq!(fails(|o| o.batch_size = 0), "batch_size is 0, expected at least 1");
+    assert!(fails(|o| o.height = 33).contains("33"));
+    assert!(fails(|o| o.base = PathBuf::from("/nowhere")).contains("/nowhere"));
+    assert!(fails(|o| o.adamw.learning_rate = f64::NAN).contains("learning_rate is NaN"));
+    fs::write(folder.path().join("red.png"), "not a picture").unwrap();
+    assert!(fails(|_| ()).contains("red.png"));
+}

@@ -1,0 +1,261 @@
+//! A whole iteration: what its result may and may not depend on.
+
+mod common;
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use common::{config, editor, group, iteration, state, step, step_on};
+use retouch_learner::shards::{self, BoxError, Local, ShardReduce};
+use retouch_learner::state::LearnerState;
+use retouch_learner::step::{Culprit, SampledBy, SealedGroup, StepError, StepOutput, train_iteration};
+use retouch_models::editor::Editor;
+
+fn groups(editor: &Editor) -> Vec<SealedGroup> {
+    [(0, 5), (2, 5), (3, 4), (7, 5)].map(|(index, size)| group(editor, index, size)).into()
+}
+
+/// A rank whose sums go through a channel to the one that adds them.
+struct Member {
+    rank: usize,
+    world: usize,
+    to_hub: Sender<(usize, Vec<Vec<f32>>)>,
+    from_hub: Receiver<Vec<f32>>,
+}
+
+impl ShardReduce for Member {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn world(&self) -> usize {
+        self.world
+    }
+
+    fn all_reduce(&mut self, shards: Vec<Vec<f32>>) -> Result<Vec<f32>, BoxError> {
+        self.to_hub.send((self.rank, shards))?;
+        Ok(self.from_hub.recv_timeout(Duration::from_secs(60))?)
+    }
+}
+
+/// Adds the shards of all ranks, in rank order, and hands the sum to all.
+fn hub(from_ranks: &Receiver<(usize, Vec<Vec<f32>>)>, to_ranks: &[Sender<Vec<f32>>]) -> Result<(), RecvTimeoutError> {
+    let mut shards = vec![Vec::new(); to_ranks.len()];
+    for _ in to_ranks {
+        let (rank, sums) = from_ranks.recv_timeout(Duration::from_secs(60))?;
+        shards[rank] = sums;
+    }
+    let sum = shards::tree_sum(shards.concat());
+    to_ranks.iter().for_each(|rank| rank.send(sum.clone()).unwrap());
+    Ok(())
+}
+
+/// The same iteration on `world` ranks; every rank's result.
+fn on_ranks(world: usize, groups: &[SealedGroup]) -> Vec<Result<StepOutput, StepError>> {
+    let (editor, config) = (editor(), config());
+    let state = state(&editor, &config);
+    let (to_hub, from_ranks) = channel();
+    std::thread::scope(|scope| {
+        let (mut to_ranks, mut ranks) = (Vec::new(), Vec::new());
+        for rank in 0..world {
+            let (to_rank, from_hub) = channel();
+            to_ranks.push(to_rank);
+            let mut member = Member { rank, world, to_hub: to_hub.clone(), from_hub };
+            let (editor, config, state) = (&editor, &config, &state);
+            ranks.push(scope.spawn(move || {
+                let owned = shards::owned(config.gradient_shards, rank, world);
+                let needed = iteration(editor, config, groups).needed_groups(owned);
+                let mut groups = groups.to_vec();
+                for (index, group) in groups.iter_mut().enumerate() {
+                    group.data = group.data.take().filter(|_| needed.contains(&index));
+                }
+                step_on(editor, config, state, &groups, &mut member)
+            }));
+        }
+        hub(&from_ranks, &to_ranks).unwrap();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn rank_count_changes_no_bit() {
+    let groups = groups(&editor());
+    let alone = on_ranks(1, &groups).remove(0).unwrap();
+    for world in [2, 4] {
+        for output in on_ranks(world, &groups) {
+            let mut output = output.unwrap();
+            assert!(output.state == alone.state, "{world} ranks");
+            output.metrics.times = alone.metrics.times;
+            assert_eq!(output.metrics, alone.metrics, "{world} ranks");
+        }
+    }
+}
+
+#[test]
+fn thread_count_changes_no_bit() {
+    let (editor, config) = (editor(), config());
+    let (state, groups) = (state(&editor, &config), groups(&editor));
+    let with_threads = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let output = pool.install(|| step(&editor, &config, &state, &groups).unwrap());
+        output.state.content_hash()
+    };
+    let alone = with_threads(1);
+    assert_eq!(with_threads(2), alone);
+    assert_eq!(with_threads(5), alone);
+}
+
+#[test]
+fn batch_size_changes_only_rounding() {
+    let (editor, mut config) = (editor(), config());
+    let (state, groups) = (state(&editor, &config), groups(&editor));
+    let one = step(&editor, &config, &state, &groups).unwrap();
+    config.micro_batch_size = 7;
+    config.gradient_shards = 3;
+    let other = step(&editor, &config, &state, &groups).unwrap();
+    assert_eq!((one.metrics.samples, one.metrics.pairs), (19, 95));
+    let close = |a: f64, b: f64| (a - b).abs() <= 1e-4 * b.abs();
+    assert!(close(one.metrics.loss, other.metrics.loss));
+    assert!(close(one.metrics.grad_norm, other.metrics.grad_norm));
+    assert!(close(one.metrics.old_deviate_max, other.metrics.old_deviate_max));
+}
+
+#[test]
+fn only_kept_groups_cost_anything() {
+    let (editor, config) = (editor(), config());
+    let (state, groups) = (state(&editor, &config), groups(&editor));
+    let mut seen = Vec::new();
+    let iteration = iteration(&editor, &config, &groups[..2]);
+    let mut observe = |progress| {
+        seen.push(progress);
+        ControlFlow::Continue(())
+    };
+    train_iteration(iteration, &state, &mut Local, &mut observe).unwrap();
+    assert!(seen.iter().all(|p| p.total == 2 * 5 * 5 && p.done < p.total));
+
+    let none = step(&editor, &config, &state, &[]).unwrap();
+    assert!(none.state == state);
+    assert_eq!(none.metrics.pairs, 0);
+}
+
+#[test]
+fn what_is_not_finite_is_named_by_every_rank() {
+    let editor = editor();
+    let mut groups = groups(&editor);
+    let data = groups[2].data.as_mut().unwrap();
+    data.x0 = data.x0.clone().slice_fill([3..4, 1..2, 0..1], f32::NAN);
+    for result in on_ranks(2, &groups) {
+        let error = result.unwrap_err();
+        let StepError::NotFinite { group, sample, what, .. } = error else { panic!("{error}") };
+        assert_eq!((group, sample, what), (groups[2].group, 3, Culprit::CleanLatent));
+    }
+    let mut groups = groups_with_advantage(&editor, f64::INFINITY);
+    let error = step(&editor, &config(), &state(&editor, &config()), &groups).unwrap_err();
+    assert!(error.to_string().contains("sample 1 of group 1/0 is inf"), "{error}");
+    groups[0].advantages.pop();
+    let error = step(&editor, &config(), &state(&editor, &config()), &groups).unwrap_err();
+    assert!(error.to_string().contains("5 samples and 4 advantages"), "{error}");
+}
+
+fn groups_with_advantage(editor: &Editor, advantage: f64) -> Vec<SealedGroup> {
+    let mut groups = groups(editor);
+    groups[0].advantages[1] = advantage;
+    groups
+}
+
+#[test]
+fn samples_of_an_earlier_policy_are_compared_with_that_policy() {
+    let (editor, config) = (editor(), config());
+    let (state, mut groups) = (state(&editor, &config), groups(&editor));
+    let by_old = step(&editor, &config, &state, &groups).unwrap();
+    let sampled_by = |groups: &mut Vec<SealedGroup>, flat: &[f32]| {
+        let flat: Arc<[f32]> = flat.into();
+        groups.iter_mut().for_each(|g| g.sampled_by = SampledBy::Earlier(flat.clone()));
+    };
+    sampled_by(&mut groups, &state.old);
+    assert!(step(&editor, &config, &state, &groups).unwrap().state == by_old.state);
+    sampled_by(&mut groups, &state.ema);
+    assert!(step(&editor, &config, &state, &groups).unwrap().state != by_old.state);
+    sampled_by(&mut groups, &state.ema[1..]);
+    let error = step(&editor, &config, &state, &groups).unwrap_err();
+    assert!(matches!(error, StepError::AdapterLength { which: "sampling adapter", .. }), "{error}");
+}
+
+#[test]
+fn a_repeated_forward_is_left_out() {
+    let (editor, config) = (editor(), config());
+    let start = LearnerState::initial(state(&editor, &config).theta);
+    let groups = groups(&editor);
+    let skipped = step(&editor, &config, &start, &groups).unwrap();
+    assert_eq!(skipped.metrics.old_deviate, 0.0);
+    assert_eq!(skipped.metrics.times.v_old, Duration::ZERO);
+    // Another zero is another bit pattern of the same policy.
+    let mut computed = start.clone();
+    let zero = computed.old.iter().position(|p| *p == 0.0).unwrap();
+    computed.old[zero] = -0.0;
+    let computed = step(&editor, &config, &computed, &groups).unwrap().metrics;
+    assert!(computed.times.v_old > Duration::ZERO && computed.old_deviate < 1e-12);
+    assert!((computed.grad_norm / skipped.metrics.grad_norm - 1.0).abs() < 1e-5);
+}
+
+#[test]
+fn without_kl_the_base_is_never_asked() {
+    let (editor, mut config) = (editor(), config());
+    let (state, groups) = (state(&editor, &config), groups(&editor));
+    config.nft.kl_beta = 0.0;
+    let metrics = step(&editor, &config, &state, &groups).unwrap().metrics;
+    assert_eq!((metrics.kl_div, metrics.times.v_ref), (0.0, Duration::ZERO));
+}
+
+#[test]
+fn an_observer_can_stop_the_iteration() {
+    let (editor, config) = (editor(), config());
+    let (state, groups) = (state(&editor, &config), groups(&editor));
+    let iteration = iteration(&editor, &config, &groups);
+    let mut stop_late = |progress: retouch_learner::step::StepProgress| {
+        if progress.done > 20 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let error = train_iteration(iteration, &state, &mut Local, &mut stop_late).unwrap_err();
+    assert!(matches!(error, StepError::Cancelled), "{error}");
+}
+
+#[test]
+fn resuming_from_a_saved_state_changes_no_bit() {
+    let (editor, config) = (editor(), config());
+    let groups = groups(&editor);
+    let first = step(&editor, &config, &state(&editor, &config), &groups).unwrap().state;
+    let straight = step(&editor, &config, &first, &groups).unwrap().state;
+    let resumed = LearnerState::from_bytes(&first.to_bytes()).unwrap();
+    let resumed = step(&editor, &config, &resumed, &groups).unwrap().state;
+    assert_eq!(resumed.content_hash(), straight.content_hash());
+}
+
+/// The rewarded samples become likelier, and more so than the punished ones.
+#[test]
+fn training_moves_towards_what_is_rewarded() {
+    let (editor, config) = (editor(), config());
+    let start = LearnerState::initial(state(&editor, &config).theta);
+    let mut both = group(&editor, 0, 4);
+    both.advantages = vec![3.0, 3.0, -3.0, -3.0];
+    let only = |first: usize| {
+        let mut part = both.clone();
+        part.advantages = vec![0.0; 2];
+        let data = part.data.as_mut().unwrap();
+        data.x0 = data.x0.clone().narrow(0, first, 2);
+        [part]
+    };
+    // Where old and trained policy are one, the loss is the error of their predictions.
+    let error = |theta: &[f32], part: &[SealedGroup]| {
+        let state = LearnerState::initial(theta.to_vec());
+        step(&editor, &config, &state, part).unwrap().metrics.policy_loss
+    };
+    let mut trained = start.clone();
+    for _ in 0..10 {
+        trained = step(&editor, &config, &trained, &[both.clone()]).unwrap().state;
+    }
+    let change = |part: &[SealedGroup]| error(&trained.theta, part) - error(&start.theta, part);
+    let (rewarded, punished) = (change(&only(0)), change(&only(2)));
+    assert!(rewarded < 0.0 && rewarded < punished - 0.1, "{rewarded} {punished}");
+}
