@@ -45,7 +45,9 @@ fn editor(folder: &Path) -> Editor {
     };
     let transformer = FluxTransformer::init(&config, &Init::new(1, &device));
     transformer.save(&folder.join("transformer")).unwrap();
-    FlowMatchScheduler::default().save(&folder.join("scheduler")).unwrap();
+    FlowMatchScheduler::default()
+        .save(&folder.join("scheduler"))
+        .unwrap();
     std::fs::create_dir_all(folder.join("vae")).unwrap();
     let vae = AutoencoderKlConfig {
         latent_channels: 8,
@@ -71,7 +73,10 @@ fn group(editor: &Editor, index: u32) -> SealedGroup {
     };
     let advantages = noise::normal_values(seed + 4, GROUP_SIZE);
     SealedGroup {
-        group: GroupId { iteration: ids::Iteration(1), index },
+        group: GroupId {
+            iteration: ids::Iteration(1),
+            index,
+        },
         advantages: advantages.into_iter().map(f64::from).collect(),
         sampled_by: SampledBy::Old,
         data: Some(GroupData {
@@ -114,7 +119,9 @@ fn iterations(criterion: &mut Criterion) {
             groups: &groups,
         };
         let mut go_on = |_| ControlFlow::Continue(());
-        let metrics = train_iteration(iteration, &state, &mut Local, &mut go_on).unwrap().metrics;
+        let metrics = train_iteration(iteration, &state, &mut Local, &mut go_on)
+            .unwrap()
+            .metrics;
         println!("micro_batch_size {micro_batch_size}: {:?}", metrics.times);
         bench.bench_function(format!("micro_batch_{micro_batch_size}"), |b| {
             b.iter(|| train_iteration(iteration, &state, &mut Local, &mut go_on).unwrap());

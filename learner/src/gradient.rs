@@ -59,10 +59,15 @@ pub fn pair_gradient(
     times: &mut StageTimes,
 ) -> PairGradient {
     let x_t = nft::add_noise(batch.x0.clone(), batch.noise.clone(), &batch.t);
-    let t = Tensor::from_data(TensorData::new(batch.t.clone(), [batch.t.len()]), &x_t.device());
+    let t = Tensor::from_data(
+        TensorData::new(batch.t.clone(), [batch.t.len()]),
+        &x_t.device(),
+    );
     let predict = |adapter| velocity(x_t.clone(), t.clone(), adapter);
 
-    let v_old = policies.old.map(|old| timed(&mut times.v_old, || predict(Some(old))));
+    let v_old = policies
+        .old
+        .map(|old| timed(&mut times.v_old, || predict(Some(old))));
     let v_ref = (config.kl_beta != 0.0).then(|| timed(&mut times.v_ref, || predict(None)));
     let loss = timed(&mut times.forward, || {
         let v_theta = predict(Some(policies.theta));

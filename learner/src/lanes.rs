@@ -21,7 +21,11 @@ impl Lanes {
     /// elsewhere, where the device itself is what is parallel.
     pub fn for_device(device: &Device) -> Self {
         let on_cpu = *device == Device::flex();
-        Self::new(if on_cpu { rayon::current_num_threads() } else { 1 })
+        Self::new(if on_cpu {
+            rayon::current_num_threads()
+        } else {
+            1
+        })
     }
 
     /// `count` lanes. One lane works on the calling thread and its pool.
@@ -30,7 +34,9 @@ impl Lanes {
         let pool = |_| rayon::ThreadPoolBuilder::new().num_threads(1).build();
         let pools = (0..count).map(pool).collect::<Result<_, _>>();
         // Without threads, the calling one does the work.
-        Self { pools: pools.unwrap_or_default() }
+        Self {
+            pools: pools.unwrap_or_default(),
+        }
     }
 
     /// How many lanes there are.
@@ -55,7 +61,10 @@ impl Lanes {
             return items.into_iter().map(|item| work(&mut own, item)).collect();
         }
         let results = items.iter().map(|_| None).collect();
-        let queue = Queue { items: Mutex::new(items.into_iter().enumerate()), results: Mutex::new(results) };
+        let queue = Queue {
+            items: Mutex::new(items.into_iter().enumerate()),
+            results: Mutex::new(results),
+        };
         std::thread::scope(|scope| {
             for pool in &self.pools {
                 let (queue, start, work) = (&queue, &start, &work);
@@ -63,7 +72,10 @@ impl Lanes {
             }
         });
         let results = queue.results.into_inner().expect(POISON);
-        results.into_iter().map(|r| r.expect("every item was taken from the queue")).collect()
+        results
+            .into_iter()
+            .map(|r| r.expect("every item was taken from the queue"))
+            .collect()
     }
 }
 

@@ -172,14 +172,30 @@ impl PairTerms {
         let rows: Tensor<2> = Tensor::stack(terms.into(), 0);
         let pairs = rows.dims()[1];
         let values = host(rows);
-        let [policy_loss, kl, old_kl, old_deviate, old_deviate_max, x0_norm, x0_norm_max] =
-            std::array::from_fn(|i| values[i * pairs..(i + 1) * pairs].to_vec());
-        Self { policy_loss, kl, old_kl, old_deviate, old_deviate_max, x0_norm, x0_norm_max }
+        let [
+            policy_loss,
+            kl,
+            old_kl,
+            old_deviate,
+            old_deviate_max,
+            x0_norm,
+            x0_norm_max,
+        ] = std::array::from_fn(|i| values[i * pairs..(i + 1) * pairs].to_vec());
+        Self {
+            policy_loss,
+            kl,
+            old_kl,
+            old_deviate,
+            old_deviate_max,
+            x0_norm,
+            x0_norm_max,
+        }
     }
 }
 
 /// A tensor's values on the host, in row-major order.
 pub(crate) fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     let data = tensor.into_data().convert::<f32>();
-    data.try_into_vec().expect("the values were just converted to f32")
+    data.try_into_vec()
+        .expect("the values were just converted to f32")
 }

@@ -18,10 +18,8 @@
 //! and the number of pairs is kept beside it: sums of parts add up to the sum of
 //! the whole, however samples are packed into batches, shards and ranks.
 
-use std::fmt;
-use std::str::FromStr;
-
 use burn::tensor::{DType, FloatDType, Tensor, TensorData};
+use retouch_proto::config::AdvMode;
 
 /// The smallest weight by which a squared error is divided.
 const WEIGHT_MIN: f64 = 1e-5;
@@ -54,68 +52,20 @@ impl NftConfig {
     /// The weight r in 0..1 of the positive term for an advantage.
     pub fn positive_weight(&self, advantage: f64) -> f64 {
         let c = self.adv_clip_max;
-        let advantage = self.adv_mode.apply(advantage.clamp(-c, c), c);
+        let advantage = apply(self.adv_mode, advantage.clamp(-c, c));
         (advantage / c / 2.0 + 0.5).clamp(0.0, 1.0)
     }
 }
 
-/// What becomes of advantages after clipping.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum AdvMode {
-    /// They stay as they are.
-    #[default]
-    All,
-    /// Negative ones become 0.
-    PositiveOnly,
-    /// Positive ones become 0.
-    NegativeOnly,
-    /// Positive ones become 1, the others 0.
-    OneOnly,
-    /// Only the sign stays.
-    Binary,
-}
-
-impl AdvMode {
-    const NAMES: [(Self, &str); 5] = [
-        (Self::All, "all"),
-        (Self::PositiveOnly, "positive_only"),
-        (Self::NegativeOnly, "negative_only"),
-        (Self::OneOnly, "one_only"),
-        (Self::Binary, "binary"),
-    ];
-
-    fn apply(self, advantage: f64, clip: f64) -> f64 {
-        match self {
-            Self::All => advantage,
-            Self::PositiveOnly => advantage.clamp(0.0, clip),
-            Self::NegativeOnly => advantage.clamp(-clip, 0.0),
-            Self::OneOnly => f64::from(u8::from(advantage > 0.0)),
-            Self::Binary if advantage == 0.0 => 0.0,
-            Self::Binary => advantage.signum(),
-        }
-    }
-}
-
-/// The name of an advantage mode that does not exist.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown adv_mode {0:?}: use all, positive_only, negative_only, one_only or binary")]
-pub struct UnknownAdvMode(String);
-
-impl FromStr for AdvMode {
-    type Err = UnknownAdvMode;
-
-    fn from_str(name: &str) -> Result<Self, UnknownAdvMode> {
-        let found = Self::NAMES.iter().find(|(_, known)| *known == name);
-        found
-            .map(|(mode, _)| *mode)
-            .ok_or_else(|| UnknownAdvMode(name.to_owned()))
-    }
-}
-
-impl fmt::Display for AdvMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let found = Self::NAMES.iter().find(|(mode, _)| mode == self);
-        f.write_str(found.map_or("", |(_, name)| name))
+/// What a clipped advantage becomes.
+fn apply(mode: AdvMode, advantage: f64) -> f64 {
+    match mode {
+        AdvMode::All => advantage,
+        AdvMode::PositiveOnly => advantage.max(0.0),
+        AdvMode::NegativeOnly => advantage.min(0.0),
+        AdvMode::OneOnly => f64::from(u8::from(advantage > 0.0)),
+        AdvMode::Binary if advantage == 0.0 => 0.0,
+        AdvMode::Binary => advantage.signum(),
     }
 }
 
@@ -257,7 +207,8 @@ fn weighted_error(x0_hat: Tensor<3>, x0: &Tensor<3>) -> Tensor<1> {
     mean_square(x0_hat - x0.clone()) * weight.recip().cast(FloatDType::F32)
 }
 
-fn mean_square(x: Tensor<3>) -> Tensor<1> {
+/// The mean square of each sample. [B]
+pub(crate) fn mean_square(x: Tensor<3>) -> Tensor<1> {
     mean(x.clone() * x)
 }
 

@@ -81,11 +81,17 @@ fn run_batches(config: &PlanConfig, run: &[Sample], draws: &Draws<'_>) -> Vec<Mi
     let count = training_timesteps(config.timesteps, config.timestep_fraction);
     let pairs: Vec<Pair> = (0..count)
         .flat_map(|draw| {
-            run.iter().zip(&timesteps).map(move |(&sample, own)| Pair { sample, draw, timestep: own[draw] })
+            run.iter().zip(&timesteps).map(move |(&sample, own)| Pair {
+                sample,
+                draw,
+                timestep: own[draw],
+            })
         })
         .collect();
     let parts = pairs.len().div_ceil(config.micro_batch_size.max(1));
-    (0..parts).map(|i| pairs[part(pairs.len(), i, parts)].to_vec()).collect()
+    (0..parts)
+        .map(|i| pairs[part(pairs.len(), i, parts)].to_vec())
+        .collect()
 }
 
 /// Derives what is random about a sample.
@@ -104,7 +110,10 @@ impl Draws<'_> {
     fn timesteps(&self, config: &PlanConfig, sample: Sample) -> Vec<usize> {
         let seed = self.seed(Purpose::TrainTimesteps, sample, 0);
         let mut order = seed::permutation(seed, config.timesteps);
-        order.truncate(training_timesteps(config.timesteps, config.timestep_fraction));
+        order.truncate(training_timesteps(
+            config.timesteps,
+            config.timestep_fraction,
+        ));
         order
     }
 
@@ -115,7 +124,14 @@ impl Draws<'_> {
 
     fn seed(&self, purpose: Purpose, sample: Sample, step: u32) -> u64 {
         let group = self.group_numbers[sample.group];
-        seed::derive(self.run_seed, purpose, self.iteration, group, sample.index as u32, step)
+        seed::derive(
+            self.run_seed,
+            purpose,
+            self.iteration,
+            group,
+            sample.index as u32,
+            step,
+        )
     }
 }
 
@@ -137,13 +153,24 @@ pub fn needed_groups(
 mod tests {
     use super::*;
 
-    const CONFIG: PlanConfig =
-        PlanConfig { gradient_shards: 8, micro_batch_size: 12, timestep_fraction: 0.99, timesteps: 6 };
-    const DRAWS: Draws<'_> = Draws { run_seed: 1, iteration: 3, group_numbers: &[0, 2, 5, 6, 9, 11] };
+    const CONFIG: PlanConfig = PlanConfig {
+        gradient_shards: 8,
+        micro_batch_size: 12,
+        timestep_fraction: 0.99,
+        timesteps: 6,
+    };
+    const DRAWS: Draws<'_> = Draws {
+        run_seed: 1,
+        iteration: 3,
+        group_numbers: &[0, 2, 5, 6, 9, 11],
+    };
 
     fn all_pairs(config: &PlanConfig, sizes: &[usize]) -> Vec<Pair> {
         let shards = 0..config.gradient_shards;
-        shards.flat_map(|s| shard_batches(config, s, sizes, &DRAWS)).flatten().collect()
+        shards
+            .flat_map(|s| shard_batches(config, s, sizes, &DRAWS))
+            .flatten()
+            .collect()
     }
 
     #[test]
@@ -151,8 +178,11 @@ mod tests {
         let pairs = all_pairs(&CONFIG, &[12; 6]);
         assert_eq!(pairs.len(), 12 * 6 * 5);
         for sample in samples(&[12; 6]) {
-            let mut own: Vec<usize> =
-                pairs.iter().filter(|p| p.sample == sample).map(|p| p.timestep).collect();
+            let mut own: Vec<usize> = pairs
+                .iter()
+                .filter(|p| p.sample == sample)
+                .map(|p| p.timestep)
+                .collect();
             own.sort_unstable();
             own.dedup();
             assert_eq!(own.len(), 5, "{sample:?}");
@@ -164,7 +194,11 @@ mod tests {
         for shard in 0..8 {
             for batch in shard_batches(&CONFIG, shard, &[12, 7, 12, 1, 12], &DRAWS) {
                 assert!((1..=12).contains(&batch.len()));
-                assert!(batch.iter().all(|p| p.sample.group == batch[0].sample.group));
+                assert!(
+                    batch
+                        .iter()
+                        .all(|p| p.sample.group == batch[0].sample.group)
+                );
             }
         }
     }
@@ -180,8 +214,15 @@ mod tests {
             mine.sort_unstable();
             mine
         };
-        let other = PlanConfig { gradient_shards: 2, micro_batch_size: 5, ..CONFIG };
-        assert_eq!(of(all_pairs(&CONFIG, &[12; 6])), of(all_pairs(&other, &[4, 12])));
+        let other = PlanConfig {
+            gradient_shards: 2,
+            micro_batch_size: 5,
+            ..CONFIG
+        };
+        assert_eq!(
+            of(all_pairs(&CONFIG, &[12; 6])),
+            of(all_pairs(&other, &[4, 12]))
+        );
     }
 
     #[test]

@@ -37,7 +37,10 @@ pub(crate) struct Rank<'a> {
 type Advance<'a> = dyn Fn(usize) -> Result<(), StepError> + Sync + 'a;
 
 impl<'a> Rank<'a> {
-    pub(crate) fn new(iteration: Iteration<'a>, state: &'a LearnerState) -> Result<Self, StepError> {
+    pub(crate) fn new(
+        iteration: Iteration<'a>,
+        state: &'a LearnerState,
+    ) -> Result<Self, StepError> {
         iteration.check_adapter("trained adapter", &state.theta)?;
         let samplers = iteration.groups.iter().map(|group| {
             let flat = match &group.sampled_by {
@@ -73,14 +76,21 @@ impl<'a> Rank<'a> {
         let (plan, draws) = (self.iteration.plan(), self.draws());
         let batches = |shard| plan::shard_batches(&plan, shard, &self.group_sizes, &draws);
         let work: Vec<_> = owned.map(|shard| (shard, batches(shard))).collect();
-        let total = work.iter().flat_map(|(_, batches)| batches).map(Vec::len).sum();
+        let total = work
+            .iter()
+            .flat_map(|(_, batches)| batches)
+            .map(Vec::len)
+            .sum();
 
         let progress = Mutex::new((0, observe));
         let advance = |pairs| {
             let (done, observe) = &mut *progress.lock().expect("a panic ends all lanes");
             let answer = observe(StepProgress { done: *done, total });
             *done += pairs;
-            answer.is_continue().then_some(()).ok_or(StepError::Cancelled)
+            answer
+                .is_continue()
+                .then_some(())
+                .ok_or(StepError::Cancelled)
         };
         let lanes = Lanes::for_device(self.iteration.editor.device());
         let results = lanes.map_with(
@@ -97,7 +107,10 @@ impl<'a> Rank<'a> {
     /// Lanes have their own leaves: graphs that share none can go back side by side.
     fn lane(&self) -> Lane<'_> {
         let device = self.iteration.editor.device().clone().autodiff();
-        Lane { rank: self, theta: self.iteration.adapter(self.theta, &device) }
+        Lane {
+            rank: self,
+            theta: self.iteration.adapter(self.theta, &device),
+        }
     }
 
     fn data(&self, group: usize) -> Result<(&GroupData, &Prepared), StepError> {
@@ -121,7 +134,11 @@ impl Iteration<'_> {
         if flat.len() == expected {
             return Ok(());
         }
-        Err(StepError::AdapterLength { which, len: flat.len(), expected })
+        Err(StepError::AdapterLength {
+            which,
+            len: flat.len(),
+            expected,
+        })
     }
 
     fn adapter(&self, flat: &[f32], device: &Device) -> LoraAdapter {
@@ -159,7 +176,10 @@ impl Lane<'_> {
             sums.add(&terms);
         }
         let row = [&sums.row()[..], &Finding::row(finding)[..]].concat();
-        self.rank.iteration.ledger().append(&mut gradient, shard, &row);
+        self.rank
+            .iteration
+            .ledger()
+            .append(&mut gradient, shard, &row);
         Ok((gradient, times))
     }
 
@@ -175,14 +195,22 @@ impl Lane<'_> {
         let velocity = |x_t: Tensor<3>, t: Tensor<1>, adapter: Option<&LoraAdapter>| {
             editor.velocity_of(x_t, t, condition, adapter)
         };
-        let policies = Policies { theta: &self.theta, old: self.rank.samplers[group].as_ref() };
+        let policies = Policies {
+            theta: &self.theta,
+            old: self.rank.samplers[group].as_ref(),
+        };
         let pairs = timed(&mut times.prepare, || self.pair_batch(batch))?;
         let result = gradient::pair_gradient(&velocity, policies, &pairs, &config.nft, times);
         Ok((result.gradient, PairTerms::read(result.loss.terms)))
     }
 
     fn pair_batch(&self, batch: &MicroBatch) -> Result<PairBatch, StepError> {
-        let Iteration { editor, config, groups, .. } = self.rank.iteration;
+        let Iteration {
+            editor,
+            config,
+            groups,
+            ..
+        } = self.rank.iteration;
         let group = batch[0].sample.group;
         let (GroupData { x0, .. }, _) = self.rank.data(group)?;
         let ([_, tokens, channels], device) = (x0.dims(), x0.device());
@@ -197,9 +225,15 @@ impl Lane<'_> {
         let advantages = &groups[group].advantages;
         Ok(PairBatch {
             x0: x0.clone().select(0, rows),
-            noise: Tensor::from_data(TensorData::new(noise, [batch.len(), tokens, channels]), &device),
+            noise: Tensor::from_data(
+                TensorData::new(noise, [batch.len(), tokens, channels]),
+                &device,
+            ),
             t: batch.iter().map(|pair| sigmas[pair.timestep]).collect(),
-            advantages: batch.iter().map(|pair| advantages[pair.sample.index]).collect(),
+            advantages: batch
+                .iter()
+                .map(|pair| advantages[pair.sample.index])
+                .collect(),
             valid: vec![true; batch.len()],
         })
     }
@@ -207,7 +241,9 @@ impl Lane<'_> {
     /// The first pair of a batch whose loss is not finite.
     fn find(&self, batch: &MicroBatch, terms: &PairTerms) -> Result<Option<Finding>, StepError> {
         let finite = |i: usize| terms.policy_loss[i].is_finite() && terms.kl[i].is_finite();
-        let Some(i) = (0..batch.len()).find(|&i| !finite(i)) else { return Ok(None) };
+        let Some(i) = (0..batch.len()).find(|&i| !finite(i)) else {
+            return Ok(None);
+        };
         let sample = batch[i].sample;
         let (GroupData { x0, .. }, _) = self.rank.data(sample.group)?;
         let latent = x0.clone().narrow(0, sample.index, 1);
@@ -219,7 +255,12 @@ impl Lane<'_> {
             Culprit::KlDivergence
         };
         let timestep = batch[i].timestep;
-        Ok(Some(Finding { group: sample.group, sample: sample.index, timestep, what }))
+        Ok(Some(Finding {
+            group: sample.group,
+            sample: sample.index,
+            timestep,
+            what,
+        }))
     }
 }
 
@@ -266,6 +307,11 @@ impl Finding {
             _ => Culprit::KlDivergence,
         };
         let [group, sample, timestep] = [1, 2, 3].map(|i| numbers[i] as usize);
-        Some(Self { group, sample, timestep, what })
+        Some(Self {
+            group,
+            sample,
+            timestep,
+            what,
+        })
     }
 }

@@ -2,59 +2,15 @@
 //!
 //! `step` counts the optimizer update just made, so it starts at 1.
 
-use std::fmt;
-use std::str::FromStr;
+use retouch_proto::config::OldPolicy;
 
-/// How the old policy, which samples the next iteration, follows the trained one.
-///
-/// theta_old <- eta theta_old + (1 - eta) theta, with eta by [`eta`](Self::eta).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OldPolicySchedule {
-    /// eta = min(0.001 step, 0.5).
-    #[default]
-    Default,
-    /// eta = 0: the old policy is the trained one. Fast, then collapses.
-    OnPolicy,
-    /// eta = 0 for 75 steps, then 0.0075 per step up to 0.999.
-    Delayed,
-}
-
-impl OldPolicySchedule {
-    /// The share of itself that the old policy keeps after update `step`.
-    pub fn eta(self, step: u64) -> f64 {
-        match self {
-            Self::Default => (0.001 * step as f64).min(0.5),
-            Self::OnPolicy => 0.0,
-            Self::Delayed => (0.0075 * step.saturating_sub(75) as f64).min(0.999),
-        }
-    }
-}
-
-/// The name of an old-policy schedule that does not exist.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown old_policy {0:?}: use \"default\", \"on_policy\" or \"delayed\"")]
-pub struct UnknownSchedule(String);
-
-impl FromStr for OldPolicySchedule {
-    type Err = UnknownSchedule;
-
-    fn from_str(name: &str) -> Result<Self, UnknownSchedule> {
-        match name {
-            "default" => Ok(Self::Default),
-            "on_policy" => Ok(Self::OnPolicy),
-            "delayed" => Ok(Self::Delayed),
-            other => Err(UnknownSchedule(other.to_owned())),
-        }
-    }
-}
-
-impl fmt::Display for OldPolicySchedule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Default => "default",
-            Self::OnPolicy => "on_policy",
-            Self::Delayed => "delayed",
-        })
+/// eta of theta_old <- eta theta_old + (1 - eta) theta: the share of itself that the
+/// old policy, which samples the next iteration, keeps after update `step`.
+pub fn eta(schedule: OldPolicy, step: u64) -> f64 {
+    match schedule {
+        OldPolicy::Default => (0.001 * step as f64).min(0.5),
+        OldPolicy::OnPolicy => 0.0,
+        OldPolicy::Delayed => (0.0075 * step.saturating_sub(75) as f64).min(0.999),
     }
 }
 
@@ -88,18 +44,18 @@ mod tests {
 
     #[test]
     fn default_starts_at_a_thousandth_and_stops_at_half() {
-        let schedule = OldPolicySchedule::Default;
-        assert_eq!(schedule.eta(1), 0.001);
-        assert_eq!(schedule.eta(500), 0.5);
-        assert_eq!(schedule.eta(10_000), 0.5);
+        let eta = |step| eta(OldPolicy::Default, step);
+        assert_eq!(eta(1), 0.001);
+        assert_eq!(eta(500), 0.5);
+        assert_eq!(eta(10_000), 0.5);
     }
 
     #[test]
     fn delayed_waits_for_75_steps() {
-        let schedule = OldPolicySchedule::Delayed;
-        assert_eq!(schedule.eta(75), 0.0);
-        assert_eq!(schedule.eta(77), 0.015);
-        assert_eq!(schedule.eta(1_000), 0.999);
+        let eta = |step| eta(OldPolicy::Delayed, step);
+        assert_eq!(eta(75), 0.0);
+        assert_eq!(eta(77), 0.015);
+        assert_eq!(eta(1_000), 0.999);
     }
 
     #[test]
@@ -113,13 +69,5 @@ mod tests {
         let mut average = vec![1.0, 2.0];
         follow(&mut average, &[0.1, -0.7], 0.0);
         assert_eq!(average, vec![0.1, -0.7]);
-    }
-
-    #[test]
-    fn names_round_trip() {
-        for name in ["default", "on_policy", "delayed"] {
-            assert_eq!(name.parse::<OldPolicySchedule>().unwrap().to_string(), name);
-        }
-        assert!("never".parse::<OldPolicySchedule>().is_err());
     }
 }

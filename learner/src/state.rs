@@ -1,12 +1,11 @@
 //! All that a learner carries from one iteration to the next.
 
-use std::borrow::Cow;
-
-use safetensors::tensor::{Dtype, SafeTensors, View};
+use retouch_proto::config::OldPolicy;
 
 use crate::adamw::{AdamWConfig, Moments};
 use crate::clip;
-use crate::schedule::{self, OldPolicySchedule};
+use crate::schedule;
+use crate::vectors::{self, VectorsError};
 
 /// The learner's state after `step` optimizer updates.
 ///
@@ -37,9 +36,34 @@ pub struct UpdateConfig {
     /// Longest gradient that is applied as it is.
     pub max_grad_norm: f64,
     /// How the old policy follows.
-    pub old_policy: OldPolicySchedule,
+    pub old_policy: OldPolicy,
     /// Most of itself that the EMA keeps.
     pub ema_decay_max: f64,
+}
+
+impl UpdateConfig {
+    /// What update number `step`, counted from 1, does.
+    pub fn at(&self, step: u64) -> Update {
+        Update {
+            adamw: self.adamw,
+            max_grad_norm: self.max_grad_norm,
+            eta: schedule::eta(self.old_policy, step),
+            ema_decay: schedule::ema_decay(step, self.ema_decay_max),
+        }
+    }
+}
+
+/// One update, with the schedules' values at its step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Update {
+    /// The optimizer.
+    pub adamw: AdamWConfig,
+    /// Longest gradient that is applied as it is.
+    pub max_grad_norm: f64,
+    /// Share of itself that the old policy keeps.
+    pub eta: f64,
+    /// Share of itself that the EMA keeps.
+    pub ema_decay: f64,
 }
 
 impl Default for UpdateConfig {
@@ -47,31 +71,19 @@ impl Default for UpdateConfig {
         Self {
             adamw: AdamWConfig::default(),
             max_grad_norm: 1.0,
-            old_policy: OldPolicySchedule::Default,
+            old_policy: OldPolicy::Default,
             ema_decay_max: 0.9,
         }
     }
 }
 
-/// Why bytes are not a learner state.
+/// The vectors of a state in its file.
+const VECTORS: [&str; 5] = ["theta", "adam_m", "adam_v", "ema", "old"];
+
+/// Bytes that are not a learner state.
 #[derive(Debug, thiserror::Error)]
-pub enum StateError {
-    /// The bytes are not a safetensors file.
-    #[error("learner state is not a safetensors file: {0}")]
-    Format(#[from] safetensors::SafeTensorError),
-    /// A tensor is of another type or shape.
-    #[error("tensor {name} of the learner state is {dtype:?} {shape:?}, expected {expected}")]
-    Tensor {
-        /// The tensor.
-        name: &'static str,
-        /// Its type.
-        dtype: Dtype,
-        /// Its shape.
-        shape: Vec<usize>,
-        /// What it should be.
-        expected: String,
-    },
-}
+#[error("not a learner state: {0}")]
+pub struct StateError(#[from] VectorsError);
 
 impl LearnerState {
     /// The state before the first update: all policies are the given adapter.
@@ -94,45 +106,44 @@ impl LearnerState {
     /// # Panics
     ///
     /// If the gradient is not as long as the adapter.
-    pub fn update(&mut self, mut gradient: Vec<f32>, config: &UpdateConfig) -> f64 {
+    pub fn update(&mut self, gradient: Vec<f32>, config: &UpdateConfig) -> f64 {
+        self.apply(gradient, &config.at(self.step + 1))
+    }
+
+    /// [`update`](Self::update) with the schedules' values given.
+    ///
+    /// # Panics
+    ///
+    /// If the gradient is not as long as the adapter.
+    pub fn apply(&mut self, mut gradient: Vec<f32>, update: &Update) -> f64 {
         self.step += 1;
-        let norm = clip::clip_by_norm(&mut gradient, config.max_grad_norm);
+        let norm = clip::clip_by_norm(&mut gradient, update.max_grad_norm);
         let moments = Moments {
             first: &mut self.adam_m,
             second: &mut self.adam_v,
         };
-        config
+        update
             .adamw
             .update(self.step, &mut self.theta, &gradient, moments);
-        let decay = schedule::ema_decay(self.step, config.ema_decay_max);
-        schedule::follow(&mut self.ema, &self.theta, decay);
-        schedule::follow(&mut self.old, &self.theta, config.old_policy.eta(self.step));
+        schedule::follow(&mut self.ema, &self.theta, update.ema_decay);
+        schedule::follow(&mut self.old, &self.theta, update.eta);
         norm
     }
 
     /// The state as safetensors, the same bytes for the same state.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let step = [self.step];
-        let mut tensors = vec![(
-            "step",
-            Raw {
-                dtype: Dtype::U64,
-                shape: vec![1],
-                bytes: bytemuck::cast_slice(&step),
-            },
-        )];
-        for (name, values) in self.vectors() {
-            let bytes = bytemuck::cast_slice(values);
-            tensors.push((
-                name,
-                Raw {
-                    dtype: Dtype::F32,
-                    shape: vec![values.len()],
-                    bytes,
-                },
-            ));
+        let values = [
+            &self.theta,
+            &self.adam_m,
+            &self.adam_v,
+            &self.ema,
+            &self.old,
+        ];
+        let mut vectors = VECTORS.map(|name| (name, &[][..]));
+        for (vector, values) in vectors.iter_mut().zip(values) {
+            vector.1 = values;
         }
-        safetensors::serialize(tensors, None).expect("names and sizes are right by construction")
+        vectors::to_bytes(self.step, &vectors)
     }
 
     /// Reads what [`to_bytes`](Self::to_bytes) wrote.
@@ -142,80 +153,20 @@ impl LearnerState {
     /// If the bytes are no safetensors file, or a tensor is missing or of another
     /// type or length than the trained adapter.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, StateError> {
-        let tensors = SafeTensors::deserialize(bytes)?;
-        let step = values::<u64>(&tensors, "step", Dtype::U64, Some(1))?[0];
-        let theta = values::<f32>(&tensors, "theta", Dtype::F32, None)?;
-        let vector = |name| values::<f32>(&tensors, name, Dtype::F32, Some(theta.len()));
+        let (step, [theta, adam_m, adam_v, ema, old]) = vectors::from_bytes(bytes, VECTORS)?;
         Ok(Self {
             step,
-            adam_m: vector("adam_m")?,
-            adam_v: vector("adam_v")?,
-            ema: vector("ema")?,
-            old: vector("old")?,
             theta,
+            adam_m,
+            adam_v,
+            ema,
+            old,
         })
     }
 
     /// Hash of the state's bytes.
     pub fn content_hash(&self) -> blake3::Hash {
         blake3::hash(&self.to_bytes())
-    }
-
-    fn vectors(&self) -> [(&'static str, &[f32]); 5] {
-        [
-            ("theta", &self.theta),
-            ("adam_m", &self.adam_m),
-            ("adam_v", &self.adam_v),
-            ("ema", &self.ema),
-            ("old", &self.old),
-        ]
-    }
-}
-
-fn values<T: bytemuck::Pod>(
-    tensors: &SafeTensors<'_>,
-    name: &'static str,
-    dtype: Dtype,
-    len: Option<usize>,
-) -> Result<Vec<T>, StateError> {
-    let view = tensors.tensor(name)?;
-    let shape = view.shape().to_vec();
-    let fits = view.dtype() == dtype && shape.len() == 1 && len.is_none_or(|n| shape[0] == n);
-    if !fits {
-        let length = len.map_or_else(|| "n".to_owned(), |n| n.to_string());
-        let expected = format!("{dtype:?} [{length}]");
-        return Err(StateError::Tensor {
-            name,
-            dtype: view.dtype(),
-            shape,
-            expected,
-        });
-    }
-    // The file's bytes need not be aligned for T.
-    Ok(bytemuck::pod_collect_to_vec(view.data()))
-}
-
-struct Raw<'a> {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: &'a [u8],
-}
-
-impl View for Raw<'_> {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(self.bytes)
-    }
-
-    fn data_len(&self) -> usize {
-        self.bytes.len()
     }
 }
 

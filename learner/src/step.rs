@@ -187,7 +187,13 @@ pub enum Culprit {
 impl StepConfig {
     /// The settings of a run file.
     pub fn from_run(run: &RunConfig) -> Self {
-        let RunConfig { learner, advantage, rollout, lora, .. } = run;
+        let RunConfig {
+            learner,
+            advantage,
+            rollout,
+            lora,
+            ..
+        } = run;
         Self {
             nft: NftConfig {
                 beta: learner.nft_beta,
@@ -249,7 +255,10 @@ pub fn train_iteration(
     let config = iteration.config;
     iteration.check()?;
     if iteration.groups.is_empty() {
-        return Ok(StepOutput { state: state.clone(), metrics: StepMetrics::default() });
+        return Ok(StepOutput {
+            state: state.clone(),
+            metrics: StepMetrics::default(),
+        });
     }
     let mut times = StageTimes::default();
     let owned = shards::owned(config.gradient_shards, shards.rank(), shards.world());
@@ -263,7 +272,9 @@ pub fn train_iteration(
     let pairs = iteration.pairs();
     gradient.iter_mut().for_each(|g| *g /= pairs as f32);
     let mut next = state.clone();
-    let grad_norm = timed(&mut times.optimizer, || next.update(gradient, &config.update));
+    let grad_norm = timed(&mut times.optimizer, || {
+        next.update(gradient, &config.update)
+    });
     if !grad_norm.is_finite() {
         return Err(StepError::GradientNotFinite(grad_norm));
     }
@@ -274,7 +285,10 @@ pub fn train_iteration(
         times,
         ..TermSums::means(&rows, pairs, config.nft.kl_beta)
     };
-    Ok(StepOutput { state: next, metrics })
+    Ok(StepOutput {
+        state: next,
+        metrics,
+    })
 }
 
 impl Iteration<'_> {
@@ -305,7 +319,10 @@ impl Iteration<'_> {
     }
 
     pub(crate) fn ledger(&self) -> Ledger {
-        Ledger { shards: self.config.gradient_shards, slots: rank::ROW_SLOTS }
+        Ledger {
+            shards: self.config.gradient_shards,
+            slots: rank::ROW_SLOTS,
+        }
     }
 
     fn pairs(&self) -> usize {
@@ -319,8 +336,18 @@ impl Iteration<'_> {
         let Some(finding) = rows.iter().find_map(|row| Finding::from_row(row)) else {
             return Ok(());
         };
-        let Finding { group, sample, timestep, what } = finding;
-        Err(StepError::NotFinite { group: self.groups[group].group, sample, timestep, what })
+        let Finding {
+            group,
+            sample,
+            timestep,
+            what,
+        } = finding;
+        Err(StepError::NotFinite {
+            group: self.groups[group].group,
+            sample,
+            timestep,
+            what,
+        })
     }
 }
 
@@ -331,11 +358,19 @@ impl SealedGroup {
         if let Some(samples) = self.data.as_ref().map(|d| d.x0.dims()[0])
             && samples != advantages
         {
-            return Err(StepError::SampleCount { group, samples, advantages });
+            return Err(StepError::SampleCount {
+                group,
+                samples,
+                advantages,
+            });
         }
         let broken = self.advantages.iter().position(|a| !a.is_finite());
         broken.map_or(Ok(()), |sample| {
-            Err(StepError::Advantage { group, sample, value: self.advantages[sample] })
+            Err(StepError::Advantage {
+                group,
+                sample,
+                value: self.advantages[sample],
+            })
         })
     }
 }

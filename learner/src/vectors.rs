@@ -27,10 +27,21 @@ pub enum VectorsError {
 /// The bytes of `step` and the named vectors.
 pub(crate) fn to_bytes(step: u64, vectors: &[(&str, &[f32])]) -> Vec<u8> {
     let step = [step];
-    let counter = Raw { dtype: Dtype::U64, len: 1, bytes: bytemuck::cast_slice(&step) };
+    let counter = Raw {
+        dtype: Dtype::U64,
+        len: 1,
+        bytes: bytemuck::cast_slice(&step),
+    };
     let vectors = vectors.iter().map(|&(name, values)| {
         let bytes = bytemuck::cast_slice(values);
-        (name, Raw { dtype: Dtype::F32, len: values.len(), bytes })
+        (
+            name,
+            Raw {
+                dtype: Dtype::F32,
+                len: values.len(),
+                bytes,
+            },
+        )
     });
     // Metadata would be written in random order.
     safetensors::serialize(std::iter::once(("step", counter)).chain(vectors), None)
@@ -63,7 +74,12 @@ fn values<T: bytemuck::Pod>(
     let fits = view.dtype() == dtype && shape.len() == 1 && shape[0] == len;
     if !fits {
         let expected = format!("{dtype:?} [{len}]");
-        return Err(VectorsError::Tensor { name: name.to_owned(), dtype: view.dtype(), shape, expected });
+        return Err(VectorsError::Tensor {
+            name: name.to_owned(),
+            dtype: view.dtype(),
+            shape,
+            expected,
+        });
     }
     // The file's bytes need not be aligned for T.
     Ok(bytemuck::pod_collect_to_vec(view.data()))

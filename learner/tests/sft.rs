@@ -20,7 +20,9 @@ use retouch_models::lora::{LoraConfig, load_peft};
 /// Six rows: a picture of one colour becomes the picture of another.
 fn dataset(folder: &Path) {
     let picture = |name: &str, color: [u8; 3]| {
-        RgbImage::from_pixel(32, 32, Rgb(color)).save(folder.join(name)).unwrap();
+        RgbImage::from_pixel(32, 32, Rgb(color))
+            .save(folder.join(name))
+            .unwrap();
     };
     picture("red.png", [200, 20, 20]);
     picture("blue.png", [20, 20, 200]);
@@ -30,12 +32,21 @@ fn dataset(folder: &Path) {
 }
 
 fn full(start: Start, text_encoders: TextEncoders) -> Trained {
-    Trained::Full { start, text_encoders }
+    Trained::Full {
+        start,
+        text_encoders,
+    }
 }
 
 fn lora() -> Trained {
-    let target_modules = ["to_q", "to_k", "to_v", "to_out.0"].map(String::from).into();
-    Trained::Lora(LoraConfig { rank: 4, alpha: 8.0, target_modules })
+    let target_modules = ["to_q", "to_k", "to_v", "to_out.0"]
+        .map(String::from)
+        .into();
+    Trained::Lora(LoraConfig {
+        rank: 4,
+        alpha: 8.0,
+        target_modules,
+    })
 }
 
 fn options(folder: &Path, output: &str, trained: Trained) -> SftOptions {
@@ -51,8 +62,14 @@ fn options(folder: &Path, output: &str, trained: Trained) -> SftOptions {
         steps: 4,
         batch_size: 4,
         micro_batch_size: 2,
-        adamw: AdamWConfig { learning_rate: 1e-2, ..AdamWConfig::default() },
-        learning_rate: LearningRate { warmup_steps: 2, ..LearningRate::default() },
+        adamw: AdamWConfig {
+            learning_rate: 1e-2,
+            ..AdamWConfig::default()
+        },
+        learning_rate: LearningRate {
+            warmup_steps: 2,
+            ..LearningRate::default()
+        },
         max_grad_norm: 1.0,
         ema_decay_max: 0.5,
         noise_levels: LogitNormal::default(),
@@ -76,12 +93,16 @@ fn weights(folder: &Path) -> Vec<Vec<u8>> {
         "text_encoder_2/model.safetensors",
         "vae/diffusion_pytorch_model.safetensors",
     ];
-    files.map(|file| fs::read(folder.join(file)).unwrap()).into()
+    files
+        .map(|file| fs::read(folder.join(file)).unwrap())
+        .into()
 }
 
 fn log(options: &SftOptions) -> Vec<sft::log::Entry> {
     let text = fs::read_to_string(options.output.join(sft::log::FILE)).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
 }
 
 #[test]
@@ -90,7 +111,10 @@ fn thread_count_and_interruption_change_no_bit() {
     dataset(folder.path());
     let trained = full(Start::Random, TextEncoders::Trained);
     let with_threads = |threads: usize, output: &str| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
         pool.install(|| weights(&run(&options(folder.path(), output, trained.clone())).folder))
     };
     let straight = with_threads(1, "one");
@@ -100,7 +124,11 @@ fn thread_count_and_interruption_change_no_bit() {
     let mut steps = 0;
     let mut interrupt = |progress| {
         steps += usize::from(matches!(progress, SftProgress::Step { .. }));
-        if steps == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if steps == 2 {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     };
     let error = sft::train(&resumed, &mut interrupt).unwrap_err();
     assert!(matches!(error, SftError::Stopped(2)), "{error}");
@@ -113,19 +141,27 @@ fn thread_count_and_interruption_change_no_bit() {
 fn full_training_learns_one_edit_and_leaves_frozen_parts_alone() {
     let folder = tempfile::tempdir().unwrap();
     dataset(folder.path());
-    let mut options = options(folder.path(), "out", full(Start::Weights, TextEncoders::Frozen));
+    let mut options = options(
+        folder.path(),
+        "out",
+        full(Start::Weights, TextEncoders::Frozen),
+    );
     options.steps = 60;
     options.validate_every = 60;
     let outcome = run(&options);
     let log = log(&options);
-    let mean = |part: &[sft::log::Entry]| part.iter().map(|e| e.loss).sum::<f64>() / part.len() as f64;
+    let mean =
+        |part: &[sft::log::Entry]| part.iter().map(|e| e.loss).sum::<f64>() / part.len() as f64;
     let (first, last) = (mean(&log[..10]), mean(&log[50..]));
     assert!(last < 0.7 * first, "{first} -> {last}");
     assert_eq!(outcome.validation_loss, log[59].validation_loss);
 
     let base = Editor::load(&pipeline(), &Device::flex(), Parts::All).unwrap();
     base.save(&folder.path().join("base")).unwrap();
-    let (before, after) = (weights(&folder.path().join("base")), weights(&outcome.folder));
+    let (before, after) = (
+        weights(&folder.path().join("base")),
+        weights(&outcome.folder),
+    );
     assert!(before[0] != after[0]);
     assert!(before[1..] == after[1..]);
 }
@@ -135,7 +171,11 @@ fn an_adapter_is_saved_as_peft_and_diffusers_take_it() {
     let folder = tempfile::tempdir().unwrap();
     dataset(folder.path());
     let outcome = run(&options(folder.path(), "out", lora()));
-    let files = ["adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"];
+    let files = [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "pytorch_lora_weights.safetensors",
+    ];
     assert!(files.iter().all(|file| outcome.folder.join(file).is_file()));
     let base = Editor::load(&pipeline(), &Device::flex(), Parts::Transformer).unwrap();
     let adapter = load_peft(&outcome.folder, base.projections(), &Device::flex()).unwrap();
@@ -150,9 +190,14 @@ fn what_is_wrong_is_named() {
     let fails = |change: fn(&mut SftOptions)| {
         let mut options = options(folder.path(), "wrong", lora());
         change(&mut options);
-        sft::train(&options, &mut |_| ControlFlow::Continue(())).unwrap_err().to_string()
+        sft::train(&options, &mut |_| ControlFlow::Continue(()))
+            .unwrap_err()
+            .to_string()
     };
-    assert_eq!(fails(|o| o.batch_size = 0), "batch_size is 0, expected at least 1");
+    assert_eq!(
+        fails(|o| o.batch_size = 0),
+        "batch_size is 0, expected at least 1"
+    );
     assert!(fails(|o| o.height = 33).contains("33"));
     assert!(fails(|o| o.base = PathBuf::from("/nowhere")).contains("/nowhere"));
     assert!(fails(|o| o.adamw.learning_rate = f64::NAN).contains("learning_rate is NaN"));

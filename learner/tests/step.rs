@@ -10,11 +10,15 @@ use std::time::Duration;
 use common::{config, editor, group, iteration, state, step, step_on};
 use retouch_learner::shards::{self, BoxError, Local, ShardReduce};
 use retouch_learner::state::LearnerState;
-use retouch_learner::step::{Culprit, SampledBy, SealedGroup, StepError, StepOutput, train_iteration};
+use retouch_learner::step::{
+    Culprit, SampledBy, SealedGroup, StepError, StepOutput, train_iteration,
+};
 use retouch_models::editor::Editor;
 
 fn groups(editor: &Editor) -> Vec<SealedGroup> {
-    [(0, 5), (2, 5), (3, 4), (7, 5)].map(|(index, size)| group(editor, index, size)).into()
+    [(0, 5), (2, 5), (3, 4), (7, 5)]
+        .map(|(index, size)| group(editor, index, size))
+        .into()
 }
 
 /// A rank whose sums go through a channel to the one that adds them.
@@ -41,14 +45,19 @@ impl ShardReduce for Member {
 }
 
 /// Adds the shards of all ranks, in rank order, and hands the sum to all.
-fn hub(from_ranks: &Receiver<(usize, Vec<Vec<f32>>)>, to_ranks: &[Sender<Vec<f32>>]) -> Result<(), RecvTimeoutError> {
+fn hub(
+    from_ranks: &Receiver<(usize, Vec<Vec<f32>>)>,
+    to_ranks: &[Sender<Vec<f32>>],
+) -> Result<(), RecvTimeoutError> {
     let mut shards = vec![Vec::new(); to_ranks.len()];
     for _ in to_ranks {
         let (rank, sums) = from_ranks.recv_timeout(Duration::from_secs(60))?;
         shards[rank] = sums;
     }
     let sum = shards::tree_sum(shards.concat());
-    to_ranks.iter().for_each(|rank| rank.send(sum.clone()).unwrap());
+    to_ranks
+        .iter()
+        .for_each(|rank| rank.send(sum.clone()).unwrap());
     Ok(())
 }
 
@@ -62,7 +71,12 @@ fn on_ranks(world: usize, groups: &[SealedGroup]) -> Vec<Result<StepOutput, Step
         for rank in 0..world {
             let (to_rank, from_hub) = channel();
             to_ranks.push(to_rank);
-            let mut member = Member { rank, world, to_hub: to_hub.clone(), from_hub };
+            let mut member = Member {
+                rank,
+                world,
+                to_hub: to_hub.clone(),
+                from_hub,
+            };
             let (editor, config, state) = (&editor, &config, &state);
             ranks.push(scope.spawn(move || {
                 let owned = shards::owned(config.gradient_shards, rank, world);
@@ -98,7 +112,10 @@ fn thread_count_changes_no_bit() {
     let (editor, config) = (editor(), config());
     let (state, groups) = (state(&editor, &config), groups(&editor));
     let with_threads = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
         let output = pool.install(|| step(&editor, &config, &state, &groups).unwrap());
         output.state.content_hash()
     };
@@ -119,7 +136,10 @@ fn batch_size_changes_only_rounding() {
     let close = |a: f64, b: f64| (a - b).abs() <= 1e-4 * b.abs();
     assert!(close(one.metrics.loss, other.metrics.loss));
     assert!(close(one.metrics.grad_norm, other.metrics.grad_norm));
-    assert!(close(one.metrics.old_deviate_max, other.metrics.old_deviate_max));
+    assert!(close(
+        one.metrics.old_deviate_max,
+        other.metrics.old_deviate_max
+    ));
 }
 
 #[test]
@@ -133,7 +153,10 @@ fn only_kept_groups_cost_anything() {
         ControlFlow::Continue(())
     };
     train_iteration(iteration, &state, &mut Local, &mut observe).unwrap();
-    assert!(seen.iter().all(|p| p.total == 2 * 5 * 5 && p.done < p.total));
+    assert!(
+        seen.iter()
+            .all(|p| p.total == 2 * 5 * 5 && p.done < p.total)
+    );
 
     let none = step(&editor, &config, &state, &[]).unwrap();
     assert!(none.state == state);
@@ -148,15 +171,32 @@ fn what_is_not_finite_is_named_by_every_rank() {
     data.x0 = data.x0.clone().slice_fill([3..4, 1..2, 0..1], f32::NAN);
     for result in on_ranks(2, &groups) {
         let error = result.unwrap_err();
-        let StepError::NotFinite { group, sample, what, .. } = error else { panic!("{error}") };
-        assert_eq!((group, sample, what), (groups[2].group, 3, Culprit::CleanLatent));
+        let StepError::NotFinite {
+            group,
+            sample,
+            what,
+            ..
+        } = error
+        else {
+            panic!("{error}")
+        };
+        assert_eq!(
+            (group, sample, what),
+            (groups[2].group, 3, Culprit::CleanLatent)
+        );
     }
     let mut groups = groups_with_advantage(&editor, f64::INFINITY);
     let error = step(&editor, &config(), &state(&editor, &config()), &groups).unwrap_err();
-    assert!(error.to_string().contains("sample 1 of group 1/0 is inf"), "{error}");
+    assert!(
+        error.to_string().contains("sample 1 of group 1/0 is inf"),
+        "{error}"
+    );
     groups[0].advantages.pop();
     let error = step(&editor, &config(), &state(&editor, &config()), &groups).unwrap_err();
-    assert!(error.to_string().contains("5 samples and 4 advantages"), "{error}");
+    assert!(
+        error.to_string().contains("5 samples and 4 advantages"),
+        "{error}"
+    );
 }
 
 fn groups_with_advantage(editor: &Editor, advantage: f64) -> Vec<SealedGroup> {
@@ -172,7 +212,9 @@ fn samples_of_an_earlier_policy_are_compared_with_that_policy() {
     let by_old = step(&editor, &config, &state, &groups).unwrap();
     let sampled_by = |groups: &mut Vec<SealedGroup>, flat: &[f32]| {
         let flat: Arc<[f32]> = flat.into();
-        groups.iter_mut().for_each(|g| g.sampled_by = SampledBy::Earlier(flat.clone()));
+        groups
+            .iter_mut()
+            .for_each(|g| g.sampled_by = SampledBy::Earlier(flat.clone()));
     };
     sampled_by(&mut groups, &state.old);
     assert!(step(&editor, &config, &state, &groups).unwrap().state == by_old.state);
@@ -180,7 +222,16 @@ fn samples_of_an_earlier_policy_are_compared_with_that_policy() {
     assert!(step(&editor, &config, &state, &groups).unwrap().state != by_old.state);
     sampled_by(&mut groups, &state.ema[1..]);
     let error = step(&editor, &config, &state, &groups).unwrap_err();
-    assert!(matches!(error, StepError::AdapterLength { which: "sampling adapter", .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            StepError::AdapterLength {
+                which: "sampling adapter",
+                ..
+            }
+        ),
+        "{error}"
+    );
 }
 
 #[test]
@@ -215,7 +266,11 @@ fn an_observer_can_stop_the_iteration() {
     let (state, groups) = (state(&editor, &config), groups(&editor));
     let iteration = iteration(&editor, &config, &groups);
     let mut stop_late = |progress: retouch_learner::step::StepProgress| {
-        if progress.done > 20 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if progress.done > 20 {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     };
     let error = train_iteration(iteration, &state, &mut Local, &mut stop_late).unwrap_err();
     assert!(matches!(error, StepError::Cancelled), "{error}");
@@ -225,7 +280,9 @@ fn an_observer_can_stop_the_iteration() {
 fn resuming_from_a_saved_state_changes_no_bit() {
     let (editor, config) = (editor(), config());
     let groups = groups(&editor);
-    let first = step(&editor, &config, &state(&editor, &config), &groups).unwrap().state;
+    let first = step(&editor, &config, &state(&editor, &config), &groups)
+        .unwrap()
+        .state;
     let straight = step(&editor, &config, &first, &groups).unwrap().state;
     let resumed = LearnerState::from_bytes(&first.to_bytes()).unwrap();
     let resumed = step(&editor, &config, &resumed, &groups).unwrap().state;
@@ -249,13 +306,21 @@ fn training_moves_towards_what_is_rewarded() {
     // Where old and trained policy are one, the loss is the error of their predictions.
     let error = |theta: &[f32], part: &[SealedGroup]| {
         let state = LearnerState::initial(theta.to_vec());
-        step(&editor, &config, &state, part).unwrap().metrics.policy_loss
+        step(&editor, &config, &state, part)
+            .unwrap()
+            .metrics
+            .policy_loss
     };
     let mut trained = start.clone();
     for _ in 0..10 {
-        trained = step(&editor, &config, &trained, &[both.clone()]).unwrap().state;
+        trained = step(&editor, &config, &trained, &[both.clone()])
+            .unwrap()
+            .state;
     }
     let change = |part: &[SealedGroup]| error(&trained.theta, part) - error(&start.theta, part);
     let (rewarded, punished) = (change(&only(0)), change(&only(2)));
-    assert!(rewarded < 0.0 && rewarded < punished - 0.1, "{rewarded} {punished}");
+    assert!(
+        rewarded < 0.0 && rewarded < punished - 0.1,
+        "{rewarded} {punished}"
+    );
 }

@@ -15,8 +15,18 @@ use super::{SftOptions, Start, TextEncoders, Trained};
 
 /// The base's folder as an editor. What starts at random needs only its `config.json` there.
 pub(super) fn load(options: &SftOptions) -> Result<Editor, LoadError> {
-    let random = matches!(options.trained, Trained::Full { start: Start::Random, .. });
-    if random { random_start(options) } else { Editor::load(&options.base, &options.device, Parts::All) }
+    let random = matches!(
+        options.trained,
+        Trained::Full {
+            start: Start::Random,
+            ..
+        }
+    );
+    if random {
+        random_start(options)
+    } else {
+        Editor::load(&options.base, &options.device, Parts::All)
+    }
 }
 
 fn random_start(options: &SftOptions) -> Result<Editor, LoadError> {
@@ -44,7 +54,10 @@ fn loaded_text_encoders(
     device: &Device,
 ) -> Result<(ClipText, T5Encoder), LoadError> {
     let clip = ClipText::load(&options.base.join("text_encoder"), device)?;
-    Ok((clip, T5Encoder::load(&options.base.join("text_encoder_2"), device)?))
+    Ok((
+        clip,
+        T5Encoder::load(&options.base.join("text_encoder_2"), device)?,
+    ))
 }
 
 fn random_text_encoders(

@@ -69,15 +69,26 @@ pub(super) struct Step {
 impl SftState {
     pub(super) fn new(parameters: Vec<f32>) -> Self {
         let zeros = vec![0.0; parameters.len()];
-        Self { step: 0, adam_m: zeros.clone(), adam_v: zeros, ema: parameters.clone(), parameters }
+        Self {
+            step: 0,
+            adam_m: zeros.clone(),
+            adam_v: zeros,
+            ema: parameters.clone(),
+            parameters,
+        }
     }
 
     /// One update; returns the norm of the gradient before clipping.
     pub(super) fn update(&mut self, mut gradient: Vec<f32>, config: &Step) -> f64 {
         self.step += 1;
         let norm = clip::clip_by_norm(&mut gradient, config.max_grad_norm);
-        let moments = Moments { first: &mut self.adam_m, second: &mut self.adam_v };
-        config.adamw.update(self.step, &mut self.parameters, &gradient, moments);
+        let moments = Moments {
+            first: &mut self.adam_m,
+            second: &mut self.adam_v,
+        };
+        config
+            .adamw
+            .update(self.step, &mut self.parameters, &gradient, moments);
         let decay = schedule::ema_decay(self.step, config.ema_decay_max);
         schedule::follow(&mut self.ema, &self.parameters, decay);
         norm
@@ -95,7 +106,10 @@ impl SftState {
             file.sync_all()?;
             fs::rename(&partial, &path)
         };
-        write().map_err(|source| CheckpointError::Io { path: path.clone(), source })
+        write().map_err(|source| CheckpointError::Io {
+            path: path.clone(),
+            source,
+        })
     }
 
     /// The checkpoint of `folder`, if there is one.
@@ -107,11 +121,24 @@ impl SftState {
             Err(source) => return Err(CheckpointError::Io { path, source }),
         };
         let (step, [parameters, adam_m, adam_v, ema]) = vectors::from_bytes(&bytes, VECTORS)
-            .map_err(|source| CheckpointError::Format { path: path.clone(), source })?;
+            .map_err(|source| CheckpointError::Format {
+                path: path.clone(),
+                source,
+            })?;
         if parameters.len() != expected {
-            return Err(CheckpointError::Length { path, found: parameters.len(), expected });
+            return Err(CheckpointError::Length {
+                path,
+                found: parameters.len(),
+                expected,
+            });
         }
-        Ok(Some(Self { step, parameters, adam_m, adam_v, ema }))
+        Ok(Some(Self {
+            step,
+            parameters,
+            adam_m,
+            adam_v,
+            ema,
+        }))
     }
 }
 
@@ -119,8 +146,17 @@ impl SftState {
 mod tests {
     use super::*;
 
-    const STEP: Step =
-        Step { adamw: AdamWConfig { learning_rate: 0.1, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 }, max_grad_norm: 1.0, ema_decay_max: 0.9 };
+    const STEP: Step = Step {
+        adamw: AdamWConfig {
+            learning_rate: 0.1,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+        },
+        max_grad_norm: 1.0,
+        ema_decay_max: 0.9,
+    };
 
     #[test]
     fn a_resumed_state_goes_on_as_if_never_stopped() {
@@ -140,8 +176,16 @@ mod tests {
         assert_eq!(SftState::load(folder.path(), 2).unwrap(), None);
         SftState::new(vec![0.0; 3]).save(folder.path()).unwrap();
         let error = SftState::load(folder.path(), 2).unwrap_err().to_string();
-        assert!(error.contains("has 3 trained values, this training has 2"), "{error}");
+        assert!(
+            error.contains("has 3 trained values, this training has 2"),
+            "{error}"
+        );
         fs::write(folder.path().join(FILE), "no").unwrap();
-        assert!(SftState::load(folder.path(), 2).unwrap_err().to_string().contains("safetensors"));
+        assert!(
+            SftState::load(folder.path(), 2)
+                .unwrap_err()
+                .to_string()
+                .contains("safetensors")
+        );
     }
 }

@@ -49,9 +49,15 @@ pub(super) struct Batch {
 /// Some prompts as tensors.
 pub(super) enum Text {
     /// CLIP's token ids `[B, L]` and T5's `[B, T]`.
-    Ids { clip: Tensor<2, Int>, t5: Tensor<2, Int> },
+    Ids {
+        clip: Tensor<2, Int>,
+        t5: Tensor<2, Int>,
+    },
     /// Pooled text `[B, P]` and text tokens `[B, T, J]`.
-    Encoded { pooled: Tensor<2>, tokens: Tensor<3> },
+    Encoded {
+        pooled: Tensor<2>,
+        tokens: Tensor<3>,
+    },
 }
 
 /// How images and prompts are encoded.
@@ -81,7 +87,9 @@ impl Examples {
             text_tokens: encoding.max_sequence_length,
         };
         for part in rows.chunks(ROWS_AT_ONCE) {
-            let latents = encoding.lanes.map(part.iter().collect(), |row| encoding.pair(row));
+            let latents = encoding
+                .lanes
+                .map(part.iter().collect(), |row| encoding.pair(row));
             for pair in latents {
                 let (source, target) = pair?;
                 examples.sources.push(source);
@@ -100,8 +108,14 @@ impl Examples {
     pub(super) fn batch(&self, rows: &[usize], device: &Device) -> Batch {
         let [tokens, channels] = self.latent;
         let latents = |of: &[Vec<f32>]| {
-            let values: Vec<f32> = rows.iter().flat_map(|&row| of[row].iter().copied()).collect();
-            Tensor::from_data(TensorData::new(values, [rows.len(), tokens, channels]), device)
+            let values: Vec<f32> = rows
+                .iter()
+                .flat_map(|&row| of[row].iter().copied())
+                .collect();
+            Tensor::from_data(
+                TensorData::new(values, [rows.len(), tokens, channels]),
+                device,
+            )
         };
         Batch {
             x0: latents(&self.targets),
@@ -119,7 +133,10 @@ impl Examples {
                     clip.extend(c);
                     t5.extend(t);
                 }
-                Prompt::Encoded { pooled: p, tokens: t } => {
+                Prompt::Encoded {
+                    pooled: p,
+                    tokens: t,
+                } => {
                     pooled.extend(p);
                     tokens.extend(t);
                 }
@@ -131,7 +148,10 @@ impl Examples {
                 let length = ids.len() / n;
                 Tensor::from_data(TensorData::new(ids, [n, length]), device)
             };
-            return Text::Ids { clip: ids(clip), t5: ids(t5) };
+            return Text::Ids {
+                clip: ids(clip),
+                t5: ids(t5),
+            };
         }
         let width = pooled.len() / n;
         let [length, token_width] = [self.text_tokens, tokens.len() / n / self.text_tokens];
@@ -159,12 +179,20 @@ impl Encoding<'_> {
     }
 
     fn prompt(&self, prompt: &str) -> Result<Prompt, SftError> {
-        let encoders = self.editor.encoders.as_ref().expect("training loads all parts");
+        let encoders = self
+            .editor
+            .encoders
+            .as_ref()
+            .expect("training loads all parts");
         match self.text_encoders {
             TextEncoders::Frozen => {
                 let length = self.max_sequence_length;
-                let (pooled, tokens) = encoders.encode_text(prompt, length, self.editor.device())?;
-                Ok(Prompt::Encoded { pooled: host(pooled), tokens: host(tokens) })
+                let (pooled, tokens) =
+                    encoders.encode_text(prompt, length, self.editor.device())?;
+                Ok(Prompt::Encoded {
+                    pooled: host(pooled),
+                    tokens: host(tokens),
+                })
             }
             TextEncoders::Trained => {
                 let (clip, t5) = (&encoders.tokenizer, &encoders.tokenizer_2);
@@ -184,8 +212,10 @@ impl Encoding<'_> {
 
     /// Packed latents of an image file.
     fn latents(&self, path: &Path) -> Result<Vec<f32>, SftError> {
-        let image = image::open(path)
-            .map_err(|source| SftError::Image { path: path.to_owned(), source })?;
+        let image = image::open(path).map_err(|source| SftError::Image {
+            path: path.to_owned(),
+            source,
+        })?;
         Ok(host(self.editor.encode_image(&image.to_rgb8(), self.size)?))
     }
 }

@@ -23,13 +23,20 @@ pub(super) fn parameters<M: Module>(module: &M) -> Vec<f32> {
 pub(super) fn with_parameters<M: Module>(module: M, flat: &[f32], device: &Device) -> M {
     let mut writer = Writer { rest: flat, device };
     let module = module.map(&mut writer);
-    assert!(writer.rest.is_empty(), "{} values too many", writer.rest.len());
+    assert!(
+        writer.rest.is_empty(),
+        "{} values too many",
+        writer.rest.len()
+    );
     module
 }
 
 /// The gradients of all parameters; zero where one was not used.
 pub(super) fn gradients<M: Module>(module: &M, mut gradients: Gradients) -> Vec<f32> {
-    let mut reader = GradientReader { gradients: &mut gradients, flat: Vec::new() };
+    let mut reader = GradientReader {
+        gradients: &mut gradients,
+        flat: Vec::new(),
+    };
     module.visit(&mut reader);
     reader.flat
 }
@@ -67,7 +74,9 @@ impl ModuleVisitor for GradientReader<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         match param.val().grad_remove(self.gradients) {
             Some(gradient) => self.flat.extend(host(gradient)),
-            None => self.flat.resize(self.flat.len() + param.lazy_shape().num_elements(), 0.0),
+            None => self
+                .flat
+                .resize(self.flat.len() + param.lazy_shape().num_elements(), 0.0),
         }
     }
 }

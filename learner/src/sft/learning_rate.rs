@@ -70,7 +70,10 @@ mod tests {
 
     #[test]
     fn warms_up_then_falls() {
-        let rate = LearningRate { warmup_steps: 4, decay: Decay::Cosine };
+        let rate = LearningRate {
+            warmup_steps: 4,
+            decay: Decay::Cosine,
+        };
         assert_eq!(rate.factor(1, 104), 0.25);
         assert_eq!(rate.factor(4, 104), 1.0);
         assert_eq!(rate.factor(5, 104), 1.0);

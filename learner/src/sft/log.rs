@@ -50,8 +50,13 @@ impl Log {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
                 text => text?,
             };
-            let until = |line: &&str| serde_json::from_str(line).is_ok_and(|e: Entry| e.step <= step);
-            let kept: String = text.lines().filter(until).map(|line| format!("{line}\n")).collect();
+            let until =
+                |line: &&str| serde_json::from_str(line).is_ok_and(|e: Entry| e.step <= step);
+            let kept: String = text
+                .lines()
+                .filter(until)
+                .map(|line| format!("{line}\n"))
+                .collect();
             fs::write(&path, kept)?;
             OpenOptions::new().append(true).open(&path)
         };
@@ -65,7 +70,10 @@ impl Log {
         let mut line = serde_json::to_string(entry).expect("entries are numbers");
         line.push('\n');
         let written = self.file.write_all(line.as_bytes());
-        written.map_err(|source| LogError { path: self.path.clone(), source })
+        written.map_err(|source| LogError {
+            path: self.path.clone(),
+            source,
+        })
     }
 }
 
@@ -89,7 +97,10 @@ mod tests {
         let mut log = Log::open(folder.path(), 2).unwrap();
         log.write(&entry(3)).unwrap();
         let text = fs::read_to_string(folder.path().join(FILE)).unwrap();
-        let entries: Vec<Entry> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let entries: Vec<Entry> = text
+            .lines()
+            .map(|l| serde_json::from_str(l).unwrap())
+            .collect();
         assert_eq!(entries, [entry(1), entry(2), entry(3)]);
     }
 }

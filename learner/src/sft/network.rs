@@ -80,13 +80,21 @@ impl Network {
                 },
             },
             adapter: match trained {
-                Trained::Lora(config) => Some(LoraAdapter::init(config, projections, seed, &device)),
+                Trained::Lora(config) => {
+                    Some(LoraAdapter::init(config, projections, seed, &device))
+                }
                 Trained::Full { .. } => None,
             },
             trained: match trained {
                 Trained::Lora(config) => TrainedParts::Adapter(config.clone()),
-                Trained::Full { text_encoders: TextEncoders::Frozen, .. } => TrainedParts::Transformer,
-                Trained::Full { text_encoders: TextEncoders::Trained, .. } => TrainedParts::All,
+                Trained::Full {
+                    text_encoders: TextEncoders::Frozen,
+                    ..
+                } => TrainedParts::Transformer,
+                Trained::Full {
+                    text_encoders: TextEncoders::Trained,
+                    ..
+                } => TrainedParts::All,
             },
             image_ids: editor.latent_format().ids(size, size, &device),
             guidance_scale,
@@ -118,7 +126,12 @@ impl Network {
         match &self.trained {
             TrainedParts::Adapter(config) => {
                 let projections = self.parts.transformer.projections();
-                network.adapter = Some(LoraAdapter::from_flat(config, projections, parameters, device));
+                network.adapter = Some(LoraAdapter::from_flat(
+                    config,
+                    projections,
+                    parameters,
+                    device,
+                ));
             }
             TrainedParts::Transformer => {
                 let transformer = network.parts.transformer;
@@ -155,7 +168,8 @@ impl Network {
         let context = transformer.prepare(FluxCondition {
             encoder_hidden_states: text,
             pooled_projections: pooled,
-            guidance: guided.then(|| Tensor::full([1], self.guidance_scale, (&self.device, DType::F32))),
+            guidance: guided
+                .then(|| Tensor::full([1], self.guidance_scale, (&self.device, DType::F32))),
             img_ids: self.image_ids.clone(),
             txt_ids: Tensor::zeros([text_tokens, 3], &self.device),
         });

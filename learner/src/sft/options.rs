@@ -99,7 +99,10 @@ pub struct LogitNormal {
 
 impl Default for LogitNormal {
     fn default() -> Self {
-        Self { mean: 0.0, std: 1.0 }
+        Self {
+            mean: 0.0,
+            std: 1.0,
+        }
     }
 }
 
@@ -133,15 +136,27 @@ impl SftOptions {
             return Err(wrong(option, count, "at least 1"));
         }
         if !(self.adamw.learning_rate > 0.0 && self.adamw.learning_rate.is_finite()) {
-            return Err(wrong("learning_rate", self.adamw.learning_rate, "a positive number"));
+            return Err(wrong(
+                "learning_rate",
+                self.adamw.learning_rate,
+                "a positive number",
+            ));
         }
         if !(0.0..1.0).contains(&self.ema_decay_max) {
-            return Err(wrong("ema_decay_max", self.ema_decay_max, "a number from 0 to below 1"));
+            return Err(wrong(
+                "ema_decay_max",
+                self.ema_decay_max,
+                "a number from 0 to below 1",
+            ));
         }
         Ok(())
     }
 }
 
 fn wrong(option: &'static str, value: impl ToString, expected: &'static str) -> SftError {
-    SftError::Option { option, value: value.to_string(), expected }
+    SftError::Option {
+        option,
+        value: value.to_string(),
+        expected,
+    }
 }

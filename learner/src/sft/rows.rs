@@ -44,7 +44,9 @@ pub enum RowsError {
         source: serde_json::Error,
     },
     /// A row names no target.
-    #[error("{path} line {line}: row has no \"target\" image, which supervised training learns from")]
+    #[error(
+        "{path} line {line}: row has no \"target\" image, which supervised training learns from"
+    )]
     NoTarget {
         /// The file.
         path: PathBuf,
@@ -81,24 +83,51 @@ struct RawRow {
 /// With the file, the line and the value that is wrong.
 pub fn read_rows(folder: &Path, file: &str) -> Result<Vec<Row>, RowsError> {
     let path = folder.join(file);
-    let text = fs::read_to_string(&path).map_err(|source| RowsError::Io { path: path.clone(), source })?;
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let text = fs::read_to_string(&path).map_err(|source| RowsError::Io {
+        path: path.clone(),
+        source,
+    })?;
+    let lines = text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty());
     let rows: Vec<Row> = lines
         .map(|(index, line)| parse(folder, &path, index + 1, line))
         .collect::<Result<_, _>>()?;
-    if rows.is_empty() { Err(RowsError::Empty(path)) } else { Ok(rows) }
+    if rows.is_empty() {
+        Err(RowsError::Empty(path))
+    } else {
+        Ok(rows)
+    }
 }
 
 fn parse(folder: &Path, path: &Path, line: usize, text: &str) -> Result<Row, RowsError> {
     let at = || path.to_owned();
-    let raw: RawRow =
-        serde_json::from_str(text).map_err(|source| RowsError::Line { path: at(), line, source })?;
-    let target = raw.target.ok_or_else(|| RowsError::NoTarget { path: at(), line })?;
+    let raw: RawRow = serde_json::from_str(text).map_err(|source| RowsError::Line {
+        path: at(),
+        line,
+        source,
+    })?;
+    let target = raw
+        .target
+        .ok_or_else(|| RowsError::NoTarget { path: at(), line })?;
     let existing = |image: PathBuf| {
         let full = folder.join(&image);
-        if full.is_file() { Ok(full) } else { Err(RowsError::NoImage { path: at(), line, image }) }
+        if full.is_file() {
+            Ok(full)
+        } else {
+            Err(RowsError::NoImage {
+                path: at(),
+                line,
+                image,
+            })
+        }
     };
-    Ok(Row { prompt: raw.prompt, image: existing(raw.image)?, target: existing(target)? })
+    Ok(Row {
+        prompt: raw.prompt,
+        image: existing(raw.image)?,
+        target: existing(target)?,
+    })
 }
 
 #[cfg(test)]
@@ -113,7 +142,9 @@ mod tests {
     }
 
     fn error(rows: &str) -> String {
-        read_rows(dataset(rows).path(), TRAIN_ROWS).unwrap_err().to_string()
+        read_rows(dataset(rows).path(), TRAIN_ROWS)
+            .unwrap_err()
+            .to_string()
     }
 
     #[test]
@@ -123,7 +154,10 @@ mod tests {
             "{\"prompt\":\"remove it\",\"image\":\"a.png\",\"target\":\"a.png\"}\n",
         ));
         let rows = read_rows(folder.path(), TRAIN_ROWS).unwrap();
-        assert_eq!(rows.iter().map(|r| r.prompt.as_str()).collect::<Vec<_>>(), ["add a dot", "remove it"]);
+        assert_eq!(
+            rows.iter().map(|r| r.prompt.as_str()).collect::<Vec<_>>(),
+            ["add a dot", "remove it"]
+        );
         assert_eq!(rows[0].target, folder.path().join("a.png"));
     }
 
@@ -131,7 +165,10 @@ mod tests {
     fn errors_name_file_line_and_value() {
         let good = "{\"prompt\":\"x\",\"image\":\"a.png\",\"target\":\"a.png\"}\n";
         assert!(error(&format!("{good}{{oops")).contains("train_metadata.jsonl line 2"));
-        assert!(error("{\"prompt\":\"x\",\"image\":\"a.png\"}").contains("line 1: row has no \"target\""));
+        assert!(
+            error("{\"prompt\":\"x\",\"image\":\"a.png\"}")
+                .contains("line 1: row has no \"target\"")
+        );
         let missing = "{\"prompt\":\"x\",\"image\":\"a.png\",\"target\":\"b.png\"}";
         assert!(error(&format!("{good}{good}{missing}")).contains("line 3: image b.png"));
         assert!(error("\n").contains("has no rows"));

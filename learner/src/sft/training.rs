@@ -67,19 +67,34 @@ pub fn train(
 ) -> Result<SftOutcome, SftError> {
     options.check()?;
     let output = &options.output;
-    fs::create_dir_all(output).map_err(|source| SftError::Output { path: output.clone(), source })?;
+    fs::create_dir_all(output).map_err(|source| SftError::Output {
+        path: output.clone(),
+        source,
+    })?;
     let mut editor = super::base::load(options)?;
     let lanes = Lanes::for_device(&options.device);
     let (train, held_out) = encode(options, &editor, &lanes, observe)?;
-    let size = ImageSize { height: options.height, width: options.width };
-    let network = Network::new(&editor, &options.trained, size, options.guidance_scale, options.seed);
+    let size = ImageSize {
+        height: options.height,
+        width: options.width,
+    };
+    let network = Network::new(
+        &editor,
+        &options.trained,
+        size,
+        options.guidance_scale,
+        options.seed,
+    );
 
     let initial = network.parameters();
     let parameters = initial.len();
-    let mut state =
-        SftState::load(output, parameters)?.unwrap_or_else(|| SftState::new(initial));
+    let mut state = SftState::load(output, parameters)?.unwrap_or_else(|| SftState::new(initial));
     let mut log = Log::open(output, state.step)?;
-    let training = Training { options, network, lanes };
+    let training = Training {
+        options,
+        network,
+        lanes,
+    };
     let mut validation_loss = None;
     while state.step < options.steps {
         let mut entry = training.step(&mut state, &train)?;
@@ -88,7 +103,11 @@ pub fn train(
             validation_loss = entry.validation_loss.or(validation_loss);
         }
         log.write(&entry)?;
-        let stop = observe(SftProgress::Step { entry, steps: options.steps }).is_break();
+        let stop = observe(SftProgress::Step {
+            entry,
+            steps: options.steps,
+        })
+        .is_break();
         if stop || state.step % options.checkpoint_every == 0 || state.step == options.steps {
             state.save(output)?;
         }
@@ -97,7 +116,11 @@ pub fn train(
         }
     }
     let folder = training.save(&state, &mut editor)?;
-    Ok(SftOutcome { folder, parameters, validation_loss })
+    Ok(SftOutcome {
+        folder,
+        parameters,
+        validation_loss,
+    })
 }
 
 /// Encodes the training rows and the held-out ones.
@@ -115,7 +138,10 @@ fn encode(
     held_out.truncate(options.validation_rows);
     let encoding = Encoding {
         editor,
-        size: ImageSize { height: options.height, width: options.width },
+        size: ImageSize {
+            height: options.height,
+            width: options.width,
+        },
         max_sequence_length: options.max_sequence_length,
         text_encoders: options.text_encoders(),
         lanes,
@@ -126,8 +152,7 @@ fn encode(
         ControlFlow::Break(()) => Err(SftError::Stopped(0)),
     };
     let train = Examples::encode(&rows, encoding, &mut advance)?;
-    let held_out =
-        Examples::encode(&held_out, encoding, &mut |done| advance(rows.len() + done))?;
+    let held_out = Examples::encode(&held_out, encoding, &mut |done| advance(rows.len() + done))?;
     Ok((train, held_out))
 }
 
@@ -164,14 +189,27 @@ impl Training<'_> {
 
         let learning_rate =
             options.adamw.learning_rate * options.learning_rate.factor(step, options.steps);
-        let grad_norm = state.update(gradient, &Step {
-            adamw: AdamWConfig { learning_rate, ..options.adamw },
-            max_grad_norm: options.max_grad_norm,
-            ema_decay_max: options.ema_decay_max,
-        });
+        let grad_norm = state.update(
+            gradient,
+            &Step {
+                adamw: AdamWConfig {
+                    learning_rate,
+                    ..options.adamw
+                },
+                max_grad_norm: options.max_grad_norm,
+                ema_decay_max: options.ema_decay_max,
+            },
+        );
         finite("gradient norm", grad_norm, step)?;
         let seconds = start.elapsed().as_secs_f64();
-        Ok(Entry { step, loss, grad_norm, learning_rate, seconds, validation_loss: None })
+        Ok(Entry {
+            step,
+            loss,
+            grad_norm,
+            learning_rate,
+            seconds,
+            validation_loss: None,
+        })
     }
 
     /// The mean loss of the averaged parameters on held-out rows, at evenly spread
@@ -207,7 +245,10 @@ impl Training<'_> {
                 epoch = (number, order);
             }
             let level_seed = self.seed(step, index, Counter::Level);
-            let level = self.options.noise_levels.level(noise::normal_values(level_seed, 1)[0].into());
+            let level = self
+                .options
+                .noise_levels
+                .level(noise::normal_values(level_seed, 1)[0].into());
             Draw {
                 row: epoch.1[place as usize],
                 t: level as f32,
@@ -219,7 +260,14 @@ impl Training<'_> {
 
     fn seed(&self, major: u64, minor: u32, counter: Counter) -> u64 {
         let (high, low) = ((major >> 32) as u32, major as u32);
-        seed::derive(self.options.seed, Purpose::Sft, low, high, minor, counter as u32)
+        seed::derive(
+            self.options.seed,
+            Purpose::Sft,
+            low,
+            high,
+            minor,
+            counter as u32,
+        )
     }
 
     /// Parts of nearly one size that fit the largest allowed.
@@ -287,9 +335,16 @@ fn noise_of(batch: &Batch, draws: &[Draw]) -> Tensor<3> {
         .iter()
         .flat_map(|draw| noise::normal_values(draw.noise_seed, tokens * channels))
         .collect();
-    Tensor::from_data(TensorData::new(values, [rows, tokens, channels]), &batch.x0.device())
+    Tensor::from_data(
+        TensorData::new(values, [rows, tokens, channels]),
+        &batch.x0.device(),
+    )
 }
 
 fn finite(what: &'static str, value: f64, step: u64) -> Result<(), SftError> {
-    if value.is_finite() { Ok(()) } else { Err(SftError::NotFinite { what, value, step }) }
+    if value.is_finite() {
+        Ok(())
+    } else {
+        Err(SftError::NotFinite { what, value, step })
+    }
 }

@@ -8,7 +8,8 @@ use burn::tensor::Device;
 use retouch_learner::shards::{Local, ShardReduce};
 use retouch_learner::state::LearnerState;
 use retouch_learner::step::{
-    GroupData, Iteration, SampledBy, SealedGroup, StepConfig, StepError, StepOutput, train_iteration,
+    GroupData, Iteration, SampledBy, SealedGroup, StepConfig, StepError, StepOutput,
+    train_iteration,
 };
 use retouch_models::editor::{Condition, Editor, ImageSize, Parts};
 use retouch_models::lora::LoraAdapter;
@@ -18,7 +19,10 @@ use retouch_proto::ids::{self, GroupId};
 
 /// A pipeline of the golden cases.
 pub fn pipeline() -> PathBuf {
-    let cases = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tools/parity/cases"));
+    let cases = PathBuf::from(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tools/parity/cases"
+    ));
     cases.join("kontext_pipeline__dpm2_truncated_prompt/pipeline")
 }
 
@@ -43,8 +47,16 @@ pub fn state(editor: &Editor, config: &StepConfig) -> LearnerState {
     let mut state = LearnerState::initial(theta);
     let noise = |seed| noise::normal_values(seed, state.theta.len());
     let (old, ema) = (noise(2), noise(3));
-    state.old.iter_mut().zip(old).for_each(|(p, z)| *p += 0.1 * z);
-    state.ema.iter_mut().zip(ema).for_each(|(p, z)| *p += 0.1 * z);
+    state
+        .old
+        .iter_mut()
+        .zip(old)
+        .for_each(|(p, z)| *p += 0.1 * z);
+    state
+        .ema
+        .iter_mut()
+        .zip(ema)
+        .for_each(|(p, z)| *p += 0.1 * z);
     state
 }
 
@@ -63,10 +75,19 @@ pub fn group(editor: &Editor, index: u32, size: usize) -> SealedGroup {
         source_size: image,
     };
     SealedGroup {
-        group: GroupId { iteration: ids::Iteration(1), index },
-        advantages: noise::normal_values(seed + 4, size).into_iter().map(f64::from).collect(),
+        group: GroupId {
+            iteration: ids::Iteration(1),
+            index,
+        },
+        advantages: noise::normal_values(seed + 4, size)
+            .into_iter()
+            .map(f64::from)
+            .collect(),
         sampled_by: SampledBy::Old,
-        data: Some(GroupData { condition, x0: noise::normal(seed + 5, [size, tokens, channels], &device) }),
+        data: Some(GroupData {
+            condition,
+            x0: noise::normal(seed + 5, [size, tokens, channels], &device),
+        }),
     }
 }
 
@@ -75,7 +96,13 @@ pub fn iteration<'a>(
     config: &'a StepConfig,
     groups: &'a [SealedGroup],
 ) -> Iteration<'a> {
-    Iteration { editor, config, run_seed: 7, number: ids::Iteration(1), groups }
+    Iteration {
+        editor,
+        config,
+        run_seed: 7,
+        number: ids::Iteration(1),
+        groups,
+    }
 }
 
 /// One iteration on one rank.
