@@ -22,6 +22,7 @@ pub mod t5;
 pub mod tokenizer;
 
 pub mod editor;
+pub mod exchange;
 pub mod scheduler;
 pub mod solver;
 
