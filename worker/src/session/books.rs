@@ -1,0 +1,247 @@
+//! What a worker knows of its own work: leases, results, blob changes. No IO, no
+//! clock.
+
+use std::collections::{BTreeMap, HashMap};
+
+use retouch_proto::{
+    BlobRef, ContentHash, Generation, Iteration, LeaseId,
+    limits::{HASHES_MAX, REASON_BYTES_MAX, SLOTS_MAX},
+    task::{Assignment, Task, TaskFailure, TaskOutcome, TaskResult},
+    worker::{Directive, Registration, Report, ReportReply, Role, RunningTask, WorkerState},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::blobs::Changes;
+
+/// An assignment and the token that tells when it is not wanted any more.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// What to do.
+    pub assignment: Assignment,
+    /// Cancelled when the coordinator abandons the lease, and when the process ends.
+    pub cancel: CancellationToken,
+}
+
+/// What a reply asks for.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) work: Vec<Work>,
+    pub(super) prefetch: Vec<BlobRef>,
+    pub(super) committed: Iteration,
+    pub(super) directive: Directive,
+    /// The reply said anything new.
+    pub(super) news: bool,
+}
+
+#[derive(Debug)]
+struct Running {
+    task: RunningTask,
+    cancel: CancellationToken,
+}
+
+/// A worker's own account; what a report says is made from it.
+#[derive(Debug)]
+pub(super) struct Books {
+    registration: Registration,
+    generation: Generation,
+    sequence: u64,
+    state: WorkerState,
+    committed: Iteration,
+    running: BTreeMap<LeaseId, Running>,
+    /// Finished, but no report that said so has been answered.
+    finished: BTreeMap<LeaseId, (RunningTask, TaskOutcome)>,
+    /// Blobs that came (true) or went, not told yet.
+    blobs: HashMap<ContentHash, bool>,
+}
+
+impl Books {
+    /// The books of a worker that is about to register.
+    pub(super) fn new(registration: Registration) -> Self {
+        Self {
+            registration,
+            generation: Generation::default(),
+            sequence: 0,
+            state: WorkerState::Loading,
+            committed: Iteration::default(),
+            running: BTreeMap::new(),
+            finished: BTreeMap::new(),
+            blobs: HashMap::new(),
+        }
+    }
+
+    /// What to register with: who this is, what it holds and runs.
+    pub(super) fn registration(&self, holds: Vec<ContentHash>) -> Registration {
+        let running = self.running.values().map(|running| running.task);
+        let finished = self.finished.values().map(|(task, _)| *task);
+        let mut registration = self.registration.clone();
+        registration.running = running.chain(finished).take(SLOTS_MAX).collect();
+        registration.holds = holds;
+        registration.holds.truncate(HASHES_MAX);
+        registration
+    }
+
+    /// Begins a new generation.
+    pub(super) fn registered(&mut self, generation: Generation) {
+        self.generation = generation;
+        self.sequence = 0;
+        self.blobs.clear();
+    }
+
+    pub(super) fn set_state(&mut self, state: WorkerState) {
+        self.state = state;
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.finished.is_empty()
+    }
+
+    /// The next report.
+    pub(super) fn report(&mut self, changes: Changes) -> Report {
+        self.blobs
+            .extend(changes.added.into_iter().map(|hash| (hash, true)));
+        self.blobs
+            .extend(changes.dropped.into_iter().map(|hash| (hash, false)));
+        self.sequence += 1;
+        let told = |held: bool| {
+            let told = self.blobs.iter().filter(move |(_, now)| **now == held);
+            told.map(|(hash, _)| *hash).take(HASHES_MAX / 2).collect()
+        };
+        let result = |(lease, (_, outcome)): (&LeaseId, &(RunningTask, TaskOutcome))| TaskResult {
+            lease: *lease,
+            outcome: outcome.clone(),
+        };
+        Report {
+            worker: self.registration.worker.clone(),
+            generation: self.generation,
+            sequence: self.sequence,
+            state: self.state,
+            slots_free: self.slots_free(),
+            running: self.running.keys().copied().take(SLOTS_MAX).collect(),
+            results: self.finished.iter().map(result).take(SLOTS_MAX).collect(),
+            blobs_added: told(true),
+            blobs_dropped: told(false),
+        }
+    }
+
+    pub(super) fn slots_free(&self) -> u32 {
+        let wanted = self
+            .running
+            .values()
+            .filter(|running| !running.cancel.is_cancelled())
+            .count();
+        match self.state {
+            WorkerState::Ready => self.registration.slots.saturating_sub(wanted as u32),
+            WorkerState::Loading | WorkerState::Leaving => 0,
+        }
+    }
+
+    /// Forgets what an answered report has told.
+    pub(super) fn acknowledge(&mut self, report: &Report) {
+        for result in &report.results {
+            self.finished.remove(&result.lease);
+        }
+        let told = report.blobs_added.iter().map(|hash| (hash, true));
+        for (hash, held) in told.chain(report.blobs_dropped.iter().map(|hash| (hash, false))) {
+            if self.blobs.get(hash) == Some(&held) {
+                self.blobs.remove(hash);
+            }
+        }
+    }
+
+    /// Takes a reply in.
+    pub(super) fn apply(&mut self, reply: ReportReply) -> Wanted {
+        let mut news = !reply.prefetch.is_empty() || self.committed != reply.committed;
+        self.committed = reply.committed;
+        for lease in &reply.cancel {
+            news |= self.cancel(lease);
+        }
+        let mut work = Vec::new();
+        for assignment in reply.assignments {
+            work.extend(self.accept(assignment));
+        }
+        news |= !work.is_empty();
+        Wanted {
+            work,
+            prefetch: reply.prefetch,
+            committed: reply.committed,
+            directive: reply.directive,
+            news,
+        }
+    }
+
+    /// Notes how a task ended. Nobody waits for what was cancelled.
+    pub(super) fn finish(&mut self, lease: LeaseId, outcome: TaskOutcome) {
+        let Some(running) = self.running.remove(&lease) else {
+            return;
+        };
+        if !running.cancel.is_cancelled() {
+            self.finished
+                .insert(lease, (running.task, within_limits(outcome)));
+        }
+    }
+
+    /// Abandons everything.
+    pub(super) fn cancel_all(&self) {
+        self.running
+            .values()
+            .for_each(|running| running.cancel.cancel());
+    }
+
+    fn cancel(&mut self, lease: &LeaseId) -> bool {
+        let known = self.finished.remove(lease).is_some();
+        let Some(running) = self.running.get(lease) else {
+            return known;
+        };
+        let fresh = !running.cancel.is_cancelled();
+        running.cancel.cancel();
+        fresh
+    }
+
+    fn accept(&mut self, assignment: Assignment) -> Option<Work> {
+        let lease = assignment.lease;
+        if self.running.contains_key(&lease) || self.finished.contains_key(&lease) {
+            return None;
+        }
+        let cancel = CancellationToken::new();
+        let task = running_task(&assignment);
+        self.running.insert(
+            lease,
+            Running {
+                task,
+                cancel: cancel.clone(),
+            },
+        );
+        Some(Work { assignment, cancel })
+    }
+}
+
+fn running_task(assignment: &Assignment) -> RunningTask {
+    let (kind, group) = match &assignment.task {
+        Task::Rollout(task) => (Role::Rollout, Some(task.group)),
+        Task::Score(task) => (Role::Reward, Some(task.group)),
+        Task::Train(_) => (Role::Learner, None),
+    };
+    RunningTask {
+        lease: assignment.lease,
+        kind,
+        group,
+    }
+}
+
+/// Cuts a failure's reason to what a message may carry.
+fn within_limits(outcome: TaskOutcome) -> TaskOutcome {
+    let TaskOutcome::Failed(TaskFailure {
+        mut reason,
+        lost_blobs,
+        retryable,
+    }) = outcome
+    else {
+        return outcome;
+    };
+    reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
+    TaskOutcome::Failed(TaskFailure {
+        reason,
+        lost_blobs,
+        retryable,
+    })
+}

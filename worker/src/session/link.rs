@@ -1,0 +1,292 @@
+//! The loop that keeps a worker and the coordinator in step.
+//!
+//! One owner, no locks: it sends the report, takes the reply or what the role has
+//! to say in the meantime, and sends the next one. A report that is overtaken is
+//! abandoned: the next says all it said.
+
+use std::time::Duration;
+
+use retouch_proto::{
+    LeaseId,
+    task::TaskOutcome,
+    worker::{Directive, Registered, Report, ReportReply, WorkerState},
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    books::{Books, Wanted, Work},
+    grpc::{CallError, CoordinatorCalls},
+    session::SessionError,
+};
+use crate::blobs::{BlobClient, BlobStore, Retention};
+
+const REGISTER_DEADLINE: Duration = Duration::from_secs(10);
+/// A reply may take this much longer than a report is held.
+const REPLY_MARGIN: Duration = Duration::from_secs(5);
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// What a role tells the loop.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// A task has ended.
+    Finished(LeaseId, TaskOutcome),
+    /// Models are loaded.
+    Ready,
+}
+
+/// How often and how long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    pub(super) heartbeat: Duration,
+    pub(super) held_max: Duration,
+    pub(super) give_up_after: Duration,
+    pub(super) stop_grace: Duration,
+}
+
+/// The loop and all it owns.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) books: Books,
+    pub(super) calls: CoordinatorCalls,
+    pub(super) store: BlobStore,
+    pub(super) blobs: BlobClient,
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) work: mpsc::Sender<Work>,
+    pub(super) pace: Pace,
+    pub(super) stop: CancellationToken,
+}
+
+/// Whether the loop goes on.
+enum Next {
+    Report,
+    Pause(Duration),
+    End,
+}
+
+/// Waits between attempts, longer each time, and gives up in the end.
+struct Backoff {
+    since: Instant,
+    pause: Duration,
+    give_up_after: Duration,
+}
+
+impl Backoff {
+    fn new(give_up_after: Duration) -> Self {
+        Self {
+            since: Instant::now(),
+            pause: PAUSE_MIN,
+            give_up_after,
+        }
+    }
+
+    fn next(&mut self, error: CallError) -> Result<Duration, SessionError> {
+        let away = self.since.elapsed();
+        match error {
+            CallError::Refused(reason) => Err(SessionError::Refused(reason)),
+            CallError::Away(reason) if away >= self.give_up_after => Err(SessionError::Gone {
+                away_s: away.as_secs(),
+                reason,
+            }),
+            CallError::Away(reason) => {
+                tracing::debug!(reason, "the coordinator is away");
+                let pause = self.pause;
+                self.pause = (pause * 2).min(PAUSE_MAX);
+                Ok(pause)
+            }
+        }
+    }
+}
+
+/// Registers, again and again while the coordinator is away.
+pub(super) async fn register(
+    calls: &mut CoordinatorCalls,
+    books: &mut Books,
+    store: &BlobStore,
+    give_up_after: Duration,
+    stop: &CancellationToken,
+) -> Result<Registered, SessionError> {
+    let mut backoff = Backoff::new(give_up_after);
+    loop {
+        // What the registration says to hold need not be told as a change.
+        drop(store.take_changes());
+        let call = calls.register(books.registration(store.hashes()), REGISTER_DEADLINE);
+        let call = async {
+            timeout(REGISTER_DEADLINE, call)
+                .await
+                .unwrap_or_else(|_| Err(silent(REGISTER_DEADLINE)))
+        };
+        let result = tokio::select! {
+            result = call => result,
+            () = stop.cancelled() => return Err(SessionError::Stopped),
+        };
+        match result {
+            Ok(registered) => {
+                books.registered(registered.generation);
+                return Ok(registered);
+            }
+            Err(error) => {
+                let pause = backoff.next(error)?;
+                tokio::select! {
+                    () = sleep(pause) => {}
+                    () = stop.cancelled() => return Err(SessionError::Stopped),
+                }
+            }
+        }
+    }
+}
+
+fn silent(deadline: Duration) -> CallError {
+    CallError::Away(format!("no answer within {} ms", deadline.as_millis()))
+}
+
+impl Link {
+    /// Keeps in step until the run has ended or the process should.
+    pub(super) async fn run(mut self) -> Result<(), SessionError> {
+        let mut backoff = Backoff::new(self.pace.give_up_after);
+        let mut leave_by: Option<Instant> = None;
+        loop {
+            if self.stop.is_cancelled() && leave_by.is_none() {
+                self.books.set_state(WorkerState::Leaving);
+                leave_by = Some(Instant::now() + self.pace.stop_grace);
+            }
+            let next = match leave_by {
+                Some(_) if self.books.is_idle() => Next::End,
+                Some(deadline) if Instant::now() >= deadline => Next::End,
+                _ => self.report_once(&mut backoff, leave_by).await?,
+            };
+            match next {
+                Next::Report => {}
+                Next::Pause(pause) => self.pause(pause, leave_by).await,
+                Next::End => break,
+            }
+        }
+        self.books.cancel_all();
+        self.say_goodbye().await;
+        Ok(())
+    }
+
+    async fn report_once(
+        &mut self,
+        backoff: &mut Backoff,
+        leave_by: Option<Instant>,
+    ) -> Result<Next, SessionError> {
+        let report = self.books.report(self.store.take_changes());
+        let begin = Instant::now();
+        let deadline = self.pace.held_max + REPLY_MARGIN;
+        let mut calls = self.calls.clone();
+        let call = timeout(deadline, calls.report(report.clone(), deadline));
+        let leaving = leave_by.is_some();
+        let reply = tokio::select! {
+            reply = call => reply.unwrap_or_else(|_| Err(silent(deadline))),
+            command = self.commands.recv() => return Ok(self.take(command)),
+            () = self.stop.cancelled(), if !leaving => return Ok(Next::Report),
+        };
+        match reply {
+            Ok(reply) => {
+                *backoff = Backoff::new(self.pace.give_up_after);
+                self.answered(&report, reply, begin.elapsed()).await
+            }
+            Err(error) => backoff.next(error).map(Next::Pause),
+        }
+    }
+
+    async fn answered(
+        &mut self,
+        report: &Report,
+        reply: ReportReply,
+        took: Duration,
+    ) -> Result<Next, SessionError> {
+        if reply.directive == Directive::Reregister {
+            tracing::info!("registering again: the coordinator does not know this generation");
+            let give_up_after = self.pace.give_up_after;
+            register(
+                &mut self.calls,
+                &mut self.books,
+                &self.store,
+                give_up_after,
+                &self.stop,
+            )
+            .await?;
+            return Ok(Next::Report);
+        }
+        self.books.acknowledge(report);
+        let wanted = self.books.apply(reply);
+        if wanted.directive == Directive::Shutdown {
+            tracing::info!("the run has ended");
+            return Ok(Next::End);
+        }
+        let news = wanted.news;
+        self.hand_out(wanted);
+        // A report with free slots is held by the coordinator; one that comes back
+        // at once with nothing would turn this into a busy loop.
+        let held = self.books.slots_free() > 0 && (news || took > self.pace.heartbeat / 4);
+        Ok(if held || news {
+            Next::Report
+        } else {
+            Next::Pause(self.pace.heartbeat)
+        })
+    }
+
+    fn hand_out(&mut self, wanted: Wanted) {
+        self.store.commit(wanted.committed);
+        for blob in wanted.prefetch {
+            let blobs = self.blobs.clone();
+            let retention = Retention::Until(wanted.committed.next());
+            tokio::spawn(async move {
+                if let Err(error) = blobs.fetch(&blob, retention).await {
+                    tracing::debug!(%error, "fetching a blob early failed");
+                }
+            });
+        }
+        for work in wanted.work {
+            let lease = work.assignment.lease;
+            if let Err(error) = self.work.try_send(work) {
+                let reason = format!("the worker takes no more work: {error}");
+                self.books
+                    .finish(lease, crate::session::session::failed(reason));
+            }
+        }
+    }
+
+    async fn pause(&mut self, pause: Duration, leave_by: Option<Instant>) {
+        let leaving = leave_by.is_some();
+        tokio::select! {
+            () = sleep(pause) => {}
+            command = self.commands.recv() => drop(self.take(command)),
+            () = self.stop.cancelled(), if !leaving => {}
+        }
+    }
+
+    /// Takes all that the role has to say at once.
+    fn take(&mut self, first: Option<Command>) -> Next {
+        let Some(first) = first else { return Next::End };
+        self.note(first);
+        while let Ok(command) = self.commands.try_recv() {
+            self.note(command);
+        }
+        Next::Report
+    }
+
+    fn note(&mut self, command: Command) {
+        match command {
+            Command::Finished(lease, outcome) => self.books.finish(lease, outcome),
+            Command::Ready => self.books.set_state(WorkerState::Ready),
+        }
+    }
+
+    /// One last report, so that the coordinator need not wait for silence.
+    async fn say_goodbye(&mut self) {
+        self.books.set_state(WorkerState::Leaving);
+        let report = self.books.report(self.store.take_changes());
+        let _ = timeout(
+            self.pace.heartbeat,
+            self.calls.report(report, self.pace.heartbeat),
+        )
+        .await;
+    }
+}

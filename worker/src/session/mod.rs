@@ -1,0 +1,19 @@
+//! A worker's life with the coordinator.
+//!
+//! In reading order: [`WorkerOptions`] and [`Identity`] say who joins, `books` is
+//! what a worker knows of its own work (no IO), `link` repeats reports and survives
+//! a coordinator that is away, [`Session`] is what a role sees of it all.
+
+mod books;
+mod grpc;
+mod link;
+mod options;
+#[expect(clippy::module_inception, reason = "one noun per file")]
+mod session;
+
+pub use books::Work;
+pub use options::{Identity, WorkerOptions};
+pub use session::{Blobs, Session, SessionError};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,74 @@
+//! Who joins a run, and how.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use retouch_proto::{WorkerId, worker::Role};
+use tokio_util::sync::CancellationToken;
+
+use crate::blobs::FetchLimits;
+
+/// What the command line says about a worker.
+#[derive(Clone, Debug)]
+pub struct WorkerOptions {
+    /// The coordinator, as `host:port`.
+    pub coordinator: String,
+    /// The run's join token.
+    pub token: String,
+    /// The worker's name, kept over restarts.
+    pub worker: WorkerId,
+    /// The device to compute on instead of the run file's.
+    pub device: Option<String>,
+    /// Where to serve blobs; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The host under which other workers reach this one, if not that of `listen`.
+    pub advertise: Option<String>,
+    /// A folder of this worker alone.
+    pub data_dir: PathBuf,
+    /// The run folder, if it is not where the run file says.
+    pub run_dir: Option<PathBuf>,
+    /// Blobs beyond this go to files.
+    pub memory_bytes_max: u64,
+    /// Blobs beyond memory and this are refused.
+    pub disk_bytes_max: u64,
+    /// How patient fetches are.
+    pub fetch: FetchLimits,
+    /// How long the coordinator may be away before this process gives up.
+    pub give_up_after: Duration,
+    /// How long started work may go on after `stop`.
+    pub stop_grace: Duration,
+    /// Cancelled when the process should end.
+    pub stop: CancellationToken,
+}
+
+impl WorkerOptions {
+    /// Options with the usual limits.
+    pub fn new(coordinator: String, token: String, worker: WorkerId, data_dir: PathBuf) -> Self {
+        Self {
+            coordinator,
+            token,
+            worker,
+            device: None,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            advertise: None,
+            data_dir,
+            run_dir: None,
+            memory_bytes_max: 2 << 30,
+            disk_bytes_max: 64 << 30,
+            fetch: FetchLimits::default(),
+            give_up_after: Duration::from_secs(600),
+            stop_grace: Duration::from_secs(20),
+            stop: CancellationToken::new(),
+        }
+    }
+}
+
+/// What a role says about itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity {
+    /// The role.
+    pub role: Role,
+    /// Tasks that are taken at a time.
+    pub slots: u32,
+    /// Where peers of the collective reach it (learners).
+    pub collective_address: Option<SocketAddr>,
+}
