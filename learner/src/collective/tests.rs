@@ -1,0 +1,340 @@
+//! Ranks as threads over loopback, and once as a process that is killed.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::{SocketAddr, TcpStream},
+    process::{Command, Stdio},
+    sync::mpsc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use super::{
+    hello::{Hello, Reply},
+    *,
+};
+use crate::shards::{owned, tree_sum};
+
+const SECRET: [u8; 32] = [7; 32];
+const PATIENT: Deadlines = Deadlines {
+    join: Duration::from_secs(20),
+    arrival: Duration::from_secs(20),
+    stall: Duration::from_secs(20),
+};
+const HASTY: Deadlines = Deadlines {
+    join: Duration::from_secs(20),
+    arrival: Duration::from_millis(300),
+    stall: Duration::from_millis(300),
+};
+
+fn listener() -> Listener {
+    Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), SECRET).expect("a free port")
+}
+
+fn shard(index: usize, elements: usize) -> Vec<f32> {
+    // Values of mixed sizes, so that another order of addition shows.
+    (0..elements)
+        .map(|i| ((i * 37 + index * 101) as f32).sin() * 10_f32.powi((i + index) as i32 % 7 - 3))
+        .collect()
+}
+
+fn shards_of(rank: usize, world: usize, shards: usize, elements: usize) -> Vec<Vec<f32>> {
+    owned(shards, rank, world)
+        .map(|i| shard(i, elements))
+        .collect()
+}
+
+/// Runs one rank per thread and gives what each returned.
+fn run_ranks<T: Send + 'static>(
+    world: usize,
+    shards: usize,
+    deadlines: Deadlines,
+    body: impl Fn(usize, Result<TcpCollective, CollectiveError>) -> T + Clone + Send + 'static,
+) -> Vec<T> {
+    let listeners: Vec<Listener> = (0..world).map(|_| listener()).collect();
+    let peers: Vec<SocketAddr> = listeners.iter().map(Listener::address).collect();
+    let spawn = |(rank, listener)| -> JoinHandle<T> {
+        let (peers, body) = (peers.clone(), body.clone());
+        std::thread::spawn(move || {
+            let membership = Membership {
+                epoch: 3,
+                rank,
+                peers,
+                shards,
+            };
+            body(
+                rank,
+                TcpCollective::join(&listener, membership, deadlines, &Aborter::default()),
+            )
+        })
+    };
+    let threads: Vec<JoinHandle<T>> = listeners.into_iter().enumerate().map(spawn).collect();
+    threads
+        .into_iter()
+        .map(|thread| thread.join().expect("a rank panicked"))
+        .collect()
+}
+
+#[test]
+fn every_rank_count_gives_the_same_bits() {
+    let elements = 200_003;
+    let expected = tree_sum((0..8).map(|i| shard(i, elements)).collect());
+    for world in [1, 2, 3, 4, 5, 8] {
+        let sums = run_ranks(world, 8, PATIENT, move |rank, collective| {
+            let mut collective = collective.expect("all ranks come");
+            let once = collective
+                .all_reduce(shards_of(rank, world, 8, elements))
+                .expect("all ranks stay");
+            let twice = collective
+                .all_reduce(shards_of(rank, world, 8, elements))
+                .expect("all ranks stay");
+            assert_eq!(once, twice);
+            once
+        });
+        for (rank, sum) in sums.iter().enumerate() {
+            let same = sum
+                .iter()
+                .zip(&expected)
+                .all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same && sum.len() == elements, "rank {rank} of {world}");
+        }
+    }
+}
+
+#[test]
+fn odd_shard_counts_and_short_vectors_are_summed_too() {
+    for (world, shards, elements) in [(2, 6, 11), (4, 7, 3), (3, 3, 1), (4, 4, 0)] {
+        let expected = tree_sum((0..shards).map(|i| shard(i, elements)).collect());
+        let sums = run_ranks(world, shards, PATIENT, move |rank, collective| {
+            let mut collective = collective.expect("all ranks come");
+            collective
+                .all_reduce(shards_of(rank, world, shards, elements))
+                .expect("all ranks stay")
+        });
+        assert!(
+            sums.iter().all(|sum| *sum == expected),
+            "{world} ranks, {shards} shards, {elements} elements"
+        );
+    }
+}
+
+#[test]
+fn stalled_rank_is_named_by_everyone() {
+    for world in [4, 3] {
+        let begin = Instant::now();
+        let (release, held) = mpsc::channel::<()>();
+        let held = std::sync::Arc::new(std::sync::Mutex::new(Some(held)));
+        let counter = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(1));
+        let errors = run_ranks(world, 12, HASTY, {
+            let release = std::sync::Mutex::new(Some(release));
+            let release = std::sync::Arc::new(release);
+            move |rank, collective| {
+                let mut collective = collective.expect("all ranks come");
+                if rank == world - 1 {
+                    // Connected but silent until everyone else has given up.
+                    let held = held.lock().unwrap().take().unwrap();
+                    let _ = held.recv_timeout(Duration::from_secs(20));
+                    return None;
+                }
+                let error = collective
+                    .all_reduce(shards_of(rank, world, 12, 1000))
+                    .expect_err("a rank is silent");
+                if counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == world - 1 {
+                    release.lock().unwrap().take();
+                }
+                Some(error)
+            }
+        });
+        for error in errors.into_iter().flatten() {
+            assert_eq!(error.culprit(), Some(world - 1), "{error}");
+        }
+        assert!(
+            begin.elapsed() < Duration::from_secs(10),
+            "took {:?}",
+            begin.elapsed()
+        );
+    }
+}
+
+#[test]
+fn absent_rank_is_named_by_everyone() {
+    let dead = {
+        let gone = listener();
+        gone.address()
+    };
+    let listeners: Vec<Listener> = (0..3).map(|_| listener()).collect();
+    let mut peers: Vec<SocketAddr> = listeners.iter().map(Listener::address).collect();
+    peers.push(dead);
+    let deadlines = Deadlines {
+        join: Duration::from_millis(400),
+        ..PATIENT
+    };
+    let threads: Vec<_> = listeners
+        .into_iter()
+        .enumerate()
+        .map(|(rank, listener)| {
+            let membership = Membership {
+                epoch: 1,
+                rank,
+                peers: peers.clone(),
+                shards: 4,
+            };
+            std::thread::spawn(move || {
+                let joined =
+                    TcpCollective::join(&listener, membership, deadlines, &Aborter::default());
+                joined
+                    .and_then(|mut c| c.all_reduce(vec![vec![1.0; 10]]))
+                    .expect_err("rank 3 is absent")
+            })
+        })
+        .collect();
+    for thread in threads {
+        let error = thread.join().expect("a rank panicked");
+        assert_eq!(error.culprit(), Some(3), "{error}");
+    }
+}
+
+#[test]
+fn ended_epoch_is_refused_with_the_newer_one() {
+    let (mine, other) = (listener(), listener());
+    mine.lobby().enter(9).expect("the first epoch");
+    let peers = vec![mine.address(), other.address()];
+    let membership = Membership {
+        epoch: 8,
+        rank: 1,
+        peers: peers.clone(),
+        shards: 2,
+    };
+    let error = TcpCollective::join(&other, membership, PATIENT, &Aborter::default())
+        .expect_err("epoch 8 is over");
+    assert!(
+        matches!(
+            error,
+            CollectiveError::Outdated {
+                rank: 0,
+                epoch: 8,
+                newer: 9
+            }
+        ),
+        "{error}"
+    );
+    let membership = Membership {
+        epoch: 8,
+        rank: 0,
+        peers,
+        shards: 2,
+    };
+    let error = TcpCollective::join(&mine, membership, PATIENT, &Aborter::default())
+        .expect_err("epoch 8 is over");
+    assert!(
+        matches!(error, CollectiveError::Outdated { newer: 9, .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn abort_ends_the_wait_for_others() {
+    let (mine, other) = (listener(), listener());
+    let peers = vec![mine.address(), other.address()];
+    let membership = Membership {
+        epoch: 1,
+        rank: 0,
+        peers,
+        shards: 2,
+    };
+    let aborter = Aborter::default();
+    let waiting = {
+        let aborter = aborter.clone();
+        std::thread::spawn(move || TcpCollective::join(&mine, membership, PATIENT, &aborter))
+    };
+    aborter.abort();
+    let error = waiting.join().expect("no panic").expect_err("aborted");
+    assert!(matches!(error, CollectiveError::Aborted), "{error}");
+}
+
+#[test]
+fn stranger_is_turned_away() {
+    let mine = listener();
+    let stream = TcpStream::connect(mine.address()).expect("it listens");
+    stream
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .expect("a valid timeout");
+    Hello {
+        secret: [8; 32],
+        epoch: 1,
+        rank: 1,
+        world: 2,
+    }
+    .write(&stream)
+    .expect("it reads");
+    let error = Reply::read(&stream).expect_err("another token");
+    assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
+}
+
+const CHILD_PEER: &str = "RETOUCH_TEST_COLLECTIVE_PEER";
+
+/// Rank 1 of 2 in a process of its own; does nothing unless told its peer.
+#[test]
+fn child_rank() {
+    let Ok(peer) = std::env::var(CHILD_PEER) else {
+        return;
+    };
+    let mine = listener();
+    println!("listening {}", mine.address());
+    std::io::stdout().flush().expect("stdout is piped");
+    let peers = vec![peer.parse().expect("an address"), mine.address()];
+    let membership = Membership {
+        epoch: 1,
+        rank: 1,
+        peers,
+        shards: 2,
+    };
+    let mut collective = TcpCollective::join(&mine, membership, PATIENT, &Aborter::default())
+        .expect("rank 0 is there");
+    for _ in 0..1_000_000 {
+        if collective.all_reduce(vec![vec![1.0; 1 << 18]]).is_err() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn killed_process_is_noticed_at_once() {
+    let mine = listener();
+    let mut child = Command::new(std::env::current_exe().expect("this test"))
+        .args(["--exact", "collective::tests::child_rank", "--nocapture"])
+        .env(CHILD_PEER, mine.address().to_string())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("this test starts again");
+    let lines = BufReader::new(child.stdout.take().expect("a pipe"))
+        .lines()
+        .map_while(Result::ok);
+    let address = lines
+        .filter_map(|l| l.split("listening ").nth(1).map(str::to_owned))
+        .next()
+        .expect("an address");
+    let peers = vec![mine.address(), address.trim().parse().expect("an address")];
+    let membership = Membership {
+        epoch: 1,
+        rank: 0,
+        peers,
+        shards: 2,
+    };
+    let mut collective = TcpCollective::join(&mine, membership, PATIENT, &Aborter::default())
+        .expect("the child joins");
+    for _ in 0..3 {
+        let sum = collective
+            .all_reduce(vec![vec![2.0; 1 << 18]])
+            .expect("the child lives");
+        assert!(sum.iter().all(|&x| x == 3.0));
+    }
+    child.kill().expect("the child is ours");
+    child.wait().expect("the child ends");
+    let begin = Instant::now();
+    let error = (0..3)
+        .find_map(|_| collective.all_reduce(vec![vec![2.0; 1 << 18]]).err())
+        .expect("the child is dead");
+    assert_eq!(error.culprit(), Some(1), "{error}");
+    assert!(begin.elapsed() < Duration::from_secs(5));
+}
