@@ -1,0 +1,146 @@
+//! Groups sampled with the small random pipeline of the golden cases.
+
+use std::{path::PathBuf, sync::Arc};
+
+use burn::tensor::Device;
+use image::{Rgb, RgbImage};
+use retouch_models::{
+    editor::{Condition, Editor, Parts},
+    exchange,
+    lora::LoraConfig,
+    noise,
+};
+use retouch_proto::{
+    ContentHash, GroupId, Iteration,
+    config::{Dtype, RunConfig, Solver},
+};
+use retouch_rollout_worker::sampler::{GroupInput, SampleError, Sampler, Version};
+
+fn config() -> RunConfig {
+    let folder = "../tools/parity/cases/kontext_pipeline__dpm2_truncated_prompt/pipeline";
+    let mut config = RunConfig::default();
+    config.seed = 11;
+    config.model.path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join(folder)
+        .display()
+        .to_string();
+    config.model.dtype = Dtype::F32;
+    (config.model.height, config.model.width) = (24, 16);
+    config.model.max_sequence_length = 12;
+    config.rollout.num_inference_steps = 3;
+    config.rollout.solver = Solver::Dpm2;
+    config.lora.rank = 2;
+    config.lora.alpha = 4.0;
+    config
+}
+
+fn sampler() -> Sampler {
+    Sampler::load(&config(), Device::flex()).expect("the golden pipeline")
+}
+
+fn input(index: u32, group_size: usize) -> GroupInput {
+    GroupInput {
+        group: GroupId {
+            iteration: Iteration(3),
+            index,
+        },
+        prompt: "add a red dot".into(),
+        path: "images/0.png".into(),
+        source: Arc::new(RgbImage::from_fn(16, 24, |x, y| {
+            Rgb([x as u8 * 9, y as u8 * 9, 80])
+        })),
+        version: None,
+        group_size,
+    }
+}
+
+/// An adapter with both factors random, so that it changes what is sampled.
+fn version() -> Version {
+    let config = config();
+    let editor = Editor::load(
+        config.model.path.as_ref(),
+        &Device::flex(),
+        Parts::Transformer,
+    )
+    .expect("the pipeline");
+    let lora = LoraConfig {
+        rank: config.lora.rank as usize,
+        alpha: config.lora.alpha,
+        target_modules: config.lora.target_modules,
+    };
+    let flat: Vec<f32> = noise::normal_values(5, lora.flat_len(editor.projections()))
+        .into_iter()
+        .map(|x| 0.3 * x)
+        .collect();
+    let bytes = bytes::Bytes::from(exchange::adapter_to_bytes(&flat));
+    Version {
+        hash: ContentHash::of(&bytes),
+        bytes,
+    }
+}
+
+#[test]
+fn another_worker_makes_the_same_group() {
+    let (mut first, mut second) = (sampler(), sampler());
+    // What was sampled before must not matter.
+    first.sample_group(&input(1, 2)).expect("a group");
+    let made = first.sample_group(&input(0, 3)).expect("a group");
+    let again = second.sample_group(&input(0, 3)).expect("a group");
+    assert_eq!((&made.x0, &made.condition), (&again.x0, &again.condition));
+    assert_eq!(made.edits, again.edits);
+}
+
+#[test]
+fn candidates_differ_and_latents_are_what_was_decoded() {
+    let made = sampler().sample_group(&input(0, 3)).expect("a group");
+    let device = Device::flex();
+    let x0 = exchange::latents_from_bytes(&made.x0, &device).expect("latents");
+    let condition = Condition::from_bytes(&made.condition, &device).expect("a condition");
+    assert_eq!(x0.dims()[0], 3);
+    assert_eq!(
+        (made.edits.len(), made.edits[0].dimensions()),
+        (3, (16, 24))
+    );
+    let first: Vec<f32> = x0.clone().narrow(0, 0, 1).into_data().iter().collect();
+    let second: Vec<f32> = x0.clone().narrow(0, 1, 1).into_data().iter().collect();
+    assert_ne!(first, second);
+    let editor =
+        Editor::load(config().model.path.as_ref(), &device, Parts::All).expect("the pipeline");
+    assert_eq!(editor.decode(x0, &condition).expect("encoders"), made.edits);
+}
+
+#[test]
+fn the_version_decides_what_is_sampled() {
+    let mut sampler = sampler();
+    let bare = sampler.sample_group(&input(0, 2)).expect("a group");
+    let adapted = GroupInput {
+        version: Some(version()),
+        ..input(0, 2)
+    };
+    let changed = sampler.sample_group(&adapted).expect("a group");
+    assert_ne!(bare.x0, changed.x0);
+    assert_eq!(bare.condition, changed.condition);
+    assert_eq!(
+        sampler.sample_group(&adapted).expect("a group").x0,
+        changed.x0
+    );
+}
+
+#[test]
+fn an_adapter_that_does_not_fit_is_an_error_with_its_hash() {
+    let bytes = bytes::Bytes::from(exchange::adapter_to_bytes(&[1.0, 2.0]));
+    let version = Version {
+        hash: ContentHash::of(&bytes),
+        bytes,
+    };
+    let error = sampler().sample_group(&GroupInput {
+        version: Some(version.clone()),
+        ..input(0, 2)
+    });
+    let error = error.expect_err("two values are no adapter");
+    assert!(matches!(error, SampleError::Adapter { .. }));
+    assert!(
+        error.to_string().contains(&version.hash.to_string()),
+        "{error}"
+    );
+}
