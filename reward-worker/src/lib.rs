@@ -1,1 +1,12 @@
-//! reward-worker
+//! Scores whole groups of edits with judges.
+//!
+//! In reading order: [`scorer`] holds the judges and weighs their terms on the
+//! device, [`run`] scores the coordinator's groups, and the `Judge` service those of
+//! direct callers. A group that can't be scored is a failure with its reason, never
+//! a score (A5).
+
+mod grpc;
+pub mod scorer;
+mod worker;
+
+pub use worker::{RewardError, run};

@@ -1,0 +1,263 @@
+//! The judges of a run and what they make of a group together.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use burn::tensor::Device;
+use bytes::Bytes;
+use image::{ImageFormat, ImageReader, Limits, RgbImage};
+use retouch_models::judge::{Judge, JudgeError, JudgeRequest, JudgeScore, Template, TemplateError};
+use retouch_proto::{
+    config::{RewardConfig, RewardKind, RewardTerm},
+    task::{SampleScore, TermScore},
+};
+use thiserror::Error;
+
+/// The template that the judge's own one stands for in the run file.
+const DEFAULT_TEMPLATE: &str = "default";
+/// Longest side of an image that is judged.
+const SIDE_MAX: u32 = 16_384;
+/// Memory that decoding an image may take.
+const DECODE_BYTES_MAX: u64 = 1 << 30;
+
+/// Judges that can't be loaded.
+#[derive(Debug, Error)]
+pub enum ScorerError {
+    /// A judge's folder.
+    #[error("reward term {term}: the judge in {} cannot be loaded: {source}", path.display())]
+    Judge {
+        /// The term.
+        term: String,
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: Box<JudgeError>,
+    },
+    /// A term's template.
+    #[error("reward term {term}: {source}")]
+    Template {
+        /// The term.
+        term: String,
+        /// What is wrong with it.
+        source: TemplateError,
+    },
+    /// Nothing would be scored.
+    #[error("the run file has no reward terms with a weight above 0")]
+    NoTerms,
+}
+
+/// A group without a score.
+#[derive(Debug, Error)]
+pub enum ScoreError {
+    /// An image can't be read.
+    #[error("{which} is not a PNG image that can be read: {source}")]
+    Image {
+        /// Which of the group's images.
+        which: String,
+        /// Why.
+        source: image::ImageError,
+    },
+    /// A judge gave no score.
+    #[error("reward term {term}: {source}")]
+    Judge {
+        /// The term.
+        term: String,
+        /// Why.
+        source: Box<JudgeError>,
+    },
+}
+
+impl ScoreError {
+    /// Whether another worker could do better: the same input gives the same error
+    /// everywhere, but numbers that are none may be this machine's fault.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Judge { source, .. } if matches!(**source, JudgeError::NotFinite { .. }))
+    }
+}
+
+/// A group of decoded images.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// The instruction.
+    pub prompt: String,
+    /// What the judge looks for.
+    pub requirement: String,
+    /// The image before the edit.
+    pub source: RgbImage,
+    /// The candidates.
+    pub edits: Vec<RgbImage>,
+}
+
+impl Group {
+    /// Decodes a group's PNG images.
+    ///
+    /// # Errors
+    ///
+    /// If one can't be read.
+    pub fn decode(
+        prompt: String,
+        requirement: String,
+        source: &Bytes,
+        edits: &[Bytes],
+    ) -> Result<Self, ScoreError> {
+        let source = decode(source, || "the source image".to_owned())?;
+        let edits = edits
+            .iter()
+            .enumerate()
+            .map(|(i, edit)| decode(edit, || format!("edit {i}")));
+        let edits = edits.collect::<Result<_, _>>()?;
+        Ok(Self {
+            prompt,
+            requirement,
+            source,
+            edits,
+        })
+    }
+}
+
+fn decode(png: &Bytes, which: impl FnOnce() -> String) -> Result<RgbImage, ScoreError> {
+    let mut reader = ImageReader::with_format(std::io::Cursor::new(png), ImageFormat::Png);
+    let mut limits = Limits::default();
+    limits.max_image_width = Some(SIDE_MAX);
+    limits.max_image_height = Some(SIDE_MAX);
+    limits.max_alloc = Some(DECODE_BYTES_MAX);
+    reader.limits(limits);
+    let image = reader.decode().map_err(|source| ScoreError::Image {
+        which: which(),
+        source,
+    })?;
+    Ok(image.to_rgb8())
+}
+
+/// All reward terms of a run.
+#[derive(Debug)]
+pub struct Scorer {
+    terms: Vec<Term>,
+}
+
+#[derive(Debug)]
+struct Term {
+    name: String,
+    weight: f64,
+    judge: Arc<Judge>,
+    template: Option<Template>,
+}
+
+impl Scorer {
+    /// Loads the judges of all terms, each folder once.
+    ///
+    /// # Errors
+    ///
+    /// If a file is missing or broken, or no term has any weight.
+    pub fn load(config: &RewardConfig, device: &Device) -> Result<Self, ScorerError> {
+        let mut judges = HashMap::new();
+        let terms = config
+            .terms
+            .iter()
+            .map(|term| Term::load(term, device, &mut judges));
+        let terms = terms.collect::<Result<Vec<_>, _>>()?;
+        if terms.iter().map(|term| term.weight).sum::<f64>() > 0.0 {
+            return Ok(Self { terms });
+        }
+        Err(ScorerError::NoTerms)
+    }
+
+    /// Scores a group: every term judges all edits in one call.
+    ///
+    /// # Errors
+    ///
+    /// If one term has no score for one edit; then none has.
+    pub fn score(&self, group: &Group) -> Result<Vec<SampleScore>, ScoreError> {
+        let terms = self
+            .terms
+            .iter()
+            .map(|term| term.score(group))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok((0..group.edits.len())
+            .map(|edit| self.weigh(&terms, edit))
+            .collect())
+    }
+
+    /// The weighted mean of what the terms say about one edit.
+    fn weigh(&self, terms: &[Vec<JudgeScore>], edit: usize) -> SampleScore {
+        let weights: f64 = self.terms.iter().map(|term| term.weight).sum();
+        let weighted = self
+            .terms
+            .iter()
+            .zip(terms)
+            .map(|(term, scores)| term.weight * scores[edit].reward);
+        let named = self
+            .terms
+            .iter()
+            .zip(terms)
+            .map(|(term, scores)| TermScore {
+                name: term.name.clone(),
+                value: scores[edit].reward,
+                probabilities: scores[edit].probabilities,
+                entropy: scores[edit].entropy,
+            });
+        SampleScore {
+            reward: weighted.sum::<f64>() / weights,
+            terms: named.collect(),
+        }
+    }
+}
+
+impl Term {
+    fn load(
+        term: &RewardTerm,
+        device: &Device,
+        judges: &mut HashMap<String, Arc<Judge>>,
+    ) -> Result<Self, ScorerError> {
+        let RewardKind::Mllm = term.kind;
+        let judge = match judges.get(&term.path) {
+            Some(judge) => judge.clone(),
+            None => {
+                let judge = Arc::new(load_judge(term, device)?);
+                judges.insert(term.path.clone(), judge.clone());
+                judge
+            }
+        };
+        let template =
+            (term.template != DEFAULT_TEMPLATE).then(|| Template::load(Path::new(&term.template)));
+        let template = template
+            .transpose()
+            .map_err(|source| ScorerError::Template {
+                term: term.name.clone(),
+                source,
+            })?;
+        Ok(Self {
+            name: term.name.clone(),
+            weight: term.weight,
+            judge,
+            template,
+        })
+    }
+
+    fn score(&self, group: &Group) -> Result<Vec<JudgeScore>, ScoreError> {
+        let request = JudgeRequest {
+            source: &group.source,
+            edits: &group.edits,
+            prompt: &group.prompt,
+            requirement: &group.requirement,
+            template: self.template.as_ref(),
+        };
+        let scores = self.judge.score(&request);
+        scores.map_err(|source| ScoreError::Judge {
+            term: self.name.clone(),
+            source: Box::new(source),
+        })
+    }
+}
+
+fn load_judge(term: &RewardTerm, device: &Device) -> Result<Judge, ScorerError> {
+    let path = PathBuf::from(&term.path);
+    Judge::load(&path, device).map_err(|source| ScorerError::Judge {
+        term: term.name.clone(),
+        path,
+        source: Box::new(source),
+    })
+}
