@@ -329,19 +329,32 @@ impl Editor {
         options: &SampleOptions,
         adapter: Option<&LoraAdapter>,
     ) -> Tensor<3> {
-        let frozen = self.frozen();
         let adapter = adapter.map(Module::valid);
-        let prepared = frozen.prepare(&[condition], options.guidance_scale);
+        // A narrow base would round small changes away: there the adapter stays apart.
+        let (policy, apart) = match adapter {
+            Some(adapter) if self.dtype() == DType::F32 => (self.merged(&adapter), None),
+            adapter => (self.without_encoders(), adapter),
+        };
+        let prepared = policy.prepare(&[condition], options.guidance_scale);
         let [batch, tokens, _] = noise.dims();
         let sigmas = self.scheduler.sigmas(options.num_inference_steps, tokens);
         solver::sample(options.solver, &sigmas, noise.inner(), |x, sigma| {
-            let t = Tensor::full([batch], sigma, (&frozen.device, DType::F32));
-            frozen.velocity_of(x, t, &prepared, adapter.as_ref())
+            let t = Tensor::full([batch], sigma, (&policy.device, DType::F32));
+            policy.velocity_of(x, t, &prepared, apart.as_ref())
         })
     }
 
-    /// The same transformer off the autodiff device; memory is shared.
-    fn frozen(&self) -> Self {
+    /// The editor of a policy that is not being trained, without encoders and off the autodiff
+    /// device: the adapter is merged into the weights, so that velocities cost what the base's do.
+    pub fn merged(&self, adapter: &LoraAdapter) -> Self {
+        let plain = self.without_encoders();
+        Self {
+            transformer: plain.transformer.merged(&adapter.valid()),
+            ..plain
+        }
+    }
+
+    fn without_encoders(&self) -> Self {
         Self {
             transformer: self.transformer.valid(),
             scheduler: self.scheduler.clone(),

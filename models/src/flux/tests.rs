@@ -120,12 +120,9 @@ fn an_adapter_of_another_model_is_refused_with_all_names() {
     );
 }
 
-#[test]
-fn the_old_policy_and_the_reference_share_the_base() {
-    let model = small_model();
+fn small_input() -> FluxInput {
     let device = Device::flex();
-    let zero = LoraAdapter::init(&lora_config(), model.projections(), 1, &device);
-    let input = FluxInput {
+    FluxInput {
         hidden_states: Tensor::ones([2, 3, 4], &device),
         encoder_hidden_states: Tensor::ones([1, 2, 6], &device),
         pooled_projections: Tensor::ones([1, 5], &device),
@@ -133,7 +130,27 @@ fn the_old_policy_and_the_reference_share_the_base() {
         guidance: None,
         img_ids: Tensor::ones([3, 3], &device),
         txt_ids: Tensor::zeros([2, 3], &device),
-    };
+    }
+}
+
+#[test]
+fn merging_an_adapter_gives_its_outputs_and_leaves_the_base_alone() {
+    let model = small_model();
+    let adapter = adapter(&model);
+    let before = model.forward(small_input(), None).into_data();
+    let merged = model.merged(&adapter);
+    let difference =
+        merged.forward(small_input(), None) - model.forward(small_input(), Some(&adapter));
+    assert!(difference.abs().max().into_scalar::<f32>() < 1e-5);
+    assert_eq!(model.forward(small_input(), None).into_data(), before);
+}
+
+#[test]
+fn the_old_policy_and_the_reference_share_the_base() {
+    let model = small_model();
+    let device = Device::flex();
+    let zero = LoraAdapter::init(&lora_config(), model.projections(), 1, &device);
+    let input = small_input();
     let values = |adapter: Option<&LoraAdapter>| model.forward(input.clone(), adapter).into_data();
     assert_eq!(values(None), values(Some(&zero)));
     assert_ne!(values(None), values(Some(&adapter(&model))));

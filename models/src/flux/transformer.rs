@@ -11,7 +11,7 @@ use super::transformer_block::FluxTransformerBlock;
 use super::{FluxCondition, FluxContext, FluxTransformerConfig, Rotary};
 use crate::init::Init;
 use crate::layers::Linear;
-use crate::lora::{LoraAdapter, Projection, Scope};
+use crate::lora::{self, LoraAdapter, Projection, Scope};
 use crate::ops;
 use crate::weights::{DIFFUSERS_FILE, LoadError, Names, Weights, read_config, save_folder};
 
@@ -150,6 +150,11 @@ impl FluxTransformer {
     /// The layers that an adapter may change, in the order of an adapter's slots.
     pub fn projections(&self) -> &[Projection] {
         &self.projections
+    }
+
+    /// The model with an adapter's products added to its weights; what is not targeted is shared.
+    pub fn merged(&self, adapter: &LoraAdapter) -> Self {
+        lora::merge(self.clone(), &NAMES, &self.projections, adapter)
     }
 
     /// The velocity, as the reference's forward gives it.

@@ -5,10 +5,12 @@
 
 mod adapter;
 mod linear;
+mod merge;
 mod peft;
 #[cfg(test)]
 mod tests;
 
 pub use adapter::{LoraAdapter, LoraConfig, LoraPair};
 pub use linear::{LoraLinear, Projection, Scope};
+pub(crate) use merge::merge;
 pub use peft::{load_diffusers, load_peft, save_diffusers, save_peft};
