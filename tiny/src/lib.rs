@@ -8,16 +8,20 @@
 //! In reading order: [`palette`] and [`scene`] draw, [`edit`] says what can be asked for,
 //! [`generate`] makes cases from a seed, [`dataset`] writes them in the Edit-R1 format,
 //! [`oracle`] scores, [`mistakes`] makes plausible wrong edits for the judge to learn from, and
-//! [`bootstrap`] turns paired scores into intervals.
+//! [`bootstrap`] turns paired scores into intervals. [`tokenizer`] has the world's words, and
+//! [`editor`] and [`judge`] make the models.
 
 pub mod bootstrap;
 pub mod dataset;
 pub mod edit;
+pub mod editor;
 pub mod generate;
+pub mod judge;
 pub mod mistakes;
 pub mod oracle;
 pub mod palette;
 pub mod scene;
+pub mod tokenizer;
 
 pub use dataset::{Dataset, Targets};
 pub use edit::{Case, Edit, TaskKind};

@@ -54,6 +54,36 @@ impl Oracle {
         SCORE_MAX * self.accuracy(edit, true).min(self.accuracy(edit, false))
     }
 
+    /// The part of the counted pixels that is right in each square of `side` pixels, row by row;
+    /// `None` where hardly any pixel counts.
+    ///
+    /// # Panics
+    /// If the edit is not as large as the target, or does not divide into such squares.
+    pub fn accuracies(&self, edit: &RgbImage, side: u32) -> Vec<Option<f64>> {
+        let (width, height) = self.target.dimensions();
+        assert_eq!(
+            edit.dimensions(),
+            (width, height),
+            "edit and target differ in size"
+        );
+        assert!(
+            width % side == 0 && height % side == 0,
+            "{side} does not divide the image"
+        );
+        let columns = width / side;
+        let mut squares = vec![(0_u32, 0_u32); (columns * (height / side)) as usize];
+        let pixels = edit.enumerate_pixels().zip(self.target.pixels());
+        for (((x, y, ours), wanted), counts) in pixels.zip(&self.changed) {
+            let (right, all) = &mut squares[(y / side * columns + x / side) as usize];
+            *all += u32::from(counts.is_some());
+            *right += u32::from(counts.is_some() && distance(ours, wanted) < TOLERANCE);
+        }
+        let accuracy = |(right, all): (u32, u32)| {
+            (8 * all > side * side).then(|| f64::from(right) / f64::from(all))
+        };
+        squares.into_iter().map(accuracy).collect()
+    }
+
     /// The part of the pixels that had to change (or to stay) that is right; 1 if there are none.
     fn accuracy(&self, edit: &RgbImage, changed: bool) -> f64 {
         let (mut right, mut all) = (0_u32, 0_u32);
@@ -157,6 +187,27 @@ mod tests {
         }
         let score = score(&case, &half);
         assert!((1.5..3.5).contains(&score), "{score}");
+    }
+
+    #[test]
+    fn accuracies_say_where_an_edit_is_wrong() {
+        let case = cases()
+            .find(|case| case.kind == TaskKind::Background)
+            .expect("such a case");
+        let oracle = Oracle::new(&case);
+        let mut half = case.target_image();
+        for (_, y, pixel) in half.enumerate_pixels_mut() {
+            if y < 32 {
+                *pixel = Rgb([255, 0, 255]);
+            }
+        }
+        for (square, accuracy) in oracle.accuracies(&half, 16).into_iter().enumerate() {
+            let right = if square < 8 { 0.0 } else { 1.0 };
+            assert!(
+                accuracy.is_none_or(|accuracy| accuracy == right),
+                "square {square}"
+            );
+        }
     }
 
     #[test]
