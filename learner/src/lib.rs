@@ -1,9 +1,25 @@
 //! The learner: DiffusionNFT on sealed iterations, and supervised fine-tuning.
+//!
+//! Reading order: [`step`] is one iteration from top to bottom. [`nft`] is its loss and
+//! [`gradient`] the way back; [`adamw`], [`clip`] and [`schedule`] are what an update does
+//! to parameters, and [`state`] is what carries it on. [`plan`] and [`shards`] divide the
+//! work so that results do not depend on how many ranks (`rank`) and threads ([`lanes`])
+//! share it; [`collective`] adds their sums up. [`sft`] is the other training.
 
 pub mod adamw;
 pub mod clip;
 pub mod collective;
+pub mod gradient;
+pub mod lanes;
+pub mod metrics;
 pub mod nft;
+pub mod plan;
+mod rank;
 pub mod schedule;
+pub mod sft;
 pub mod shards;
 pub mod state;
+pub mod step;
+mod vectors;
+
+pub use vectors::VectorsError;

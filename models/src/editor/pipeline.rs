@@ -214,6 +214,24 @@ impl Editor {
         })
     }
 
+    /// The packed latents of an image, cropped and resized; what a target is trained towards.
+    ///
+    /// # Shapes
+    /// * output: `[S, C]`
+    ///
+    /// # Errors
+    /// If the size does not divide into tokens, or the encoders were not loaded.
+    pub fn encode_image(
+        &self,
+        image: &RgbImage,
+        size: ImageSize,
+    ) -> Result<Tensor<2>, EditError> {
+        let encoders = self.encoders()?;
+        let image = self.resize(image, size, SourceSize::Result)?;
+        let device = self.device.clone().without_autodiff();
+        Ok(encoders.encode_image(&image, self.format, &device))
+    }
+
     fn resize(
         &self,
         source: &RgbImage,
