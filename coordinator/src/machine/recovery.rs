@@ -6,7 +6,7 @@ use retouch_proto::status::{EventKind, Presence};
 use retouch_proto::worker::Role;
 
 use super::Machine;
-use super::groups::GroupState;
+use super::groups::{Group, GroupState};
 use super::leases::Work;
 use super::record::{Committed, Entry};
 
@@ -53,6 +53,7 @@ impl Machine {
             self.adopting_until_ms = None;
             self.remake_lost_images();
         }
+        self.give_up_lost_policies();
         if self.training.is_none() && !self.is_state_available() {
             self.wait_for_state();
         } else {
@@ -69,7 +70,7 @@ impl Machine {
     }
 
     /// Groups that wait for a judge but whose images nobody has are sampled again.
-    fn remake_lost_images(&mut self) {
+    pub(super) fn remake_lost_images(&mut self) {
         if self.adopting_until_ms.is_some() {
             return;
         }
@@ -88,6 +89,38 @@ impl Machine {
         if !self.all_available(group.images()) && self.adopting_until_ms.is_none() {
             self.remake(id);
         }
+    }
+
+    /// With stale samples allowed, a group may wait for a policy that nobody holds any more: it is
+    /// sampled anew by the present one.
+    fn give_up_lost_policies(&mut self) {
+        if self.config.rollout.staleness_max == 0 || self.adopting_until_ms.is_some() {
+            return;
+        }
+        let queued = self.open.values().flat_map(|open| open.queued());
+        let lost: Vec<GroupId> = queued
+            .filter(|group| self.is_policy_lost(group))
+            .map(|group| group.drawn.group)
+            .collect();
+        lost.into_iter().for_each(|id| self.sample_anew(id));
+    }
+
+    /// Whether a group is bound to a policy that is neither the present one nor to be had.
+    pub(super) fn is_policy_lost(&self, group: &Group) -> bool {
+        let other = group
+            .policy
+            .filter(|policy| policy.hash() != self.policy().hash());
+        other.is_some_and(|policy| !self.all_available(policy.adapter.into_iter()))
+    }
+
+    /// Forgets everything about a group but its pair.
+    pub(super) fn sample_anew(&mut self, id: GroupId) {
+        self.unseal(id.iteration);
+        if let Some(group) = self.group_mut(id) {
+            (group.policy, group.sampled, group.scored) = (None, None, None);
+            group.clear_attempts();
+        }
+        self.remake(id);
     }
 
     /// Whether the next iteration can start from the last one: its state and policy are there.

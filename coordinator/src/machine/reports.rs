@@ -77,10 +77,9 @@ impl Machine {
     }
 
     pub(super) fn report(&mut self, ticket: Ticket, report: Report) {
-        let Some(worker) = self.workers.current(&report.worker, report.generation) else {
+        if !self.workers.is_current(&report.worker, report.generation) {
             return self.reply_nothing(ticket, Directive::Reregister);
-        };
-        let role = worker.role;
+        }
         let id = report.worker.clone();
         self.blobs.add(&id, report.blobs_added.iter().copied());
         for hash in &report.blobs_dropped {
@@ -117,15 +116,8 @@ impl Machine {
                 self.set_worker_alarm(&id);
             }
         }
-        if role == Role::Learner && !report.blobs_dropped.is_empty() {
-            self.forget_dropped_prefetch(&id);
-        }
-    }
-
-    /// Hints about what a learner dropped again would only be repeated.
-    fn forget_dropped_prefetch(&mut self, id: &WorkerId) {
-        if let Some(worker) = self.workers.get_mut(id) {
-            worker.prefetch.clear();
+        if !report.blobs_dropped.is_empty() {
+            self.remake_lost_images();
         }
     }
 

@@ -286,7 +286,6 @@ impl Machine {
             return self.drop_group(id, reason);
         }
         self.put_back(id);
-        self.remake_if_lost(id);
         self.look_at(not_before_ms);
     }
 
@@ -300,6 +299,7 @@ impl Machine {
         };
         self.end_work_on(id);
         self.set_group_state(id, state);
+        self.remake_if_lost(id);
     }
 
     pub(super) fn drop_group(&mut self, id: GroupId, reason: String) {

@@ -133,17 +133,23 @@ impl Machine {
 
     /// Has lost latents of kept groups made again; tells whether there are any.
     fn remake_lost_latents(&mut self, iteration: Iteration) -> bool {
-        let lost: Vec<GroupId> = self
+        let kept = self
             .kept_groups(iteration)
             .iter()
-            .map(|kept| kept.group)
-            .filter(|id| {
-                self.group(*id)
-                    .is_some_and(|group| !self.all_available(group.latents()))
-            })
+            .filter_map(|kept| self.group(kept.group));
+        let lost =
+            kept.filter(|group| !self.all_available(group.latents()) || self.is_policy_lost(group));
+        let lost: Vec<(GroupId, bool)> = lost
+            .map(|group| (group.drawn.group, self.is_policy_lost(group)))
             .collect();
-        if !lost.is_empty() && self.adopting_until_ms.is_none() {
-            lost.iter().for_each(|id| self.remake(*id));
+        if self.adopting_until_ms.is_none() {
+            for (id, is_policy_lost) in &lost {
+                if *is_policy_lost {
+                    self.sample_anew(*id)
+                } else {
+                    self.remake(*id)
+                }
+            }
         }
         !lost.is_empty()
     }

@@ -154,10 +154,10 @@ impl Workers {
         self.heartbeat_ms * HEARTBEATS_MISSED_MAX
     }
 
-    /// The worker, if what this generation says still counts (A10).
-    pub fn current(&mut self, id: &WorkerId, generation: Generation) -> Option<&mut Worker> {
-        let worker = self.by_id.get_mut(id)?;
-        (worker.generation == generation && worker.is_alive()).then_some(worker)
+    /// Whether what this generation says still counts (A10).
+    pub fn is_current(&self, id: &WorkerId, generation: Generation) -> bool {
+        let worker = self.by_id.get(id);
+        worker.is_some_and(|worker| worker.generation == generation && worker.is_alive())
     }
 
     /// Notes what a report says about the worker itself and holds it for an answer. Returns the

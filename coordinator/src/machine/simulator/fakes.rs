@@ -31,7 +31,6 @@ pub(super) struct Fake {
         BTreeSet<ContentHash>,
         BTreeSet<ContentHash>,
     )>,
-    pub(super) finished: bool,
 }
 
 impl Fake {
@@ -51,7 +50,6 @@ impl Fake {
             added: BTreeSet::new(),
             dropped: BTreeSet::new(),
             outstanding: None,
-            finished: false,
         }
     }
 
