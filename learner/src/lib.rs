@@ -4,7 +4,8 @@
 //! [`gradient`] the way back; [`adamw`], [`clip`] and [`schedule`] are what an update does
 //! to parameters, and [`state`] is what carries it on. [`plan`] and [`shards`] divide the
 //! work so that results do not depend on how many ranks (`rank`) and threads ([`lanes`])
-//! share it; [`collective`] adds their sums up. [`sft`] is the other training.
+//! share it; [`collective`] adds their sums up. [`session`] is the role of a cluster's
+//! process. [`sft`] is the other training.
 
 pub mod adamw;
 pub mod clip;
@@ -16,6 +17,7 @@ pub mod nft;
 pub mod plan;
 mod rank;
 pub mod schedule;
+pub mod session;
 pub mod sft;
 pub mod shards;
 pub mod state;

@@ -1,0 +1,195 @@
+//! Makes a state durable: whole or not at all (A8).
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use retouch_models::{
+    lora::{LoraAdapter, LoraConfig, Projection, save_diffusers, save_peft},
+    weights::LoadError,
+};
+use retouch_proto::{ContentHash, Iteration};
+use thiserror::Error;
+
+/// The learner's state in a checkpoint folder.
+const STATE_FILE: &str = "state.safetensors";
+/// The policy that samples next, in a checkpoint folder.
+const VERSION_FILE: &str = "version.safetensors";
+/// The file of an adapter folder whose hash names the folder.
+const ADAPTER_FILE: &str = "adapter_model.safetensors";
+
+/// A checkpoint that could not be written.
+#[derive(Debug, Error)]
+pub(super) enum CheckpointError {
+    /// A file or folder.
+    #[error("cannot write {}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The exported adapter.
+    #[error("cannot export the adapter: {0}")]
+    Adapter(#[from] LoadError),
+}
+
+/// What a checkpoint holds.
+#[derive(Debug)]
+pub(super) struct Checkpoint<'a> {
+    pub(super) iteration: Iteration,
+    pub(super) state: &'a [u8],
+    pub(super) version: &'a [u8],
+    pub(super) ema: &'a LoraAdapter,
+    pub(super) lora: &'a LoraConfig,
+    pub(super) projections: &'a [Projection],
+}
+
+/// Writes `checkpoints/<iteration>/` and `adapters/<hash>/` of the EMA, whose hash it
+/// gives. What is there already under these names is replaced.
+pub(super) fn write(
+    run_dir: &Path,
+    checkpoint: &Checkpoint<'_>,
+) -> Result<ContentHash, CheckpointError> {
+    let hash = export(&run_dir.join("adapters"), checkpoint)?;
+    let parent = run_dir.join("checkpoints");
+    let folder = parent.join(checkpoint.iteration.to_string());
+    let partial = fresh_folder(&parent)?;
+    write_file(&partial.join(STATE_FILE), checkpoint.state)?;
+    write_file(&partial.join(VERSION_FILE), checkpoint.version)?;
+    put_in_place(&partial, &folder)?;
+    tracing::info!(iteration = %checkpoint.iteration, adapter = %hash.short(), "checkpoint written");
+    Ok(hash)
+}
+
+/// Writes the EMA as a peft folder with diffusers' file beside; the hash is that of
+/// peft's weight file.
+fn export(parent: &Path, checkpoint: &Checkpoint<'_>) -> Result<ContentHash, CheckpointError> {
+    let Checkpoint {
+        ema,
+        lora,
+        projections,
+        ..
+    } = checkpoint;
+    let partial = fresh_folder(parent)?;
+    save_peft(&partial, ema, lora, projections)?;
+    save_diffusers(&partial, ema, lora, projections)?;
+    let weights = partial.join(ADAPTER_FILE);
+    let bytes = fs::read(&weights).map_err(|source| CheckpointError::Io {
+        path: weights,
+        source,
+    })?;
+    let hash = ContentHash::of(&bytes);
+    put_in_place(&partial, &parent.join(hash.to_string()))?;
+    Ok(hash)
+}
+
+/// An empty folder beside the one it will become; what a killed process left is
+/// deleted.
+fn fresh_folder(parent: &Path) -> Result<PathBuf, CheckpointError> {
+    let folder = parent.join(".partial");
+    let made = match fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => fs::create_dir_all(&folder),
+    };
+    made.map_err(|source| CheckpointError::Io {
+        path: folder.clone(),
+        source,
+    })?;
+    Ok(folder)
+}
+
+fn write_file(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    let written = File::create(path).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    written.map_err(|source| CheckpointError::Io {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Renames the finished folder into place, and has the disk know of it.
+fn put_in_place(partial: &Path, folder: &Path) -> Result<(), CheckpointError> {
+    let placed = sync(partial).and_then(|()| {
+        match fs::remove_dir_all(folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        fs::rename(partial, folder)?;
+        folder.parent().map_or(Ok(()), sync)
+    });
+    placed.map_err(|source| CheckpointError::Io {
+        path: folder.to_owned(),
+        source,
+    })
+}
+
+fn sync(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+
+    fn write_to(run_dir: &Path, iteration: u32, state: &[u8]) -> ContentHash {
+        let projections = [Projection {
+            name: "blocks.0.to_q".into(),
+            in_features: 3,
+            out_features: 2,
+        }];
+        let lora = LoraConfig {
+            rank: 2,
+            alpha: 4.0,
+            target_modules: vec!["to_q".into()],
+        };
+        let ema = LoraAdapter::init(&lora, &projections, 1, &Device::flex());
+        let iteration = Iteration(iteration);
+        let checkpoint = Checkpoint {
+            iteration,
+            state,
+            version: b"v",
+            ema: &ema,
+            lora: &lora,
+            projections: &projections,
+        };
+        write(run_dir, &checkpoint).unwrap()
+    }
+
+    #[test]
+    fn same_adapter_has_the_same_name_and_leftovers_do_no_harm() {
+        let folder = tempfile::tempdir().unwrap();
+        let leftover = folder.path().join("checkpoints/.partial");
+        fs::create_dir_all(&leftover).unwrap();
+        fs::write(leftover.join("rubbish"), b"half").unwrap();
+        let first = write_to(folder.path(), 1, b"one");
+        assert_eq!(write_to(folder.path(), 2, b"two"), first);
+        assert_eq!(write_to(folder.path(), 2, b"again"), first);
+        let checkpoint = folder.path().join("checkpoints/2");
+        assert_eq!(fs::read(checkpoint.join(STATE_FILE)).unwrap(), b"again");
+        assert_eq!(fs::read_dir(&checkpoint).unwrap().count(), 2);
+        let adapter = folder.path().join("adapters").join(first.to_string());
+        assert_eq!(
+            ContentHash::of(&fs::read(adapter.join(ADAPTER_FILE)).unwrap()),
+            first
+        );
+        assert!(adapter.join("adapter_config.json").is_file());
+        assert!(adapter.join("pytorch_lora_weights.safetensors").is_file());
+    }
+
+    #[test]
+    fn unwritable_folder_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("adapters"), b"a file in the way").unwrap();
+        let error = fresh_folder(&folder.path().join("adapters"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("adapters"), "{error}");
+    }
+}

@@ -1,0 +1,13 @@
+//! The learner as a role of a cluster: one process is one rank.
+//!
+//! In reading order: `inputs` gets what a task needs, `ranks` keeps the collective of
+//! the present epoch, `trainer` makes the step on the device, `checkpoint` makes it
+//! durable, and [`run`] does that for every assignment.
+
+mod checkpoint;
+mod inputs;
+mod ranks;
+mod trainer;
+mod worker;
+
+pub use worker::{LearnerError, run};

@@ -1,0 +1,124 @@
+//! The collective of the present epoch, kept from one iteration to the next.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use retouch_proto::{Epoch, LeaseId, task::CollectiveEpoch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    collective::{
+        Aborter, Collective, CollectiveError, Deadlines, Listener, Membership, TcpCollective,
+    },
+    shards::Local,
+};
+
+/// Where this rank meets the others.
+#[derive(Debug)]
+pub(super) struct Ranks {
+    listener: Listener,
+    deadlines: Deadlines,
+    shards: usize,
+    current: Option<(Epoch, Collective)>,
+    at_work: AtWork,
+}
+
+/// Whose waits an abort would end; clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct AtWork(Arc<Mutex<(Option<LeaseId>, Aborter)>>);
+
+impl AtWork {
+    /// Ends the collective's waits if they are this task's.
+    pub(super) fn abort(&self, lease: LeaseId) {
+        let at_work = self.lock();
+        if at_work.0 == Some(lease) {
+            at_work.1.abort();
+        }
+    }
+
+    fn begin(&self, lease: LeaseId) {
+        self.lock().0 = Some(lease);
+    }
+
+    fn end(&self) {
+        self.lock().0 = None;
+    }
+
+    /// A collective that is formed now is aborted by this.
+    fn renew(&self) -> Aborter {
+        let mut at_work = self.lock();
+        at_work.1 = Aborter::default();
+        at_work.1.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (Option<LeaseId>, Aborter)> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl Ranks {
+    pub(super) fn new(
+        listener: Listener,
+        deadlines: Deadlines,
+        shards: usize,
+        at_work: AtWork,
+    ) -> Self {
+        Self {
+            listener,
+            deadlines,
+            shards,
+            current: None,
+            at_work,
+        }
+    }
+
+    /// Runs one task with the collective of its epoch, which is formed if it is new.
+    /// After a failure the collective is given up: the next task brings a new epoch.
+    pub(super) fn with<T, E: From<CollectiveError>>(
+        &mut self,
+        lease: LeaseId,
+        epoch: &CollectiveEpoch,
+        cancel: &CancellationToken,
+        work: impl FnOnce(&mut Collective) -> Result<T, E>,
+    ) -> Result<T, E> {
+        self.at_work.begin(lease);
+        let result = self
+            .join(epoch, cancel)
+            .map_err(E::from)
+            .and_then(|mut collective| {
+                let result = work(&mut collective)?;
+                self.current = Some((epoch.epoch, collective));
+                Ok(result)
+            });
+        self.at_work.end();
+        result
+    }
+
+    fn join(
+        &mut self,
+        epoch: &CollectiveEpoch,
+        cancel: &CancellationToken,
+    ) -> Result<Collective, CollectiveError> {
+        match self.current.take() {
+            Some((current, collective)) if current == epoch.epoch => return Ok(collective),
+            Some((_, ended)) => drop(ended),
+            None => {}
+        }
+        if epoch.world == 1 {
+            return Ok(Collective::Local(Local));
+        }
+        let aborter = self.at_work.renew();
+        // An abort before this line found nothing to end.
+        if cancel.is_cancelled() {
+            return Err(CollectiveError::Aborted);
+        }
+        tracing::info!(epoch = %epoch.epoch, rank = epoch.rank, world = epoch.world, "meeting the other ranks");
+        let membership = Membership {
+            epoch: epoch.epoch.0,
+            rank: epoch.rank as usize,
+            peers: epoch.peers.clone(),
+            shards: self.shards,
+        };
+        TcpCollective::join(&self.listener, membership, self.deadlines, &aborter)
+            .map(Collective::Tcp)
+    }
+}

@@ -1,0 +1,335 @@
+//! One training task on the device.
+
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+use burn::tensor::{DType, Device};
+use bytes::Bytes;
+use retouch_models::{
+    editor::{Condition, Editor, Parts},
+    exchange,
+    lora::LoraAdapter,
+    weights::LoadError,
+};
+use retouch_proto::{
+    ContentHash, GroupId, LeaseId,
+    config::{Dtype, RunConfig},
+    seed::{self, Purpose},
+    task::{TrainGroup, TrainMetrics},
+};
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    checkpoint::{self, Checkpoint, CheckpointError},
+    inputs::{GroupBytes, TrainInputs},
+    ranks::Ranks,
+};
+use crate::{
+    collective::{Collective, CollectiveError},
+    metrics::StepMetrics,
+    shards::ShardReduce,
+    state::{LearnerState, StateError},
+    step::{self, GroupData, Iteration, SampledBy, SealedGroup, StepConfig, StepError, StepOutput},
+};
+
+/// A training task that did not happen.
+#[derive(Debug, Error)]
+pub(super) enum TrainError {
+    /// The input state can't be read.
+    #[error("the learner's state: {0}")]
+    State(#[from] StateError),
+    /// A group's blobs or an adapter can't be read.
+    #[error("{what}: {source}")]
+    Blob {
+        /// What it is for.
+        what: String,
+        /// What is wrong with it.
+        source: LoadError,
+    },
+    /// A sample's policy is unknown (A6).
+    #[error("group {group} was sampled by version {version}, which the task does not bring")]
+    UnknownVersion {
+        /// The group.
+        group: GroupId,
+        /// The version.
+        version: ContentHash,
+    },
+    /// The ranks did not get together.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    /// The step itself.
+    #[error(transparent)]
+    Step(#[from] StepError),
+    /// The checkpoint can't be written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+}
+
+impl TrainError {
+    /// Whether another attempt could go better: ranks come back and disks are
+    /// cleared, but the same numbers give the same error.
+    pub(super) fn is_retryable(&self) -> bool {
+        match self {
+            Self::Collective(_) | Self::Checkpoint(_) => true,
+            Self::Step(step) => matches!(step, StepError::AllReduce(_) | StepError::Cancelled),
+            Self::State(_) | Self::Blob { .. } | Self::UnknownVersion { .. } => false,
+        }
+    }
+}
+
+/// The outcome of a training task.
+#[derive(Debug)]
+pub(super) struct Trained {
+    pub(super) state: Bytes,
+    pub(super) version: Bytes,
+    pub(super) ema_adapter: Option<ContentHash>,
+    pub(super) metrics: TrainMetrics,
+}
+
+/// The base model, the settings and the other ranks.
+#[derive(Debug)]
+pub(super) struct Trainer {
+    editor: Editor,
+    device: Device,
+    config: StepConfig,
+    run_seed: u64,
+    run_dir: PathBuf,
+    ranks: Ranks,
+}
+
+impl Trainer {
+    /// Loads the base model of a run; encoders are not needed.
+    pub(super) fn load(
+        config: &RunConfig,
+        device: Device,
+        run_dir: PathBuf,
+        ranks: Ranks,
+    ) -> Result<Self, LoadError> {
+        let dtype = match config.model.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::Bf16 => DType::BF16,
+        };
+        let editor = Editor::load_as(
+            Path::new(&config.model.path),
+            &device,
+            Parts::Transformer,
+            dtype,
+        )?;
+        Ok(Self {
+            editor,
+            device,
+            config: StepConfig::from_run(config),
+            run_seed: config.seed,
+            run_dir,
+            ranks,
+        })
+    }
+
+    /// Makes one task: all of it or nothing (A8).
+    pub(super) fn train(
+        &mut self,
+        lease: LeaseId,
+        inputs: &TrainInputs,
+        cancel: &CancellationToken,
+    ) -> Result<Trained, TrainError> {
+        let state = match &inputs.state {
+            Some(bytes) => LearnerState::from_bytes(bytes)?,
+            None => LearnerState::initial(self.initial_adapter()),
+        };
+        let output = if inputs.task.groups.is_empty() {
+            StepOutput {
+                state,
+                metrics: StepMetrics::default(),
+            }
+        } else {
+            self.step(lease, inputs, &state, cancel)?
+        };
+        let StepOutput { state, metrics } = output;
+        let (state_bytes, version) = (state.to_bytes(), exchange::adapter_to_bytes(&state.old));
+        let mut trained = Trained {
+            state: state_bytes.into(),
+            version: version.into(),
+            ema_adapter: None,
+            metrics: reported(metrics),
+        };
+        if inputs.task.checkpoint && inputs.task.collective.rank == 0 {
+            self.write_checkpoint(inputs, &state, &mut trained)?;
+        }
+        Ok(trained)
+    }
+
+    fn step(
+        &mut self,
+        lease: LeaseId,
+        inputs: &TrainInputs,
+        state: &LearnerState,
+        cancel: &CancellationToken,
+    ) -> Result<StepOutput, TrainError> {
+        let groups = self.sealed_groups(inputs, state)?;
+        let iteration = Iteration {
+            editor: &self.editor,
+            config: &self.config,
+            run_seed: self.run_seed,
+            number: inputs.task.iteration,
+            groups: &groups,
+        };
+        let mut observe = |_| {
+            if cancel.is_cancelled() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        self.ranks.with(
+            lease,
+            &inputs.task.collective,
+            cancel,
+            |collective: &mut Collective| {
+                tracing::debug!(rank = collective.rank(), groups = groups.len(), "training");
+                Ok(step::train_iteration(
+                    iteration,
+                    state,
+                    collective,
+                    &mut observe,
+                )?)
+            },
+        )
+    }
+
+    fn sealed_groups(
+        &self,
+        inputs: &TrainInputs,
+        state: &LearnerState,
+    ) -> Result<Vec<SealedGroup>, TrainError> {
+        let samplers = Samplers {
+            trainer: self,
+            inputs,
+            state,
+            old: ContentHash::of(&exchange::adapter_to_bytes(&state.old)),
+        };
+        let group = |(group, bytes): (&TrainGroup, &Option<GroupBytes>)| {
+            Ok(SealedGroup {
+                group: group.group,
+                advantages: group.advantages.clone(),
+                sampled_by: samplers.of(group)?,
+                data: bytes
+                    .as_ref()
+                    .map(|bytes| self.group_data(group, bytes))
+                    .transpose()?,
+            })
+        };
+        inputs
+            .task
+            .groups
+            .iter()
+            .zip(&inputs.groups)
+            .map(group)
+            .collect()
+    }
+
+    fn group_data(&self, group: &TrainGroup, bytes: &GroupBytes) -> Result<GroupData, TrainError> {
+        let blob = |what: &str| {
+            let what = format!("{what} of group {}", group.group);
+            move |source| TrainError::Blob { what, source }
+        };
+        Ok(GroupData {
+            condition: Condition::from_bytes(&bytes.condition, &self.device)
+                .map_err(blob("condition"))?,
+            x0: exchange::latents_from_bytes(&bytes.x0, &self.device).map_err(blob("latents"))?,
+        })
+    }
+
+    /// The adapter of the initial state, derived from the run's seed (A9).
+    fn initial_adapter(&self) -> Vec<f32> {
+        let seed = seed::derive(self.run_seed, Purpose::LoraInit, 0, 0, 0, 0);
+        let projections = self.editor.projections();
+        LoraAdapter::init(&self.config.lora, projections, seed, &self.device).to_flat()
+    }
+
+    fn write_checkpoint(
+        &self,
+        inputs: &TrainInputs,
+        state: &LearnerState,
+        trained: &mut Trained,
+    ) -> Result<(), TrainError> {
+        let begin = Instant::now();
+        let (projections, lora) = (self.editor.projections(), &self.config.lora);
+        let checkpoint = Checkpoint {
+            iteration: inputs.task.iteration,
+            state: &trained.state,
+            version: &trained.version,
+            ema: &LoraAdapter::from_flat(lora, projections, &state.ema, &self.device),
+            lora,
+            projections,
+        };
+        trained.ema_adapter = Some(checkpoint::write(&self.run_dir, &checkpoint)?);
+        trained.metrics.checkpoint_s = begin.elapsed().as_secs_f64();
+        Ok(())
+    }
+}
+
+/// Finds the policy that made a group's samples.
+struct Samplers<'a> {
+    trainer: &'a Trainer,
+    inputs: &'a TrainInputs,
+    state: &'a LearnerState,
+    old: ContentHash,
+}
+
+impl Samplers<'_> {
+    fn of(&self, group: &TrainGroup) -> Result<SampledBy, TrainError> {
+        let Some(version) = group.version else {
+            return Ok(self.bare_base());
+        };
+        if version == self.old {
+            return Ok(SampledBy::Old);
+        }
+        let unknown = || TrainError::UnknownVersion {
+            group: group.group,
+            version,
+        };
+        let bytes = self.inputs.versions.get(&version).ok_or_else(unknown)?;
+        let flat = exchange::adapter_from_bytes(bytes, self.state.old.len());
+        let flat = flat.map_err(|source| TrainError::Blob {
+            what: format!("version {version}"),
+            source,
+        })?;
+        Ok(SampledBy::Earlier(flat.into()))
+    }
+
+    /// The initial adapter changes nothing, since its second factors are zero.
+    fn bare_base(&self) -> SampledBy {
+        if self.state.step == 0 {
+            return SampledBy::Old;
+        }
+        SampledBy::Earlier(Arc::from(self.trainer.initial_adapter()))
+    }
+}
+
+fn reported(metrics: StepMetrics) -> TrainMetrics {
+    let times = metrics.times;
+    let forward_backward =
+        times.prepare + times.v_old + times.v_ref + times.forward + times.backward;
+    TrainMetrics {
+        policy_loss: metrics.policy_loss,
+        kl_div: metrics.kl_div,
+        old_kl_div: metrics.old_kl_div,
+        old_deviate: metrics.old_deviate,
+        old_deviate_max: metrics.old_deviate_max,
+        x0_norm: metrics.x0_norm,
+        x0_norm_max: metrics.x0_norm_max,
+        grad_norm: metrics.grad_norm,
+        samples: metrics.samples as u64,
+        pairs: metrics.pairs as u64,
+        fetch_s: 0.0,
+        forward_backward_s: forward_backward.as_secs_f64(),
+        all_reduce_s: times.all_reduce.as_secs_f64(),
+        optimizer_s: times.optimizer.as_secs_f64(),
+        checkpoint_s: 0.0,
+    }
+}
