@@ -26,7 +26,7 @@ const MACHINE_BANS: [&str; 7] = [
 ];
 
 /// A2: generated protobuf types are named only in proto/ and in files called grpc.rs.
-const GENERATED: &str = "retouch_proto::pb";
+const GENERATED: &str = "retouch_proto::grpc";
 
 pub(crate) fn check(root: &Path) -> anyhow::Result<()> {
     let mut files = Vec::new();
@@ -121,9 +121,9 @@ mod tests {
     fn long_files_and_generated_types_are_found() {
         assert_eq!(problems("worker/src/a.rs", &"\n".repeat(601)).len(), 1);
         assert_eq!(
-            problems("worker/src/session.rs", "use retouch_proto::pb;").len(),
+            problems("worker/src/session.rs", "use retouch_proto::grpc;").len(),
             1
         );
-        assert!(problems("worker/src/grpc.rs", "use retouch_proto::pb;").is_empty());
+        assert!(problems("worker/src/grpc.rs", "use retouch_proto::grpc;").is_empty());
     }
 }

@@ -2,9 +2,13 @@
 
 use std::fmt::Write;
 
+use retouch_tiny::bootstrap::Estimate;
+
+use crate::status::duration;
+
 use super::{
     chart::{Series, line_chart},
-    summary::{Comparison, Estimate, IterationPoint, Report},
+    summary::{Comparison, IterationPoint, Report},
 };
 
 const STYLE: &str = include_str!("style.css");
@@ -118,14 +122,6 @@ fn interval(estimate: Estimate) -> String {
         "{:.3} <small>[{:.3}, {:.3}]</small>",
         estimate.mean, estimate.ci95[0], estimate.ci95[1]
     )
-}
-
-fn duration(seconds: f64) -> String {
-    match seconds {
-        s if s < 120.0 => format!("{s:.1} s"),
-        s if s < 7200.0 => format!("{:.1} min", s / 60.0),
-        s => format!("{:.1} h", s / 3600.0),
-    }
 }
 
 fn escape(text: &str) -> String {

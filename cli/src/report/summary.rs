@@ -3,14 +3,8 @@
 use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Context;
+use retouch_tiny::bootstrap::Estimate;
 use serde::{Deserialize, Serialize};
-
-/// A mean and its 95 % confidence interval, `[low, high]`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Estimate {
-    pub(crate) mean: f64,
-    pub(crate) ci95: [f64; 2],
-}
 
 /// One measure on the held-out pairs; `gain` is after minus before, paired by held-out pair.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

@@ -1,0 +1,128 @@
+//! `retouch launch`: a whole cluster on this machine, from the run file to the report.
+//!
+//! Every role is a process of its own that talks gRPC over loopback, exactly as on a cluster; only the one who starts
+//! them differs. The run folder is the truth: launching the same run file again continues an interrupted run.
+
+mod memory;
+mod processes;
+mod progress;
+mod run_folder;
+mod supervisor;
+
+pub(crate) use self::memory::peak_resident_kib;
+
+use std::{
+    cell::Cell,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use retouch_proto::{RunConfig, status::RunState};
+
+use self::{progress::Progress, run_folder::RunFolder, supervisor::Supervisor};
+use crate::{config::ConfigArgs, control::Target, report, report::Totals};
+
+/// How long the coordinator may take to listen.
+const COORDINATOR_START_MAX: Duration = Duration::from_secs(30);
+const ADDRESS_POLL: Duration = Duration::from_millis(20);
+
+/// Runs a whole training on this machine and reports what it achieved.
+#[derive(Debug, Args)]
+pub(crate) struct LaunchArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// End after training, without the held-out evaluation and the report.
+    #[arg(long)]
+    no_evaluation: bool,
+}
+
+pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
+    let config = args.config.load()?;
+    crate::config::check_files(&config)?;
+    let folder = RunFolder::open(&config)?;
+    let started = Instant::now();
+    println!("run folder {}", folder.path().display());
+    let peak_kib = Cell::new(0);
+    train(&config, &folder, &peak_kib).await?;
+    let totals = Totals::add_launch(folder.path(), started.elapsed(), peak_kib.get())?;
+    if args.no_evaluation {
+        println!("trained in {}", crate::status::duration(totals.wall_s));
+        return Ok(());
+    }
+    report::make(&config, folder.path())
+}
+
+/// Whether a run in that state does no more work.
+pub(crate) fn is_over(state: RunState) -> bool {
+    matches!(state, RunState::Finished | RunState::Failed)
+}
+
+/// Starts all processes and waits until the coordinator says that the run is over.
+async fn train(config: &RunConfig, folder: &RunFolder, peak_kib: &Cell<u64>) -> anyhow::Result<()> {
+    let mut supervisor = Supervisor::new(&folder.join("logs"))?;
+    let token = processes::join_token(folder.path())?;
+    let address_file = folder.join(retouch_coordinator::ADDRESS_FILE);
+    let _ = std::fs::remove_file(&address_file);
+    supervisor.start(processes::coordinator(folder.path(), &token));
+    let result = tokio::select! {
+        result = follow(config, folder, &mut supervisor, &address_file, &token) => result,
+        () = memory::watch_peak(supervisor.pids(), peak_kib) => unreachable!("memory is watched for ever"),
+        signal = tokio::signal::ctrl_c() => match signal {
+            Ok(()) => Err(anyhow::anyhow!("interrupted; the same command continues from the last checkpoint")),
+            Err(error) => Err(error.into()),
+        },
+    };
+    supervisor.shut_down().await;
+    result
+}
+
+async fn follow(
+    config: &RunConfig,
+    folder: &RunFolder,
+    supervisor: &mut Supervisor,
+    address_file: &Path,
+    token: &str,
+) -> anyhow::Result<()> {
+    let address = tokio::select! {
+        address = wait_for_address(address_file) => address?,
+        end = supervisor.next_end() => bail!("{} ended before it listened", end?),
+    };
+    for spec in processes::workers(config, folder.path(), &address, token) {
+        supervisor.start(spec);
+    }
+    println!("coordinator at {address}; `retouch status {}` shows more", folder.path().display());
+    let mut progress = Progress::new(config.iterations);
+    let target = Target::folder(folder.path().to_owned());
+    let result = tokio::select! {
+        () = progress.follow(&target) => unreachable!("progress follows for ever"),
+        result = wait_for_coordinator(supervisor) => result,
+    };
+    progress.finish();
+    result
+}
+
+/// Workers that end by themselves were told to; the run is over when the coordinator ends.
+async fn wait_for_coordinator(supervisor: &mut Supervisor) -> anyhow::Result<()> {
+    while supervisor.next_end().await? != processes::COORDINATOR {}
+    Ok(())
+}
+
+async fn wait_for_address(file: &Path) -> anyhow::Result<String> {
+    let deadline = Instant::now() + COORDINATOR_START_MAX;
+    loop {
+        if let Ok(address) = std::fs::read_to_string(file) {
+            return Ok(address.trim().to_owned());
+        }
+        if Instant::now() > deadline {
+            bail!("the coordinator did not listen within {COORDINATOR_START_MAX:?}; see logs/coordinator.log");
+        }
+        tokio::time::sleep(ADDRESS_POLL).await;
+    }
+}
+
+/// The folder a worker of this run keeps its spilled blobs in.
+fn scratch(run_dir: &Path, name: &str) -> PathBuf {
+    run_dir.join("scratch").join(name)
+}

@@ -1,0 +1,88 @@
+//! Which processes a run on one machine consists of, and how each is started.
+
+use std::{
+    ffi::OsString,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use retouch_proto::RunConfig;
+
+use super::supervisor::ProcessSpec;
+
+pub(crate) const COORDINATOR: &str = "coordinator";
+/// The environment variable that carries the join token: other users can read a command line.
+pub(crate) const TOKEN_VARIABLE: &str = "RETOUCH_TOKEN";
+
+const TOKEN_BYTES: usize = 16;
+
+pub(crate) fn coordinator(run_dir: &Path, token: &str) -> ProcessSpec {
+    ProcessSpec {
+        name: COORDINATOR.to_owned(),
+        arguments: vec!["coordinator".into(), run_dir.into()],
+        environment: environment(token),
+        ends_by_itself: true,
+    }
+}
+
+/// The workers that the run file asks for: all of them on this machine.
+pub(crate) fn workers(config: &RunConfig, run_dir: &Path, address: &str, token: &str) -> Vec<ProcessSpec> {
+    let roles = [
+        ("rollout-worker", config.cluster.rollout_workers, &config.model.device),
+        ("reward-worker", config.cluster.reward_workers, &config.reward.device),
+        ("learner", config.learner.ranks, &config.learner.device),
+    ];
+    let specs = roles.into_iter().flat_map(|(role, count, device)| {
+        (0..count).map(move |index| {
+            let name = format!("{role}-{index}");
+            ProcessSpec {
+                arguments: worker_arguments(role, &name, run_dir, address, device),
+                name,
+                environment: environment(token),
+                ends_by_itself: true,
+            }
+        })
+    });
+    specs.collect()
+}
+
+fn worker_arguments(role: &str, name: &str, run_dir: &Path, address: &str, device: &str) -> Vec<OsString> {
+    let data_dir = super::scratch(run_dir, name);
+    [
+        (role.into(), None),
+        ("--coordinator".into(), Some(address.into())),
+        ("--name".into(), Some(name.into())),
+        ("--data-dir".into(), Some(data_dir.into_os_string())),
+        ("--device".into(), Some(device.into())),
+    ]
+    .into_iter()
+    .flat_map(|(flag, value): (OsString, Option<OsString>)| [Some(flag), value])
+    .flatten()
+    .collect()
+}
+
+fn environment(token: &str) -> Vec<(String, String)> {
+    vec![(TOKEN_VARIABLE.to_owned(), token.to_owned())]
+}
+
+/// The run's join token: made once, kept in the run folder for its owner's eyes only.
+pub(crate) fn join_token(run_dir: &Path) -> anyhow::Result<String> {
+    let file: PathBuf = run_dir.join("join.token");
+    if let Ok(token) = std::fs::read_to_string(&file) {
+        return Ok(token.trim().to_owned());
+    }
+    let token = random_token()?;
+    let options = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file);
+    let mut opened = options.with_context(|| format!("can't create {}", file.display()))?;
+    writeln!(opened, "{token}").with_context(|| format!("can't write {}", file.display()))?;
+    Ok(token)
+}
+
+fn random_token() -> anyhow::Result<String> {
+    let mut bytes = [0; TOKEN_BYTES];
+    let mut source = std::fs::File::open("/dev/urandom").context("can't open /dev/urandom")?;
+    std::io::Read::read_exact(&mut source, &mut bytes).context("can't read /dev/urandom")?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -1,0 +1,143 @@
+//! The report of a run: held-out measures before and after, curves, pictures.
+
+mod chart;
+mod contact_sheet;
+mod html;
+mod summary;
+mod totals;
+
+use std::{collections::BTreeMap, path::Path, time::Instant};
+
+use anyhow::{Context, bail};
+use image::RgbImage;
+use retouch_coordinator::store::Reader;
+use retouch_proto::{RunConfig, status::IterationMetrics};
+
+pub(crate) use self::{summary::{Comparison, HeldOut}, totals::Totals};
+use self::{
+    contact_sheet::{Triptych, contact_sheet},
+    html::Example,
+    summary::{IterationPoint, Report},
+};
+use crate::{
+    evaluate::{Evaluation, PairOutcome},
+    status::duration,
+};
+
+/// Pairs shown as pictures.
+const EXAMPLES: usize = 24;
+const SHEET_COLUMNS: u32 = 3;
+
+/// Evaluates the run's final adapter on held-out pairs and writes `report.json`, `report.html` and the pictures.
+pub(crate) fn make(config: &RunConfig, run_dir: &Path) -> anyhow::Result<()> {
+    let history = Reader::open(run_dir)?.iterations()?;
+    let Some(adapter) = history.iter().rev().find_map(|metrics| metrics.ema_adapter.clone()) else {
+        bail!("the run in {} has exported no adapter yet", run_dir.display());
+    };
+    let evaluation_started = Instant::now();
+    let evaluation = Evaluation::of_run(config, &run_dir.join("adapters").join(&adapter))?;
+    let outcomes = evaluation.run()?;
+    let evaluate_s = evaluation_started.elapsed().as_secs_f64();
+    let peak_kib = crate::launch::peak_resident_kib(std::process::id());
+    let totals = Totals::add_evaluation(run_dir, evaluate_s, peak_kib)?;
+    let report = Report {
+        name: config.run_name(),
+        state: if history.len() as u32 >= config.iterations { "finished" } else { "stopped" }.to_owned(),
+        iterations: history.len() as u32,
+        heldout: evaluation.summarise(&outcomes),
+        adapter,
+        wall_s: totals.wall_s,
+        peak_rss_mib: totals.peak_rss_mib,
+        stage_s: stage_seconds(&history, evaluate_s),
+        curve: history.iter().map(point).collect(),
+    };
+    let examples = write_pictures(run_dir, &outcomes)?;
+    let page = run_dir.join("report.html");
+    std::fs::write(&page, html::page(&report, &examples))
+        .with_context(|| format!("can't write {}", page.display()))?;
+    report.save(&run_dir.join("report.json"))?;
+    print_summary(&report, run_dir);
+    Ok(())
+}
+
+fn point(metrics: &IterationMetrics) -> IterationPoint {
+    let train = metrics.train.as_ref();
+    IterationPoint {
+        iteration: metrics.iteration.0,
+        reward_mean: (metrics.scored > 0).then_some(metrics.reward_mean),
+        reward_std: (metrics.scored > 0).then_some(metrics.reward_std),
+        filter_rate: (metrics.scored > 0).then_some(metrics.filter_rate),
+        policy_loss: train.map(|t| t.policy_loss),
+        kl_div: train.map(|t| t.kl_div),
+        old_deviate: train.map(|t| t.old_deviate),
+        grad_norm: train.map(|t| t.grad_norm),
+        seconds: Some(metrics.stage_s.wall),
+    }
+}
+
+fn stage_seconds(history: &[IterationMetrics], evaluate_s: f64) -> BTreeMap<String, f64> {
+    let sum = |pick: fn(&IterationMetrics) -> f64| history.iter().map(pick).sum::<f64>();
+    [
+        ("rollout and score", sum(|m| m.stage_s.collect)),
+        ("rollout, worker time", sum(|m| m.stage_s.rollout)),
+        ("score, worker time", sum(|m| m.stage_s.score)),
+        ("train", sum(|m| m.stage_s.train)),
+        ("evaluate", evaluate_s),
+    ]
+    .map(|(stage, seconds)| (stage.to_owned(), seconds))
+    .into()
+}
+
+/// Writes the contact sheet and one triptych for each example.
+fn write_pictures(run_dir: &Path, outcomes: &[PairOutcome]) -> anyhow::Result<Vec<Example>> {
+    let samples = run_dir.join("samples");
+    std::fs::create_dir_all(&samples)
+        .with_context(|| format!("can't create {}", samples.display()))?;
+    let shown = &outcomes[..outcomes.len().min(EXAMPLES)];
+    let rows: Vec<Triptych<'_>> = shown.iter().map(PairOutcome::triptych).collect();
+    save(&contact_sheet(&rows, SHEET_COLUMNS), &samples.join("contact_sheet.png"))?;
+    shown
+        .iter()
+        .enumerate()
+        .map(|(index, outcome)| {
+            let name = format!("heldout_{index:03}.png");
+            save(&contact_sheet(&[outcome.triptych()], 1), &samples.join(&name))?;
+            Ok(Example {
+                prompt: outcome.prompt.clone(),
+                picture: format!("samples/{name}"),
+                scores: outcome.headline_scores(),
+            })
+        })
+        .collect()
+}
+
+fn save(image: &RgbImage, path: &Path) -> anyhow::Result<()> {
+    image.save(path).with_context(|| format!("can't write {}", path.display()))
+}
+
+fn print_summary(report: &Report, run_dir: &Path) {
+    let heldout = &report.heldout;
+    println!("\n{}: {} after {} iterations", report.name, report.state, report.iterations);
+    println!("{} held-out pairs, {}", heldout.pairs, heldout.sampling);
+    if let Some(oracle) = &heldout.oracle {
+        println!("  oracle (0..5)  {}", comparison(oracle));
+    }
+    println!("  judge  (0..1)  {}", comparison(&heldout.judge));
+    for (stage, seconds) in &report.stage_s {
+        println!("  {stage:<22} {}", duration(*seconds));
+    }
+    println!("wall clock {}, peak memory {:.0} MiB", duration(report.wall_s), report.peak_rss_mib);
+    println!("adapter {}", run_dir.join("adapters").join(&report.adapter).display());
+    println!("report  {}", run_dir.join("report.html").display());
+}
+
+fn comparison(measure: &Comparison) -> String {
+    format!(
+        "{:.3} -> {:.3}, gain {:+.3} [{:+.3}, {:+.3}]",
+        measure.before.mean,
+        measure.after.mean,
+        measure.gain.mean,
+        measure.gain.ci95[0],
+        measure.gain.ci95[1],
+    )
+}
