@@ -13,9 +13,13 @@ use image::RgbImage;
 use retouch_coordinator::store::Reader;
 use retouch_proto::{RunConfig, status::IterationMetrics};
 
-pub(crate) use self::{summary::{Comparison, HeldOut}, totals::Totals};
+pub(crate) use self::{
+    contact_sheet::Triptych,
+    summary::{Comparison, HeldOut},
+    totals::Totals,
+};
 use self::{
-    contact_sheet::{Triptych, contact_sheet},
+    contact_sheet::contact_sheet,
     html::Example,
     summary::{IterationPoint, Report},
 };

@@ -1,0 +1,73 @@
+//! Run files: the arguments that name one, and `retouch config`.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use retouch_proto::{RunConfig, config::load};
+
+use crate::exit::UsageError;
+
+/// A run file and what is set over it.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ConfigArgs {
+    /// The run file.
+    #[arg(value_name = "RUN_FILE")]
+    file: PathBuf,
+    /// Set one field over the run file, such as `learner.learning_rate=1e-4`; may be given often.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+}
+
+impl ConfigArgs {
+    /// Resolves all layers; an error lists every problem with file, line, key and value.
+    pub(crate) fn load(&self) -> anyhow::Result<RunConfig> {
+        Ok(load(Some(&self.file), std::env::vars(), &self.sets).map_err(|errors| UsageError(errors.to_string()))?)
+    }
+}
+
+/// Check a run file or show it resolved.
+#[derive(Debug, Args)]
+pub(crate) struct ConfigCommand {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Check every field and that the files it names are there.
+    Check(ConfigArgs),
+    /// Print the resolved run file: defaults, preset, file, environment and --set.
+    Show(ConfigArgs),
+}
+
+pub(crate) fn run(command: ConfigCommand) -> anyhow::Result<()> {
+    match command.action {
+        Action::Check(args) => {
+            check_files(&args.load()?)?;
+            println!("{}: no problem", args.file.display());
+        }
+        Action::Show(args) => print!("{}", args.load()?.to_toml()),
+    }
+    Ok(())
+}
+
+/// Checks that the files a run needs are there, so that it fails before any process is started.
+pub(crate) fn check_files(config: &RunConfig) -> anyhow::Result<()> {
+    let dataset = Path::new(&config.dataset.path);
+    let mut needed = vec![
+        ("model.path", Path::new(&config.model.path).join("model_index.json")),
+        ("dataset.path", dataset.join("train_metadata.jsonl")),
+    ];
+    if config.evaluation.pairs > 0 {
+        needed.push(("dataset.path", dataset.join("test_metadata.jsonl")));
+    }
+    for term in &config.reward.terms {
+        needed.push(("reward.terms.path", Path::new(&term.path).join("config.json")));
+    }
+    let missing: Vec<String> = needed
+        .into_iter()
+        .filter(|(_, file)| !file.is_file())
+        .map(|(key, file)| format!("{key}: {} is missing", file.display()))
+        .collect();
+    if missing.is_empty() { Ok(()) } else { Err(UsageError(missing.join("\n")).into()) }
+}
