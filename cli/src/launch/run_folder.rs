@@ -21,7 +21,7 @@ impl RunFolder {
     /// # Errors
     /// If another launch holds the folder, or it belongs to a run with other settings.
     pub(crate) fn open(config: &RunConfig) -> anyhow::Result<Self> {
-        let path = config.run_dir.clone();
+        let path = PathBuf::from(&config.run_dir);
         std::fs::create_dir_all(&path)
             .with_context(|| format!("can't create the run folder {}", path.display()))?;
         let lock = lock(&path.join("launch.lock"))?;

@@ -45,7 +45,7 @@ pub(crate) fn make(config: &RunConfig, run_dir: &Path) -> anyhow::Result<()> {
     let peak_kib = crate::launch::peak_resident_kib(std::process::id());
     let totals = Totals::add_evaluation(run_dir, evaluate_s, peak_kib)?;
     let report = Report {
-        name: config.run_name(),
+        name: config.name.to_string(),
         state: if history.len() as u32 >= config.iterations { "finished" } else { "stopped" }.to_owned(),
         iterations: history.len() as u32,
         heldout: evaluation.summarise(&outcomes),

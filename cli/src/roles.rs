@@ -1,0 +1,1 @@
+//! The four roles as a cluster starts them: one process each.
