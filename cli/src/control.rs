@@ -14,8 +14,11 @@ pub(crate) struct Target {
     #[arg(value_name = "RUN_FOLDER", required_unless_present = "coordinator")]
     run: Option<PathBuf>,
     /// The coordinator's address, host:port, for a run whose folder is not here.
-    #[arg(long, value_name = "ADDRESS", conflicts_with = "run")]
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "run")]
     coordinator: Option<String>,
+    /// The run's join token; read from the run folder where there is one.
+    #[arg(long, env = crate::launch::TOKEN_VARIABLE, hide_env_values = true)]
+    token: Option<String>,
 }
 
 /// A command for a run.
@@ -44,7 +47,7 @@ pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(10);
 impl Target {
     /// A target by its run folder.
     pub(crate) fn folder(run: PathBuf) -> Self {
-        Self { run: Some(run), coordinator: None }
+        Self { run: Some(run), coordinator: None, token: None }
     }
 
     /// The coordinator's address, read from the run folder where none was given.
@@ -52,10 +55,22 @@ impl Target {
         if let Some(address) = &self.coordinator {
             return Ok(address.clone());
         }
+        self.read(retouch_coordinator::ADDRESS_FILE_NAME)
+    }
+
+    /// The join token, read from the run folder where none was given.
+    pub(crate) fn token(&self) -> anyhow::Result<String> {
+        match &self.token {
+            Some(token) => Ok(token.clone()),
+            None => self.read(retouch_coordinator::TOKEN_FILE_NAME),
+        }
+    }
+
+    fn read(&self, name: &str) -> anyhow::Result<String> {
         let Some(run) = &self.run else {
-            bail!("name a run folder or --coordinator ADDRESS");
+            bail!("name a run folder, or give --coordinator and --token");
         };
-        let file = run.join(retouch_coordinator::ADDRESS_FILE);
+        let file = run.join(name);
         let text = std::fs::read_to_string(&file).with_context(|| {
             format!("no coordinator runs in {}: can't read {}", run.display(), file.display())
         })?;

@@ -4,8 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
+use retouch_models::editor::ImageSize;
 use retouch_tiny::dataset::{Dataset, Row, Targets};
 
+/// Images are only tried, so they are made small at once.
+const THUMBNAIL: ImageSize = ImageSize { height: 8, width: 8 };
 /// Problems listed before the rest is only counted.
 const PROBLEMS_SHOWN: usize = 20;
 
@@ -98,8 +101,7 @@ fn check_row(folder: &Path, line: &str) -> anyhow::Result<()> {
         bail!("the prompt is empty");
     }
     for image in [Some(&row.image), row.target.as_ref()].into_iter().flatten() {
-        let path = retouch_worker::dataset::image_path(folder, image)?;
-        image::open(&path).with_context(|| format!("image {image:?} can't be read"))?;
+        retouch_rollout_worker::source::load(folder, image, THUMBNAIL)?;
     }
     Ok(())
 }

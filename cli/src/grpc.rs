@@ -3,19 +3,35 @@
 use anyhow::Context;
 use retouch_proto::{
     grpc::{
-        DrainRequest, PauseRequest, ResumeRequest, StatusRequest, StopRequest,
+        DrainRequest, PauseRequest, ResumeRequest, StatusRequest, StopRequest, TOKEN_METADATA_KEY,
         control_client::ControlClient as Client,
     },
     limits::MESSAGE_BYTES_MAX,
     status::RunStatus,
 };
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint},
+};
 
 use crate::control::{ANSWER_MAX, Target};
 
 /// A connection to a coordinator's Control service.
 pub(crate) struct ControlClient {
-    client: Client<Channel>,
+    client: Client<InterceptedService<Channel, TokenSender>>,
+}
+
+/// Presents the join token with every call.
+#[derive(Clone)]
+struct TokenSender(MetadataValue<Ascii>);
+
+impl Interceptor for TokenSender {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert(TOKEN_METADATA_KEY, self.0.clone());
+        Ok(request)
+    }
 }
 
 impl ControlClient {
@@ -29,7 +45,9 @@ impl ControlClient {
             .connect()
             .await
             .with_context(|| format!("no coordinator answers at {address}; the run may be over"))?;
-        Ok(Self { client: Client::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX) })
+        let token = target.token()?.parse().context("the join token has other characters than ASCII")?;
+        let client = Client::with_interceptor(channel, TokenSender(token));
+        Ok(Self { client: client.max_decoding_message_size(MESSAGE_BYTES_MAX) })
     }
 
     pub(crate) async fn status(&mut self) -> anyhow::Result<RunStatus> {
@@ -56,6 +74,6 @@ impl ControlClient {
 }
 
 /// tonic's own message is a wall of metadata; people need the code and the reason.
-fn refused(status: tonic::Status) -> anyhow::Error {
+fn refused(status: Status) -> anyhow::Error {
     anyhow::anyhow!("the coordinator refused: {} ({:?})", status.message(), status.code())
 }

@@ -1,1 +1,135 @@
 //! The four roles as a cluster starts them: one process each.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use anyhow::Context;
+use clap::Args;
+use retouch_coordinator::CoordinatorOptions;
+use retouch_proto::WorkerId;
+use retouch_worker::{process, session::WorkerOptions, telemetry};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{ConfigArgs, check_files};
+
+/// Network and blob transfers of a worker; tensors are computed on threads of their own.
+const NETWORK_THREADS: usize = 2;
+
+/// Decides what is done next in one run, and keeps its record.
+#[derive(Debug, Args)]
+pub(crate) struct CoordinatorArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Where to listen instead of the run file's `cluster.listen`.
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<SocketAddr>,
+    #[command(flatten)]
+    process: ProcessArgs,
+}
+
+/// Joins a run and works until it ends.
+#[derive(Debug, Args)]
+pub(crate) struct WorkerArgs {
+    /// The coordinator's address, host:port.
+    #[arg(long)]
+    coordinator: String,
+    /// A name that the worker keeps over restarts and that no other worker of the run has.
+    #[arg(long)]
+    name: WorkerId,
+    /// A folder of this worker alone, for what does not fit into memory.
+    #[arg(long)]
+    data_dir: PathBuf,
+    /// The device instead of the run file's: `cpu` or `cuda:0`.
+    #[arg(long)]
+    device: Option<String>,
+    /// Where to serve blobs; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "HOST:PORT")]
+    listen: SocketAddr,
+    /// The host under which other workers reach this one, if not that of --listen.
+    #[arg(long, value_name = "HOST")]
+    advertise: Option<String>,
+    /// The run folder, if it is not where the run file says.
+    #[arg(long)]
+    run_dir: Option<PathBuf>,
+    #[command(flatten)]
+    process: ProcessArgs,
+}
+
+#[derive(Debug, Args)]
+struct ProcessArgs {
+    /// The run's join token; better given in the environment than for all to see.
+    #[arg(long, env = crate::launch::TOKEN_VARIABLE, hide_env_values = true)]
+    token: String,
+    /// End when the process with this id ends.
+    #[arg(long, hide = true)]
+    parent: Option<u32>,
+}
+
+impl ProcessArgs {
+    /// Ties the process to its parent, sets up logging, and gives the token that SIGTERM cancels.
+    fn set_up(&self) -> anyhow::Result<CancellationToken> {
+        if let Some(parent) = self.parent {
+            process::die_with_parent(parent)?;
+        }
+        telemetry::init(&telemetry::TelemetryOptions::default())?;
+        Ok(process::stop_signal()?)
+    }
+}
+
+pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
+    crate::block_on(async {
+        let stop = args.process.set_up()?;
+        let config = args.config.load()?;
+        check_files(&config)?;
+        let listen = match args.listen {
+            Some(listen) => listen,
+            None => config.cluster.listen.parse().context("cluster.listen is no host:port")?,
+        };
+        let options = CoordinatorOptions {
+            run_dir: PathBuf::from(&config.run_dir),
+            config,
+            listen,
+            token: Some(args.process.token),
+        };
+        tokio::select! {
+            outcome = retouch_coordinator::serve(options) => {
+                let outcome = outcome?;
+                tracing::info!(iteration = %outcome.iteration, "the run is over");
+                Ok(())
+            }
+            () = stop.cancelled() => anyhow::bail!("ended by a signal; the run goes on when it is started again"),
+        }
+    })
+}
+
+pub(crate) fn rollout_worker(args: WorkerArgs) -> anyhow::Result<()> {
+    work(args, |options| async { Ok(retouch_rollout_worker::run(options).await?) })
+}
+
+pub(crate) fn reward_worker(args: WorkerArgs) -> anyhow::Result<()> {
+    work(args, |options| async { Ok(retouch_reward_worker::run(options).await?) })
+}
+
+pub(crate) fn learner(args: WorkerArgs) -> anyhow::Result<()> {
+    work(args, |options| async { Ok(retouch_learner::session::run(options).await?) })
+}
+
+fn work<F>(args: WorkerArgs, role: impl FnOnce(WorkerOptions) -> F) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(NETWORK_THREADS).enable_all().build()?;
+    runtime.block_on(async {
+        let stop = args.process.set_up()?;
+        let defaults = WorkerOptions::new(args.coordinator, args.process.token, args.name, args.data_dir);
+        role(WorkerOptions {
+            device: args.device,
+            listen: args.listen,
+            advertise: args.advertise,
+            run_dir: args.run_dir,
+            stop,
+            ..defaults
+        })
+        .await
+    })
+}

@@ -9,7 +9,7 @@ mod progress;
 mod run_folder;
 mod supervisor;
 
-pub(crate) use self::memory::peak_resident_kib;
+pub(crate) use self::{memory::peak_resident_kib, processes::TOKEN_VARIABLE};
 
 use std::{
     cell::Cell,
@@ -22,7 +22,11 @@ use clap::Args;
 use retouch_proto::{RunConfig, status::RunState};
 
 use self::{progress::Progress, run_folder::RunFolder, supervisor::Supervisor};
-use crate::{config::ConfigArgs, control::Target, report, report::Totals};
+use crate::{
+    config::ConfigArgs,
+    control::Target,
+    report::{self, Totals},
+};
 
 /// How long the coordinator may take to listen.
 const COORDINATOR_START_MAX: Duration = Duration::from_secs(30);
@@ -63,7 +67,7 @@ pub(crate) fn is_over(state: RunState) -> bool {
 async fn train(config: &RunConfig, folder: &RunFolder, peak_kib: &Cell<u64>) -> anyhow::Result<()> {
     let mut supervisor = Supervisor::new(&folder.join("logs"))?;
     let token = processes::join_token(folder.path())?;
-    let address_file = folder.join(retouch_coordinator::ADDRESS_FILE);
+    let address_file = folder.join(retouch_coordinator::ADDRESS_FILE_NAME);
     let _ = std::fs::remove_file(&address_file);
     supervisor.start(processes::coordinator(folder.path(), &token));
     let result = tokio::select! {

@@ -21,7 +21,7 @@ const TOKEN_BYTES: usize = 16;
 pub(crate) fn coordinator(run_dir: &Path, token: &str) -> ProcessSpec {
     ProcessSpec {
         name: COORDINATOR.to_owned(),
-        arguments: vec!["coordinator".into(), run_dir.into()],
+        arguments: vec!["coordinator".into(), run_dir.join("config.toml").into(), "--parent".into(), own_id()],
         environment: environment(token),
         ends_by_itself: true,
     }
@@ -56,11 +56,17 @@ fn worker_arguments(role: &str, name: &str, run_dir: &Path, address: &str, devic
         ("--name".into(), Some(name.into())),
         ("--data-dir".into(), Some(data_dir.into_os_string())),
         ("--device".into(), Some(device.into())),
+        ("--parent".into(), Some(own_id())),
     ]
     .into_iter()
     .flat_map(|(flag, value): (OsString, Option<OsString>)| [Some(flag), value])
     .flatten()
     .collect()
+}
+
+/// Children end with us, however we end.
+fn own_id() -> OsString {
+    std::process::id().to_string().into()
 }
 
 fn environment(token: &str) -> Vec<(String, String)> {
@@ -69,7 +75,7 @@ fn environment(token: &str) -> Vec<(String, String)> {
 
 /// The run's join token: made once, kept in the run folder for its owner's eyes only.
 pub(crate) fn join_token(run_dir: &Path) -> anyhow::Result<String> {
-    let file: PathBuf = run_dir.join("join.token");
+    let file: PathBuf = run_dir.join(retouch_coordinator::TOKEN_FILE_NAME);
     if let Ok(token) = std::fs::read_to_string(&file) {
         return Ok(token.trim().to_owned());
     }
