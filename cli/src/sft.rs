@@ -1,0 +1,181 @@
+//! `retouch sft`: supervised fine-tuning by flow matching, of a LoRA or of all parameters.
+
+use std::{ops::ControlFlow, path::PathBuf};
+
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use retouch_learner::{
+    adamw::AdamWConfig,
+    sft::{Decay, LearningRate, LogitNormal, SftOptions, SftProgress, Start, TextEncoders, Trained, train},
+};
+use retouch_models::{device, lora::LoraConfig};
+use retouch_proto::config::LoraConfig as LoraDefaults;
+
+/// Steps between two log lines where there is no terminal to draw a bar on.
+const PLAIN_LOG_EVERY: u64 = 50;
+
+/// Trains an editor on pairs with targets: rows with a "target" column.
+#[derive(Debug, Args)]
+pub(crate) struct SftArgs {
+    /// The base editor: a diffusers folder.
+    #[arg(long)]
+    model: PathBuf,
+    /// The dataset: train_metadata.jsonl with prompt, image, target; test_metadata.jsonl is held out.
+    #[arg(long)]
+    dataset: PathBuf,
+    /// Where the result, the log and the checkpoints go; the same command goes on from the last checkpoint.
+    #[arg(long)]
+    output: PathBuf,
+    /// What is trained.
+    #[arg(long, value_enum, default_value_t = What::Lora)]
+    train: What,
+    /// With --train full: train the text encoders too.
+    #[arg(long)]
+    text_encoders: bool,
+    /// LoRA rank.
+    #[arg(long, default_value_t = 32)]
+    lora_rank: usize,
+    /// LoRA alpha: the update is scaled by alpha / rank.
+    #[arg(long, default_value_t = 64.0)]
+    lora_alpha: f64,
+    /// Height of the training images in pixels.
+    #[arg(long, default_value_t = 512)]
+    height: usize,
+    /// Width of the training images in pixels.
+    #[arg(long, default_value_t = 512)]
+    width: usize,
+    /// Prompt tokens.
+    #[arg(long, default_value_t = 128)]
+    max_sequence_length: usize,
+    /// Guidance that the model is given.
+    #[arg(long, default_value_t = 2.5)]
+    guidance_scale: f64,
+    /// Optimizer updates.
+    #[arg(long, default_value_t = 1000)]
+    steps: u64,
+    /// Rows per update.
+    #[arg(long, default_value_t = 32)]
+    batch_size: usize,
+    /// Most rows in one forward pass.
+    #[arg(long, default_value_t = 8)]
+    micro_batch_size: usize,
+    /// AdamW's step size.
+    #[arg(long, default_value_t = 1e-4)]
+    learning_rate: f64,
+    /// Steps until the full learning rate is reached.
+    #[arg(long, default_value_t = 50)]
+    warmup_steps: u64,
+    /// What the learning rate does then: constant or cosine.
+    #[arg(long, default_value = "constant")]
+    decay: Decay,
+    /// Gradients are clipped to this norm.
+    #[arg(long, default_value_t = 1.0)]
+    max_grad_norm: f64,
+    /// Limit of the EMA's decay; the EMA is what is saved.
+    #[arg(long, default_value_t = 0.99)]
+    ema_decay_max: f64,
+    /// Decides initialisation, order and noise.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Held-out rows that the loss is measured on.
+    #[arg(long, default_value_t = 64)]
+    validation_rows: usize,
+    /// Updates between two measurements.
+    #[arg(long, default_value_t = 100)]
+    validate_every: u64,
+    /// Updates between two checkpoints.
+    #[arg(long, default_value_t = 100)]
+    checkpoint_every: u64,
+    /// Where to compute: `cpu` or `cuda:0`.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum What {
+    /// An adapter on the transformer's attention.
+    Lora,
+    /// All parameters, from the base's weights.
+    Full,
+    /// All parameters, from random ones of the base's configuration.
+    Scratch,
+}
+
+pub(crate) fn run(args: SftArgs) -> anyhow::Result<()> {
+    let options = options(&args)?;
+    let mut shown = Shown::new(args.steps);
+    let outcome = train(&options, &mut |progress| shown.show(progress))?;
+    shown.bar.finish_and_clear();
+    let loss = outcome.validation_loss.map_or(String::new(), |loss| format!(", held-out loss {loss:.4}"));
+    println!("{} parameters trained{loss}: {}", outcome.parameters, outcome.folder.display());
+    Ok(())
+}
+
+fn options(args: &SftArgs) -> anyhow::Result<SftOptions> {
+    Ok(SftOptions {
+        base: args.model.clone(),
+        dataset: args.dataset.clone(),
+        output: args.output.clone(),
+        trained: trained(args),
+        height: args.height,
+        width: args.width,
+        max_sequence_length: args.max_sequence_length,
+        guidance_scale: args.guidance_scale,
+        steps: args.steps,
+        batch_size: args.batch_size,
+        micro_batch_size: args.micro_batch_size,
+        adamw: AdamWConfig { learning_rate: args.learning_rate, ..AdamWConfig::default() },
+        learning_rate: LearningRate { warmup_steps: args.warmup_steps, decay: args.decay },
+        max_grad_norm: args.max_grad_norm,
+        ema_decay_max: args.ema_decay_max,
+        noise_levels: LogitNormal::default(),
+        seed: args.seed,
+        device: device::parse(&args.device)?,
+        validation_rows: args.validation_rows,
+        validate_every: args.validate_every,
+        checkpoint_every: args.checkpoint_every,
+    })
+}
+
+fn trained(args: &SftArgs) -> Trained {
+    let text_encoders = if args.text_encoders { TextEncoders::Trained } else { TextEncoders::Frozen };
+    match args.train {
+        What::Lora => Trained::Lora(LoraConfig {
+            rank: args.lora_rank,
+            alpha: args.lora_alpha,
+            target_modules: LoraDefaults::default().target_modules,
+        }),
+        What::Full => Trained::Full { start: Start::Weights, text_encoders },
+        What::Scratch => Trained::Full { start: Start::Random, text_encoders },
+    }
+}
+
+/// The bar on a terminal, a line now and then elsewhere.
+struct Shown {
+    bar: ProgressBar,
+}
+
+impl Shown {
+    fn new(steps: u64) -> Self {
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {elapsed} (about {eta} left)");
+        let bar = ProgressBar::new(steps).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Self { bar }
+    }
+
+    fn show(&mut self, progress: SftProgress) -> ControlFlow<()> {
+        match progress {
+            SftProgress::Encoding { done, total } => self.bar.set_message(format!("encoding {done}/{total}")),
+            SftProgress::Step { entry, steps } => {
+                self.bar.set_position(entry.step);
+                let held_out = entry.validation_loss.map_or(String::new(), |loss| format!("  held-out {loss:.4}"));
+                let line = format!("loss {:.4}  grad {:.3}{held_out}", entry.loss, entry.grad_norm);
+                let told = entry.validation_loss.is_some() || entry.step % PLAIN_LOG_EVERY == 0;
+                if self.bar.is_hidden() && told {
+                    println!("step {}/{steps}  {line}  {:.2} s", entry.step, entry.seconds);
+                }
+                self.bar.set_message(line);
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}

@@ -27,7 +27,8 @@ use retouch_proto::{
 };
 use retouch_reward_worker::scorer::{Group, Scorer};
 use retouch_tiny::{
-    dataset::{Row, Split, read_cases, read_rows},
+    Split,
+    dataset::{Row, read_cases, read_rows},
     edit::Case,
     oracle::Oracle,
 };
@@ -163,7 +164,7 @@ impl Evaluation {
         };
         Ok(PairOutcome {
             prompt: row.prompt.clone(),
-            task: case.as_ref().map_or_else(|| row.requirement.clone(), |case| case.kind.to_string()),
+            task: task_name(pair),
             source: source.clone(),
             before,
             after,
@@ -182,6 +183,14 @@ impl Evaluation {
         let noise = noise::normal(seed, [1, tokens, channels], self.editor.device());
         let x0 = self.editor.sample(condition, noise, &self.options, adapter);
         self.editor.decode(x0, condition)?.pop().context("the editor gave no image")
+    }
+}
+
+/// The task kind where it is known, else the requirement: pairs of one kind share it.
+fn task_name(pair: &Pair) -> String {
+    match &pair.case {
+        Some(case) => format!("{:?}", case.kind).to_lowercase(),
+        None => pair.row.requirement.clone(),
     }
 }
 

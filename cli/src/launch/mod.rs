@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
 use retouch_proto::{RunConfig, status::RunState};
 
@@ -70,9 +70,10 @@ async fn train(config: &RunConfig, folder: &RunFolder, peak_kib: &Cell<u64>) -> 
     let address_file = folder.join(retouch_coordinator::ADDRESS_FILE_NAME);
     let _ = std::fs::remove_file(&address_file);
     supervisor.start(processes::coordinator(folder.path(), &token));
+    let pids = supervisor.pids();
     let result = tokio::select! {
         result = follow(config, folder, &mut supervisor, &address_file, &token) => result,
-        () = memory::watch_peak(supervisor.pids(), peak_kib) => unreachable!("memory is watched for ever"),
+        () = memory::watch_peak(pids, peak_kib) => unreachable!("memory is watched for ever"),
         signal = tokio::signal::ctrl_c() => match signal {
             Ok(()) => Err(anyhow::anyhow!("interrupted; the same command continues from the last checkpoint")),
             Err(error) => Err(error.into()),
