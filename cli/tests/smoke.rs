@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use retouch_tiny::dataset::{Dataset, Targets};
 use serde_json::Value;
 
 const RUN_MAX: Duration = Duration::from_secs(300);
@@ -99,10 +100,32 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
 }
 
+/// A small random editor and judge and a dataset, made once for all tests.
+fn assets() -> &'static Path {
+    static ASSETS: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let folder = ASSETS.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        retouch_tiny::editor::init(&folder.path().join("editor"), 1).expect("an editor");
+        retouch_tiny::judge::init(&folder.path().join("judge"), 2).expect("a judge");
+        let dataset = Dataset { seed: 3, train: 32, test: 16, targets: Targets::Omitted };
+        dataset.write(&folder.path().join("dataset")).expect("a dataset");
+        folder
+    });
+    folder.path()
+}
+
 fn spawn(folder: &Path, sets: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_retouch"));
     command.current_dir(root()).args(["launch", "examples/smoke.toml", "--set"]);
     command.arg(format!("run_dir={}", folder.join("run").display()));
+    for (key, name) in [("model.path", "editor"), ("dataset.path", "dataset"), ("reward.terms", "judge")] {
+        let path = assets().join(name);
+        let value = match key {
+            "reward.terms" => format!("[{{ path = {path:?}, template = {:?} }}]", path.join("template.txt")),
+            _ => path.display().to_string(),
+        };
+        command.args(["--set", &format!("{key}={value}")]);
+    }
     for set in sets {
         command.args(["--set", set]);
     }

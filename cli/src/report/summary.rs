@@ -68,10 +68,4 @@ impl Report {
         let text = serde_json::to_string_pretty(self)?;
         std::fs::write(path, text + "\n").with_context(|| format!("can't write {}", path.display()))
     }
-
-    pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("can't read the report {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{} is no report of ours", path.display()))
-    }
 }
