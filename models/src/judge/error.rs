@@ -38,6 +38,16 @@ pub enum JudgeError {
         /// The id it names.
         id: u32,
     },
+    /// The tokenizer knows tokens that the model does not.
+    #[error(
+        "the judge's tokenizer has tokens up to {id_max}, its config.json says vocab_size = {vocab_size}"
+    )]
+    Vocabulary {
+        /// The tokenizer's largest id.
+        id_max: u32,
+        /// Number of embeddings.
+        vocab_size: usize,
+    },
     /// Two files of the model folder contradict each other.
     #[error(
         "{field} is {found} in the judge's preprocessor_config.json and {expected} in its config.json"

@@ -40,6 +40,7 @@ impl JudgeProcessor {
         config: &Qwen2_5VlConfig,
     ) -> Result<Self, JudgeError> {
         check_patches(&image_processor, config)?;
+        check_vocabulary(&tokenizer, config)?;
         Ok(Self {
             image_markup: image_markup(&tokenizer, config)?,
             digit_ids: digit_ids(&tokenizer)?,
@@ -208,6 +209,16 @@ fn control_tokens(tokenizer: &Tokenizer) -> Vec<String> {
     let tokens = tokenizer.get_added_tokens_decoder();
     let special = tokens.values().filter(|token| token.special);
     special.map(|token| token.content.clone()).collect()
+}
+
+fn check_vocabulary(tokenizer: &Tokenizer, config: &Qwen2_5VlConfig) -> Result<(), JudgeError> {
+    let vocab_size = config.text.vocab_size;
+    match tokenizer.get_vocab(true).into_values().max() {
+        Some(id_max) if id_max as usize >= vocab_size => {
+            Err(JudgeError::Vocabulary { id_max, vocab_size })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_patches(processor: &ImageProcessor, config: &Qwen2_5VlConfig) -> Result<(), JudgeError> {

@@ -399,6 +399,9 @@ fn a_tokenizer_that_does_not_fit_is_refused() {
     other.image_token_id = 99;
     assert!(new(&WORDS, &other).contains("image_token_id = 99"));
     let mut other = config();
+    other.text.vocab_size = 21;
+    assert!(new(&WORDS, &other).contains("up to 21"));
+    let mut other = config();
     other.vision.patch_size = 8;
     assert!(new(&WORDS, &other).contains("patch_size is 4"));
 }

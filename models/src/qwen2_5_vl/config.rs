@@ -338,6 +338,9 @@ impl From<Qwen2_5VlConfig> for Value {
             "vision_start_token_id": config.vision_start_token_id,
             "vision_end_token_id": config.vision_end_token_id,
             "tie_word_embeddings": config.tie_word_embeddings,
+            // Left out, these would be the published vocabulary's.
+            "bos_token_id": null,
+            "eos_token_id": null,
         })
     }
 }
