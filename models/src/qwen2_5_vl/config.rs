@@ -157,7 +157,7 @@ fn default_initializer_range() -> f64 {
 }
 
 fn divides(part_name: &str, part: usize, whole_name: &str, whole: usize) -> Result<(), String> {
-    if part == 0 || whole == 0 || whole % part != 0 {
+    if part == 0 || whole == 0 || !whole.is_multiple_of(part) {
         return Err(format!(
             "{part_name} = {part} does not divide {whole_name} = {whole}"
         ));
