@@ -44,10 +44,14 @@ pub fn adapter_to_bytes(flat: &[f32]) -> Vec<u8> {
 pub fn adapter_from_bytes(bytes: &[u8], flat_len: usize) -> Result<Vec<f32>, LoadError> {
     const NAME: &str = "adapter blob";
     let weights = read(NAME, bytes)?;
-    let found = weights.data(ADAPTER).filter(|data| data.shape()[..] == [flat_len]);
+    let found = weights
+        .data(ADAPTER)
+        .filter(|data| data.shape()[..] == [flat_len]);
     let Some(data) = found else {
         let shape = weights.shape(ADAPTER);
-        let problem = format!("its tensor {ADAPTER} has shape {shape:?}, the model's adapter has [{flat_len}]");
+        let problem = format!(
+            "its tensor {ADAPTER} has shape {shape:?}, the model's adapter has [{flat_len}]"
+        );
         return Err(LoadError::format(Path::new(NAME), problem));
     };
     let values = data.convert::<f32>().try_to_vec::<f32>();
@@ -81,7 +85,11 @@ mod tests {
         let flat = vec![0.5, -0.0, f32::MIN_POSITIVE];
         let bytes = adapter_to_bytes(&flat);
         let back = adapter_from_bytes(&bytes, 3).unwrap();
-        assert!(back.iter().zip(&flat).all(|(a, b)| a.to_bits() == b.to_bits()));
+        assert!(
+            back.iter()
+                .zip(&flat)
+                .all(|(a, b)| a.to_bits() == b.to_bits())
+        );
         let error = adapter_from_bytes(&bytes, 4).unwrap_err().to_string();
         assert!(error.contains("[3]") && error.contains("[4]"), "{error}");
         assert!(adapter_from_bytes(b"nonsense", 3).is_err());

@@ -75,9 +75,9 @@ impl Encoders {
             let shape = [1, ids.len()];
             Tensor::<2, Int>::from_data(TensorData::new(ids, shape), device)
         };
-        let ids = self
-            .tokenizer
-            .encode_padded(prompt, self.tokenizer.max_length())?;
+        let positions = self.text_encoder.config().max_position_embeddings;
+        let length = self.tokenizer.max_length().min(positions);
+        let ids = self.tokenizer.encode_padded(prompt, length)?;
         let pooled = self.text_encoder.forward(row(ids)).pooler_output;
         let ids = self
             .tokenizer_2

@@ -1,6 +1,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::ImageSize;
+use crate::autoencoder_kl::AutoencoderKlConfig;
 
 /// Side of the squares of latents that are packed into one token.
 const PATCH: usize = 2;
@@ -15,6 +16,14 @@ pub struct LatentFormat {
 }
 
 impl LatentFormat {
+    /// How `vae` encodes images.
+    pub(super) fn of(vae: &AutoencoderKlConfig) -> Self {
+        Self {
+            scale_factor: vae.scale_factor(),
+            channels: vae.latent_channels,
+        }
+    }
+
     /// Side of the pixel square of one token.
     pub fn unit(&self) -> usize {
         PATCH * self.scale_factor

@@ -7,6 +7,7 @@
 mod condition;
 mod encoders;
 mod error;
+mod folder;
 mod latents;
 mod pipeline;
 mod pixels;

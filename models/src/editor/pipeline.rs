@@ -1,25 +1,16 @@
-use std::path::Path;
-
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 use image::RgbImage;
-use serde::Deserialize;
-use serde_json::json;
 
 use super::encoders::Encoders;
 use super::latents::LatentFormat;
 use super::pixels::{fit, lanczos, size_of};
 use super::size::preferred_size;
 use super::{Condition, EditError, ImageSize, SourceSize};
-use crate::autoencoder_kl::AutoencoderKlConfig;
 use crate::flux::{FluxCondition, FluxContext, FluxTransformer};
 use crate::lora::{LoraAdapter, Projection};
 use crate::scheduler::FlowMatchScheduler;
 use crate::solver::{self, Solver};
-use crate::weights::{LoadError, read_config, write_config};
-
-const INDEX_FILE: &str = "model_index.json";
-const PIPELINE_CLASS: &str = "FluxKontextPipeline";
 
 /// Edits images by instruction.
 #[derive(Debug, Clone)]
@@ -30,8 +21,8 @@ pub struct Editor {
     pub scheduler: FlowMatchScheduler,
     /// What else the pipeline is made of; a learner needs none of it.
     pub encoders: Option<Encoders>,
-    format: LatentFormat,
-    device: Device,
+    pub(super) format: LatentFormat,
+    pub(super) device: Device,
 }
 
 /// Which parts of an editor are loaded.
@@ -62,62 +53,7 @@ pub struct Prepared {
     image_latents: Tensor<3>,
 }
 
-#[derive(Deserialize)]
-struct ModelIndex {
-    #[serde(rename = "_class_name")]
-    class_name: String,
-}
-
 impl Editor {
-    /// The editor of a diffusers pipeline folder, frozen, in f32.
-    ///
-    /// # Errors
-    /// If a part can't be loaded, or the pipeline is another one.
-    pub fn load(folder: &Path, device: &Device, parts: Parts) -> Result<Self, LoadError> {
-        Self::load_as(folder, device, parts, DType::F32)
-    }
-
-    /// As [`Editor::load`], with the transformer's weights in the given float type.
-    ///
-    /// # Errors
-    /// As [`Editor::load`].
-    pub fn load_as(
-        folder: &Path,
-        device: &Device,
-        parts: Parts,
-        dtype: DType,
-    ) -> Result<Self, LoadError> {
-        check_class(&folder.join(INDEX_FILE))?;
-        let transformer = FluxTransformer::load_as(&folder.join("transformer"), device, dtype)?;
-        let scheduler = FlowMatchScheduler::load(&folder.join("scheduler"))?;
-        let vae: AutoencoderKlConfig = read_config(&folder.join("vae").join("config.json"))?;
-        let encoders = match parts {
-            // No gradient ever reaches them: they stay off the autodiff device.
-            Parts::All => Some(Encoders::load(folder, &device.clone().without_autodiff())?),
-            Parts::Transformer => None,
-        };
-        let format = latent_format(&vae);
-        let (expected, found) = (
-            format.shape(ImageSize::square(format.unit()))[1],
-            transformer.config().in_channels,
-        );
-        if expected != found {
-            return Err(LoadError::Unsupported {
-                path: folder.join("transformer").join("config.json"),
-                field: "in_channels",
-                value: found.to_string(),
-                supported: "4 times the latent_channels of vae/config.json",
-            });
-        }
-        Ok(Self {
-            transformer: transformer.no_grad(),
-            scheduler,
-            encoders,
-            format,
-            device: device.clone(),
-        })
-    }
-
     /// An editor of the given parts.
     pub fn new(
         transformer: FluxTransformer,
@@ -128,24 +64,10 @@ impl Editor {
         Self {
             transformer,
             scheduler,
-            format: latent_format(encoders.vae.config()),
+            format: LatentFormat::of(encoders.vae.config()),
             encoders: Some(encoders),
             device: device.clone(),
         }
-    }
-
-    /// Saves the editor as a diffusers pipeline folder.
-    ///
-    /// # Errors
-    /// If the folder can't be written, or the encoders were not loaded.
-    pub fn save(&self, folder: &Path) -> Result<(), LoadError> {
-        let encoders = self.encoders.as_ref().ok_or_else(|| {
-            LoadError::format(folder, "an editor without its encoders can't be saved")
-        })?;
-        self.transformer.save(&folder.join("transformer"))?;
-        self.scheduler.save(&folder.join("scheduler"))?;
-        encoders.save(folder)?;
-        write_config(&folder.join(INDEX_FILE), &model_index())
     }
 
     /// The device of the transformer.
@@ -221,11 +143,7 @@ impl Editor {
     ///
     /// # Errors
     /// If the size does not divide into tokens, or the encoders were not loaded.
-    pub fn encode_image(
-        &self,
-        image: &RgbImage,
-        size: ImageSize,
-    ) -> Result<Tensor<2>, EditError> {
+    pub fn encode_image(&self, image: &RgbImage, size: ImageSize) -> Result<Tensor<2>, EditError> {
         let encoders = self.encoders()?;
         let image = self.resize(image, size, SourceSize::Result)?;
         let device = self.device.clone().without_autodiff();
@@ -420,39 +338,4 @@ impl Editor {
     fn dtype(&self) -> DType {
         self.transformer.dtype()
     }
-}
-
-fn latent_format(vae: &AutoencoderKlConfig) -> LatentFormat {
-    LatentFormat {
-        scale_factor: vae.scale_factor(),
-        channels: vae.latent_channels,
-    }
-}
-
-fn check_class(path: &Path) -> Result<(), LoadError> {
-    let ModelIndex { class_name } = read_config(path)?;
-    if class_name == PIPELINE_CLASS {
-        return Ok(());
-    }
-    Err(LoadError::Unsupported {
-        path: path.to_owned(),
-        field: "_class_name",
-        value: class_name,
-        supported: PIPELINE_CLASS,
-    })
-}
-
-fn model_index() -> serde_json::Value {
-    json!({
-        "_class_name": PIPELINE_CLASS,
-        "feature_extractor": [null, null],
-        "image_encoder": [null, null],
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "text_encoder_2": ["transformers", "T5EncoderModel"],
-        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-        "tokenizer_2": ["transformers", "PreTrainedTokenizerFast"],
-        "transformer": ["diffusers", "FluxTransformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    })
 }

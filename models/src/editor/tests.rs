@@ -4,9 +4,11 @@ use image::RgbImage;
 
 use super::*;
 use crate::golden::Case;
+use crate::init::Init;
 use crate::lora::{LoraAdapter, LoraConfig};
 use crate::noise;
 use crate::solver::Solver;
+use crate::t5::{T5Config, T5Encoder};
 
 fn number<T: std::str::FromStr>(case: &Case, key: &str) -> T {
     case.parameter(key)
@@ -228,4 +230,23 @@ fn sizes_that_do_not_divide_and_other_pipelines_are_clear_errors() {
             "_class_name = FluxPipeline is not supported; supported: FluxKontextPipeline"
         )
     );
+}
+
+#[test]
+fn parts_that_do_not_fit_each_other_are_named() {
+    let (_, editor, _) = small();
+    let folder = tempfile::tempdir().unwrap();
+    editor.save(folder.path()).unwrap();
+    let config = T5Config {
+        vocab_size: 10,
+        num_layers: 1,
+        ..Default::default()
+    };
+    let other = T5Encoder::init(&config, &Init::new(1, &Device::flex()));
+    other.save(&folder.path().join("text_encoder_2")).unwrap();
+    let load = |parts| Editor::load(folder.path(), &Device::flex(), parts);
+    let error = load(Parts::All).unwrap_err().to_string();
+    let expected = "joint_attention_dim = 24 is not supported; supported: text_encoder_2/config.json's d_model";
+    assert!(error.ends_with(expected), "{error}");
+    assert!(load(Parts::Transformer).is_ok());
 }
