@@ -25,6 +25,18 @@ pub(crate) fn linear<const D: usize>(
     y.reshape(dims)
 }
 
+pub(crate) fn lora_linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    a: Tensor<2>,
+    b: Tensor<2>,
+    scale: f64,
+) -> Tensor<D> {
+    let update = linear(linear(x.clone(), a, None), b, None);
+    linear(x, weight, bias) + update * scale
+}
+
 pub(crate) fn attention(
     q: Tensor<4>,
     k: Tensor<4>,
