@@ -1,0 +1,158 @@
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, ensure};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use retouch_models::weights::Weights;
+use toml::{Table, Value};
+
+/// What a case may differ by if it says nothing else.
+const TOLERANCE: f64 = 1e-4;
+
+/// One case folder, read.
+pub(crate) struct Case {
+    pub(crate) folder: PathBuf,
+    pub(crate) component: String,
+    /// The largest difference over the largest expected value, for each output.
+    pub(crate) tolerance: f64,
+    parameters: Table,
+    io: Weights,
+}
+
+impl Case {
+    pub(crate) fn read(folder: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(folder.join("case.toml"))?;
+        let parameters: Table = text.parse().context("case.toml")?;
+        let component = parameters.get("component").and_then(Value::as_str);
+        Ok(Self {
+            folder: folder.to_owned(),
+            component: component.context("case.toml has no component")?.to_owned(),
+            tolerance: parameters
+                .get("tolerance")
+                .map_or(Some(TOLERANCE), number)
+                .context("tolerance is no number")?,
+            io: Weights::from_file(&folder.join("io.safetensors"))?,
+            parameters,
+        })
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// The folder as diffusers and transformers lay it out: the loaders' own names for the files.
+    pub(crate) fn model_folder(&self) -> anyhow::Result<tempfile::TempDir> {
+        let folder = tempfile::tempdir()?;
+        for (file, name) in [
+            ("config.json", "config.json"),
+            ("weights.safetensors", "model.safetensors"),
+        ] {
+            let source = std::path::absolute(self.path(file))?;
+            std::os::unix::fs::symlink(source, folder.path().join(name))?;
+        }
+        Ok(folder)
+    }
+
+    pub(crate) fn text(&self, name: &str) -> anyhow::Result<&str> {
+        self.parameter(name)?
+            .as_str()
+            .ok_or_else(|| anyhow!("{name} is no string"))
+    }
+
+    pub(crate) fn texts(&self, name: &str) -> anyhow::Result<Vec<&str>> {
+        let list = self.parameter(name)?.as_array();
+        let texts = list.and_then(|list| list.iter().map(Value::as_str).collect());
+        texts.ok_or_else(|| anyhow!("{name} is no list of strings"))
+    }
+
+    pub(crate) fn number(&self, name: &str) -> anyhow::Result<f64> {
+        number(self.parameter(name)?).ok_or_else(|| anyhow!("{name} is no number"))
+    }
+
+    pub(crate) fn count(&self, name: &str) -> anyhow::Result<usize> {
+        let value = self.parameter(name)?.as_integer();
+        let value = value.and_then(|value| usize::try_from(value).ok());
+        value.ok_or_else(|| anyhow!("{name} is no count"))
+    }
+
+    pub(crate) fn flag(&self, name: &str) -> anyhow::Result<bool> {
+        self.parameter(name)?
+            .as_bool()
+            .ok_or_else(|| anyhow!("{name} is no boolean"))
+    }
+
+    fn parameter(&self, name: &str) -> anyhow::Result<&Value> {
+        self.parameters
+            .get(name)
+            .with_context(|| format!("case.toml has no {name}"))
+    }
+
+    /// The names in `io.safetensors` that start with `prefix`, without it.
+    pub(crate) fn names<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a str> {
+        self.io
+            .names()
+            .filter_map(move |name| name.strip_prefix(prefix))
+    }
+
+    pub(crate) fn has_input(&self, name: &str) -> bool {
+        self.names("in.").any(|known| known == name)
+    }
+
+    /// Any tensor of the case as it is stored.
+    pub(crate) fn data(&self, name: &str) -> anyhow::Result<TensorData> {
+        self.io
+            .data(name)
+            .with_context(|| format!("io.safetensors has no readable {name}"))
+    }
+
+    /// Float input `name` of rank `D`.
+    pub(crate) fn input<const D: usize>(
+        &self,
+        name: &str,
+        device: &Device,
+    ) -> anyhow::Result<Tensor<D>> {
+        let data = self.input_of_rank(name, D)?.convert_dtype(DType::F32);
+        Ok(Tensor::from_data(data, device))
+    }
+
+    /// Integer input `name` of rank `D`.
+    pub(crate) fn ids<const D: usize>(
+        &self,
+        name: &str,
+        device: &Device,
+    ) -> anyhow::Result<Tensor<D, Int>> {
+        Ok(Tensor::from_data(
+            self.input_of_rank(name, D)?.convert_dtype(DType::I64),
+            device,
+        ))
+    }
+
+    /// The values of float input `name`, in row-major order.
+    pub(crate) fn values(&self, name: &str) -> anyhow::Result<Vec<f64>> {
+        Ok(self.data(&format!("in.{name}"))?.iter::<f64>().collect())
+    }
+
+    /// The dimensions of input `name`.
+    pub(crate) fn dims<const D: usize>(&self, name: &str) -> anyhow::Result<[usize; D]> {
+        let data = self.input_of_rank(name, D)?;
+        data.shape()
+            .as_slice()
+            .try_into()
+            .with_context(|| format!("in.{name} has another rank"))
+    }
+
+    fn input_of_rank(&self, name: &str, rank: usize) -> anyhow::Result<TensorData> {
+        let data = self.data(&format!("in.{name}"))?;
+        let shape = data.shape().as_slice().to_vec();
+        ensure!(
+            shape.len() == rank,
+            "in.{name} is {shape:?}, expected {rank} dimensions"
+        );
+        Ok(data)
+    }
+}
+
+fn number(value: &Value) -> Option<f64> {
+    value
+        .as_float()
+        .or_else(|| value.as_integer().map(|value| value as f64))
+}

@@ -1,0 +1,69 @@
+//! The method's own arithmetic: schedule, solvers, advantage, loss and LoRA.
+
+use burn::tensor::{Device, Tensor};
+use retouch_learner::nft;
+
+use crate::case::Case;
+use crate::compare::Outputs;
+
+pub(crate) fn nft_loss(case: &Case) -> anyhow::Result<Outputs> {
+    let device = Device::flex();
+    let valid = valid(case)?;
+    let v_theta = case
+        .input::<3>("v_theta", &device.clone().autodiff())?
+        .require_grad();
+    let batch = nft::NftBatch {
+        x0: case.input("x0", &device)?,
+        noise: case.input("noise", &device)?,
+        v_theta: v_theta.clone(),
+        v_old: Some(case.input("v_old", &device)?),
+        v_ref: Some(case.input("v_ref", &device)?),
+        t: &levels(case)?,
+        advantages: &case.values("advantages")?,
+        valid: &valid,
+    };
+    let loss = nft::nft_loss(batch, &nft_config(case)?);
+    let gradients = (loss.loss.clone() / loss.count as f64).backward();
+    let gradient = v_theta
+        .grad(&gradients)
+        .expect("the loss depends on v_theta");
+    let mean = |terms| valid_mean(terms, &valid, loss.count);
+    Ok(Outputs::default()
+        .float("out.loss", (loss.loss / loss.count as f64).inner())
+        .values("out.policy_loss", vec![mean(loss.terms.policy_loss)], &[1])
+        .values("out.kl", vec![mean(loss.terms.kl)], &[1])
+        .float("grad.v_theta", gradient))
+}
+
+/// The noise levels t [B].
+pub(crate) fn levels(case: &Case) -> anyhow::Result<Vec<f32>> {
+    Ok(case.values("t")?.into_iter().map(|t| t as f32).collect())
+}
+
+pub(crate) fn valid(case: &Case) -> anyhow::Result<Vec<bool>> {
+    Ok(case
+        .values("valid")?
+        .into_iter()
+        .map(|valid| valid != 0.0)
+        .collect())
+}
+
+pub(crate) fn nft_config(case: &Case) -> anyhow::Result<nft::NftConfig> {
+    Ok(nft::NftConfig {
+        beta: case.number("beta")?,
+        kl_beta: case.number("kl_beta")?,
+        adv_clip_max: case.number("adv_clip_max")?,
+        adv_mode: case.text("adv_mode")?.parse()?,
+    })
+}
+
+fn valid_mean(terms: Tensor<1>, valid: &[bool], count: usize) -> f64 {
+    let terms = terms.into_data();
+    let sum: f64 = terms
+        .iter::<f64>()
+        .zip(valid)
+        .filter(|(_, valid)| **valid)
+        .map(|(term, _)| term)
+        .sum();
+    sum / count as f64
+}
