@@ -131,6 +131,13 @@ impl Case {
         Ok(self.data(&format!("in.{name}"))?.iter::<f64>().collect())
     }
 
+    /// The values of integer input `name`, in row-major order.
+    pub(crate) fn integers<T: TryFrom<i64>>(&self, name: &str) -> anyhow::Result<Vec<T>> {
+        let data = self.data(&format!("in.{name}"))?;
+        let values = data.iter::<i64>().map(|value| T::try_from(value).ok()).collect::<Option<_>>();
+        values.with_context(|| format!("in.{name} is out of range"))
+    }
+
     /// The dimensions of input `name`.
     pub(crate) fn dims<const D: usize>(&self, name: &str) -> anyhow::Result<[usize; D]> {
         let data = self.input_of_rank(name, D)?;
