@@ -5,6 +5,8 @@ use crate::compare::Outputs;
 
 #[path = "method.rs"]
 mod method;
+#[path = "qwen_vl.rs"]
+mod qwen_vl;
 
 /// Computes what the case's component computes.
 ///
@@ -12,6 +14,9 @@ mod method;
 /// If the component is unknown or its inputs can't be read.
 pub(crate) fn run(case: &Case) -> anyhow::Result<Outputs> {
     match case.component.as_str() {
+        "qwen2_5_vl_vision" => qwen_vl::vision(case),
+        "qwen2_5_vl" => qwen_vl::model(case),
+        "image_processor" => qwen_vl::image_processor(case),
         "nft_loss" => method::nft_loss(case),
         unknown => bail!("unknown component {unknown:?}: no such component is tested here"),
     }
