@@ -134,7 +134,10 @@ impl Case {
     /// The values of integer input `name`, in row-major order.
     pub(crate) fn integers<T: TryFrom<i64>>(&self, name: &str) -> anyhow::Result<Vec<T>> {
         let data = self.data(&format!("in.{name}"))?;
-        let values = data.iter::<i64>().map(|value| T::try_from(value).ok()).collect::<Option<_>>();
+        let values = data
+            .iter::<i64>()
+            .map(|value| T::try_from(value).ok())
+            .collect::<Option<_>>();
         values.with_context(|| format!("in.{name} is out of range"))
     }
 

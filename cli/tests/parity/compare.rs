@@ -23,6 +23,11 @@ impl Outputs {
         self.data(name, TensorData::new(values, shape.to_vec()))
     }
 
+    pub(crate) fn list(self, name: &str, values: Vec<f32>) -> Self {
+        let shape = [values.len()];
+        self.data(name, TensorData::new(values, shape))
+    }
+
     pub(crate) fn data(mut self, name: &str, data: TensorData) -> Self {
         self.0.insert(name.to_owned(), data);
         self

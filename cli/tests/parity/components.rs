@@ -3,6 +3,10 @@ use anyhow::bail;
 use crate::case::Case;
 use crate::compare::Outputs;
 
+#[path = "flux.rs"]
+mod flux;
+#[path = "lora.rs"]
+mod lora;
 #[path = "method.rs"]
 mod method;
 #[path = "qwen_vl.rs"]
@@ -14,6 +18,11 @@ mod qwen_vl;
 /// If the component is unknown or its inputs can't be read.
 pub(crate) fn run(case: &Case) -> anyhow::Result<Outputs> {
     match case.component.as_str() {
+        "flux_transformer" => flux::transformer(case),
+        "peft_folder" => flux::peft_folder(case),
+        "lora_linear" => lora::linear(case),
+        "scheduler" => method::scheduler(case),
+        "solver" => method::solver(case),
         "qwen2_5_vl_vision" => qwen_vl::vision(case),
         "qwen2_5_vl" => qwen_vl::model(case),
         "image_processor" => qwen_vl::image_processor(case),

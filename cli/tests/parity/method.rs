@@ -2,6 +2,8 @@
 
 use burn::tensor::{Device, Tensor};
 use retouch_learner::nft;
+use retouch_models::scheduler::{FlowMatchScheduler, NUM_TRAIN_TIMESTEPS};
+use retouch_models::solver;
 
 use crate::case::Case;
 use crate::compare::Outputs;
@@ -66,4 +68,39 @@ fn valid_mean(terms: Tensor<1>, valid: &[bool], count: usize) -> f64 {
         .map(|(term, _)| term)
         .sum();
     sum / count as f64
+}
+
+pub(crate) fn scheduler(case: &Case) -> anyhow::Result<Outputs> {
+    let scheduler = FlowMatchScheduler::from_file(&case.path("config.json"))?;
+    let sigmas = scheduler.sigmas(
+        case.count("num_inference_steps")?,
+        case.count("image_seq_len")?,
+    );
+    let timesteps: Vec<f32> = sigmas[..sigmas.len() - 1]
+        .iter()
+        .map(|sigma| sigma * NUM_TRAIN_TIMESTEPS)
+        .collect();
+    Ok(Outputs::default()
+        .list("out.timesteps", timesteps)
+        .list("out.sigmas", sigmas))
+}
+
+pub(crate) fn solver(case: &Case) -> anyhow::Result<Outputs> {
+    let device = Device::flex();
+    let solver = case.text("solver")?.parse()?;
+    let sigmas: Vec<f32> = case
+        .values("sigmas")?
+        .into_iter()
+        .map(|sigma| sigma as f32)
+        .collect();
+    let (a, b) = (
+        case.input::<1>("a", &device)?,
+        case.input::<1>("b", &device)?,
+    );
+    let velocity = |x: Tensor<3>, sigma: f32| {
+        let slope = a.clone().unsqueeze::<3>();
+        (x * slope).tanh() + b.clone().unsqueeze::<3>() * sigma
+    };
+    let latents = solver::trajectory(solver, &sigmas, case.input("z", &device)?, velocity);
+    Ok(Outputs::default().float("out.latents", Tensor::stack::<4>(latents, 0)))
 }

@@ -4,7 +4,9 @@ use anyhow::{Context, ensure};
 use burn::tensor::{DType, Device, TensorData};
 use image::RgbImage;
 use retouch_models::image_processor::{ImageProcessor, ImageProcessorConfig};
-use retouch_models::qwen2_5_vl::{Grid, Qwen2_5Vl, Qwen2_5VlConfig, TokenRows, VisionConfig, VisionTower};
+use retouch_models::qwen2_5_vl::{
+    Grid, Qwen2_5Vl, Qwen2_5VlConfig, TokenRows, VisionConfig, VisionTower,
+};
 use retouch_models::weights::{Weights, read_config};
 
 use crate::case::Case;
@@ -40,11 +42,23 @@ pub(crate) fn model(case: &Case) -> anyhow::Result<Outputs> {
     let config: Qwen2_5VlConfig = read_config(&case.path("config.json"))?;
     let weights = Weights::from_file(&case.path("weights.safetensors"))?;
     let model = Qwen2_5Vl::from_weights(&config, &weights, &device, DType::F32)?;
-    let (tokens, grids) = (tokens(case)?, if case.has_input("image_grid_thw") { grids(case)? } else { vec![] });
-    let pixels = case.has_input("pixel_values").then(|| case.input("pixel_values", &device));
+    let (tokens, grids) = (
+        tokens(case)?,
+        if case.has_input("image_grid_thw") {
+            grids(case)?
+        } else {
+            vec![]
+        },
+    );
+    let pixels = case
+        .has_input("pixel_values")
+        .then(|| case.input("pixel_values", &device));
     let positions = tokens.rope_index(&grids, model.image_tokens());
     Ok(Outputs::default()
-        .float("out.logits", model.forward(&tokens, pixels.transpose()?, &grids))
+        .float(
+            "out.logits",
+            model.forward(&tokens, pixels.transpose()?, &grids),
+        )
         .data("out.position_ids", position_ids(case, &tokens, &positions)?))
 }
 
@@ -52,23 +66,41 @@ fn tokens(case: &Case) -> anyhow::Result<TokenRows> {
     let [batch, _] = case.dims("input_ids")?;
     Ok(TokenRows {
         ids: case.integers("input_ids")?,
-        attention_mask: case.values("attention_mask")?.iter().map(|real| *real != 0.0).collect(),
+        attention_mask: case
+            .values("attention_mask")?
+            .iter()
+            .map(|real| *real != 0.0)
+            .collect(),
         batch,
     })
 }
 
 /// `[3, B, T]`. Padding takes the expected values: nothing depends on them, and the reference's versions differ.
-fn position_ids(case: &Case, tokens: &TokenRows, found: &[[usize; 3]]) -> anyhow::Result<TensorData> {
+fn position_ids(
+    case: &Case,
+    tokens: &TokenRows,
+    found: &[[usize; 3]],
+) -> anyhow::Result<TensorData> {
     let expected = case.data("out.position_ids")?;
     let count = found.len();
     let mut values: Vec<i64> = expected.iter().collect();
-    ensure!(values.len() == 3 * count, "out.position_ids is not [3, B, T]");
-    for (place, position) in found.iter().enumerate().filter(|(place, _)| tokens.attention_mask[*place]) {
+    ensure!(
+        values.len() == 3 * count,
+        "out.position_ids is not [3, B, T]"
+    );
+    for (place, position) in found
+        .iter()
+        .enumerate()
+        .filter(|(place, _)| tokens.attention_mask[*place])
+    {
         for axis in 0..3 {
             values[axis * count + place] = position[axis] as i64;
         }
     }
-    Ok(TensorData::new(values, expected.shape().as_slice().to_vec()))
+    Ok(TensorData::new(
+        values,
+        expected.shape().as_slice().to_vec(),
+    ))
 }
 
 pub(crate) fn image_processor(case: &Case) -> anyhow::Result<Outputs> {
@@ -79,12 +111,16 @@ pub(crate) fn image_processor(case: &Case) -> anyhow::Result<Outputs> {
     let grid = [patches.grid.frames, patches.grid.height, patches.grid.width];
     Ok(Outputs::default()
         .data("out.pixel_values", TensorData::new(patches.values, shape))
-        .data("out.image_grid_thw", TensorData::new(grid.map(|side| side as i64).to_vec(), [1, 3])))
+        .data(
+            "out.image_grid_thw",
+            TensorData::new(grid.map(|side| side as i64).to_vec(), [1, 3]),
+        ))
 }
 
 /// Input `name`, `[H, W, 3]` u8.
 pub(crate) fn image(case: &Case, name: &str) -> anyhow::Result<RgbImage> {
     let [height, width, _] = case.dims(name)?;
     let pixels = case.integers(name)?;
-    RgbImage::from_raw(width as u32, height as u32, pixels).with_context(|| format!("in.{name} is no RGB image"))
+    RgbImage::from_raw(width as u32, height as u32, pixels)
+        .with_context(|| format!("in.{name} is no RGB image"))
 }

@@ -1,0 +1,49 @@
+//! The FLUX transformer, alone and under an adapter of peft's.
+
+use burn::tensor::{DType, Device};
+use retouch_models::flux::{FluxInput, FluxTransformer};
+use retouch_models::lora;
+use retouch_models::weights::{Weights, read_config};
+
+use crate::case::Case;
+use crate::compare::Outputs;
+
+pub(crate) fn transformer(case: &Case) -> anyhow::Result<Outputs> {
+    let device = Device::flex();
+    let sample = load(case, &device)?.forward(input(case, &device)?, None);
+    Ok(Outputs::default().float("out.sample", sample))
+}
+
+pub(crate) fn peft_folder(case: &Case) -> anyhow::Result<Outputs> {
+    let device = Device::flex();
+    let model = load(case, &device)?;
+    let adapter = lora::load_peft(&case.path("adapter"), model.projections(), &device)?;
+    let sample = model.forward(input(case, &device)?, Some(&adapter));
+    Ok(Outputs::default().float("out.sample", sample))
+}
+
+pub(crate) fn load(case: &Case, device: &Device) -> anyhow::Result<FluxTransformer> {
+    let config = read_config(&case.path("config.json"))?;
+    let weights = Weights::from_file(&case.path("weights.safetensors"))?;
+    Ok(FluxTransformer::from_weights(
+        &config,
+        &weights,
+        device,
+        DType::F32,
+    )?)
+}
+
+fn input(case: &Case, device: &Device) -> anyhow::Result<FluxInput> {
+    let guidance = case
+        .has_input("guidance")
+        .then(|| case.input("guidance", device));
+    Ok(FluxInput {
+        hidden_states: case.input("hidden_states", device)?,
+        encoder_hidden_states: case.input("encoder_hidden_states", device)?,
+        pooled_projections: case.input("pooled_projections", device)?,
+        timestep: case.input("timestep", device)?,
+        guidance: guidance.transpose()?,
+        img_ids: case.input("img_ids", device)?,
+        txt_ids: case.input("txt_ids", device)?,
+    })
+}
