@@ -11,6 +11,10 @@ mod lora;
 mod method;
 #[path = "qwen_vl.rs"]
 mod qwen_vl;
+#[path = "text.rs"]
+mod text;
+#[path = "vae.rs"]
+mod vae;
 
 /// Computes what the case's component computes.
 ///
@@ -23,6 +27,9 @@ pub(crate) fn run(case: &Case) -> anyhow::Result<Outputs> {
         "lora_linear" => lora::linear(case),
         "scheduler" => method::scheduler(case),
         "solver" => method::solver(case),
+        "autoencoder_kl" => vae::autoencoder_kl(case),
+        "t5_encoder" => text::t5_encoder(case),
+        "clip_text" => text::clip_text(case),
         "qwen2_5_vl_vision" => qwen_vl::vision(case),
         "qwen2_5_vl" => qwen_vl::model(case),
         "image_processor" => qwen_vl::image_processor(case),

@@ -1,9 +1,8 @@
 //! The FLUX transformer, alone and under an adapter of peft's.
 
-use burn::tensor::{DType, Device};
+use burn::tensor::Device;
 use retouch_models::flux::{FluxInput, FluxTransformer};
 use retouch_models::lora;
-use retouch_models::weights::{Weights, read_config};
 
 use crate::case::Case;
 use crate::compare::Outputs;
@@ -23,14 +22,7 @@ pub(crate) fn peft_folder(case: &Case) -> anyhow::Result<Outputs> {
 }
 
 pub(crate) fn load(case: &Case, device: &Device) -> anyhow::Result<FluxTransformer> {
-    let config = read_config(&case.path("config.json"))?;
-    let weights = Weights::from_file(&case.path("weights.safetensors"))?;
-    Ok(FluxTransformer::from_weights(
-        &config,
-        &weights,
-        device,
-        DType::F32,
-    )?)
+    Ok(FluxTransformer::load(case.model_folder()?.path(), device)?)
 }
 
 fn input(case: &Case, device: &Device) -> anyhow::Result<FluxInput> {

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use burn::module::Param;
+use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use retouch_models::init::Init;
 use retouch_models::lora::{LoraAdapter, LoraLinear, LoraPair, Scope};

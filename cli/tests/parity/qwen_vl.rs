@@ -4,9 +4,7 @@ use anyhow::{Context, ensure};
 use burn::tensor::{DType, Device, TensorData};
 use image::RgbImage;
 use retouch_models::image_processor::{ImageProcessor, ImageProcessorConfig};
-use retouch_models::qwen2_5_vl::{
-    Grid, Qwen2_5Vl, Qwen2_5VlConfig, TokenRows, VisionConfig, VisionTower,
-};
+use retouch_models::qwen2_5_vl::{Grid, Qwen2_5Vl, TokenRows, VisionConfig, VisionTower};
 use retouch_models::weights::{Weights, read_config};
 
 use crate::case::Case;
@@ -39,9 +37,7 @@ fn grids(case: &Case) -> anyhow::Result<Vec<Grid>> {
 
 pub(crate) fn model(case: &Case) -> anyhow::Result<Outputs> {
     let device = Device::flex();
-    let config: Qwen2_5VlConfig = read_config(&case.path("config.json"))?;
-    let weights = Weights::from_file(&case.path("weights.safetensors"))?;
-    let model = Qwen2_5Vl::from_weights(&config, &weights, &device, DType::F32)?;
+    let model = Qwen2_5Vl::load(case.model_folder()?.path(), &device)?;
     let (tokens, grids) = (
         tokens(case)?,
         if case.has_input("image_grid_thw") {
