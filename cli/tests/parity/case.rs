@@ -3,6 +3,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, ensure};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use retouch_models::weights::Weights;
+use serde::de::DeserializeOwned;
+use tempfile::TempDir;
 use toml::{Table, Value};
 
 /// What a case may differ by if it says nothing else.
@@ -10,7 +12,7 @@ const TOLERANCE: f64 = 1e-4;
 
 /// One case folder, read.
 pub(crate) struct Case {
-    pub(crate) folder: PathBuf,
+    folder: PathBuf,
     pub(crate) component: String,
     /// The largest difference over the largest expected value, for each output.
     pub(crate) tolerance: f64,
@@ -39,17 +41,25 @@ impl Case {
         self.folder.join(name)
     }
 
-    /// The folder as diffusers and transformers lay it out: the loaders' own names for the files.
-    pub(crate) fn model_folder(&self) -> anyhow::Result<tempfile::TempDir> {
+    /// The model as diffusers and transformers lay it out: the loaders' own names for the files.
+    pub(crate) fn model_folder(&self) -> anyhow::Result<TempDir> {
         let folder = tempfile::tempdir()?;
-        for (file, name) in [
-            ("config.json", "config.json"),
-            ("weights.safetensors", "model.safetensors"),
-        ] {
-            let source = std::path::absolute(self.path(file))?;
-            std::os::unix::fs::symlink(source, folder.path().join(name))?;
-        }
+        self.link("config.json", &folder.path().join("config.json"))?;
+        self.link("weights.safetensors", &folder.path().join("model.safetensors"))?;
         Ok(folder)
+    }
+
+    /// The tokenizer as transformers lays it out, with a configuration that sets nothing.
+    pub(crate) fn tokenizer_folder(&self) -> anyhow::Result<TempDir> {
+        let folder = tempfile::tempdir()?;
+        self.link("tokenizer.json", &folder.path().join("tokenizer.json"))?;
+        std::fs::write(folder.path().join("tokenizer_config.json"), "{}")?;
+        Ok(folder)
+    }
+
+    fn link(&self, file: &str, to: &Path) -> anyhow::Result<()> {
+        let source = std::path::absolute(self.path(file))?;
+        Ok(std::os::unix::fs::symlink(source, to)?)
     }
 
     pub(crate) fn text(&self, name: &str) -> anyhow::Result<&str> {
@@ -78,6 +88,12 @@ impl Case {
         self.parameter(name)?
             .as_bool()
             .ok_or_else(|| anyhow!("{name} is no boolean"))
+    }
+
+    /// A name that stands for one of the run file's choices.
+    pub(crate) fn choice<T: DeserializeOwned>(&self, name: &str) -> anyhow::Result<T> {
+        let value = self.parameter(name)?.clone();
+        value.try_into().with_context(|| name.to_owned())
     }
 
     fn parameter(&self, name: &str) -> anyhow::Result<&Value> {

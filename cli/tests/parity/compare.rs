@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, ensure};
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 
 use crate::case::Case;
 
@@ -11,10 +11,6 @@ pub(crate) struct Outputs(BTreeMap<String, TensorData>);
 
 impl Outputs {
     pub(crate) fn float<const D: usize>(self, name: &str, tensor: Tensor<D>) -> Self {
-        self.data(name, tensor.into_data())
-    }
-
-    pub(crate) fn int<const D: usize>(self, name: &str, tensor: Tensor<D, Int>) -> Self {
         self.data(name, tensor.into_data())
     }
 

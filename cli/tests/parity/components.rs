@@ -9,12 +9,18 @@ mod flux;
 mod lora;
 #[path = "method.rs"]
 mod method;
+#[path = "pipeline.rs"]
+mod pipeline;
 #[path = "qwen_vl.rs"]
 mod qwen_vl;
+#[path = "step.rs"]
+mod step;
 #[path = "text.rs"]
 mod text;
 #[path = "vae.rs"]
 mod vae;
+#[path = "words.rs"]
+mod words;
 
 /// Computes what the case's component computes.
 ///
@@ -24,6 +30,9 @@ pub(crate) fn run(case: &Case) -> anyhow::Result<Outputs> {
     match case.component.as_str() {
         "flux_transformer" => flux::transformer(case),
         "peft_folder" => flux::peft_folder(case),
+        "tokenizer" => words::tokenizer(case),
+        "advantage" => method::advantage(case),
+        "kontext_pipeline" => pipeline::kontext_pipeline(case),
         "lora_linear" => lora::linear(case),
         "scheduler" => method::scheduler(case),
         "solver" => method::solver(case),
@@ -34,6 +43,7 @@ pub(crate) fn run(case: &Case) -> anyhow::Result<Outputs> {
         "qwen2_5_vl" => qwen_vl::model(case),
         "image_processor" => qwen_vl::image_processor(case),
         "nft_loss" => method::nft_loss(case),
+        "nft_step" => step::nft_step(case),
         unknown => bail!("unknown component {unknown:?}: no such component is tested here"),
     }
 }

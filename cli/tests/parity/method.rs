@@ -1,9 +1,11 @@
 //! The method's own arithmetic: schedule, solvers, advantage, loss and LoRA.
 
 use burn::tensor::{Device, Tensor};
+use retouch_coordinator::{advantage, filter};
 use retouch_learner::nft;
 use retouch_models::scheduler::{FlowMatchScheduler, NUM_TRAIN_TIMESTEPS};
 use retouch_models::solver;
+use retouch_proto::config::FilterConfig;
 
 use crate::case::Case;
 use crate::compare::Outputs;
@@ -55,7 +57,7 @@ pub(crate) fn nft_config(case: &Case) -> anyhow::Result<nft::NftConfig> {
         beta: case.number("beta")?,
         kl_beta: case.number("kl_beta")?,
         adv_clip_max: case.number("adv_clip_max")?,
-        adv_mode: case.text("adv_mode")?.parse()?,
+        adv_mode: case.choice("adv_mode")?,
     })
 }
 
@@ -103,4 +105,27 @@ pub(crate) fn solver(case: &Case) -> anyhow::Result<Outputs> {
     };
     let latents = solver::trajectory(solver, &sigmas, case.input("z", &device)?, velocity);
     Ok(Outputs::default().float("out.latents", Tensor::stack::<4>(latents, 0)))
+}
+
+pub(crate) fn advantage(case: &Case) -> anyhow::Result<Outputs> {
+    let [groups, size] = case.dims("rewards")?;
+    let rewards: Vec<Vec<f64>> = case
+        .values("rewards")?
+        .chunks(size)
+        .map(<[f64]>::to_vec)
+        .collect();
+    let filter = FilterConfig {
+        rule: case.choice("filter")?,
+        tau_mean: case.number("tau_mean")?,
+        tau_std: case.number("tau_std")?,
+        ..FilterConfig::default()
+    };
+    let keep = filter::keep(&rewards, &filter)
+        .into_iter()
+        .map(|keep| f64::from(u8::from(keep)))
+        .collect();
+    let advantages = advantage::advantages(&rewards, case.choice("std")?).concat();
+    Ok(Outputs::default()
+        .values("out.advantages", advantages, &[groups, size])
+        .values("out.keep", keep, &[groups]))
 }
