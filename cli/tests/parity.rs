@@ -4,7 +4,10 @@
 //! (colon separated), prints one line per case, and fails with all that went wrong. The format is
 //! described in `tools/parity/README.md`; a new case of a known component needs no code here.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 #[path = "parity/case.rs"]
 mod case;
@@ -84,6 +87,38 @@ fn a_wrong_parameter_moves_the_output_beyond_tolerance() {
     std::fs::write(&path, text.replace("beta = 1.0", "beta = 0.5")).expect("written");
     let failure = failure_of(copy.path());
     assert!(failure.contains("grad.v_theta"), "{failure}");
+}
+
+/// Adds a tensor of one number to a case's expectations.
+fn expect_also(folder: &Path, name: &str, value: f32) {
+    let path = folder.join("io.safetensors");
+    let bytes = std::fs::read(&path).expect("io.safetensors");
+    let file = SafeTensors::deserialize(&bytes).expect("tensors");
+    let value = value.to_le_bytes();
+    let view = TensorView::new(Dtype::F32, vec![1], &value).expect("a number");
+    let mut tensors: BTreeMap<_, _> = file.tensors().into_iter().collect();
+    tensors.insert(name.to_owned(), view);
+    let bytes = safetensors::serialize(tensors, None).expect("serialised");
+    std::fs::write(path, bytes).expect("written");
+}
+
+#[test]
+fn an_output_that_is_not_computed_is_a_failure() {
+    let copy = copy_of("nft_loss__all");
+    expect_also(copy.path(), "out.unheard_of", 1.0);
+    let failure = failure_of(copy.path());
+    assert!(
+        failure.contains("out.unheard_of: not computed"),
+        "{failure}"
+    );
+}
+
+#[test]
+fn nothing_agrees_with_nan() {
+    let copy = copy_of("nft_loss__all");
+    expect_also(copy.path(), "out.loss", f32::NAN);
+    let failure = failure_of(copy.path());
+    assert!(failure.contains("out.loss: not finite"), "{failure}");
 }
 
 #[test]

@@ -45,7 +45,10 @@ impl Case {
     pub(crate) fn model_folder(&self) -> anyhow::Result<TempDir> {
         let folder = tempfile::tempdir()?;
         self.link("config.json", &folder.path().join("config.json"))?;
-        self.link("weights.safetensors", &folder.path().join("model.safetensors"))?;
+        self.link(
+            "weights.safetensors",
+            &folder.path().join("model.safetensors"),
+        )?;
         Ok(folder)
     }
 

@@ -20,7 +20,12 @@ use crate::compare::Outputs;
 pub(crate) fn nft_step(case: &Case) -> anyhow::Result<Outputs> {
     let device = Device::flex();
     let model = super::flux::load(case, &device)?.no_grad();
-    let theta = Adapter::read(case, "lora_theta.safetensors", &model, &device.clone().autodiff())?;
+    let theta = Adapter::read(
+        case,
+        "lora_theta.safetensors",
+        &model,
+        &device.clone().autodiff(),
+    )?;
     let old = Adapter::read(case, "lora_old.safetensors", &model, &device)?;
     let batch = PairBatch {
         x0: case.input("x0", &device)?,
@@ -34,9 +39,19 @@ pub(crate) fn nft_step(case: &Case) -> anyhow::Result<Outputs> {
         theta: &theta.adapter,
         old: Some(&old.adapter),
     };
-    let sums = pair_gradient(&velocity, policies, &batch, &nft_config(case)?, &mut StageTimes::default());
+    let sums = pair_gradient(
+        &velocity,
+        policies,
+        &batch,
+        &nft_config(case)?,
+        &mut StageTimes::default(),
+    );
     let count = sums.loss.count as f64;
-    let gradient: Vec<f32> = sums.gradient.iter().map(|value| (f64::from(*value) / count) as f32).collect();
+    let gradient: Vec<f32> = sums
+        .gradient
+        .iter()
+        .map(|value| (f64::from(*value) / count) as f32)
+        .collect();
     let mut state = LearnerState::initial(theta.adapter.to_flat());
     state.old = old.adapter.to_flat();
     state.apply(gradient.clone(), &update(case)?);
@@ -47,7 +62,11 @@ pub(crate) fn nft_step(case: &Case) -> anyhow::Result<Outputs> {
         ("out.old", &state.old),
         ("out.ema", &state.ema),
     ];
-    Ok(vectors.into_iter().fold(outputs, |outputs, (prefix, flat)| theta.name(outputs, prefix, flat)))
+    Ok(vectors
+        .into_iter()
+        .fold(outputs, |outputs, (prefix, flat)| {
+            theta.name(outputs, prefix, flat)
+        }))
 }
 
 /// Predicts v at the noised tokens; the source image's tokens behind them are only attended to.
@@ -56,7 +75,9 @@ fn velocity(
     model: &FluxTransformer,
     device: &Device,
 ) -> anyhow::Result<impl Fn(Tensor<3>, Tensor<1>, Option<&LoraAdapter>) -> Tensor<3>> {
-    let guidance = case.has_input("guidance").then(|| case.input("guidance", device));
+    let guidance = case
+        .has_input("guidance")
+        .then(|| case.input("guidance", device));
     let context = model.prepare(FluxCondition {
         encoder_hidden_states: case.input("encoder_hidden_states", device)?,
         pooled_projections: case.input("pooled_projections", device)?,
@@ -65,11 +86,13 @@ fn velocity(
         txt_ids: case.input("txt_ids", device)?,
     });
     let image_latents = case.input::<3>("image_latents", device)?;
-    Ok(move |x_t: Tensor<3>, t: Tensor<1>, adapter: Option<&LoraAdapter>| {
-        let [_, tokens, _] = x_t.dims();
-        let hidden_states = Tensor::cat(vec![x_t, image_latents.clone()], 1);
-        model.step(hidden_states, tokens, t, &context, adapter)
-    })
+    Ok(
+        move |x_t: Tensor<3>, t: Tensor<1>, adapter: Option<&LoraAdapter>| {
+            let [_, tokens, _] = x_t.dims();
+            let hidden_states = Tensor::cat(vec![x_t, image_latents.clone()], 1);
+            model.step(hidden_states, tokens, t, &context, adapter)
+        },
+    )
 }
 
 fn update(case: &Case) -> anyhow::Result<Update> {
@@ -94,9 +117,17 @@ struct Adapter {
 }
 
 impl Adapter {
-    fn read(case: &Case, file: &str, model: &FluxTransformer, device: &Device) -> anyhow::Result<Self> {
+    fn read(
+        case: &Case,
+        file: &str,
+        model: &FluxTransformer,
+        device: &Device,
+    ) -> anyhow::Result<Self> {
         let weights = Weights::from_file(&case.path(file))?;
-        let names: BTreeMap<String, String> = weights.names().map(|name| (bare(name), name.to_owned())).collect();
+        let names: BTreeMap<String, String> = weights
+            .names()
+            .map(|name| (bare(name), name.to_owned()))
+            .collect();
         let mut factors = Vec::new();
         let mut factor = |name: &str| {
             let tensor = weights.tensor::<2>(name, device)?;
@@ -109,11 +140,21 @@ impl Adapter {
             };
             let b = names.get(&format!("{}.lora_B.weight", projection.name));
             let b = b.with_context(|| format!("{file} has {a} without its lora_B"))?;
-            Ok(Some(LoraPair { a: factor(a)?, b: factor(b)? }))
+            Ok(Some(LoraPair {
+                a: factor(a)?,
+                b: factor(b)?,
+            }))
         };
-        let pairs = model.projections().iter().map(&mut pair).collect::<anyhow::Result<_>>()?;
+        let pairs = model
+            .projections()
+            .iter()
+            .map(&mut pair)
+            .collect::<anyhow::Result<_>>()?;
         let scale = case.number("alpha")? / case.number("rank")?;
-        Ok(Self { adapter: LoraAdapter::from_pairs(pairs, scale), factors })
+        Ok(Self {
+            adapter: LoraAdapter::from_pairs(pairs, scale),
+            factors,
+        })
     }
 
     /// Adds every factor of a flat adapter as `prefix.NAME`.
@@ -122,7 +163,10 @@ impl Adapter {
         for (name, shape) in &self.factors {
             let (values, after) = rest.split_at(shape.iter().product());
             rest = after;
-            outputs = outputs.data(&format!("{prefix}.{name}"), TensorData::new(values.to_vec(), *shape));
+            outputs = outputs.data(
+                &format!("{prefix}.{name}"),
+                TensorData::new(values.to_vec(), *shape),
+            );
         }
         outputs
     }
