@@ -21,7 +21,8 @@ pub(crate) struct ConfigArgs {
 impl ConfigArgs {
     /// Resolves all layers; an error lists every problem with file, line, key and value.
     pub(crate) fn load(&self) -> anyhow::Result<RunConfig> {
-        Ok(load(Some(&self.file), std::env::vars(), &self.sets).map_err(|errors| UsageError(errors.to_string()))?)
+        Ok(load(Some(&self.file), std::env::vars(), &self.sets)
+            .map_err(|errors| UsageError(errors.to_string()))?)
     }
 }
 
@@ -55,19 +56,29 @@ pub(crate) fn run(command: ConfigCommand) -> anyhow::Result<()> {
 pub(crate) fn check_files(config: &RunConfig) -> anyhow::Result<()> {
     let dataset = Path::new(&config.dataset.path);
     let mut needed = vec![
-        ("model.path", Path::new(&config.model.path).join("model_index.json")),
+        (
+            "model.path",
+            Path::new(&config.model.path).join("model_index.json"),
+        ),
         ("dataset.path", dataset.join("train_metadata.jsonl")),
     ];
     if config.evaluation.pairs > 0 {
         needed.push(("dataset.path", dataset.join("test_metadata.jsonl")));
     }
     for term in &config.reward.terms {
-        needed.push(("reward.terms.path", Path::new(&term.path).join("config.json")));
+        needed.push((
+            "reward.terms.path",
+            Path::new(&term.path).join("config.json"),
+        ));
     }
     let missing: Vec<String> = needed
         .into_iter()
         .filter(|(_, file)| !file.is_file())
         .map(|(key, file)| format!("{key}: {} is missing", file.display()))
         .collect();
-    if missing.is_empty() { Ok(()) } else { Err(UsageError(missing.join("\n")).into()) }
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(UsageError(missing.join("\n")).into())
+    }
 }

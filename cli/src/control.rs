@@ -47,7 +47,11 @@ pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(10);
 impl Target {
     /// A target by its run folder.
     pub(crate) fn folder(run: PathBuf) -> Self {
-        Self { run: Some(run), coordinator: None, token: None }
+        Self {
+            run: Some(run),
+            coordinator: None,
+            token: None,
+        }
     }
 
     /// The coordinator's address, read from the run folder where none was given.
@@ -72,7 +76,11 @@ impl Target {
         };
         let file = run.join(name);
         let text = std::fs::read_to_string(&file).with_context(|| {
-            format!("no coordinator runs in {}: can't read {}", run.display(), file.display())
+            format!(
+                "no coordinator runs in {}: can't read {}",
+                run.display(),
+                file.display()
+            )
         })?;
         Ok(text.trim().to_owned())
     }

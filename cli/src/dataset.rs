@@ -8,7 +8,10 @@ use retouch_models::editor::ImageSize;
 use retouch_tiny::dataset::{Dataset, Row, Targets};
 
 /// Images are only tried, so they are made small at once.
-const THUMBNAIL: ImageSize = ImageSize { height: 8, width: 8 };
+const THUMBNAIL: ImageSize = ImageSize {
+    height: 8,
+    width: 8,
+};
 /// Problems listed before the rest is only counted.
 const PROBLEMS_SHOWN: usize = 20;
 
@@ -59,10 +62,24 @@ pub(crate) fn run(args: DatasetArgs) -> anyhow::Result<()> {
 }
 
 fn make(args: &MakeArgs) -> anyhow::Result<()> {
-    let targets = if args.targets { Targets::Written } else { Targets::Omitted };
-    let dataset = Dataset { seed: args.seed, train: args.train, test: args.test, targets };
+    let targets = if args.targets {
+        Targets::Written
+    } else {
+        Targets::Omitted
+    };
+    let dataset = Dataset {
+        seed: args.seed,
+        train: args.train,
+        test: args.test,
+        targets,
+    };
     dataset.write(&args.folder)?;
-    println!("{} training and {} held-out pairs in {}", args.train, args.test, args.folder.display());
+    println!(
+        "{} training and {} held-out pairs in {}",
+        args.train,
+        args.test,
+        args.folder.display()
+    );
     Ok(())
 }
 
@@ -75,18 +92,31 @@ fn check(folder: &Path) -> anyhow::Result<()> {
         found.push(format!("{rows} {split}"));
     }
     if problems.is_empty() {
-        println!("{}: {} pairs, no problem", folder.display(), found.join(" and "));
+        println!(
+            "{}: {} pairs, no problem",
+            folder.display(),
+            found.join(" and ")
+        );
         return Ok(());
     }
     let hidden = problems.len().saturating_sub(PROBLEMS_SHOWN);
     let shown = problems[..problems.len() - hidden].join("\n");
-    let rest = if hidden > 0 { format!("\nand {hidden} more") } else { String::new() };
-    bail!("{} problems in {}:\n{shown}{rest}", problems.len(), folder.display())
+    let rest = if hidden > 0 {
+        format!("\nand {hidden} more")
+    } else {
+        String::new()
+    };
+    bail!(
+        "{} problems in {}:\n{shown}{rest}",
+        problems.len(),
+        folder.display()
+    )
 }
 
 /// Checks one metadata file and the images that it names; returns its number of rows.
 fn check_split(folder: &Path, file: &Path, problems: &mut Vec<String>) -> anyhow::Result<usize> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
     for (index, line) in text.lines().enumerate() {
         if let Err(problem) = check_row(folder, line) {
             problems.push(format!("{}:{}: {problem:#}", file.display(), index + 1));
@@ -100,7 +130,10 @@ fn check_row(folder: &Path, line: &str) -> anyhow::Result<()> {
     if row.prompt.trim().is_empty() {
         bail!("the prompt is empty");
     }
-    for image in [Some(&row.image), row.target.as_ref()].into_iter().flatten() {
+    for image in [Some(&row.image), row.target.as_ref()]
+        .into_iter()
+        .flatten()
+    {
         retouch_rollout_worker::source::load(folder, image, THUMBNAIL)?;
     }
     Ok(())

@@ -61,7 +61,9 @@ pub(crate) fn run(args: EditArgs) -> anyhow::Result<()> {
         .to_rgb8();
     let editor = Editor::load(&args.model, &device, Parts::All)?;
     let adapter = args.adapter.as_deref();
-    let adapter = adapter.map(|folder| load_peft(folder, editor.projections(), &device)).transpose()?;
+    let adapter = adapter
+        .map(|folder| load_peft(folder, editor.projections(), &device))
+        .transpose()?;
     let unit = editor.latent_format().unit();
     let round = |side: u32| side as usize / unit * unit;
     let size = ImageSize {
@@ -79,7 +81,9 @@ pub(crate) fn run(args: EditArgs) -> anyhow::Result<()> {
     let x0 = editor.sample(&condition, noise, &options, adapter.as_ref());
     let images = editor.decode(x0, &condition)?;
     let edited = images.first().context("the editor gave no image")?;
-    edited.save(&args.output).with_context(|| format!("can't write {}", args.output.display()))?;
+    edited
+        .save(&args.output)
+        .with_context(|| format!("can't write {}", args.output.display()))?;
     println!("{} ({}x{})", args.output.display(), size.width, size.height);
     Ok(())
 }

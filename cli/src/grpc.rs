@@ -29,7 +29,9 @@ struct TokenSender(MetadataValue<Ascii>);
 
 impl Interceptor for TokenSender {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.metadata_mut().insert(TOKEN_METADATA_KEY, self.0.clone());
+        request
+            .metadata_mut()
+            .insert(TOKEN_METADATA_KEY, self.0.clone());
         Ok(request)
     }
 }
@@ -45,35 +47,73 @@ impl ControlClient {
             .connect()
             .await
             .with_context(|| format!("no coordinator answers at {address}; the run may be over"))?;
-        let token = target.token()?.parse().context("the join token has other characters than ASCII")?;
+        let token = target
+            .token()?
+            .parse()
+            .context("the join token has other characters than ASCII")?;
         let client = Client::with_interceptor(channel, TokenSender(token));
-        Ok(Self { client: client.max_decoding_message_size(MESSAGE_BYTES_MAX) })
+        Ok(Self {
+            client: client.max_decoding_message_size(MESSAGE_BYTES_MAX),
+        })
     }
 
     pub(crate) async fn status(&mut self) -> anyhow::Result<RunStatus> {
-        let reply = self.client.status(StatusRequest {}).await.map_err(refused)?.into_inner();
+        let reply = self
+            .client
+            .status(StatusRequest {})
+            .await
+            .map_err(refused)?
+            .into_inner();
         serde_json::from_str(&reply.status_json)
             .context("the coordinator's status is of another version of retouch")
     }
 
     pub(crate) async fn pause(&mut self) -> anyhow::Result<String> {
-        Ok(self.client.pause(PauseRequest {}).await.map_err(refused)?.into_inner().state)
+        Ok(self
+            .client
+            .pause(PauseRequest {})
+            .await
+            .map_err(refused)?
+            .into_inner()
+            .state)
     }
 
     pub(crate) async fn resume(&mut self) -> anyhow::Result<String> {
-        Ok(self.client.resume(ResumeRequest {}).await.map_err(refused)?.into_inner().state)
+        Ok(self
+            .client
+            .resume(ResumeRequest {})
+            .await
+            .map_err(refused)?
+            .into_inner()
+            .state)
     }
 
     pub(crate) async fn drain(&mut self) -> anyhow::Result<String> {
-        Ok(self.client.drain(DrainRequest {}).await.map_err(refused)?.into_inner().state)
+        Ok(self
+            .client
+            .drain(DrainRequest {})
+            .await
+            .map_err(refused)?
+            .into_inner()
+            .state)
     }
 
     pub(crate) async fn stop(&mut self) -> anyhow::Result<String> {
-        Ok(self.client.stop(StopRequest {}).await.map_err(refused)?.into_inner().state)
+        Ok(self
+            .client
+            .stop(StopRequest {})
+            .await
+            .map_err(refused)?
+            .into_inner()
+            .state)
     }
 }
 
 /// tonic's own message is a wall of metadata; people need the code and the reason.
 fn refused(status: Status) -> anyhow::Error {
-    anyhow::anyhow!("the coordinator refused: {} ({:?})", status.message(), status.code())
+    anyhow::anyhow!(
+        "the coordinator refused: {} ({:?})",
+        status.message(),
+        status.code()
+    )
 }

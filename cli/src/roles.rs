@@ -82,7 +82,11 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
         check_files(&config)?;
         let listen = match args.listen {
             Some(listen) => listen,
-            None => config.cluster.listen.parse().context("cluster.listen is no host:port")?,
+            None => config
+                .cluster
+                .listen
+                .parse()
+                .context("cluster.listen is no host:port")?,
         };
         let options = CoordinatorOptions {
             run_dir: PathBuf::from(&config.run_dir),
@@ -102,26 +106,39 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
 }
 
 pub(crate) fn rollout_worker(args: WorkerArgs) -> anyhow::Result<()> {
-    work(args, |options| async { Ok(retouch_rollout_worker::run(options).await?) })
+    work(args, |options| async {
+        Ok(retouch_rollout_worker::run(options).await?)
+    })
 }
 
 pub(crate) fn reward_worker(args: WorkerArgs) -> anyhow::Result<()> {
-    work(args, |options| async { Ok(retouch_reward_worker::run(options).await?) })
+    work(args, |options| async {
+        Ok(retouch_reward_worker::run(options).await?)
+    })
 }
 
 pub(crate) fn learner(args: WorkerArgs) -> anyhow::Result<()> {
-    work(args, |options| async { Ok(retouch_learner::session::run(options).await?) })
+    work(args, |options| async {
+        Ok(retouch_learner::session::run(options).await?)
+    })
 }
 
 fn work<F>(args: WorkerArgs, role: impl FnOnce(WorkerOptions) -> F) -> anyhow::Result<()>
 where
     F: Future<Output = anyhow::Result<()>>,
 {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(NETWORK_THREADS).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(NETWORK_THREADS)
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let stop = args.process.set_up()?;
-        let defaults = WorkerOptions::new(args.coordinator, args.process.token, args.name, args.data_dir);
+        let defaults = WorkerOptions::new(
+            args.coordinator,
+            args.process.token,
+            args.name,
+            args.data_dir,
+        );
         role(WorkerOptions {
             device: args.device,
             listen: args.listen,

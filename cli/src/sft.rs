@@ -6,7 +6,10 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use retouch_learner::{
     adamw::AdamWConfig,
-    sft::{Decay, LearningRate, LogitNormal, SftOptions, SftProgress, Start, TextEncoders, Trained, train},
+    sft::{
+        Decay, LearningRate, LogitNormal, SftOptions, SftProgress, Start, TextEncoders, Trained,
+        train,
+    },
 };
 use retouch_models::{device, lora::LoraConfig};
 use retouch_proto::config::LoraConfig as LoraDefaults;
@@ -106,8 +109,14 @@ pub(crate) fn run(args: SftArgs) -> anyhow::Result<()> {
     let mut shown = Shown::new(args.steps);
     let outcome = train(&options, &mut |progress| shown.show(progress))?;
     shown.bar.finish_and_clear();
-    let loss = outcome.validation_loss.map_or(String::new(), |loss| format!(", held-out loss {loss:.4}"));
-    println!("{} parameters trained{loss}: {}", outcome.parameters, outcome.folder.display());
+    let loss = outcome
+        .validation_loss
+        .map_or(String::new(), |loss| format!(", held-out loss {loss:.4}"));
+    println!(
+        "{} parameters trained{loss}: {}",
+        outcome.parameters,
+        outcome.folder.display()
+    );
     Ok(())
 }
 
@@ -124,8 +133,14 @@ fn options(args: &SftArgs) -> anyhow::Result<SftOptions> {
         steps: args.steps,
         batch_size: args.batch_size,
         micro_batch_size: args.micro_batch_size,
-        adamw: AdamWConfig { learning_rate: args.learning_rate, ..AdamWConfig::default() },
-        learning_rate: LearningRate { warmup_steps: args.warmup_steps, decay: args.decay },
+        adamw: AdamWConfig {
+            learning_rate: args.learning_rate,
+            ..AdamWConfig::default()
+        },
+        learning_rate: LearningRate {
+            warmup_steps: args.warmup_steps,
+            decay: args.decay,
+        },
         max_grad_norm: args.max_grad_norm,
         ema_decay_max: args.ema_decay_max,
         noise_levels: LogitNormal::default(),
@@ -138,15 +153,25 @@ fn options(args: &SftArgs) -> anyhow::Result<SftOptions> {
 }
 
 fn trained(args: &SftArgs) -> Trained {
-    let text_encoders = if args.text_encoders { TextEncoders::Trained } else { TextEncoders::Frozen };
+    let text_encoders = if args.text_encoders {
+        TextEncoders::Trained
+    } else {
+        TextEncoders::Frozen
+    };
     match args.train {
         What::Lora => Trained::Lora(LoraConfig {
             rank: args.lora_rank,
             alpha: args.lora_alpha,
             target_modules: LoraDefaults::default().target_modules,
         }),
-        What::Full => Trained::Full { start: Start::Weights, text_encoders },
-        What::Scratch => Trained::Full { start: Start::Random, text_encoders },
+        What::Full => Trained::Full {
+            start: Start::Weights,
+            text_encoders,
+        },
+        What::Scratch => Trained::Full {
+            start: Start::Random,
+            text_encoders,
+        },
     }
 }
 
@@ -157,21 +182,34 @@ struct Shown {
 
 impl Shown {
     fn new(steps: u64) -> Self {
-        let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {elapsed} (about {eta} left)");
-        let bar = ProgressBar::new(steps).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let style = ProgressStyle::with_template(
+            "{bar:30} {pos}/{len}  {msg}  {elapsed} (about {eta} left)",
+        );
+        let bar = ProgressBar::new(steps)
+            .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         Self { bar }
     }
 
     fn show(&mut self, progress: SftProgress) -> ControlFlow<()> {
         match progress {
-            SftProgress::Encoding { done, total } => self.bar.set_message(format!("encoding {done}/{total}")),
+            SftProgress::Encoding { done, total } => {
+                self.bar.set_message(format!("encoding {done}/{total}"))
+            }
             SftProgress::Step { entry, steps } => {
                 self.bar.set_position(entry.step);
-                let held_out = entry.validation_loss.map_or(String::new(), |loss| format!("  held-out {loss:.4}"));
-                let line = format!("loss {:.4}  grad {:.3}{held_out}", entry.loss, entry.grad_norm);
+                let held_out = entry
+                    .validation_loss
+                    .map_or(String::new(), |loss| format!("  held-out {loss:.4}"));
+                let line = format!(
+                    "loss {:.4}  grad {:.3}{held_out}",
+                    entry.loss, entry.grad_norm
+                );
                 let told = entry.validation_loss.is_some() || entry.step % PLAIN_LOG_EVERY == 0;
                 if self.bar.is_hidden() && told {
-                    println!("step {}/{steps}  {line}  {:.2} s", entry.step, entry.seconds);
+                    println!(
+                        "step {}/{steps}  {line}  {:.2} s",
+                        entry.step, entry.seconds
+                    );
                 }
                 self.bar.set_message(line);
             }

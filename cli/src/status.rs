@@ -30,7 +30,14 @@ pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<()> {
         if args.watch && std::io::stdout().is_terminal() {
             print!("{CLEAR_SCREEN}");
         }
-        print!("{}", if args.json { json(&status)? } else { screen(&status) });
+        print!(
+            "{}",
+            if args.json {
+                json(&status)?
+            } else {
+                screen(&status)
+            }
+        );
         if !args.watch || crate::launch::is_over(status.state) {
             return Ok(());
         }
@@ -49,7 +56,12 @@ fn screen(status: &RunStatus) -> String {
     workers(&mut out, status);
     history(&mut out, &status.history);
     for stall in &status.stalls {
-        let _ = writeln!(out, "\nSTALLED for {:.0} s: {}", stall.for_ms as f64 / 1e3, stall.cause);
+        let _ = writeln!(
+            out,
+            "\nSTALLED for {:.0} s: {}",
+            stall.for_ms as f64 / 1e3,
+            stall.cause
+        );
     }
     out
 }
@@ -65,7 +77,10 @@ fn headline(out: &mut String, status: &RunStatus) {
         status.stage,
         status.checkpointed,
         duration(status.uptime_s),
-        status.eta_s.map(|eta| format!(", about {} left", duration(eta))).unwrap_or_default(),
+        status
+            .eta_s
+            .map(|eta| format!(", about {} left", duration(eta)))
+            .unwrap_or_default(),
     );
     if let Some(reason) = &status.reason {
         let _ = writeln!(out, "reason: {reason}");
@@ -114,7 +129,11 @@ fn workers(out: &mut String, status: &RunStatus) {
             worker.done,
             worker.failed,
             worker.last_seen_ms as f64 / 1e3,
-            if worker.state == Presence::Lost { "  !" } else { "" },
+            if worker.state == Presence::Lost {
+                "  !"
+            } else {
+                ""
+            },
         );
     }
 }
@@ -154,7 +173,10 @@ pub(crate) fn sparkline(values: &[f64]) -> String {
     let low = values.iter().copied().fold(f64::INFINITY, f64::min);
     let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let height = |value: f64| ((value - low) / (high - low).max(1e-12) * 7.0).round() as usize;
-    values.iter().map(|value| BLOCKS[height(*value).min(7)]).collect()
+    values
+        .iter()
+        .map(|value| BLOCKS[height(*value).min(7)])
+        .collect()
 }
 
 /// The first digits of a content hash, enough to tell versions apart.

@@ -37,7 +37,11 @@ impl Run {
             if let Some(status) = self.child.try_wait().expect("a child of ours") {
                 return status;
             }
-            assert!(Instant::now() < deadline, "the run takes longer than {RUN_MAX:?}\n{}", self.logs());
+            assert!(
+                Instant::now() < deadline,
+                "the run takes longer than {RUN_MAX:?}\n{}",
+                self.logs()
+            );
             std::thread::sleep(POLL);
         }
     }
@@ -57,8 +61,16 @@ impl Run {
                 return status;
             }
             let ended = self.child.try_wait().expect("a child of ours");
-            assert!(ended.is_none(), "the run ended early: {ended:?}\n{}", self.logs());
-            assert!(Instant::now() < deadline, "the wait takes longer than {RUN_MAX:?}\n{}", self.logs());
+            assert!(
+                ended.is_none(),
+                "the run ended early: {ended:?}\n{}",
+                self.logs()
+            );
+            assert!(
+                Instant::now() < deadline,
+                "the wait takes longer than {RUN_MAX:?}\n{}",
+                self.logs()
+            );
             std::thread::sleep(POLL);
         }
     }
@@ -73,17 +85,24 @@ impl Run {
         };
         let entries = std::fs::read_dir("/proc").expect("/proc");
         let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        pids.into_iter().find(ours).unwrap_or_else(|| panic!("no process {name}\n{}", self.logs()))
+        pids.into_iter()
+            .find(ours)
+            .unwrap_or_else(|| panic!("no process {name}\n{}", self.logs()))
     }
 
     fn logs(&self) -> String {
         let logs = self.path().join("run/logs");
-        let files = std::fs::read_dir(&logs).map(|entries| entries.flatten().map(|e| e.path()).collect());
+        let files =
+            std::fs::read_dir(&logs).map(|entries| entries.flatten().map(|e| e.path()).collect());
         let files: Vec<PathBuf> = files.unwrap_or_default();
         let tail = |file: &PathBuf| {
             let text = std::fs::read_to_string(file).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
-            format!("--- {}\n{}\n", file.display(), lines[lines.len().saturating_sub(15)..].join("\n"))
+            format!(
+                "--- {}\n{}\n",
+                file.display(),
+                lines[lines.len().saturating_sub(15)..].join("\n")
+            )
         };
         files.iter().map(tail).collect()
     }
@@ -97,7 +116,10 @@ impl Drop for Run {
 }
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the workspace")
+        .to_owned()
 }
 
 /// A small random editor and judge and a dataset, made once for all tests.
@@ -107,8 +129,15 @@ fn assets() -> &'static Path {
         let folder = tempfile::tempdir().expect("a temporary folder");
         retouch_tiny::editor::init(&folder.path().join("editor"), 1).expect("an editor");
         retouch_tiny::judge::init(&folder.path().join("judge"), 2).expect("a judge");
-        let dataset = Dataset { seed: 3, train: 32, test: 16, targets: Targets::Omitted };
-        dataset.write(&folder.path().join("dataset")).expect("a dataset");
+        let dataset = Dataset {
+            seed: 3,
+            train: 32,
+            test: 16,
+            targets: Targets::Omitted,
+        };
+        dataset
+            .write(&folder.path().join("dataset"))
+            .expect("a dataset");
         folder
     });
     folder.path()
@@ -116,12 +145,21 @@ fn assets() -> &'static Path {
 
 fn spawn(folder: &Path, sets: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_retouch"));
-    command.current_dir(root()).args(["launch", "examples/smoke.toml", "--set"]);
+    command
+        .current_dir(root())
+        .args(["launch", "examples/smoke.toml", "--set"]);
     command.arg(format!("run_dir={}", folder.join("run").display()));
-    for (key, name) in [("model.path", "editor"), ("dataset.path", "dataset"), ("reward.terms", "judge")] {
+    for (key, name) in [
+        ("model.path", "editor"),
+        ("dataset.path", "dataset"),
+        ("reward.terms", "judge"),
+    ] {
         let path = assets().join(name);
         let value = match key {
-            "reward.terms" => format!("[{{ path = {path:?}, template = {:?} }}]", path.join("template.txt")),
+            "reward.terms" => format!(
+                "[{{ path = {path:?}, template = {:?} }}]",
+                path.join("template.txt")
+            ),
             _ => path.display().to_string(),
         };
         command.args(["--set", &format!("{key}={value}")]);
@@ -129,7 +167,11 @@ fn spawn(folder: &Path, sets: &[&str]) -> Child {
     for set in sets {
         command.args(["--set", set]);
     }
-    command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("retouch starts")
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("retouch starts")
 }
 
 fn status(folder: &Path) -> Option<Value> {
@@ -143,12 +185,18 @@ fn status(folder: &Path) -> Option<Value> {
 }
 
 fn kill_9(pid: i32) {
-    let status = Command::new("kill").args(["-9", &pid.to_string()]).status().expect("kill exists");
+    let status = Command::new("kill")
+        .args(["-9", &pid.to_string()])
+        .status()
+        .expect("kill exists");
     assert!(status.success(), "kill -9 {pid}: {status}");
 }
 
 fn adapter(report: &Value) -> String {
-    report["adapter"].as_str().expect("an adapter hash").to_owned()
+    report["adapter"]
+        .as_str()
+        .expect("an adapter hash")
+        .to_owned()
 }
 
 /// The adapter hash of an undisturbed run, made once for all tests.
@@ -187,19 +235,35 @@ fn status_shows_every_worker_while_the_run_goes_on() {
     let status = run.wait_for(|status| status["committed"].as_u64() >= Some(1));
     let roles = |role: &str| {
         let workers = status["workers"].as_array().expect("workers");
-        workers.iter().filter(|worker| worker["role"] == role).count()
+        workers
+            .iter()
+            .filter(|worker| worker["role"] == role)
+            .count()
     };
-    assert_eq!([roles("rollout"), roles("reward"), roles("learner")], [2, 1, 2], "{status:#}");
+    assert_eq!(
+        [roles("rollout"), roles("reward"), roles("learner")],
+        [2, 1, 2],
+        "{status:#}"
+    );
     assert_eq!(adapter(&run.finish_well()), adapter(undisturbed()));
 }
 
 #[test]
 fn killing_any_worker_changes_nothing() {
-    for name in ["rollout-worker-0", "reward-worker-0", "learner-0", "learner-1"] {
+    for name in [
+        "rollout-worker-0",
+        "reward-worker-0",
+        "learner-0",
+        "learner-1",
+    ] {
         let mut run = Run::launch(&[]);
         run.wait_for(|status| status["committed"].as_u64() >= Some(1));
         kill_9(run.process(name));
-        assert_eq!(adapter(&run.finish_well()), adapter(undisturbed()), "{name} was killed");
+        assert_eq!(
+            adapter(&run.finish_well()),
+            adapter(undisturbed()),
+            "{name} was killed"
+        );
     }
 }
 

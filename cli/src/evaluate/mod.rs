@@ -88,12 +88,19 @@ impl Evaluation {
         let editor = Editor::load(Path::new(&config.model.path), &device, Parts::All)?;
         let adapter = load_peft(adapter, editor.projections(), &device)?;
         let scorer = Scorer::load(&config.reward, &device::parse(&config.reward.device)?)?;
-        let size = ImageSize { height: config.model.height as usize, width: config.model.width as usize };
+        let size = ImageSize {
+            height: config.model.height as usize,
+            width: config.model.width as usize,
+        };
         Ok(Self {
             editor,
             adapter,
             scorer,
-            pairs: read_pairs(Path::new(&config.dataset.path), config.evaluation.pairs as usize, size)?,
+            pairs: read_pairs(
+                Path::new(&config.dataset.path),
+                config.evaluation.pairs as usize,
+                size,
+            )?,
             options: SampleOptions {
                 num_inference_steps: config.evaluation.num_inference_steps as usize,
                 solver: config.evaluation.solver.as_str().parse()?,
@@ -113,10 +120,14 @@ impl Evaluation {
         let work = || {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some(pair) = self.pairs.get(index) else { return };
+                let Some(pair) = self.pairs.get(index) else {
+                    return;
+                };
                 let outcome = self.outcome(index, pair);
                 bar.inc(1);
-                done.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((index, outcome));
+                done.lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner)
+                    .push((index, outcome));
             }
         };
         std::thread::scope(|scope| {
@@ -125,7 +136,9 @@ impl Evaluation {
             }
         });
         bar.finish_and_clear();
-        let mut done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut done = done
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         done.sort_by_key(|(index, _)| *index);
         done.into_iter().map(|(_, outcome)| outcome).collect()
     }
@@ -141,7 +154,9 @@ impl Evaluation {
 
     fn outcome(&self, index: usize, pair: &Pair) -> anyhow::Result<PairOutcome> {
         let Pair { row, source, case } = pair;
-        let condition = self.editor.encode(&row.prompt, source, self.size, self.max_sequence_length)?;
+        let condition =
+            self.editor
+                .encode(&row.prompt, source, self.size, self.max_sequence_length)?;
         let edits = [None, Some(&self.adapter)]
             .into_iter()
             .map(|adapter| self.edit(index, &condition, adapter))
@@ -154,11 +169,15 @@ impl Evaluation {
         };
         let scores = self.scorer.score(&group)?;
         let oracle = case.as_ref().map(Oracle::new);
-        let mut scored = group.edits.into_iter().zip(scores).map(|(image, score)| Scored {
-            oracle: oracle.as_ref().map(|oracle| oracle.score(&image)),
-            judge: score.reward,
-            image,
-        });
+        let mut scored = group
+            .edits
+            .into_iter()
+            .zip(scores)
+            .map(|(image, score)| Scored {
+                oracle: oracle.as_ref().map(|oracle| oracle.score(&image)),
+                judge: score.reward,
+                image,
+            });
         let (Some(before), Some(after)) = (scored.next(), scored.next()) else {
             bail!("the judge scored fewer edits than it was given");
         };
@@ -182,7 +201,10 @@ impl Evaluation {
         let seed = derive(self.seed, Purpose::EvaluationNoise, 0, index as u32, 0, 0);
         let noise = noise::normal(seed, [1, tokens, channels], self.editor.device());
         let x0 = self.editor.sample(condition, noise, &self.options, adapter);
-        self.editor.decode(x0, condition)?.pop().context("the editor gave no image")
+        self.editor
+            .decode(x0, condition)?
+            .pop()
+            .context("the editor gave no image")
     }
 }
 
@@ -198,15 +220,27 @@ fn task_name(pair: &Pair) -> String {
 fn read_pairs(folder: &Path, count: usize, size: ImageSize) -> anyhow::Result<Vec<Pair>> {
     let rows = read_rows(folder, Split::Test)?;
     if rows.len() < count {
-        bail!("evaluation.pairs is {count}, but {} has {} held-out rows", folder.display(), rows.len());
+        bail!(
+            "evaluation.pairs is {count}, but {} has {} held-out rows",
+            folder.display(),
+            rows.len()
+        );
     }
-    let cases = if folder.join("oracle").is_dir() { read_cases(folder, Split::Test)? } else { Vec::new() };
+    let cases = if folder.join("oracle").is_dir() {
+        read_cases(folder, Split::Test)?
+    } else {
+        Vec::new()
+    };
     let mut cases = cases.into_iter().map(Some).chain(std::iter::repeat(None));
     rows.into_iter()
         .take(count)
         .map(|row| {
             let source = retouch_rollout_worker::source::load(folder, &row.image, size)?;
-            Ok(Pair { row, source, case: cases.next().flatten() })
+            Ok(Pair {
+                row,
+                source,
+                case: cases.next().flatten(),
+            })
         })
         .collect()
 }

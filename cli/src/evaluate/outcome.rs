@@ -32,7 +32,11 @@ pub(crate) struct PairOutcome {
 
 impl PairOutcome {
     pub(crate) fn triptych(&self) -> Triptych<'_> {
-        Triptych { source: &self.source, before: &self.before.image, after: &self.after.image }
+        Triptych {
+            source: &self.source,
+            before: &self.before.image,
+            after: &self.after.image,
+        }
     }
 
     /// Before, after and the scale's top: the oracle's where it is known, else the judge's.
@@ -46,9 +50,14 @@ impl PairOutcome {
 
 /// Means, intervals and gains over all pairs.
 pub(crate) fn summarise(outcomes: &[PairOutcome], sampling: String) -> HeldOut {
-    let oracle: Option<Vec<(f64, f64)>> =
-        outcomes.iter().map(|o| Some((o.before.oracle?, o.after.oracle?))).collect();
-    let judge: Vec<(f64, f64)> = outcomes.iter().map(|o| (o.before.judge, o.after.judge)).collect();
+    let oracle: Option<Vec<(f64, f64)>> = outcomes
+        .iter()
+        .map(|o| Some((o.before.oracle?, o.after.oracle?)))
+        .collect();
+    let judge: Vec<(f64, f64)> = outcomes
+        .iter()
+        .map(|o| (o.before.judge, o.after.judge))
+        .collect();
     let headline = oracle.as_ref().unwrap_or(&judge);
     HeldOut {
         pairs: outcomes.len(),
@@ -64,7 +73,10 @@ fn gain_by_task(outcomes: &[PairOutcome], scores: &[(f64, f64)]) -> BTreeMap<Str
     for (outcome, score) in outcomes.iter().zip(scores) {
         tasks.entry(outcome.task.clone()).or_default().push(*score);
     }
-    tasks.into_iter().map(|(task, scores)| (task, compare(&scores).gain)).collect()
+    tasks
+        .into_iter()
+        .map(|(task, scores)| (task, compare(&scores).gain))
+        .collect()
 }
 
 fn compare(scores: &[(f64, f64)]) -> Comparison {
@@ -97,7 +109,10 @@ mod tests {
 
     #[test]
     fn gains_are_paired_and_told_by_task() {
-        let outcomes = [outcome("add", 0.2, 0.4, true), outcome("remove", 0.6, 0.6, true)];
+        let outcomes = [
+            outcome("add", 0.2, 0.4, true),
+            outcome("remove", 0.6, 0.6, true),
+        ];
         let heldout = summarise(&outcomes, String::new());
         assert!((heldout.judge.gain.mean - 0.1).abs() < 1e-12);
         let oracle = heldout.oracle.expect("every pair has a target");

@@ -10,7 +10,9 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(500);
 pub(crate) async fn watch_peak(pids: Pids, peak_kib: &std::cell::Cell<u64>) {
     loop {
         let ids: Vec<u32> = {
-            let pids = pids.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let pids = pids
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             pids.values().copied().chain([std::process::id()]).collect()
         };
         let sum = ids.into_iter().map(resident_kib).sum();
@@ -34,7 +36,8 @@ fn status_field(pid: u32, field: &str) -> u64 {
         return 0;
     };
     let line = status.lines().find_map(|line| line.strip_prefix(field));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0)
 }
 
 #[cfg(test)]

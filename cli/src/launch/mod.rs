@@ -97,7 +97,10 @@ async fn follow(
     for spec in processes::workers(config, folder.path(), &address, token) {
         supervisor.start(spec);
     }
-    println!("coordinator at {address}; `retouch status {}` shows more", folder.path().display());
+    println!(
+        "coordinator at {address}; `retouch status {}` shows more",
+        folder.path().display()
+    );
     let mut progress = Progress::new(config.iterations);
     let target = Target::folder(folder.path().to_owned());
     let result = tokio::select! {
@@ -121,7 +124,9 @@ async fn wait_for_address(file: &Path) -> anyhow::Result<String> {
             return Ok(address.trim().to_owned());
         }
         if Instant::now() > deadline {
-            bail!("the coordinator did not listen within {COORDINATOR_START_MAX:?}; see logs/coordinator.log");
+            bail!(
+                "the coordinator did not listen within {COORDINATOR_START_MAX:?}; see logs/coordinator.log"
+            );
         }
         tokio::time::sleep(ADDRESS_POLL).await;
     }

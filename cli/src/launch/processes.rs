@@ -21,17 +21,35 @@ const TOKEN_BYTES: usize = 16;
 pub(crate) fn coordinator(run_dir: &Path, token: &str) -> ProcessSpec {
     ProcessSpec {
         name: COORDINATOR.to_owned(),
-        arguments: vec!["coordinator".into(), run_dir.join("config.toml").into(), "--parent".into(), own_id()],
+        arguments: vec![
+            "coordinator".into(),
+            run_dir.join("config.toml").into(),
+            "--parent".into(),
+            own_id(),
+        ],
         environment: environment(token),
         ends_by_itself: true,
     }
 }
 
 /// The workers that the run file asks for: all of them on this machine.
-pub(crate) fn workers(config: &RunConfig, run_dir: &Path, address: &str, token: &str) -> Vec<ProcessSpec> {
+pub(crate) fn workers(
+    config: &RunConfig,
+    run_dir: &Path,
+    address: &str,
+    token: &str,
+) -> Vec<ProcessSpec> {
     let roles = [
-        ("rollout-worker", config.cluster.rollout_workers, &config.model.device),
-        ("reward-worker", config.cluster.reward_workers, &config.reward.device),
+        (
+            "rollout-worker",
+            config.cluster.rollout_workers,
+            &config.model.device,
+        ),
+        (
+            "reward-worker",
+            config.cluster.reward_workers,
+            &config.reward.device,
+        ),
         ("learner", config.learner.ranks, &config.learner.device),
     ];
     let specs = roles.into_iter().flat_map(|(role, count, device)| {
@@ -48,7 +66,13 @@ pub(crate) fn workers(config: &RunConfig, run_dir: &Path, address: &str, token: 
     specs.collect()
 }
 
-fn worker_arguments(role: &str, name: &str, run_dir: &Path, address: &str, device: &str) -> Vec<OsString> {
+fn worker_arguments(
+    role: &str,
+    name: &str,
+    run_dir: &Path,
+    address: &str,
+    device: &str,
+) -> Vec<OsString> {
     let data_dir = super::scratch(run_dir, name);
     [
         (role.into(), None),
@@ -80,7 +104,11 @@ pub(crate) fn join_token(run_dir: &Path) -> anyhow::Result<String> {
         return Ok(token.trim().to_owned());
     }
     let token = random_token()?;
-    let options = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file);
+    let options = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&file);
     let mut opened = options.with_context(|| format!("can't create {}", file.display()))?;
     writeln!(opened, "{token}").with_context(|| format!("can't write {}", file.display()))?;
     Ok(token)

@@ -26,7 +26,11 @@ impl Progress {
         } else {
             ProgressBar::hidden()
         };
-        Self { bar, shown: 0, stalled: None }
+        Self {
+            bar,
+            shown: 0,
+            stalled: None,
+        }
     }
 
     /// Polls the coordinator and shows what is new, until the future is dropped. A coordinator that does not
@@ -61,7 +65,11 @@ impl Progress {
 
     /// Prints a line above the bar.
     pub(crate) fn say(&self, line: &str) {
-        if self.bar.is_hidden() { println!("{line}") } else { self.bar.println(line) }
+        if self.bar.is_hidden() {
+            println!("{line}")
+        } else {
+            self.bar.println(line)
+        }
     }
 
     pub(crate) fn finish(&self) {
@@ -76,9 +84,12 @@ fn style() -> ProgressStyle {
 
 fn line(metrics: &IterationMetrics, iterations: u32) -> String {
     let width = iterations.to_string().len();
-    let loss = metrics.train.as_ref().map_or("no update".to_owned(), |train| {
-        format!("loss {:.4}  grad {:.3}", train.policy_loss, train.grad_norm)
-    });
+    let loss = metrics
+        .train
+        .as_ref()
+        .map_or("no update".to_owned(), |train| {
+            format!("loss {:.4}  grad {:.3}", train.policy_loss, train.grad_norm)
+        });
     format!(
         "iteration {:>width$}/{iterations}  reward {:.4} +- {:.4}  kept {}/{}  {loss}  {}",
         metrics.iteration.0,
@@ -96,6 +107,9 @@ fn message(status: &RunStatus) -> String {
         Stage::Collecting => format!("scored {}/{}", groups.scored + groups.dropped, groups.total),
         other => other.to_string(),
     };
-    let eta = status.eta_s.map(|eta| format!("  about {} left", duration(eta))).unwrap_or_default();
+    let eta = status
+        .eta_s
+        .map(|eta| format!("  about {} left", duration(eta)))
+        .unwrap_or_default();
     format!("{stage}  {:.1} samples/s{eta}", status.rates.samples_per_s)
 }

@@ -49,7 +49,8 @@ impl RunFolder {
                 differences(&theirs, &ours),
             ),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                std::fs::write(&file, ours).with_context(|| format!("can't write {}", file.display()))
+                std::fs::write(&file, ours)
+                    .with_context(|| format!("can't write {}", file.display()))
             }
             Err(error) => Err(error).with_context(|| format!("can't read {}", file.display())),
         }
@@ -59,7 +60,10 @@ impl RunFolder {
 fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
     let file = File::create(path).with_context(|| format!("can't create {}", path.display()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
-        anyhow::anyhow!("another launch holds {} ({error}); wait for it or choose another run_dir", path.display())
+        anyhow::anyhow!(
+            "another launch holds {} ({error}); wait for it or choose another run_dir",
+            path.display()
+        )
     })
 }
 
@@ -67,9 +71,14 @@ fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
 fn differences(theirs: &str, ours: &str) -> String {
     let only_in = |sign: char, a: &str, b: &str| -> Vec<String> {
         let known: std::collections::HashSet<&str> = b.lines().collect();
-        a.lines().filter(|line| !known.contains(line)).map(|line| format!("  {sign} {line}")).collect()
+        a.lines()
+            .filter(|line| !known.contains(line))
+            .map(|line| format!("  {sign} {line}"))
+            .collect()
     };
-    [only_in('-', theirs, ours), only_in('+', ours, theirs)].concat().join("\n")
+    [only_in('-', theirs, ours), only_in('+', ours, theirs)]
+        .concat()
+        .join("\n")
 }
 
 #[cfg(test)]

@@ -85,7 +85,8 @@ impl Supervisor {
             pids: self.pids.clone(),
             stop: self.stop.clone(),
         };
-        self.tasks.spawn(async move { (keeper.spec.name.clone(), keeper.keep_alive().await) });
+        self.tasks
+            .spawn(async move { (keeper.spec.name.clone(), keeper.keep_alive().await) });
     }
 
     /// Waits until a process ended for good: `Ok(name)` when it was done, an error when it can't be kept alive.
@@ -124,7 +125,11 @@ impl Keeper {
             if status.success() && self.spec.ends_by_itself {
                 return Ok(());
             }
-            deaths = if started.elapsed() >= HEALTHY_AFTER { 1 } else { deaths + 1 };
+            deaths = if started.elapsed() >= HEALTHY_AFTER {
+                1
+            } else {
+                deaths + 1
+            };
             tracing::warn!(process = self.spec.name, %status, deaths, "a process died and is started again");
             if deaths > RESTARTS_MAX {
                 bail!(
@@ -134,7 +139,9 @@ impl Keeper {
                     log_tail(&self.log),
                 );
             }
-            let backoff = BACKOFF_FIRST.saturating_mul(1 << (deaths - 1)).min(BACKOFF_MAX);
+            let backoff = BACKOFF_FIRST
+                .saturating_mul(1 << (deaths - 1))
+                .min(BACKOFF_MAX);
             tokio::select! {
                 () = sleep(backoff) => {}
                 () = self.stop.cancelled() => return Ok(()),
@@ -174,7 +181,9 @@ impl Keeper {
     }
 
     fn pids(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, u32>> {
-        self.pids.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.pids
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 

@@ -22,7 +22,10 @@ impl Series {
     pub(crate) fn new(name: &str, values: impl IntoIterator<Item = Option<f64>>) -> Self {
         Self {
             name: name.to_owned(),
-            values: values.into_iter().map(|v| v.filter(|x| x.is_finite())).collect(),
+            values: values
+                .into_iter()
+                .map(|v| v.filter(|x| x.is_finite()))
+                .collect(),
         }
     }
 }
@@ -50,9 +53,15 @@ pub(crate) fn line_chart(title: &str, series: &[Series]) -> String {
 fn legend(series: &[Series]) -> String {
     let entries = series.iter().enumerate().map(|(index, one)| {
         let colour = COLOURS[index % COLOURS.len()];
-        format!("<span><i style=\"background:{colour}\"></i>{}</span>", one.name)
+        format!(
+            "<span><i style=\"background:{colour}\"></i>{}</span>",
+            one.name
+        )
     });
-    format!("<div class=\"legend\">{}</div>", entries.collect::<String>())
+    format!(
+        "<div class=\"legend\">{}</div>",
+        entries.collect::<String>()
+    )
 }
 
 /// The data's bounds and their mapping to the drawing area.
@@ -64,14 +73,22 @@ struct Frame {
 
 impl Frame {
     fn around(series: &[Series]) -> Option<Self> {
-        let values = || series.iter().flat_map(|s| s.values.iter().flatten().copied());
+        let values = || {
+            series
+                .iter()
+                .flat_map(|s| s.values.iter().flatten().copied())
+        };
         let low = values().reduce(f64::min)?;
         let high = values().reduce(f64::max)?;
         let margin = ((high - low) * 0.05).max(1e-9 + high.abs() * 1e-3);
         let longest = series.iter().map(|s| s.values.len()).max()?;
         Some(Self {
             last_index: (longest.max(2) - 1) as f64,
-            low: if low >= 0.0 { (low - margin).max(0.0) } else { low - margin },
+            low: if low >= 0.0 {
+                (low - margin).max(0.0)
+            } else {
+                low - margin
+            },
             high: high + margin,
         })
     }
@@ -110,9 +127,13 @@ impl Frame {
     }
 
     fn draw_series(&self, svg: &mut String, series: &Series, colour: &str) {
-        let points = series.values.iter().enumerate().filter_map(|(index, value)| {
-            value.map(|v| format!("{:.1},{:.1}", self.x(index as f64), self.y(v)))
-        });
+        let points = series
+            .values
+            .iter()
+            .enumerate()
+            .filter_map(|(index, value)| {
+                value.map(|v| format!("{:.1},{:.1}", self.x(index as f64), self.y(v)))
+            });
         let _ = write!(
             svg,
             "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.8\" points=\"{}\"/>",
@@ -137,7 +158,10 @@ mod tests {
 
     #[test]
     fn a_chart_without_values_is_empty() {
-        assert_eq!(line_chart("reward", &[Series::new("mean", [None, Some(f64::NAN)])]), "");
+        assert_eq!(
+            line_chart("reward", &[Series::new("mean", [None, Some(f64::NAN)])]),
+            ""
+        );
     }
 
     #[test]

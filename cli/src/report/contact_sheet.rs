@@ -21,7 +21,10 @@ pub(crate) fn contact_sheet(rows: &[Triptych<'_>], columns: u32) -> RgbImage {
         return RgbImage::from_pixel(1, 1, BACKGROUND);
     };
     let factor = THUMBNAIL_WIDTH_MIN.div_ceil(first.source.width()).max(1);
-    let (width, height) = (first.source.width() * factor, first.source.height() * factor);
+    let (width, height) = (
+        first.source.width() * factor,
+        first.source.height() * factor,
+    );
     let group_width = 3 * width + 2 * GAP;
     let lines = (rows.len() as u32).div_ceil(columns);
     let mut sheet = RgbImage::from_pixel(
@@ -50,11 +53,21 @@ mod tests {
     fn rows_fill_the_columns_left_to_right() {
         let [red, green, blue] =
             [[255, 0, 0], [0, 255, 0], [0, 0, 255]].map(|c| RgbImage::from_pixel(64, 64, Rgb(c)));
-        let row = || Triptych { source: &red, before: &green, after: &blue };
+        let row = || Triptych {
+            source: &red,
+            before: &green,
+            after: &blue,
+        };
         let sheet = contact_sheet(&[row(), row(), row()], 2);
         assert_eq!(sheet.dimensions(), (2 * (3 * 128 + 8) + 48, 2 * 132 + 16));
         assert_eq!(*sheet.get_pixel(GROUP_GAP, GROUP_GAP), Rgb([255, 0, 0]));
-        assert_eq!(*sheet.get_pixel(GROUP_GAP + 132, GROUP_GAP), Rgb([0, 255, 0]));
-        assert_eq!(*sheet.get_pixel(2 * GROUP_GAP + 392 + 264, GROUP_GAP), Rgb([0, 0, 255]));
+        assert_eq!(
+            *sheet.get_pixel(GROUP_GAP + 132, GROUP_GAP),
+            Rgb([0, 255, 0])
+        );
+        assert_eq!(
+            *sheet.get_pixel(2 * GROUP_GAP + 392 + 264, GROUP_GAP),
+            Rgb([0, 0, 255])
+        );
     }
 }

@@ -50,10 +50,21 @@ fn headline(report: &Report) -> String {
         ("state", report.state.clone()),
         ("wall clock", duration(report.wall_s)),
         ("peak memory", format!("{:.0} MiB", report.peak_rss_mib)),
-        ("adapter", format!("<code>{}</code>", &report.adapter[..report.adapter.len().min(16)])),
+        (
+            "adapter",
+            format!(
+                "<code>{}</code>",
+                &report.adapter[..report.adapter.len().min(16)]
+            ),
+        ),
     ];
-    let cells = facts.iter().map(|(name, value)| format!("<div><b>{value}</b><span>{name}</span></div>"));
-    format!("<section class=\"facts\">{}</section>", cells.collect::<String>())
+    let cells = facts
+        .iter()
+        .map(|(name, value)| format!("<div><b>{value}</b><span>{name}</span></div>"));
+    format!(
+        "<section class=\"facts\">{}</section>",
+        cells.collect::<String>()
+    )
 }
 
 fn measures(report: &Report) -> String {
@@ -63,14 +74,20 @@ fn measures(report: &Report) -> String {
         rows += &measure_row("oracle, 0..5", oracle);
     }
     rows += &measure_row("judge, 0..1", &heldout.judge);
-    let tasks = heldout
-        .gain_by_task
-        .iter()
-        .map(|(task, gain)| format!("<tr><td>{}</td><td>{}</td></tr>", escape(task), interval(*gain)));
-    let stages = report
-        .stage_s
-        .iter()
-        .map(|(stage, seconds)| format!("<tr><td>{}</td><td>{}</td></tr>", escape(stage), duration(*seconds)));
+    let tasks = heldout.gain_by_task.iter().map(|(task, gain)| {
+        format!(
+            "<tr><td>{}</td><td>{}</td></tr>",
+            escape(task),
+            interval(*gain)
+        )
+    });
+    let stages = report.stage_s.iter().map(|(stage, seconds)| {
+        format!(
+            "<tr><td>{}</td><td>{}</td></tr>",
+            escape(stage),
+            duration(*seconds)
+        )
+    });
     format!(
         "<h2>Measures on {} held-out pairs</h2><p>{}; mean and 95 % interval of a paired bootstrap.</p>\
          <table><tr><th></th><th>before</th><th>after</th><th>gain</th></tr>{rows}</table>\
@@ -93,13 +110,30 @@ fn measure_row(name: &str, measure: &Comparison) -> String {
 }
 
 fn charts(curve: &[IterationPoint]) -> String {
-    let series = |name: &str, pick: fn(&IterationPoint) -> Option<f64>| Series::new(name, curve.iter().map(pick));
+    let series = |name: &str, pick: fn(&IterationPoint) -> Option<f64>| {
+        Series::new(name, curve.iter().map(pick))
+    };
     [
-        line_chart("reward (judge, training groups)", &[series("mean", |p| p.reward_mean), series("std", |p| p.reward_std)]),
+        line_chart(
+            "reward (judge, training groups)",
+            &[
+                series("mean", |p| p.reward_mean),
+                series("std", |p| p.reward_std),
+            ],
+        ),
         line_chart("policy loss", &[series("policy_loss", |p| p.policy_loss)]),
-        line_chart("KL to the base", &[series("kl_div", |p| p.kl_div), series("old_deviate", |p| p.old_deviate)]),
+        line_chart(
+            "KL to the base",
+            &[
+                series("kl_div", |p| p.kl_div),
+                series("old_deviate", |p| p.old_deviate),
+            ],
+        ),
         line_chart("gradient norm", &[series("grad_norm", |p| p.grad_norm)]),
-        line_chart("groups filtered", &[series("filter_rate", |p| p.filter_rate)]),
+        line_chart(
+            "groups filtered",
+            &[series("filter_rate", |p| p.filter_rate)],
+        ),
         line_chart("seconds per iteration", &[series("seconds", |p| p.seconds)]),
     ]
     .concat()
@@ -125,7 +159,10 @@ fn interval(estimate: Estimate) -> String {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }
 
 #[cfg(test)]
@@ -139,6 +176,9 @@ mod tests {
             picture: "a.png".to_owned(),
             scores: (1.0, 2.0, 5.0),
         });
-        assert!(html.contains("&lt;script&gt;") && !html.contains("<script>"), "{html}");
+        assert!(
+            html.contains("&lt;script&gt;") && !html.contains("<script>"),
+            "{html}"
+        );
     }
 }

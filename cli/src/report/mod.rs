@@ -35,8 +35,15 @@ const SHEET_COLUMNS: u32 = 3;
 /// Evaluates the run's final adapter on held-out pairs and writes `report.json`, `report.html` and the pictures.
 pub(crate) fn make(config: &RunConfig, run_dir: &Path) -> anyhow::Result<()> {
     let history = Reader::open(run_dir)?.iterations()?;
-    let Some(adapter) = history.iter().rev().find_map(|metrics| metrics.ema_adapter.clone()) else {
-        bail!("the run in {} has exported no adapter yet", run_dir.display());
+    let Some(adapter) = history
+        .iter()
+        .rev()
+        .find_map(|metrics| metrics.ema_adapter.clone())
+    else {
+        bail!(
+            "the run in {} has exported no adapter yet",
+            run_dir.display()
+        );
     };
     let evaluation_started = Instant::now();
     let evaluation = Evaluation::of_run(config, &run_dir.join("adapters").join(&adapter))?;
@@ -46,7 +53,12 @@ pub(crate) fn make(config: &RunConfig, run_dir: &Path) -> anyhow::Result<()> {
     let totals = Totals::add_evaluation(run_dir, evaluate_s, peak_kib)?;
     let report = Report {
         name: config.name.to_string(),
-        state: if history.len() as u32 >= config.iterations { "finished" } else { "stopped" }.to_owned(),
+        state: if history.len() as u32 >= config.iterations {
+            "finished"
+        } else {
+            "stopped"
+        }
+        .to_owned(),
         iterations: history.len() as u32,
         heldout: evaluation.summarise(&outcomes),
         adapter,
@@ -99,13 +111,19 @@ fn write_pictures(run_dir: &Path, outcomes: &[PairOutcome]) -> anyhow::Result<Ve
         .with_context(|| format!("can't create {}", samples.display()))?;
     let shown = &outcomes[..outcomes.len().min(EXAMPLES)];
     let rows: Vec<Triptych<'_>> = shown.iter().map(PairOutcome::triptych).collect();
-    save(&contact_sheet(&rows, SHEET_COLUMNS), &samples.join("contact_sheet.png"))?;
+    save(
+        &contact_sheet(&rows, SHEET_COLUMNS),
+        &samples.join("contact_sheet.png"),
+    )?;
     shown
         .iter()
         .enumerate()
         .map(|(index, outcome)| {
             let name = format!("heldout_{index:03}.png");
-            save(&contact_sheet(&[outcome.triptych()], 1), &samples.join(&name))?;
+            save(
+                &contact_sheet(&[outcome.triptych()], 1),
+                &samples.join(&name),
+            )?;
             Ok(Example {
                 prompt: outcome.prompt.clone(),
                 picture: format!("samples/{name}"),
@@ -116,17 +134,29 @@ fn write_pictures(run_dir: &Path, outcomes: &[PairOutcome]) -> anyhow::Result<Ve
 }
 
 fn save(image: &RgbImage, path: &Path) -> anyhow::Result<()> {
-    image.save(path).with_context(|| format!("can't write {}", path.display()))
+    image
+        .save(path)
+        .with_context(|| format!("can't write {}", path.display()))
 }
 
 fn print_summary(report: &Report, run_dir: &Path) {
-    println!("\n{}: {} after {} iterations", report.name, report.state, report.iterations);
+    println!(
+        "\n{}: {} after {} iterations",
+        report.name, report.state, report.iterations
+    );
     print_heldout(&report.heldout);
     for (stage, seconds) in &report.stage_s {
         println!("  {stage:<22} {}", duration(*seconds));
     }
-    println!("wall clock {}, peak memory {:.0} MiB", duration(report.wall_s), report.peak_rss_mib);
-    println!("adapter {}", run_dir.join("adapters").join(&report.adapter).display());
+    println!(
+        "wall clock {}, peak memory {:.0} MiB",
+        duration(report.wall_s),
+        report.peak_rss_mib
+    );
+    println!(
+        "adapter {}",
+        run_dir.join("adapters").join(&report.adapter).display()
+    );
     println!("report  {}", run_dir.join("report.html").display());
 }
 

@@ -17,7 +17,11 @@ pub(crate) struct Totals {
 
 impl Totals {
     /// Adds the training part of a launch, interrupted ones included.
-    pub(crate) fn add_launch(run_dir: &Path, wall: Duration, peak_kib: u64) -> anyhow::Result<Self> {
+    pub(crate) fn add_launch(
+        run_dir: &Path,
+        wall: Duration,
+        peak_kib: u64,
+    ) -> anyhow::Result<Self> {
         let mut totals = Self::load(run_dir)?;
         totals.launches += 1;
         totals.wall_s += wall.as_secs_f64();
@@ -26,7 +30,11 @@ impl Totals {
     }
 
     /// Adds an evaluation by this process.
-    pub(crate) fn add_evaluation(run_dir: &Path, wall_s: f64, peak_kib: u64) -> anyhow::Result<Self> {
+    pub(crate) fn add_evaluation(
+        run_dir: &Path,
+        wall_s: f64,
+        peak_kib: u64,
+    ) -> anyhow::Result<Self> {
         let mut totals = Self::load(run_dir)?;
         totals.wall_s += wall_s;
         totals.raise_peak(peak_kib);
@@ -66,6 +74,13 @@ mod tests {
         Totals::add_launch(folder.path(), Duration::from_secs(10), 2048).expect("written");
         Totals::add_launch(folder.path(), Duration::from_secs(5), 1024).expect("written");
         let totals = Totals::add_evaluation(folder.path(), 1.5, 3072).expect("written");
-        assert_eq!(totals, Totals { launches: 2, wall_s: 16.5, peak_rss_mib: 3.0 });
+        assert_eq!(
+            totals,
+            Totals {
+                launches: 2,
+                wall_s: 16.5,
+                peak_rss_mib: 3.0
+            }
+        );
     }
 }
