@@ -210,7 +210,7 @@ fn sigmoid_gate<S: Simd>(s: S, x: S::F32, factor: f32) -> (S::F32, S::F32) {
 /// `(1 + tanh u) / 2 = sigmoid(2u)` with `u = sqrt(2 / pi) (x + 0.044715 x^3)`.
 #[inline(always)]
 fn tanh_gate<S: Simd>(s: S, x: S::F32) -> (S::F32, S::F32) {
-    const TWICE_ROOT: f32 = 1.595_769_1;
+    const TWICE_ROOT: f32 = 1.595_769;
     const CUBIC: f32 = 0.044_715;
     let square = s.mul(x, x);
     let one = s.splat(1.0);

@@ -28,7 +28,7 @@ pub(crate) enum Onto<'a> {
 impl<'a> Onto<'a> {
     /// The same for a block that starts at `column`.
     #[inline(always)]
-    fn from_column(self, column: usize) -> Self {
+    fn starting_at(self, column: usize) -> Self {
         match self {
             Self::Row(row) => Self::Row(&row[column..]),
             other => other,
@@ -69,7 +69,7 @@ fn multiply_rows(c: MatrixMut, a: Matrix, b: Matrix, alpha: f32, onto: Onto) {
     let blocks = c.transposed().row_blocks(width);
     for (index, block) in blocks.into_iter().enumerate() {
         let columns = index * width..index * width + block.rows;
-        let onto = onto.from_column(columns.start);
+        let onto = onto.starting_at(columns.start);
         multiply_columns(block.transposed(), a, b.column_range(columns), alpha, onto);
     }
 }

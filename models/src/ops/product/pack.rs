@@ -69,7 +69,7 @@ impl<'a> Packed<'a> {
 
     /// Some of the panels, padding included: `range` starts and ends with a panel.
     pub(crate) fn panel_range(self, range: Range<usize>) -> Self {
-        assert!(range.start % PANEL == 0 && range.end % PANEL == 0);
+        assert!(range.start.is_multiple_of(PANEL) && range.end.is_multiple_of(PANEL));
         assert!(range.end <= self.columns.next_multiple_of(PANEL));
         Self {
             data: &self.data[range.start / PANEL * self.panel_stride..],

@@ -1,5 +1,10 @@
 //! The register tile: a few rows times two vectors of the result stay in registers while the depth passes by.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "constant bounds let the compiler unroll the loops and keep the tile in registers"
+)]
+
 use super::Onto;
 use super::matrix::{Matrix, MatrixMut};
 use super::pack::{PANEL, Packed};
@@ -41,7 +46,7 @@ fn block<S: Simd>(s: S, mut c: MatrixMut, a: Matrix, b: Packed, alpha: f32, onto
                     row_stride: c.row_stride,
                     column_stride: c.column_stride,
                     alpha,
-                    onto: onto.from_column(column),
+                    onto: onto.starting_at(column),
                 };
                 // SAFETY: the tile lies within `c`, whose rows and depth are those of `a` and `b`.
                 unsafe { tile_of_any_size(s, &steps, &to) };
