@@ -148,7 +148,7 @@ mod tests {
         }
     }
 
-    const TORCH: [f32; 3] = [0.477_919_49, -0.981_187_9, 1.993_245_8];
+    const TORCH: [f32; 3] = [0.477_919_5, -0.981_187_9, 1.993_245_8];
 
     #[test]
     fn first_step_has_the_size_of_the_learning_rate() {

@@ -38,7 +38,7 @@ pub enum SampleError {
         /// The adapter's hash.
         hash: ContentHash,
         /// What does not fit.
-        source: LoadError,
+        source: Box<LoadError>,
     },
     /// The model gave no numbers.
     #[error("candidate {sample} of group {group} is not finite")]
@@ -193,7 +193,7 @@ impl Sampler {
         let adapter = self.adapters.get_or(version.hash, load);
         adapter.map_err(|source| SampleError::Adapter {
             hash: version.hash,
-            source,
+            source: Box::new(source),
         })
     }
 

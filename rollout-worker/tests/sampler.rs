@@ -18,8 +18,10 @@ use retouch_rollout_worker::sampler::{GroupInput, SampleError, Sampler, Version}
 
 fn config() -> RunConfig {
     let folder = "../tools/parity/cases/kontext_pipeline__dpm2_truncated_prompt/pipeline";
-    let mut config = RunConfig::default();
-    config.seed = 11;
+    let mut config = RunConfig {
+        seed: 11,
+        ..RunConfig::default()
+    };
     config.model.path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join(folder)
         .display()

@@ -21,7 +21,6 @@ impl TokenCheck {
     /// # Errors
     ///
     /// `Unauthenticated` if the token is missing or another one.
-    #[expect(clippy::result_large_err, reason = "what services answer with")]
     pub fn check(&self, metadata: &MetadataMap) -> Result<(), Status> {
         let Some(token) = metadata.get(TOKEN_METADATA_KEY) else {
             return Err(Status::unauthenticated(format!(

@@ -74,6 +74,10 @@ impl Checkpoint {
 }
 
 /// One line of the record.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "entries are written at once, never kept in numbers"
+)]
 #[derive(Clone, Debug)]
 pub enum Entry {
     /// An iteration begins; whatever was recorded of an earlier attempt at it is void.

@@ -96,7 +96,9 @@ impl Machine {
     }
 
     fn is_checkpoint_due(&self, iteration: Iteration) -> bool {
-        iteration.0 % self.config.learner.checkpoint_every == 0
+        iteration
+            .0
+            .is_multiple_of(self.config.learner.checkpoint_every)
             || iteration.0 >= self.config.iterations
             || self.phase == (Phase::Draining { last: iteration })
     }
@@ -560,8 +562,8 @@ impl Machine {
     }
 
     /// Only groups that are there can be trained on.
-    pub(super) fn all_available(&self, blobs: impl Iterator<Item = Blob>) -> bool {
-        blobs.fold(true, |all, blob| all && self.blobs.is_available(blob.hash))
+    pub(super) fn all_available(&self, mut blobs: impl Iterator<Item = Blob>) -> bool {
+        blobs.all(|blob| self.blobs.is_available(blob.hash))
     }
 
     pub(super) fn reference(&mut self, blob: Blob) -> BlobRef {

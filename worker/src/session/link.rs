@@ -32,6 +32,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// What a role tells the loop.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "few are on their way at a time")]
 pub(super) enum Command {
     /// A task has ended.
     Finished(LeaseId, TaskOutcome),

@@ -114,8 +114,6 @@ pub(super) struct World {
     barriers: BTreeMap<Epoch, BTreeSet<(usize, LeaseId)>>,
     disk: HashMap<String, ContentHash>,
     outcome: Option<Outcome>,
-    recorded: Vec<Entry>,
-    keep_entries: bool,
     pub(super) steps: u64,
     pub(super) coordinator_starts: u64,
     pub(super) worker_starts: u64,
@@ -129,8 +127,6 @@ pub(super) struct Ended {
     pub(super) rewinds: u64,
     pub(super) coordinator_starts: u64,
     pub(super) worker_starts: u64,
-    pub(super) recorded: Vec<Entry>,
-    pub(super) memory: Memory,
 }
 
 /// How many fakes of each role.
@@ -178,8 +174,6 @@ impl World {
             barriers: BTreeMap::new(),
             disk: HashMap::new(),
             outcome: None,
-            recorded: Vec::new(),
-            keep_entries: false,
             steps: 0,
             coordinator_starts: 0,
             worker_starts: 0,
@@ -187,12 +181,6 @@ impl World {
         world.faults.until_ms += world.now_ms;
         world.begin();
         world
-    }
-
-    /// Keeps every entry, to write them to a store afterwards.
-    pub(super) fn keep_entries(mut self) -> Self {
-        self.keep_entries = true;
-        self
     }
 
     fn begin(&mut self) {
@@ -246,8 +234,6 @@ impl World {
             rewinds: self.check.rewinds,
             coordinator_starts: self.coordinator_starts,
             worker_starts: self.worker_starts,
-            recorded: self.recorded,
-            memory: self.memory,
         }
     }
 
@@ -368,9 +354,6 @@ impl World {
         self.check
             .entry(entry, staleness_max, repeatable && staleness_max == 0);
         self.memory.write(entry);
-        if self.keep_entries {
-            self.recorded.push(entry.clone());
-        }
     }
 
     fn output(&mut self, output: Output) {

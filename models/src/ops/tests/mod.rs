@@ -78,12 +78,11 @@ fn check_tracked(name: &str, lens: &[usize], trackable: &[bool], fused: Function
     let expected = evaluate(plain, &inputs, trackable);
     let ours = evaluate(fused, &inputs, trackable);
     assert_close(name, &ours, &expected);
-    let mut next = 1;
-    for (i, _) in lens.iter().enumerate().filter(|(i, _)| trackable[*i]) {
+    let tracked = (0..lens.len()).filter(|i| trackable[*i]);
+    for (next, i) in (1..).zip(tracked) {
         let alone: Vec<bool> = (0..lens.len()).map(|j| i == j).collect();
         let results = evaluate(fused, &inputs, &alone);
         assert_eq!(results[1], ours[next], "{name}: gradient {i} alone");
-        next += 1;
     }
     for threads in [1, 2, 3] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();

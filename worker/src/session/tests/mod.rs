@@ -23,7 +23,7 @@ use crate::blobs::Retention;
 struct Worker {
     serving: JoinHandle<Result<(), SessionError>>,
     tasks: mpsc::UnboundedReceiver<(Work, tokio::sync::oneshot::Sender<TaskOutcome>)>,
-    blobs: session::Blobs,
+    blobs: Blobs,
     options: WorkerOptions,
     _folder: TempDir,
 }
