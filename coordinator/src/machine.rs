@@ -28,8 +28,6 @@ pub mod schedule;
 mod simulator;
 mod stalls;
 mod status;
-#[cfg(test)]
-mod tests;
 mod training;
 pub mod workers;
 

@@ -24,4 +24,5 @@ pub mod worker;
 pub use blob::{BlobAddress, BlobRef, ContentHash};
 pub use config::{ConfigErrors, RunConfig};
 pub use convert::ConvertError;
+pub use grpc::TOKEN_METADATA_KEY;
 pub use ids::{Epoch, Generation, GroupId, Iteration, LeaseId, RunId, WorkerId};

@@ -1,6 +1,6 @@
 //! The join token that every caller presents.
 
-use retouch_proto::grpc::TOKEN_METADATA_KEY;
+use retouch_proto::TOKEN_METADATA_KEY;
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataMap, MetadataValue, errors::InvalidMetadataValue},
