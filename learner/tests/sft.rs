@@ -11,8 +11,7 @@ use common::pipeline;
 use image::{Rgb, RgbImage};
 use retouch_learner::adamw::AdamWConfig;
 use retouch_learner::sft::{
-    self, LearningRate, SftError, SftOptions, SftOutcome, SftProgress, Start,
-    TextEncoders, Trained,
+    self, LearningRate, SftError, SftOptions, SftOutcome, SftProgress, Start, TextEncoders, Trained,
 };
 use retouch_models::editor::{Editor, Parts};
 use retouch_models::lora::{LoraConfig, load_peft};
@@ -58,8 +57,14 @@ fn options(folder: &Path, output: &str, trained: Trained) -> SftOptions {
         steps: 4,
         batch_size: 4,
         micro_batch_size: 2,
-        adamw: AdamWConfig { learning_rate: 1e-2, ..base.adamw },
-        learning_rate: LearningRate { warmup_steps: 2, ..LearningRate::default() },
+        adamw: AdamWConfig {
+            learning_rate: 1e-2,
+            ..base.adamw
+        },
+        learning_rate: LearningRate {
+            warmup_steps: 2,
+            ..LearningRate::default()
+        },
         ema_decay_max: 0.5,
         seed: 3,
         validation_rows: 3,

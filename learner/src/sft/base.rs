@@ -97,7 +97,11 @@ impl ModuleMapper for Quiet {
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        if self.zeroes() { param.map(|value| value.zeros_like()) } else { param }
+        if self.zeroes() {
+            param.map(|value| value.zeros_like())
+        } else {
+            param
+        }
     }
 }
 

@@ -130,7 +130,10 @@ impl SftOptions {
             batch_size: 48,
             micro_batch_size: 24,
             adamw: AdamWConfig::default(),
-            learning_rate: LearningRate { warmup_steps: 100, decay: Decay::Constant },
+            learning_rate: LearningRate {
+                warmup_steps: 100,
+                decay: Decay::Constant,
+            },
             max_grad_norm: 1.0,
             ema_decay_max: 0.99,
             noise_levels: LogitNormal::default(),
