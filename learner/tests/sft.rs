@@ -11,8 +11,7 @@ use common::pipeline;
 use image::{Rgb, RgbImage};
 use retouch_learner::adamw::AdamWConfig;
 use retouch_learner::sft::{
-    self, LearningRate, LogitNormal, SftError, SftOptions, SftOutcome, SftProgress, Start,
-    TextEncoders, Trained,
+    self, LearningRate, SftError, SftOptions, SftOutcome, SftProgress, Start, TextEncoders, Trained,
 };
 use retouch_models::editor::{Editor, Parts};
 use retouch_models::lora::{LoraConfig, load_peft};
@@ -50,34 +49,28 @@ fn lora() -> Trained {
 }
 
 fn options(folder: &Path, output: &str, trained: Trained) -> SftOptions {
+    let base = SftOptions::new(pipeline(), folder.to_owned(), folder.join(output), trained);
     SftOptions {
-        base: pipeline(),
-        dataset: folder.to_owned(),
-        output: folder.join(output),
-        trained,
         height: 32,
         width: 32,
         max_sequence_length: 8,
-        guidance_scale: 2.5,
         steps: 4,
         batch_size: 4,
         micro_batch_size: 2,
         adamw: AdamWConfig {
             learning_rate: 1e-2,
-            ..AdamWConfig::default()
+            ..base.adamw
         },
         learning_rate: LearningRate {
             warmup_steps: 2,
             ..LearningRate::default()
         },
-        max_grad_norm: 1.0,
         ema_decay_max: 0.5,
-        noise_levels: LogitNormal::default(),
         seed: 3,
-        device: Device::flex(),
         validation_rows: 3,
         validate_every: 2,
         checkpoint_every: 3,
+        ..base
     }
 }
 

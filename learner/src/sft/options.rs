@@ -6,7 +6,7 @@ use burn::tensor::Device;
 use retouch_models::lora::LoraConfig;
 
 use super::SftError;
-use super::learning_rate::LearningRate;
+use super::learning_rate::{Decay, LearningRate};
 use crate::adamw::AdamWConfig;
 
 /// A supervised fine-tuning.
@@ -114,6 +114,37 @@ impl LogitNormal {
 }
 
 impl SftOptions {
+    /// A training with the usual settings: 64 x 64 pixels, 1,000 updates of 48 rows, a
+    /// constant learning rate of 3e-4 after 100 updates of warm-up, on the CPU.
+    pub fn new(base: PathBuf, dataset: PathBuf, output: PathBuf, trained: Trained) -> Self {
+        Self {
+            base,
+            dataset,
+            output,
+            trained,
+            height: 64,
+            width: 64,
+            max_sequence_length: 32,
+            guidance_scale: 2.5,
+            steps: 1_000,
+            batch_size: 48,
+            micro_batch_size: 24,
+            adamw: AdamWConfig::default(),
+            learning_rate: LearningRate {
+                warmup_steps: 100,
+                decay: Decay::Constant,
+            },
+            max_grad_norm: 1.0,
+            ema_decay_max: 0.99,
+            noise_levels: LogitNormal::default(),
+            seed: 0,
+            device: Device::flex(),
+            validation_rows: 64,
+            validate_every: 100,
+            checkpoint_every: 100,
+        }
+    }
+
     /// Whether the text encoders are trained.
     pub(super) fn text_encoders(&self) -> TextEncoders {
         match self.trained {
