@@ -9,7 +9,7 @@
 //! [`generate`] makes cases from a seed, [`dataset`] writes them in the Edit-R1 format,
 //! [`oracle`] scores, [`mistakes`] makes plausible wrong edits for the judge to learn from, and
 //! [`bootstrap`] turns paired scores into intervals. [`tokenizer`] has the world's words, and
-//! [`editor`] and [`judge`] make the models.
+//! [`editor`] and [`judge`] make the models, and [`train`] teaches them.
 
 pub mod bootstrap;
 pub mod dataset;
@@ -22,6 +22,7 @@ pub mod oracle;
 pub mod palette;
 pub mod scene;
 pub mod tokenizer;
+pub mod train;
 
 pub use dataset::{Dataset, Targets};
 pub use edit::{Case, Edit, TaskKind};

@@ -8,7 +8,7 @@ use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use crate::metrics::host;
 
 /// The values of all parameters.
-pub(super) fn parameters<M: Module>(module: &M) -> Vec<f32> {
+pub fn parameters<M: Module>(module: &M) -> Vec<f32> {
     let mut reader = Reader(Vec::new());
     module.visit(&mut reader);
     reader.0
@@ -20,7 +20,7 @@ pub(super) fn parameters<M: Module>(module: &M) -> Vec<f32> {
 /// # Panics
 ///
 /// If there are more or fewer values than parameters.
-pub(super) fn with_parameters<M: Module>(module: M, flat: &[f32], device: &Device) -> M {
+pub fn with_parameters<M: Module>(module: M, flat: &[f32], device: &Device) -> M {
     let mut writer = Writer { rest: flat, device };
     let module = module.map(&mut writer);
     assert!(
@@ -32,7 +32,7 @@ pub(super) fn with_parameters<M: Module>(module: M, flat: &[f32], device: &Devic
 }
 
 /// The gradients of all parameters; zero where one was not used.
-pub(super) fn gradients<M: Module>(module: &M, mut gradients: Gradients) -> Vec<f32> {
+pub fn gradients<M: Module>(module: &M, mut gradients: Gradients) -> Vec<f32> {
     let mut reader = GradientReader {
         gradients: &mut gradients,
         flat: Vec::new(),

@@ -10,7 +10,7 @@
 mod base;
 mod checkpoint;
 mod examples;
-mod flat;
+pub mod flat;
 mod learning_rate;
 pub mod log;
 mod network;

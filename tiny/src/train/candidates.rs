@@ -1,0 +1,97 @@
+//! Edits of known worth, for the judge to learn from: sampled from editors of several qualities,
+//! and made up.
+
+use burn::tensor::{Device, Tensor};
+use image::RgbImage;
+use rayon::prelude::*;
+use retouch_learner::lanes::Lanes;
+use retouch_models::autoencoder_kl::AutoencoderKl;
+use retouch_models::editor::{EditError, Editor, SampleOptions};
+use retouch_models::noise;
+use retouch_models::solver::Solver;
+
+use super::vae;
+use crate::edit::Case;
+use crate::editor::{MAX_SEQUENCE_LENGTH, SIZE};
+use crate::generate::{self, Split};
+use crate::mistakes;
+use crate::oracle::Oracle;
+
+/// The guidance that the editor is told, in training and in use.
+pub(super) const GUIDANCE_SCALE: f64 = 2.5;
+
+/// How the tiny runs sample.
+const SAMPLE: SampleOptions = SampleOptions {
+    num_inference_steps: 6,
+    solver: Solver::Dpm2,
+    guidance_scale: GUIDANCE_SCALE,
+};
+
+/// Edits of one case with their oracle scores.
+pub(super) struct Candidates {
+    pub(super) case: Case,
+    pub(super) images: Vec<RgbImage>,
+    pub(super) scores: Vec<f64>,
+}
+
+/// Which edits to make.
+#[derive(Clone, Copy)]
+pub(super) struct Sampling {
+    pub(super) split: Split,
+    /// The cases' seed.
+    pub(super) seed: u64,
+    /// The first case.
+    pub(super) first: u32,
+    pub(super) cases: u32,
+    /// Edits of each case.
+    pub(super) edits: usize,
+}
+
+impl Sampling {
+    fn indices(self) -> Vec<u32> {
+        (self.first..self.first + self.cases).collect()
+    }
+}
+
+/// Samples edits from an editor.
+pub(super) fn sample(editor: &Editor, sampling: Sampling) -> Result<Vec<Candidates>, EditError> {
+    let lanes = Lanes::for_device(&Device::flex());
+    let sets = lanes.map(sampling.indices(), |index| {
+        sample_case(editor, sampling, index)
+    });
+    sets.into_iter().collect()
+}
+
+fn sample_case(editor: &Editor, sampling: Sampling, index: u32) -> Result<Candidates, EditError> {
+    let case = generate::case(sampling.seed, sampling.split, index);
+    let source = case.source_image();
+    let condition = editor.encode(&case.prompt(), &source, SIZE, MAX_SEQUENCE_LENGTH)?;
+    let [tokens, channels] = editor.latent_shape(SIZE);
+    let seed = sampling.seed << 32 | u64::from(index);
+    let noise = noise::normal(seed, [sampling.edits, tokens, channels], &Device::flex());
+    let x0: Tensor<3> = editor.sample(&condition, noise, &SAMPLE, None);
+    Ok(scored(case, editor.decode(x0, &condition)?))
+}
+
+/// Makes edits up; they go through the autoencoder, so that nothing tells them from sampled ones.
+pub(super) fn make_up(vae: &AutoencoderKl, sampling: Sampling) -> Vec<Candidates> {
+    let lanes = Lanes::for_device(&Device::flex());
+    lanes.map(sampling.indices(), |index| {
+        let case = generate::case(sampling.seed, sampling.split, index);
+        let mut rng = generate::rng(sampling.seed, 3, index);
+        let images: Vec<RgbImage> = (0..sampling.edits)
+            .map(|_| mistakes::candidate(&case, &mut rng))
+            .collect();
+        scored(case, vae::through(vae, &images))
+    })
+}
+
+fn scored(case: Case, images: Vec<RgbImage>) -> Candidates {
+    let oracle = Oracle::new(&case);
+    let scores = images.par_iter().map(|image| oracle.score(image)).collect();
+    Candidates {
+        case,
+        images,
+        scores,
+    }
+}

@@ -1,0 +1,202 @@
+//! Training of the tiny base editor: flow matching on pairs with known targets, by the same
+//! `retouch sft` that users have, and stopped while there is room to grow.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{Device, Tensor};
+use retouch_learner::adamw::AdamWConfig;
+use retouch_learner::sft::{
+    self, Decay, LearningRate, LogitNormal, SftOptions, SftProgress, Start, TextEncoders, Trained,
+};
+use retouch_models::autoencoder_kl::AutoencoderKl;
+use retouch_models::editor::{Editor, Parts};
+use serde::{Deserialize, Serialize};
+
+use super::candidates::{self, Sampling};
+use super::files::{copy_folder, halve_weights};
+use super::{Progress, TrainError, Watch};
+use crate::bootstrap::{self, Estimate};
+use crate::dataset::{Dataset, Targets};
+use crate::editor::{self, MAX_SEQUENCE_LENGTH};
+use crate::generate::Split;
+use crate::scene::IMAGE_SIZE;
+
+/// Pairs that the base learns from; other scenes than the committed ones.
+const PAIRS: Dataset = Dataset {
+    seed: 2,
+    train: 16_384,
+    test: 0,
+    targets: Targets::Written,
+};
+
+/// Updates after which the editor is kept. The last is the base; the judge learns from the edits
+/// of all of them.
+const KEPT_AFTER: [u64; 3] = [800, 1_600, 2_400];
+
+/// Held-out pairs that the base is measured on.
+const MEASURED: u32 = 256;
+
+/// What came of the training.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct EditorReport {
+    /// Mean oracle score of held-out edits, 0..5.
+    pub oracle: Estimate,
+}
+
+/// Trains the base editor around an autoencoder.
+///
+/// # Errors
+/// See [`TrainError`].
+pub(super) fn train(
+    folder: &Path,
+    vae: &Path,
+    seed: u64,
+    watch: Watch<'_>,
+) -> Result<EditorReport, TrainError> {
+    let (start, pairs) = (folder.join("start"), folder.join("pairs"));
+    write_start(&start, vae, seed)?;
+    PAIRS.write(&pairs)?;
+    for steps in KEPT_AFTER {
+        let mut observe = |progress| report_to(watch, progress);
+        sft::train(
+            &options(&start, &pairs, &folder.join("sft"), steps, seed),
+            &mut observe,
+        )?;
+        let level = level(folder, steps);
+        copy_folder(&folder.join("sft/editor"), &level)?;
+        halve_weights(&level)?;
+    }
+    let base = levels(folder).pop().expect("at least one level");
+    measure(&base)
+}
+
+/// The editors that were kept, the base last.
+pub(super) fn levels(folder: &Path) -> Vec<PathBuf> {
+    KEPT_AFTER.map(|steps| level(folder, steps)).to_vec()
+}
+
+/// Copies the base editor to where it is published.
+pub(super) fn publish(folder: &Path, to: &Path) -> Result<(), TrainError> {
+    let base = levels(folder).pop().expect("at least one level");
+    copy_folder(&base, to)
+}
+
+/// An untrained editor around the autoencoder. Its modulations and its last layer start at zero,
+/// so that every block starts as the identity.
+fn write_start(folder: &Path, vae: &Path, seed: u64) -> Result<(), TrainError> {
+    let mut editor = editor::new(seed, &Device::flex());
+    let encoders = editor
+        .encoders
+        .as_mut()
+        .expect("a new editor has all parts");
+    encoders.vae = AutoencoderKl::load(vae, &Device::flex())?;
+    editor.transformer = editor.transformer.map(&mut ZeroStart::default());
+    Ok(editor.save(folder)?)
+}
+
+/// Sets the modulations and the last layer of a transformer to zero.
+#[derive(Default)]
+struct ZeroStart {
+    path: Vec<String>,
+}
+
+impl ModuleMapper for ZeroStart {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let path = self.path.join(".");
+        let modulation = path.contains("norm") && path.contains(".linear.");
+        if modulation || path.starts_with("proj_out.") {
+            return param.map(|value| value.zeros_like());
+        }
+        param
+    }
+}
+
+fn level(folder: &Path, steps: u64) -> PathBuf {
+    folder.join(format!("after-{steps}"))
+}
+
+fn options(start: &Path, pairs: &Path, output: &Path, steps: u64, seed: u64) -> SftOptions {
+    SftOptions {
+        base: start.to_owned(),
+        dataset: pairs.to_owned(),
+        output: output.to_owned(),
+        trained: Trained::Full {
+            start: Start::Weights,
+            text_encoders: TextEncoders::Trained,
+        },
+        height: IMAGE_SIZE as usize,
+        width: IMAGE_SIZE as usize,
+        max_sequence_length: MAX_SEQUENCE_LENGTH,
+        guidance_scale: candidates::GUIDANCE_SCALE,
+        steps,
+        batch_size: 32,
+        micro_batch_size: 8,
+        adamw: AdamWConfig {
+            learning_rate: 1e-3,
+            beta2: 0.99,
+            ..AdamWConfig::default()
+        },
+        // No decay: where the training is stopped must not matter to what came before.
+        learning_rate: LearningRate {
+            warmup_steps: 100,
+            decay: Decay::Constant,
+        },
+        max_grad_norm: 1.0,
+        ema_decay_max: 0.99,
+        noise_levels: LogitNormal {
+            mean: 0.5,
+            std: 1.0,
+        },
+        seed,
+        device: Device::flex(),
+        validation_rows: 0,
+        validate_every: 100,
+        checkpoint_every: 100,
+    }
+}
+
+fn report_to(watch: Watch<'_>, progress: SftProgress) -> ControlFlow<()> {
+    watch(match progress {
+        SftProgress::Encoding { done, total } => Progress {
+            stage: "editor's latents",
+            step: done as u64,
+            steps: total as u64,
+            loss: 0.0,
+        },
+        SftProgress::Step { entry, steps } => Progress {
+            stage: "editor",
+            step: entry.step,
+            steps,
+            loss: entry.loss,
+        },
+    })
+}
+
+fn measure(folder: &Path) -> Result<EditorReport, TrainError> {
+    let editor = Editor::load(folder, &Device::flex(), Parts::All)?;
+    let sampling = Sampling {
+        split: Split::Test,
+        seed: 1,
+        first: 0,
+        cases: MEASURED,
+        edits: 1,
+    };
+    let sets = candidates::sample(&editor, sampling)?;
+    let scores: Vec<f64> = sets
+        .iter()
+        .flat_map(|set| set.scores.iter().copied())
+        .collect();
+    Ok(EditorReport {
+        oracle: bootstrap::mean(&scores, 0),
+    })
+}

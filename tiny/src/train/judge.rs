@@ -1,0 +1,350 @@
+//! Training of the tiny judge: one digit for source, edit, instruction and requirement, learned
+//! from edits of known worth.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::RngExt;
+use rand::seq::SliceRandom;
+use retouch_learner::lanes::Lanes;
+use retouch_models::autoencoder_kl::AutoencoderKl;
+use retouch_models::editor::{Editor, Parts};
+use retouch_models::judge::{Judge, JudgeInputs, JudgeProcessor, JudgeRequest};
+use retouch_models::qwen2_5_vl::Qwen2_5Vl;
+use serde::{Deserialize, Serialize};
+
+use super::candidates::{self, Candidates, Sampling};
+use super::files::{copy_folder, halve_weights};
+use super::fit::{Fit, Recipe};
+use super::{Progress, TrainError, Watch, tell};
+use crate::generate::{self, Split};
+use crate::judge;
+use crate::oracle::{Oracle, SCORE_MAX};
+
+const RECIPE: Recipe = Recipe {
+    steps: 3_000,
+    warmup_steps: 100,
+    learning_rate: 1e-3,
+    beta2: 0.98,
+    weight_decay: 0.01,
+};
+
+/// Answers: the digits 0 to 5.
+const DIGITS: usize = 6;
+
+/// Cases of one update, of one part of it, and edits of each.
+const CASES: usize = 12;
+const PART: usize = 3;
+const EDITS: usize = 4;
+
+/// Cases with made-up edits, and cases with sampled ones per editor.
+const MADE_UP: u32 = 4_096;
+const SAMPLED: u32 = 512;
+
+/// Weight of the loss at the image's tokens, where the judge learns to say how right that part of
+/// the edit is. It is not asked for that later, but finds what it has to compare by it.
+const LOCAL_WEIGHT: f64 = 1.0;
+
+/// Held-out cases that the judge is measured on.
+const MEASURED: u32 = 256;
+
+/// Edits whose oracle scores differ by less are not compared.
+const DIFFERENCE_MIN: f64 = 1.0;
+
+/// The judge's folder inside the stage's.
+const MODEL: &str = "model";
+
+/// What came of the training, over held-out edits.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct JudgeReport {
+    /// Sampled from the base: the part of the pairs of edits of one source, a point or more apart
+    /// by the oracle, that the judge orders as the oracle does.
+    pub ordered_sampled: f64,
+    /// The same for made-up edits.
+    pub ordered_made_up: f64,
+    /// Pairs behind the first number.
+    pub pairs_sampled: usize,
+    /// Pairs behind the second number.
+    pub pairs_made_up: usize,
+}
+
+/// Trains a judge on edits of the given editors, which share an autoencoder, and on made-up ones.
+///
+/// # Errors
+/// See [`TrainError`].
+pub(super) fn train(
+    folder: &Path,
+    editors: &[PathBuf],
+    seed: u64,
+    watch: Watch<'_>,
+) -> Result<JudgeReport, TrainError> {
+    let lessons = lessons(editors, watch)?;
+    let judge = judge::new(seed, &Device::flex())?;
+    let processor = judge.processor;
+    let mut fit = Fit::new(judge.model, RECIPE);
+    while fit.step() < RECIPE.steps {
+        let parts = draw(&lessons, seed, fit.step());
+        let loss = fit.update(parts, |model, part| loss(model, &processor, &part));
+        let progress = Progress {
+            stage: "judge",
+            step: fit.step(),
+            steps: RECIPE.steps,
+            loss,
+        };
+        tell(watch, progress)?;
+    }
+    let judge = Judge {
+        model: fit.averaged(),
+        processor,
+    };
+    let folder = folder.join(MODEL);
+    judge::save(&judge, &folder)?;
+    halve_weights(&folder)?;
+    measure(&judge::load(&folder, &Device::flex())?, editors)
+}
+
+/// Copies the judge to where it is published.
+pub(super) fn publish(folder: &Path, to: &Path) -> Result<(), TrainError> {
+    copy_folder(&folder.join(MODEL), to)
+}
+
+/// What the judge learns from.
+fn lessons(editors: &[PathBuf], watch: Watch<'_>) -> Result<Vec<Candidates>, TrainError> {
+    let sampling = |seed, cases| Sampling {
+        split: Split::Train,
+        seed,
+        first: 0,
+        cases,
+        edits: 8,
+    };
+    let mut lessons = Vec::new();
+    for (index, folder) in editors.iter().enumerate() {
+        let editor = Editor::load(folder, &Device::flex(), Parts::All)?;
+        lessons.extend(candidates::sample(
+            &editor,
+            sampling(100 + index as u64, SAMPLED),
+        )?);
+        let steps = editors.len() as u64 + 1;
+        let step = index as u64 + 1;
+        tell(
+            watch,
+            Progress {
+                stage: "judge's lessons",
+                step,
+                steps,
+                loss: 0.0,
+            },
+        )?;
+    }
+    lessons.extend(candidates::make_up(
+        &autoencoder(editors)?,
+        sampling(200, MADE_UP),
+    ));
+    Ok(lessons)
+}
+
+fn autoencoder(editors: &[PathBuf]) -> Result<AutoencoderKl, TrainError> {
+    let base = editors.last().expect("at least one editor");
+    Ok(AutoencoderKl::load(&base.join("vae"), &Device::flex())?)
+}
+
+/// A case with some of its edits.
+struct Lesson<'a> {
+    of: &'a Candidates,
+    edits: Vec<usize>,
+}
+
+/// The parts of an update's batch.
+fn draw(lessons: &[Candidates], seed: u64, step: u64) -> Vec<Vec<Lesson<'_>>> {
+    let mut rng = generate::rng(seed, 4, step as u32);
+    let mut lesson = || {
+        let of = &lessons[rng.random_range(0..lessons.len())];
+        let mut edits: Vec<usize> = (0..of.images.len()).collect();
+        edits.shuffle(&mut rng);
+        edits.truncate(EDITS);
+        Lesson { of, edits }
+    };
+    (0..CASES / PART)
+        .map(|_| (0..PART).map(|_| lesson()).collect())
+        .collect()
+}
+
+/// Mean cross-entropy of the answers, and weighted that of the image's tokens. `[1]`
+fn loss(model: &Qwen2_5Vl, processor: &JudgeProcessor, part: &[Lesson<'_>]) -> Tensor<1> {
+    let inputs = prepare(processor, part);
+    let logits = inputs.token_logits(model, processor.digit_ids());
+    let answers = log_softmax(logits.answer, 1);
+    let [rows, places, digits] = logits.edited.dims();
+    let local = log_softmax(logits.edited.reshape([rows * places, digits]), 1);
+    let of_answers = part.iter().flat_map(|lesson| lesson.scores().map(Some));
+    let of_places = part.iter().flat_map(|lesson| lesson.local_scores());
+    cross_entropy(answers, of_answers.collect())
+        + cross_entropy(local, of_places.collect()) * LOCAL_WEIGHT
+}
+
+impl Lesson<'_> {
+    fn scores(&self) -> impl Iterator<Item = f64> {
+        self.edits.iter().map(|&edit| self.of.scores[edit])
+    }
+
+    /// How right each image token's part of the edits is, 0..5.
+    fn local_scores(&self) -> Vec<Option<f64>> {
+        let oracle = Oracle::new(&self.of.case);
+        let scaled = |accuracy: Option<f64>| accuracy.map(|accuracy| SCORE_MAX * accuracy);
+        let images = self.edits.iter().map(|&edit| &self.of.images[edit]);
+        images
+            .flat_map(|image| oracle.accuracies(image, judge::TOKEN_SIZE))
+            .map(scaled)
+            .collect()
+    }
+}
+
+fn prepare(processor: &JudgeProcessor, part: &[Lesson<'_>]) -> JudgeInputs {
+    let pictures: Vec<_> = part
+        .iter()
+        .map(|lesson| {
+            let edits: Vec<_> = lesson
+                .edits
+                .iter()
+                .map(|&edit| lesson.of.images[edit].clone())
+                .collect();
+            (
+                lesson.of.case.source_image(),
+                lesson.of.case.prompt(),
+                edits,
+            )
+        })
+        .collect();
+    let requests: Vec<JudgeRequest<'_>> = part
+        .iter()
+        .zip(&pictures)
+        .map(|(lesson, (source, prompt, edits))| JudgeRequest {
+            source,
+            edits,
+            prompt,
+            requirement: lesson.of.case.requirement(),
+            template: None,
+        })
+        .collect();
+    processor
+        .prepare(&requests)
+        .expect("the world's words and pictures fit the judge")
+}
+
+/// Mean over the rows that have a score, which is split between its two neighbouring digits.
+///
+/// # Shapes
+/// * log_p: `[rows, 6]`
+/// * output: `[1]`
+fn cross_entropy(log_p: Tensor<2>, scores: Vec<Option<f64>>) -> Tensor<1> {
+    let rows = scores.len();
+    let known = scores.iter().flatten().count().max(1);
+    let weights: Vec<f32> = scores.into_iter().flat_map(two_digits).collect();
+    let weights = TensorData::new(weights, [rows, DIGITS]);
+    let weights = Tensor::<2>::from_data(weights, &log_p.device());
+    (log_p * weights).sum() * (-1.0 / known as f64)
+}
+
+fn two_digits(score: Option<f64>) -> [f32; DIGITS] {
+    let mut weights = [0.0; DIGITS];
+    if let Some(score) = score {
+        let lower = (score.floor() as usize).min(DIGITS - 2);
+        weights[lower + 1] = (score - lower as f64) as f32;
+        weights[lower] = 1.0 - weights[lower + 1];
+    }
+    weights
+}
+
+fn measure(judge: &Judge, editors: &[PathBuf]) -> Result<JudgeReport, TrainError> {
+    let base = editors.last().expect("at least one editor");
+    let editor = Editor::load(base, &Device::flex(), Parts::All)?;
+    let sampling = Sampling {
+        split: Split::Test,
+        seed: 1,
+        first: 0,
+        cases: MEASURED,
+        edits: 6,
+    };
+    let sampled = ordered(judge, &candidates::sample(&editor, sampling)?)?;
+    let made_up = candidates::make_up(&autoencoder(editors)?, sampling);
+    let made_up = ordered(judge, &made_up)?;
+    Ok(JudgeReport {
+        ordered_sampled: sampled.part(),
+        ordered_made_up: made_up.part(),
+        pairs_sampled: sampled.pairs,
+        pairs_made_up: made_up.pairs,
+    })
+}
+
+/// How often the judge orders two edits as the oracle does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Ordered {
+    right: usize,
+    pairs: usize,
+}
+
+impl Ordered {
+    fn part(self) -> f64 {
+        self.right as f64 / self.pairs.max(1) as f64
+    }
+
+    fn count(self, oracle: &[f64], judge: &[f64]) -> Self {
+        let mut counted = self;
+        for a in 0..oracle.len() {
+            for b in 0..a {
+                let difference = oracle[a] - oracle[b];
+                if difference.abs() >= DIFFERENCE_MIN {
+                    counted.pairs += 1;
+                    counted.right += usize::from(difference * (judge[a] - judge[b]) > 0.0);
+                }
+            }
+        }
+        counted
+    }
+}
+
+fn ordered(judge: &Judge, sets: &[Candidates]) -> Result<Ordered, TrainError> {
+    let lanes = Lanes::for_device(&Device::flex());
+    let rewards = lanes.map(sets.iter().collect(), |set: &Candidates| {
+        rewards(judge, set)
+    });
+    let mut counted = Ordered::default();
+    for (set, rewards) in sets.iter().zip(rewards) {
+        counted = counted.count(&set.scores, &rewards?);
+    }
+    Ok(counted)
+}
+
+fn rewards(judge: &Judge, set: &Candidates) -> Result<Vec<f64>, TrainError> {
+    let request = JudgeRequest {
+        source: &set.case.source_image(),
+        edits: &set.images,
+        prompt: &set.case.prompt(),
+        requirement: set.case.requirement(),
+        template: None,
+    };
+    Ok(judge
+        .score(&request)?
+        .iter()
+        .map(|score| score.reward)
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_score_lies_between_two_digits() {
+        assert_eq!(two_digits(Some(5.0)), [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]);
+        assert_eq!(two_digits(Some(1.25)), [0.0, 0.75, 0.25, 0.0, 0.0, 0.0]);
+        assert_eq!(two_digits(None), [0.0; 6]);
+    }
+
+    #[test]
+    fn only_pairs_a_point_apart_are_compared() {
+        let counted = Ordered::default().count(&[5.0, 4.5, 1.0], &[0.9, 0.95, 0.92]);
+        assert_eq!(counted, Ordered { right: 1, pairs: 2 });
+    }
+}
