@@ -93,21 +93,8 @@ fn statistics<S: Simd>(s: S, rows: &Rows, x: &[f32]) -> (f32, f32) {
         Kind::Layer => s.zip_sum([x], |[x]| x) / count,
         Kind::RootMeanSquare => 0.0,
     };
-    let variance = centered_squares(s, x, mean) / count;
+    let variance = s.centered_squares(x, mean) / count;
     (mean, 1.0 / (variance + rows.eps).sqrt())
-}
-
-/// The sum of `(x - mean)^2`, whose padding lanes do not count.
-#[inline(always)]
-fn centered_squares<S: Simd>(s: S, x: &[f32], mean: f32) -> f32 {
-    let whole = x.len() - x.len() % S::LANES;
-    let center = s.splat(mean);
-    let sum = s.zip_sum([&x[..whole]], |[x]| {
-        let centered = s.sub(x, center);
-        s.mul(centered, centered)
-    });
-    let rest: f32 = x[whole..].iter().map(|x| (x - mean) * (x - mean)).sum();
-    sum + rest
 }
 
 #[inline(always)]

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use super::scratch;
 pub(crate) use matrix::{Matrix, MatrixMut};
 pub(crate) use pack::{PANEL, Packed};
-pub(crate) use tile::multiply_block;
+pub(crate) use tile::{Steps, Target, multiply_block, tile_height, tile_of_any_size};
 
 /// What a product is added to.
 #[derive(Clone, Copy, Debug)]

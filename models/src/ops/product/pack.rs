@@ -57,6 +57,32 @@ impl<'a> Packed<'a> {
         }
     }
 
+    /// Packs the blocks of rows that `block` gives for the row they start at; rows of no block are zeros.
+    pub(crate) fn of_blocks<'b>(
+        room: &'a mut [f32],
+        depth: usize,
+        columns: usize,
+        blocks: impl Iterator<Item = (usize, Matrix<'b>)> + Clone,
+    ) -> Self {
+        let room = &mut room[..Self::room(depth, columns)];
+        room.fill(0.0);
+        for (index, panel) in room.chunks_exact_mut((depth * PANEL).max(1)).enumerate() {
+            for (row, block) in blocks.clone() {
+                pack_panel(
+                    block,
+                    index,
+                    &mut panel[row * PANEL..][..block.rows * PANEL],
+                );
+            }
+        }
+        Self {
+            data: room,
+            depth,
+            columns,
+            panel_stride: depth * PANEL,
+        }
+    }
+
     /// Some of the rows.
     pub(crate) fn row_range(self, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= self.depth);

@@ -177,6 +177,19 @@ pub(crate) trait Simd: Copy + Send + Sync {
         rest.fold(self.max_lane(lanes), f32::max)
     }
 
+    /// The sum of `(x - center)^2`.
+    #[inline(always)]
+    fn centered_squares(self, x: &[f32], center: f32) -> f32 {
+        let whole = x.len() - x.len() % Self::LANES;
+        let centers = self.splat(center);
+        let sum = self.zip_sum([&x[..whole]], |[x]| {
+            let centered = self.sub(x, centers);
+            self.mul(centered, centered)
+        });
+        let squares = x[whole..].iter().map(|x| (x - center) * (x - center));
+        sum + squares.sum::<f32>()
+    }
+
     #[inline(always)]
     fn negate(self, a: Self::F32) -> Self::F32 {
         self.sub(self.splat(0.0), a)

@@ -1,6 +1,7 @@
 //! Fused ops against burn's own: results, every gradient, and independence of the number of threads.
 
 mod attention;
+mod images;
 mod rows;
 
 use burn::prelude::*;
