@@ -47,8 +47,8 @@ impl LoraLinear {
         };
         let dtype = x.dtype();
         // The factors stay f32 in memory; they follow a half-precision base only here.
-        let low = ops::linear(x.clone(), pair.a.val().cast(dtype), None) * scale;
-        ops::linear(x, self.weight.val(), bias) + ops::linear(low, pair.b.val().cast(dtype), None)
+        let (a, b) = (pair.a.val().cast(dtype), pair.b.val().cast(dtype));
+        ops::lora_linear(x, self.weight.val(), bias, a, b, scale)
     }
 }
 

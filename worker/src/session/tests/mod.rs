@@ -346,12 +346,18 @@ async fn end_of_the_run_cancels_work_and_ends_serving() {
         ..nothing()
     });
     let (work, _end) = worker.next_task().await;
-    let open = coordinator.report_with(|_| true).await;
-    open.answer(ReportReply {
-        directive: Directive::Shutdown,
-        ..nothing()
-    });
-    work.cancel.cancelled().await;
+    // A report that the worker gave up for a newer one may be answered in vain.
+    while !work.cancel.is_cancelled() {
+        tokio::select! {
+            () = work.cancel.cancelled() => {}
+            open = coordinator.report_with(|_| true) => {
+                open.answer(ReportReply {
+                    directive: Directive::Shutdown,
+                    ..nothing()
+                });
+            }
+        }
+    }
     worker.serving.await.unwrap().unwrap();
 }
 
