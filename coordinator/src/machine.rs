@@ -28,6 +28,8 @@ pub mod schedule;
 mod simulator;
 mod stalls;
 mod status;
+#[cfg(test)]
+mod tests;
 mod training;
 pub mod workers;
 

@@ -7,7 +7,7 @@
 //! adapter as without faults (A8, A9).
 
 mod checks;
-mod fakes;
+pub(super) mod fakes;
 mod faults;
 mod memory;
 mod random;

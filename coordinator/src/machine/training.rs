@@ -79,11 +79,16 @@ impl Machine {
         }
         let checkpoint = self.is_checkpoint_due(next);
         if self.kept_groups(next).is_empty() && !checkpoint {
-            let unchanged = self.committed;
+            let Committed { state, policy, .. } = self.committed;
+            let policy = Policy {
+                iteration: next,
+                ..policy
+            };
             self.commit(
                 Committed {
                     iteration: next,
-                    ..unchanged
+                    state,
+                    policy,
                 },
                 None,
             );
