@@ -3,30 +3,29 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 
-use retouch_proto::task::{Task, TaskFailure, TaskOutcome, TaskResult};
-use retouch_proto::worker::{Directive, Registration, Report, ReportReply, Role};
-use retouch_proto::{BlobAddress, BlobRef, ContentHash, Epoch, Generation, LeaseId, RunConfig};
+use retouch_proto::worker::{Registration, Report, ReportReply, Role};
+use retouch_proto::{ContentHash, Epoch, Generation, LeaseId, RunConfig};
 
-use super::checks::{self, RecordCheck};
-use super::fakes::{self, Fake};
+use super::checks::RecordCheck;
+use super::fakes::Fake;
 use super::faults::Faults;
 use super::memory::Memory;
 use super::random::Random;
 use crate::machine::Machine;
-use crate::machine::io::{Command, Input, Outcome, Output, Ticket};
+use crate::machine::io::{Command, Input, Outcome, Ticket};
 use crate::machine::prompts::DatasetRow;
 use crate::machine::record::Entry;
 
 /// Virtual time after which a run that has not ended never will.
 const END_MS: u64 = 4 * 3_600_000;
 /// Fakes report this often while they are busy.
-const HEARTBEAT_MS: u64 = 400;
+pub(super) const HEARTBEAT_MS: u64 = 400;
 /// Fakes give up waiting for an answer.
-const ANSWER_MS_MAX: u64 = 4_000;
+pub(super) const ANSWER_MS_MAX: u64 = 4_000;
 
 /// What happens next, somewhere.
 #[derive(Clone, Debug)]
-enum Event {
+pub(super) enum Event {
     Arrives(Message),
     Answered {
         worker: usize,
@@ -66,7 +65,7 @@ enum Event {
 }
 
 #[derive(Clone, Debug)]
-enum Message {
+pub(super) enum Message {
     Register {
         worker: usize,
         life: u64,
@@ -81,41 +80,41 @@ enum Message {
 }
 
 #[derive(Clone, Debug)]
-enum Answer {
+pub(super) enum Answer {
     Registered(Generation),
     Reply { sequence: u64, reply: ReportReply },
 }
 
 /// Who waits for an answer of the machine.
-struct Caller {
-    worker: usize,
-    life: u64,
-    sequence: u64,
-    asked_ms: u64,
+pub(super) struct Caller {
+    pub(super) worker: usize,
+    pub(super) life: u64,
+    pub(super) sequence: u64,
+    pub(super) asked_ms: u64,
 }
 
 /// A simulated run.
 pub(super) struct World {
-    config: RunConfig,
-    rows: Vec<DatasetRow>,
-    faults: Faults,
-    random: Random,
-    now_ms: u64,
-    order: u64,
-    queue: BinaryHeap<Reverse<(u64, u64)>>,
-    events: HashMap<u64, Event>,
-    machine: Option<Machine>,
-    memory: Memory,
-    check: RecordCheck,
-    workers: Vec<Fake>,
-    next_ticket: u64,
-    callers: BTreeMap<Ticket, Caller>,
+    pub(super) config: RunConfig,
+    pub(super) rows: Vec<DatasetRow>,
+    pub(super) faults: Faults,
+    pub(super) random: Random,
+    pub(super) now_ms: u64,
+    pub(super) order: u64,
+    pub(super) queue: BinaryHeap<Reverse<(u64, u64)>>,
+    pub(super) events: HashMap<u64, Event>,
+    pub(super) machine: Option<Machine>,
+    pub(super) memory: Memory,
+    pub(super) check: RecordCheck,
+    pub(super) workers: Vec<Fake>,
+    pub(super) next_ticket: u64,
+    pub(super) callers: BTreeMap<Ticket, Caller>,
     /// Ranks that have begun an epoch's step.
-    barriers: BTreeMap<Epoch, BTreeSet<(usize, LeaseId)>>,
-    disk: HashMap<String, ContentHash>,
-    outcome: Option<Outcome>,
-    recorded: Vec<Entry>,
-    keep_entries: bool,
+    pub(super) barriers: BTreeMap<Epoch, BTreeSet<(usize, LeaseId)>>,
+    pub(super) disk: HashMap<String, ContentHash>,
+    pub(super) outcome: Option<Outcome>,
+    pub(super) recorded: Vec<Entry>,
+    pub(super) keep_entries: bool,
     pub(super) steps: u64,
     pub(super) coordinator_starts: u64,
     pub(super) worker_starts: u64,
@@ -195,7 +194,7 @@ impl World {
         self
     }
 
-    fn begin(&mut self) {
+    pub(super) fn begin(&mut self) {
         if self.faults.other_devices {
             self.workers[0].odd_device = true;
         }
@@ -211,14 +210,14 @@ impl World {
     }
 
     /// Plans a fault around every so often, as long as there are faults.
-    fn again(&mut self, mean_ms: u64, event: Event) {
+    pub(super) fn again(&mut self, mean_ms: u64, event: Event) {
         let delay_ms = self.random.within(1..2 * mean_ms.max(1));
         if mean_ms > 0 && self.now_ms + delay_ms < self.faults.until_ms {
             self.after(delay_ms, event);
         }
     }
 
-    fn after(&mut self, delay_ms: u64, event: Event) {
+    pub(super) fn after(&mut self, delay_ms: u64, event: Event) {
         self.order += 1;
         self.queue
             .push(Reverse((self.now_ms + delay_ms, self.order)));
@@ -251,21 +250,21 @@ impl World {
         }
     }
 
-    fn stuck(&self) -> Option<retouch_proto::status::RunStatus> {
+    pub(super) fn stuck(&self) -> Option<retouch_proto::status::RunStatus> {
         self.machine
             .as_ref()
             .map(|machine| machine.status(self.now_ms))
     }
 
-    fn is_faulty(&self) -> bool {
+    pub(super) fn is_faulty(&self) -> bool {
         self.now_ms < self.faults.until_ms
     }
 
-    fn fault(&mut self, probability: f64) -> bool {
+    pub(super) fn fault(&mut self, probability: f64) -> bool {
         self.is_faulty() && self.random.chance(probability)
     }
 
-    fn happen(&mut self, event: Event) {
+    pub(super) fn happen(&mut self, event: Event) {
         match event {
             Event::Arrives(message) => self.arrive(message),
             Event::Answered {
@@ -309,168 +308,8 @@ impl World {
         }
     }
 
-    // The coordinator.
-
-    fn start_coordinator(&mut self) {
-        if self.machine.is_some() {
-            return;
-        }
-        self.coordinator_starts += 1;
-        let record = self.memory.load();
-        let machine = Machine::new(self.config.clone(), self.rows.clone(), record, self.now_ms);
-        self.machine = Some(machine);
-        self.let_out();
-    }
-
-    fn handle(&mut self, input: Input) {
-        let Some(machine) = &mut self.machine else {
-            return;
-        };
-        machine.handle(self.now_ms, input);
-        self.let_out();
-    }
-
-    /// What the shell does: first the record, then everything else. It may die in between.
-    fn let_out(&mut self) {
-        let Some(machine) = &mut self.machine else {
-            return;
-        };
-        let outputs: Vec<Output> = std::iter::from_fn(|| machine.poll()).collect();
-        checks::machine(machine);
-        let deadline_ms = machine.next_deadline().expect("checked above");
-        if self.faults.coordinator_crash_ms > 0 && self.fault(0.002) {
-            return self.coordinator_dies();
-        }
-        for output in &outputs {
-            if let Output::Record(entry) = output {
-                self.write(entry);
-            }
-        }
-        if self.faults.coordinator_crash_ms > 0 && self.fault(0.002) {
-            return self.coordinator_dies();
-        }
-        self.after(deadline_ms - self.now_ms, Event::Deadline);
-        outputs.into_iter().for_each(|output| self.output(output));
-        let now_ms = self.now_ms;
-        let patience_ms = self.config.cluster.report_wait_ms_max;
-        let waits = |caller: &Caller| now_ms - caller.asked_ms > patience_ms;
-        assert!(
-            !self.callers.values().any(waits),
-            "a report was held for too long (A7)"
-        );
-    }
-
-    fn write(&mut self, entry: &Entry) {
-        let faults = &self.faults;
-        let repeatable =
-            !faults.other_devices && faults.task_fails == 0.0 && faults.task_hangs == 0.0;
-        let staleness_max = self.config.rollout.staleness_max;
-        self.check
-            .entry(entry, staleness_max, repeatable && staleness_max == 0);
-        self.memory.write(entry);
-        if self.keep_entries {
-            self.recorded.push(entry.clone());
-        }
-    }
-
-    fn output(&mut self, output: Output) {
-        match output {
-            Output::Record(_) | Output::Event(_) | Output::Controlled(..) => {}
-            Output::Registered(ticket, generation) => {
-                self.deliver(ticket, |_| Answer::Registered(generation));
-            }
-            Output::Reply(ticket, reply) => {
-                self.deliver(ticket, |sequence| Answer::Reply {
-                    sequence,
-                    reply: reply.clone(),
-                });
-            }
-            Output::Exit(outcome) => self.exit(outcome),
-        }
-    }
-
-    fn deliver(&mut self, ticket: Ticket, answer: impl Fn(u64) -> Answer) {
-        let caller = self
-            .callers
-            .remove(&ticket)
-            .expect("every ticket is answered once");
-        let Caller {
-            worker,
-            life,
-            sequence,
-            ..
-        } = caller;
-        self.send(|| Event::Answered {
-            worker,
-            life,
-            answer: answer(sequence),
-        });
-    }
-
-    fn exit(&mut self, outcome: Outcome) {
-        if outcome.failure.is_some() || outcome.iteration.0 == self.config.iterations {
-            self.outcome = Some(outcome);
-            return;
-        }
-        // Drained or stopped: everything is started again with the same run folder.
-        self.machine = None;
-        self.callers.clear();
-        for worker in 0..self.workers.len() {
-            self.kill(worker);
-            self.after(100, Event::Starts { worker });
-        }
-        self.after(50, Event::CoordinatorStarts);
-    }
-
-    fn deadline(&mut self) {
-        let due = self
-            .machine
-            .as_ref()
-            .and_then(|machine| machine.next_deadline());
-        if due.is_some_and(|due_ms| due_ms <= self.now_ms) {
-            self.handle(Input::Tick);
-        }
-    }
-
-    fn coordinator_crash(&mut self) {
-        self.coordinator_dies();
-        self.again(self.faults.coordinator_crash_ms, Event::CoordinatorCrash);
-    }
-
-    fn coordinator_dies(&mut self) {
-        if self.machine.take().is_some() {
-            self.callers.clear();
-            let delay_ms = self.random.within(10..3_000);
-            self.after(delay_ms, Event::CoordinatorStarts);
-        }
-    }
-
-    fn person(&mut self) {
-        match self.random.within(0..10) {
-            0 => self.command(Command::Drain),
-            1 => self.command(Command::Stop),
-            _ => {
-                self.command(Command::Pause);
-                self.after(700, Event::Resumes);
-            }
-        }
-        self.again(self.faults.command_ms, Event::Person);
-    }
-
-    fn command(&mut self, command: Command) {
-        let ticket = self.ticket();
-        self.handle(Input::Control(ticket, command));
-    }
-
-    fn ticket(&mut self) -> Ticket {
-        self.next_ticket += 1;
-        Ticket(self.next_ticket)
-    }
-
-    // The network.
-
     /// Late, lost or doubled.
-    fn send(&mut self, event: impl Fn() -> Event) {
+    pub(super) fn send(&mut self, event: impl Fn() -> Event) {
         if self.fault(self.faults.lost) {
             return;
         }
@@ -490,7 +329,7 @@ impl World {
         }
     }
 
-    fn arrive(&mut self, message: Message) {
+    pub(super) fn arrive(&mut self, message: Message) {
         if self.machine.is_none() {
             return;
         }
@@ -537,363 +376,4 @@ impl World {
             }
         }
     }
-
-    // Workers.
-
-    fn lives(&self, worker: usize, life: u64) -> bool {
-        let fake = &self.workers[worker];
-        fake.alive && fake.life == life
-    }
-
-    fn start_worker(&mut self, worker: usize) {
-        if !self.workers[worker].alive {
-            self.worker_starts += 1;
-            self.workers[worker].restart();
-            self.register(worker);
-        }
-    }
-
-    fn register(&mut self, worker: usize) {
-        let fake = &mut self.workers[worker];
-        fake.generation = None;
-        fake.outstanding = None;
-        fake.sequence = 0;
-        let (life, registration) = (fake.life, fake.registration());
-        self.send(|| {
-            Event::Arrives(Message::Register {
-                worker,
-                life,
-                registration: registration.clone(),
-            })
-        });
-        self.after(
-            ANSWER_MS_MAX,
-            Event::AnswerOverdue {
-                worker,
-                life,
-                sequence: 0,
-            },
-        );
-    }
-
-    fn report(&mut self, worker: usize) {
-        let fake = &mut self.workers[worker];
-        let life = fake.life;
-        let Some(report) = fake.report() else { return };
-        let sequence = report.sequence;
-        self.send(|| {
-            Event::Arrives(Message::Report {
-                worker,
-                life,
-                report: report.clone(),
-            })
-        });
-        self.after(
-            ANSWER_MS_MAX,
-            Event::AnswerOverdue {
-                worker,
-                life,
-                sequence,
-            },
-        );
-    }
-
-    fn answer_overdue(&mut self, worker: usize, life: u64, sequence: u64) {
-        if !self.lives(worker, life) {
-            return;
-        }
-        let fake = &self.workers[worker];
-        match fake.generation {
-            None if sequence == 0 => self.register(worker),
-            Some(_)
-                if fake
-                    .outstanding
-                    .as_ref()
-                    .is_some_and(|(waited, ..)| *waited == sequence) =>
-            {
-                self.report(worker);
-            }
-            _ => {}
-        }
-    }
-
-    fn answered(&mut self, worker: usize, life: u64, answer: Answer) {
-        if !self.lives(worker, life) {
-            return;
-        }
-        match answer {
-            Answer::Registered(generation) => {
-                if self.workers[worker].generation.is_none() {
-                    self.workers[worker].generation = Some(generation);
-                    self.report(worker);
-                }
-            }
-            Answer::Reply { sequence, reply } => self.replied(worker, sequence, reply),
-        }
-    }
-
-    fn replied(&mut self, worker: usize, sequence: u64, reply: ReportReply) {
-        let fake = &mut self.workers[worker];
-        if reply.directive == Directive::Reregister {
-            // An answer to a report of an older generation says nothing about this one.
-            if fake
-                .outstanding
-                .as_ref()
-                .is_some_and(|(waited, ..)| *waited == sequence)
-            {
-                self.register(worker);
-            }
-            return;
-        }
-        if !fake.acknowledge(sequence) {
-            return;
-        }
-        if reply.directive == Directive::Shutdown {
-            // It exits, and is started again unless the run is over.
-            self.kill(worker);
-            return self.after(2_000, Event::Starts { worker });
-        }
-        for lease in &reply.cancel {
-            fake.running.remove(lease);
-        }
-        for blob in &reply.prefetch {
-            if self.fetch(worker, blob) {
-                self.workers[worker].gain(blob.hash);
-            }
-        }
-        for assignment in reply.assignments {
-            self.begin_task(worker, assignment.lease, assignment.task);
-        }
-        let fake = &self.workers[worker];
-        let (life, sequence) = (fake.life, fake.sequence);
-        let busy = fake.running.len() as u32 >= fake.slots;
-        let delay_ms = if busy { HEARTBEAT_MS } else { 1 };
-        self.after(
-            delay_ms,
-            Event::ReportDue {
-                worker,
-                life,
-                sequence,
-            },
-        );
-    }
-
-    fn begin_task(&mut self, worker: usize, lease: LeaseId, task: Task) {
-        let fake = &mut self.workers[worker];
-        let known = fake.running.contains_key(&lease)
-            || fake.results.iter().any(|result| result.lease == lease);
-        if known {
-            return;
-        }
-        assert!(
-            (fake.running.len() as u32) < fake.slots,
-            "{} was given more than it can do",
-            fake.id
-        );
-        let life = fake.life;
-        let train = match &task {
-            Task::Train(task) => Some((task.collective.epoch, task.collective.world as usize)),
-            _ => None,
-        };
-        fake.running.insert(lease, task);
-        if self.fault(self.faults.task_hangs) {
-            return;
-        }
-        let delay_ms = self.random.within(50..400);
-        match train {
-            None => self.after(
-                delay_ms,
-                Event::TaskEnds {
-                    worker,
-                    life,
-                    lease,
-                },
-            ),
-            Some((epoch, world)) => self.join_barrier(worker, lease, epoch, world),
-        }
-    }
-
-    /// A step ends on all ranks once all ranks have begun it.
-    fn join_barrier(&mut self, worker: usize, lease: LeaseId, epoch: Epoch, world: usize) {
-        let ranks = self.barriers.entry(epoch).or_default();
-        ranks.insert((worker, lease));
-        if ranks.len() < world {
-            return;
-        }
-        for (worker, lease) in self.barriers.remove(&epoch).unwrap_or_default() {
-            let life = self.workers[worker].life;
-            let delay_ms = self.random.within(100..600);
-            self.after(
-                delay_ms,
-                Event::TaskEnds {
-                    worker,
-                    life,
-                    lease,
-                },
-            );
-        }
-    }
-
-    fn task_ends(&mut self, worker: usize, life: u64, lease: LeaseId) {
-        if !self.lives(worker, life) {
-            return;
-        }
-        let Some(task) = self.workers[worker].running.remove(&lease) else {
-            return;
-        };
-        let missing: Vec<BlobRef> = fakes::inputs(&task)
-            .into_iter()
-            .filter(|blob| !self.fetch(worker, blob))
-            .collect();
-        let outcome = if !missing.is_empty() {
-            let lost_blobs = missing.iter().map(|blob| blob.hash).collect();
-            TaskOutcome::Failed(TaskFailure {
-                reason: "lost blobs".into(),
-                lost_blobs,
-                retryable: true,
-            })
-        } else if self.fault(self.faults.task_fails) {
-            failed("bad luck")
-        } else {
-            self.do_task(worker, &task)
-        };
-        self.workers[worker]
-            .results
-            .push(TaskResult { lease, outcome });
-        self.report(worker);
-    }
-
-    fn do_task(&mut self, worker: usize, task: &Task) -> TaskOutcome {
-        for blob in fakes::inputs(task) {
-            self.workers[worker].gain(blob.hash);
-        }
-        match task {
-            Task::Rollout(task) => TaskOutcome::Rollout(self.workers[worker].sample(task)),
-            Task::Score(task) => TaskOutcome::Score(fakes::score(task)),
-            Task::Train(task) => {
-                let result = fakes::train(task);
-                self.workers[worker]
-                    .blobs
-                    .extend([result.state.hash, result.version.hash]);
-                if task.checkpoint && task.collective.rank == 0 {
-                    let folder = format!("checkpoints/{}", task.iteration);
-                    self.disk
-                        .insert(format!("{folder}/state.safetensors"), result.state.hash);
-                    self.disk
-                        .insert(format!("{folder}/version.safetensors"), result.version.hash);
-                }
-                TaskOutcome::Train(result)
-            }
-        }
-    }
-
-    fn task_breaks(&mut self, worker: usize, life: u64, lease: LeaseId) {
-        if self.lives(worker, life) && self.workers[worker].running.remove(&lease).is_some() {
-            let outcome = failed("a peer closed the connection");
-            self.workers[worker]
-                .results
-                .push(TaskResult { lease, outcome });
-            self.report(worker);
-        }
-    }
-
-    /// Whether the worker has the blob or can get it from one of the owners it was told.
-    fn fetch(&self, worker: usize, blob: &BlobRef) -> bool {
-        let held_by = |owner: &BlobAddress| match owner {
-            BlobAddress::File(path) => self.disk.get(path) == Some(&blob.hash),
-            BlobAddress::Grpc(_) => self.workers.iter().any(|fake| {
-                fake.alive
-                    && fake.registration().blob_address == *owner
-                    && fake.blobs.contains(&blob.hash)
-            }),
-        };
-        self.workers[worker].blobs.contains(&blob.hash) || blob.owners.iter().any(held_by)
-    }
-
-    fn worker_crash(&mut self) {
-        let worker = self.random.within(0..self.workers.len() as u64) as usize;
-        self.kill(worker);
-        let is_learner = self.workers[worker].role == Role::Learner;
-        let others = self
-            .workers
-            .iter()
-            .filter(|fake| fake.role == Role::Learner && fake.alive)
-            .count();
-        let vanishes =
-            self.faults.learners_vanish && is_learner && others > 0 && self.random.chance(0.3);
-        if !vanishes {
-            let delay_ms = self.random.within(10..6_000);
-            self.after(delay_ms, Event::Starts { worker });
-        }
-        self.again(self.faults.worker_crash_ms, Event::WorkerCrash);
-    }
-
-    fn kill(&mut self, worker: usize) {
-        let fake = &mut self.workers[worker];
-        fake.alive = false;
-        fake.blobs.clear();
-        let life = fake.life;
-        // Its connection breaks, and the coordinator may notice.
-        let waiting = self
-            .callers
-            .iter()
-            .find(|(_, caller)| caller.worker == worker && caller.life == life);
-        if let Some((ticket, _)) = waiting
-            && self.random.chance(0.5)
-        {
-            let ticket = *ticket;
-            self.after(5, Event::Arrives(Message::HungUp(ticket)));
-        }
-        self.break_barriers(worker);
-    }
-
-    /// Ranks that wait for a dead one notice, or hang until they are told.
-    fn break_barriers(&mut self, worker: usize) {
-        let mut mates = Vec::new();
-        for ranks in self.barriers.values_mut() {
-            if ranks.iter().any(|(rank, _)| *rank == worker) {
-                mates.extend(
-                    std::mem::take(ranks)
-                        .into_iter()
-                        .filter(|(rank, _)| *rank != worker),
-                );
-            }
-        }
-        for (mate, lease) in mates {
-            let life = self.workers[mate].life;
-            if self.random.chance(0.5) {
-                self.after(
-                    20,
-                    Event::TaskBreaks {
-                        worker: mate,
-                        life,
-                        lease,
-                    },
-                );
-            }
-        }
-    }
-
-    /// A bounded store drops something, not the newest states (the protocol forbids that).
-    fn blob_loss(&mut self) {
-        let worker = self.random.within(0..self.workers.len() as u64) as usize;
-        if self.workers[worker].role == Role::Rollout {
-            let mut blobs: Vec<ContentHash> = self.workers[worker].blobs.iter().copied().collect();
-            blobs.sort();
-            let number = self.random.next() as usize;
-            if let Some(hash) = blobs.get(number % blobs.len().max(1)) {
-                self.workers[worker].lose(*hash);
-            }
-        }
-        self.again(self.faults.blob_loss_ms, Event::BlobLoss);
-    }
-}
-
-fn failed(reason: &str) -> TaskOutcome {
-    let reason = reason.to_owned();
-    TaskOutcome::Failed(TaskFailure {
-        reason,
-        lost_blobs: Vec::new(),
-        retryable: true,
-    })
 }

@@ -1,4 +1,4 @@
-//! Groups from draw to seal (A5, A6; REFERENCE sections 3 and 4).
+//! Groups from draw to seal (A5, A6).
 
 use std::collections::BTreeSet;
 
