@@ -6,14 +6,16 @@
 //!
 //! Reading order: [`io`] and [`record`] are the border; [`workers`], [`leases`], [`blobs`],
 //! [`groups`] and [`prompts`] are the state; `reports` takes in what workers say, `results` what
-//! they did; `collect` opens, refills and seals iterations, `training` makes them happen,
-//! `recovery` handles what is lost; `dispatch` gives out work and answers; [`schedule`] and
+//! they did; `collect` opens and refills iterations, `seal` finds what to train on, `training` makes them happen and
+//! `commit` has them happened; `recovery` handles what is lost; `dispatch` gives out work and answers; [`schedule`] and
 //! [`membership`] are the pure decisions; `control`, `status` and `stalls` are for people.
 
 pub mod blobs;
 mod collect;
+mod commit;
 mod control;
 mod dispatch;
+mod free;
 pub mod groups;
 pub mod io;
 pub mod leases;
@@ -24,21 +26,24 @@ mod recovery;
 mod reports;
 mod results;
 pub mod schedule;
+mod seal;
 #[cfg(test)]
 mod simulator;
 mod stalls;
 mod status;
+#[cfg(test)]
+mod tests;
 mod training;
 pub mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use retouch_proto::status::{Event, EventKind, IterationMetrics, Totals};
-use retouch_proto::worker::Role;
 use retouch_proto::{ContentHash, GroupId, Iteration, LeaseId, RunConfig, WorkerId};
 
 use self::blobs::Blobs;
 use self::control::Phase;
+use self::free::FreeWorkers;
 use self::groups::{Group, OpenIteration};
 use self::io::{Input, Output};
 use self::leases::Leases;
@@ -98,8 +103,8 @@ pub struct Machine {
     stalled: BTreeSet<String>,
     /// Workers whose answer may be due.
     touched: BTreeSet<WorkerId>,
-    /// Workers that could take a task, by role.
-    free: BTreeMap<Role, BTreeSet<WorkerId>>,
+    /// Workers that could take a task.
+    free: FreeWorkers,
     alarms: BTreeSet<(u64, Alarm)>,
     outputs: VecDeque<Output>,
 }
@@ -137,7 +142,7 @@ impl Machine {
             progress_ms: now_ms,
             stalled: BTreeSet::new(),
             touched: BTreeSet::new(),
-            free: BTreeMap::new(),
+            free: FreeWorkers::default(),
             alarms: BTreeSet::new(),
             outputs: VecDeque::new(),
         };

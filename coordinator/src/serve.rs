@@ -88,9 +88,18 @@ pub enum ServeError {
 /// A running coordinator.
 pub struct Coordinator {
     address: SocketAddr,
-    outcome: oneshot::Receiver<Result<Outcome, StoreError>>,
-    services: JoinHandle<Result<(), tonic::transport::Error>>,
+    outcome: oneshot::Receiver<Result<Option<Outcome>, StoreError>>,
+    services: AbortOnDrop,
     stop_services: oneshot::Sender<()>,
+}
+
+/// A coordinator that is dropped stops listening, and its shell ends with the last connection.
+struct AbortOnDrop(JoinHandle<Result<(), tonic::transport::Error>>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Coordinator {
@@ -135,7 +144,7 @@ impl Coordinator {
             .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
                 drop(stopped.await)
             });
-        let services = tokio::spawn(server);
+        let services = AbortOnDrop(tokio::spawn(server));
         if let Some(token) = token {
             write(&run_dir.join(TOKEN_FILE_NAME), &token, 0o600)?;
         }
@@ -169,20 +178,14 @@ impl Coordinator {
             stop_services,
             ..
         } = self;
+        let ended = || ServeError::Services("nobody is left to serve".into());
         let outcome = tokio::select! {
-            outcome = outcome => {
-                outcome.map_err(|_| ServeError::Services("the shell's thread ended".into()))??
-            }
-            ended = &mut services => return Err(ServeError::Services(format!("{ended:?}"))),
+            outcome = outcome => outcome.map_err(|_| ended())??.ok_or_else(ended)?,
+            stopped = &mut services.0 => return Err(ServeError::Services(format!("{stopped:?}"))),
         };
         drop(stop_services);
         // Last answers are still on their way; who keeps a connection open is not waited for.
-        if tokio::time::timeout(SHUTDOWN_GRACE, &mut services)
-            .await
-            .is_err()
-        {
-            services.abort();
-        }
+        let _ = tokio::time::timeout(SHUTDOWN_GRACE, &mut services.0).await;
         if outcome.failure.is_some() {
             Err(ServeError::Run(Box::new(outcome)))
         } else {

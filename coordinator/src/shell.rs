@@ -5,6 +5,7 @@
 //! bounded queue (A7); when it is full they are told to come again.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -47,7 +48,7 @@ pub(crate) enum Request {
 #[derive(Clone)]
 pub(crate) struct Handle {
     queue: SyncSender<Request>,
-    tickets: std::sync::Arc<AtomicU64>,
+    tickets: Arc<AtomicU64>,
 }
 
 /// Why a request was not taken.
@@ -70,8 +71,12 @@ impl Handle {
 
     /// A ticket that nobody else has.
     pub(crate) fn ticket(&self) -> Ticket {
-        Ticket(self.tickets.fetch_add(1, Ordering::Relaxed))
+        next_ticket(&self.tickets)
     }
+}
+
+fn next_ticket(tickets: &AtomicU64) -> Ticket {
+    Ticket(tickets.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Time for the machine: counts from the wall clock at the start and never goes back.
@@ -109,7 +114,7 @@ pub(crate) struct Shell {
     store: Store,
     clock: Clock,
     requests: Receiver<Request>,
-    handle: Handle,
+    tickets: Arc<AtomicU64>,
     waiting: HashMap<Ticket, Answer>,
     events: VecDeque<Event>,
     listeners: broadcast::Sender<Event>,
@@ -122,9 +127,10 @@ impl Shell {
         mut store: Store,
     ) -> Result<(Self, Handle), StoreError> {
         let (queue, requests) = sync_channel(QUEUE_LEN);
+        let tickets: Arc<AtomicU64> = AtomicU64::new(1).into();
         let handle = Handle {
             queue,
-            tickets: AtomicU64::new(1).into(),
+            tickets: tickets.clone(),
         };
         let clock = Clock::start();
         let machine = start(clock.now_ms());
@@ -136,7 +142,7 @@ impl Shell {
             store,
             clock,
             requests,
-            handle: handle.clone(),
+            tickets,
             waiting,
             events,
             listeners,
@@ -144,15 +150,15 @@ impl Shell {
         Ok((shell, handle))
     }
 
-    /// Runs until the run is over.
+    /// Runs until the run is over, or nobody is left who could ask for anything (`None`).
     ///
     /// # Errors
     /// If the record can't be written: what the machine knows is then not what is recorded, and
     /// only a new start from the record can be right.
-    pub(crate) fn run(mut self) -> Result<Outcome, StoreError> {
+    pub(crate) fn run(mut self) -> Result<Option<Outcome>, StoreError> {
         loop {
             if let Some(outcome) = self.let_out()? {
-                return Ok(outcome);
+                return Ok(Some(outcome));
             }
             let deadline_ms = self.machine.next_deadline();
             let wait = deadline_ms.map_or(IDLE, |at_ms| {
@@ -163,8 +169,7 @@ impl Shell {
                 Err(RecvTimeoutError::Timeout) => {
                     self.machine.handle(self.clock.now_ms(), Input::Tick)
                 }
-                // The shell holds a sender itself, so this cannot happen.
-                Err(RecvTimeoutError::Disconnected) => std::thread::sleep(wait),
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
             }
         }
     }
@@ -183,7 +188,7 @@ impl Shell {
         let now_ms = self.clock.now_ms();
         let (input, answer) = match request {
             Request::Register(registration, sender) => {
-                let ticket = self.handle.ticket();
+                let ticket = next_ticket(&self.tickets);
                 (
                     Input::Register(ticket, registration),
                     Some((ticket, Answer::Registered(sender))),
@@ -198,7 +203,7 @@ impl Shell {
                 (Input::HungUp(ticket), None)
             }
             Request::Control(command, sender) => {
-                let ticket = self.handle.ticket();
+                let ticket = next_ticket(&self.tickets);
                 (
                     Input::Control(ticket, command),
                     Some((ticket, Answer::Controlled(sender))),

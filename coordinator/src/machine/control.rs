@@ -4,6 +4,7 @@ use retouch_proto::Iteration;
 use retouch_proto::status::{EventKind, RunState};
 
 use super::io::{Command, Outcome, Output, Ticket};
+use super::workers::Worker;
 use super::{Alarm, Machine};
 
 /// Where the run is in its life.
@@ -124,9 +125,9 @@ impl Machine {
             left: false,
         };
         let leases: Vec<_> = self.leases.iter().map(|(id, _)| *id).collect();
-        leases
-            .into_iter()
-            .for_each(|lease| drop(self.close_lease(lease)));
+        for lease in leases {
+            self.close_lease(lease);
+        }
         self.training = None;
         let everyone: Vec<_> = self.workers.iter().map(|(id, _)| id.clone()).collect();
         self.touched.extend(everyone);
@@ -135,10 +136,6 @@ impl Machine {
 
     /// Puts out the exit once everyone alive was told, or had time enough.
     pub(super) fn leave(&mut self) {
-        let told = self
-            .workers
-            .iter()
-            .all(|(_, worker)| worker.dismissed || !worker.is_alive());
         let Phase::Over {
             outcome,
             until_ms,
@@ -147,7 +144,10 @@ impl Machine {
         else {
             return;
         };
-        if !*left && (told || *until_ms <= self.now_ms) {
+        let is_told = |worker: &Worker| worker.dismissed || !worker.is_alive();
+        let due =
+            *until_ms <= self.now_ms || self.workers.iter().all(|(_, worker)| is_told(worker));
+        if due && !*left {
             *left = true;
             self.outputs.push_back(Output::Exit(outcome.clone()));
         }

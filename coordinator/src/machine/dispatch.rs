@@ -12,6 +12,8 @@ use super::leases::Work;
 use super::record::Blob;
 use super::schedule::{Placement, Problem, TaskNeed, WorkerLoad, solve};
 
+/// Workers that are looked at together.
+const BATCH: usize = 256;
 /// Hints in one answer.
 const PREFETCH_MAX: usize = 64;
 
@@ -27,43 +29,52 @@ impl Machine {
 
     fn update_free(&mut self) {
         for id in &self.touched {
-            let Some(worker) = self.workers.get(id) else {
-                continue;
-            };
-            let free = self.free.entry(worker.role).or_default();
-            if worker.free() > 0 {
-                free.insert(id.clone());
-            } else {
-                free.remove(id);
+            match self.workers.get(id) {
+                Some(worker) if worker.free() > 0 => {
+                    self.free
+                        .insert(id, worker.role, worker.leases.len() as u32);
+                }
+                _ => self.free.remove(id),
             }
         }
     }
 
     fn dispatch_role(&mut self, role: Role) {
-        let free = self.free.get(&role).into_iter().flatten();
-        let workers: Vec<WorkerLoad<'_>> = free.filter_map(|id| self.load(id)).collect();
-        let slots: u32 = workers.iter().map(|worker| worker.free).sum();
+        while self.dispatch_batch(role) {
+            self.update_free();
+        }
+    }
+
+    /// Gives out some tasks; tells whether there may be more to give.
+    fn dispatch_batch(&mut self, role: Role) -> bool {
+        let names = self.free.least_loaded(role, BATCH);
+        let slots: u32 = names
+            .iter()
+            .filter_map(|id| self.workers.get(id))
+            .map(|worker| worker.free())
+            .sum();
         if slots == 0 {
-            return;
+            return false;
         }
         let ids: Vec<GroupId> = self.waiting(role).take(slots as usize).collect();
-        let tasks = ids
+        let tasks: Vec<TaskNeed<'_>> = ids
             .iter()
             .map(|id| TaskNeed {
                 avoid: self.avoided(role, *id),
             })
             .collect();
-        let placements = solve(&Problem { tasks, workers });
-        let names: Vec<WorkerId> = self
-            .free
-            .get(&role)
-            .into_iter()
-            .flatten()
-            .cloned()
+        // Each task takes one of the first so many, however loaded the others are.
+        let avoided = tasks.iter().map(|task| task.avoid.len()).max().unwrap_or(0);
+        let workers = names
+            .iter()
+            .take(tasks.len() + avoided)
+            .filter_map(|id| self.load(id))
             .collect();
-        for Placement { task, worker } in placements {
-            self.assign(role, ids[task], &names[worker]);
+        let placements = solve(&Problem { tasks, workers });
+        for Placement { task, worker } in &placements {
+            self.assign(role, ids[*task], &names[*worker]);
         }
+        ids.len() == slots as usize && !placements.is_empty()
     }
 
     fn load<'a>(&'a self, id: &'a WorkerId) -> Option<WorkerLoad<'a>> {
@@ -170,9 +181,8 @@ impl Machine {
         if let Some(worker) = self.workers.get_mut(id) {
             worker.lost_at_ms = lost_at_ms;
             worker.dismissed |= dismissed;
-            let role = worker.role;
-            self.free.entry(role).or_default().remove(id);
         }
+        self.free.remove(id);
         self.set_worker_alarm(id);
     }
 
@@ -242,5 +252,10 @@ impl Machine {
             false => groups.flat_map(Group::latents).filter(wanted).collect(),
         };
         blobs.into_iter().map(|blob| self.reference(blob)).collect()
+    }
+
+    /// A reference to a blob for somebody who needs it.
+    pub(super) fn reference(&mut self, blob: Blob) -> BlobRef {
+        self.blobs.reference(blob, &self.workers)
     }
 }

@@ -53,7 +53,7 @@ pub struct Group {
     pub scored: Option<ScoreResult>,
     /// Failed attempts in the present stage.
     pub attempts: u32,
-    /// Attempts that failed for want of a blob.
+    /// Attempts that failed for want of a blob; making it again does not clear them.
     pub fetch_failures: u32,
     /// Who failed it.
     pub avoid: Vec<WorkerId>,
@@ -135,7 +135,6 @@ impl Group {
     /// A new stage begins: what was held against it or its workers is forgotten.
     pub fn clear_attempts(&mut self) {
         self.attempts = 0;
-        self.fetch_failures = 0;
         self.avoid.clear();
         self.not_before_ms = 0;
     }

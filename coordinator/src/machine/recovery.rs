@@ -8,7 +8,7 @@ use retouch_proto::worker::Role;
 use super::Machine;
 use super::groups::{Group, GroupState};
 use super::leases::Work;
-use super::record::{Committed, Entry};
+use super::record::{Blob, Committed, Entry};
 
 impl Machine {
     /// A generation is over: its leases go to others, which is no failed attempt.
@@ -48,7 +48,7 @@ impl Machine {
         }
         if self
             .adopting_until_ms
-            .is_some_and(|until_ms| until_ms <= self.now_ms || self.is_everyone_back())
+            .is_some_and(|until_ms| until_ms <= self.now_ms)
         {
             self.adopting_until_ms = None;
             self.remake_lost_images();
@@ -58,6 +58,13 @@ impl Machine {
             self.wait_for_state();
         } else {
             self.state_lost_since_ms = None;
+        }
+    }
+
+    /// Who is expected has registered: what nobody of them holds will not turn up any more.
+    pub(super) fn end_adopting_if_everyone_is_back(&mut self) {
+        if self.adopting_until_ms.is_some() && self.is_everyone_back() {
+            self.adopting_until_ms = Some(self.now_ms);
         }
     }
 
@@ -153,9 +160,9 @@ impl Machine {
             self.checkpoint.committed.iteration,
         );
         let leases: Vec<_> = self.leases.iter().map(|(id, _)| *id).collect();
-        leases
-            .into_iter()
-            .for_each(|lease| drop(self.close_lease(lease)));
+        for lease in leases {
+            self.close_lease(lease);
+        }
         self.open.clear();
         self.committed = self.checkpoint.committed;
         self.policies = vec![self.committed.policy];
@@ -175,5 +182,18 @@ impl Machine {
         self.event(EventKind::Rewound, message);
         self.forget_unwanted();
         self.progress();
+    }
+
+    /// Whether somebody has all of these.
+    pub(super) fn all_available(&self, mut blobs: impl Iterator<Item = Blob>) -> bool {
+        blobs.all(|blob| self.blobs.is_available(blob.hash))
+    }
+
+    /// Sends a group's sampling back to be made again.
+    pub(super) fn remake(&mut self, id: GroupId) {
+        self.totals.groups_remade += 1;
+        self.set_group_state(id, GroupState::Queued);
+        let message = format!("blobs of group {id} were lost and are made again");
+        self.event(EventKind::GroupRemade, message);
     }
 }

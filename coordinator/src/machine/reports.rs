@@ -39,6 +39,7 @@ impl Machine {
         for task in running {
             self.adopt(&id, role, task);
         }
+        self.end_adopting_if_everyone_is_back();
         self.progress();
     }
 

@@ -177,6 +177,7 @@ impl Machine {
         let group = self.group_mut(id).expect("looked up by the caller");
         group.scored = Some(result.clone());
         group.clear_attempts();
+        group.fetch_failures = 0;
         self.set_group_state(id, GroupState::Scored);
         self.record(Entry::Scored {
             worker: worker.clone(),

@@ -7,9 +7,11 @@
 //! adapter as without faults (A8, A9).
 
 mod checks;
-mod fakes;
+mod coordinator_side;
+pub(super) mod fakes;
 mod faults;
 mod memory;
 mod random;
 mod tests;
+mod worker_side;
 mod world;

@@ -5,12 +5,12 @@ use retouch_proto::task::{CollectiveEpoch, TaskFailure, TrainGroup, TrainResult,
 use retouch_proto::worker::Role;
 use retouch_proto::{BlobRef, Epoch, GroupId, Iteration, LeaseId, WorkerId};
 
+use super::Machine;
 use super::control::Phase;
-use super::groups::{FETCH_FAILURES_MAX, GroupState};
+use super::groups::FETCH_FAILURES_MAX;
 use super::leases::Work;
 use super::membership::{Candidates, Member, Plan, plan};
-use super::record::{Blob, Checkpoint, Committed, CommittedEntry, Entry, KeptGroup, Policy};
-use super::{HISTORY_MAX, Machine};
+use super::record::{Blob, Committed, KeptGroup, Policy};
 
 /// A training step under way.
 pub(super) struct Training {
@@ -79,11 +79,16 @@ impl Machine {
         }
         let checkpoint = self.is_checkpoint_due(next);
         if self.kept_groups(next).is_empty() && !checkpoint {
-            let unchanged = self.committed;
+            let Committed { state, policy, .. } = self.committed;
+            let policy = Policy {
+                iteration: next,
+                ..policy
+            };
             self.commit(
                 Committed {
                     iteration: next,
-                    ..unchanged
+                    state,
+                    policy,
                 },
                 None,
             );
@@ -317,158 +322,6 @@ impl Machine {
         }
     }
 
-    /// All ranks are done: they agree, or the step did not happen.
-    fn conclude(&mut self) {
-        let Some(training) = self.training.take() else {
-            return;
-        };
-        training
-            .ranks
-            .iter()
-            .for_each(|rank| drop(self.close_lease(rank.lease)));
-        let results: Vec<&TrainResult> = training
-            .ranks
-            .iter()
-            .filter_map(|rank| rank.result.as_ref())
-            .collect();
-        let first = results[0].clone();
-        if let Some(problem) = self.disagreement(&training, &results) {
-            self.event(EventKind::RanksDisagree, problem.clone());
-            let members = training
-                .ranks
-                .iter()
-                .map(|rank| rank.member.clone())
-                .collect();
-            return self.step_failed(members, problem);
-        }
-        let ema_adapter = first.ema_adapter;
-        let blob = |reference: &BlobRef| Blob {
-            hash: reference.hash,
-            size_bytes: reference.size_bytes,
-        };
-        let adapter = Some(blob(&first.version));
-        let committed = Committed {
-            iteration: training.iteration,
-            state: Some(blob(&first.state)),
-            policy: Policy {
-                iteration: training.iteration,
-                adapter,
-            },
-        };
-        match training.purpose {
-            Purpose::Learn => self.commit(committed, Some((&training, first))),
-            // What the ranks wrote down is what samples next when the run goes on.
-            Purpose::WriteDown => self.committed = committed,
-        }
-        if training.checkpoint {
-            self.checkpointed(Checkpoint {
-                committed,
-                ema_adapter,
-            });
-        }
-    }
-
-    fn disagreement(&self, training: &Training, results: &[&TrainResult]) -> Option<String> {
-        let first = results[0];
-        for (result, rank) in results.iter().zip(&training.ranks) {
-            if (result.state.hash, result.version.hash) != (first.state.hash, first.version.hash) {
-                let (a, b) = (first.state.hash.short(), result.state.hash.short());
-                return Some(format!("rank 0 made state {a}, {} made {b}", rank.member.0));
-            }
-        }
-        let written = self
-            .committed
-            .state
-            .filter(|_| training.purpose == Purpose::WriteDown);
-        if written.is_some_and(|state| state.hash != first.state.hash) {
-            return Some(format!(
-                "the state was written down as {}",
-                first.state.hash.short()
-            ));
-        }
-        let missing = training.checkpoint && first.ema_adapter.is_none();
-        missing.then(|| "rank 0 was asked for a checkpoint and named no adapter".to_owned())
-    }
-
-    fn commit(&mut self, committed: Committed, trained: Option<(&Training, TrainResult)>) {
-        let iteration = committed.iteration;
-        let open = self
-            .open
-            .remove(&iteration)
-            .expect("only open iterations are committed");
-        let sealed = open.sealed.expect("only sealed iterations are committed");
-        let mut metrics = sealed.metrics;
-        let banned: Vec<u32> = sealed
-            .solved
-            .into_iter()
-            .filter(|row| self.prompts.ban(*row, iteration))
-            .collect();
-        metrics.banned = banned.len() as u32;
-        metrics.banned_total = self.prompts.banned() as u32;
-        metrics.version = committed.policy.hash().map(|hash| hash.to_string());
-        metrics.stage_s.train = (self.now_ms - sealed.sealed_ms) as f64 / 1e3;
-        metrics.stage_s.wall = (self.now_ms - open.opened_ms) as f64 / 1e3;
-        if let Some((training, result)) = trained {
-            metrics.resharded = training.resharded;
-            metrics.ema_adapter = result.ema_adapter.map(|hash| hash.to_string());
-            metrics.train = Some(result.metrics).filter(|_| !sealed.kept.is_empty());
-        }
-        self.count_commit(&metrics);
-        self.committed = committed;
-        self.policies.push(committed.policy);
-        self.forget_old_policies();
-        let next_position = self.prompts.position();
-        let next_position = *self
-            .positions
-            .entry(iteration.next())
-            .or_insert(next_position);
-        self.history.push_back(metrics.clone());
-        if self.history.len() > HISTORY_MAX {
-            self.history.pop_front();
-        }
-        let (kept, totals) = (sealed.kept, self.totals);
-        let message = committed_message(&metrics);
-        let entry = CommittedEntry {
-            committed,
-            metrics,
-            kept,
-            banned,
-            next_position,
-            totals,
-        };
-        self.record(Entry::Committed(Box::new(entry)));
-        self.event(EventKind::IterationCommitted, message);
-        self.forget_unwanted();
-        self.retry = Retry::default();
-        self.progress();
-    }
-
-    fn count_commit(&mut self, metrics: &retouch_proto::status::IterationMetrics) {
-        let totals = &mut self.totals;
-        totals.groups_kept += u64::from(metrics.kept);
-        totals.groups_filtered += u64::from(metrics.filtered);
-        totals.groups_dropped += u64::from(metrics.dropped);
-        totals.groups_stale += u64::from(metrics.stale);
-        totals.resharded += u64::from(metrics.resharded);
-        totals.empty_iterations += u64::from(metrics.kept == 0);
-    }
-
-    /// Policies are remembered as long as samples may be stale.
-    pub(super) fn forget_old_policies(&mut self) {
-        let kept = self.config.rollout.staleness_max as usize + 1;
-        self.policies
-            .drain(..self.policies.len().saturating_sub(kept));
-    }
-
-    fn checkpointed(&mut self, checkpoint: Checkpoint) {
-        self.checkpoint = checkpoint;
-        self.positions
-            .retain(|iteration, _| *iteration > checkpoint.committed.iteration);
-        self.track_checkpoint_files(&checkpoint);
-        self.forget_unwanted();
-        self.record(Entry::Checkpointed(checkpoint));
-    }
-
     pub(super) fn train_failed(&mut self, worker: &WorkerId, failure: TaskFailure) {
         let Some(training) = self.training.as_ref() else {
             return;
@@ -510,7 +363,7 @@ impl Machine {
         self.retry_at(self.now_ms + self.config.cluster.heartbeat_ms);
     }
 
-    fn step_failed(&mut self, members: Vec<Member>, problem: String) {
+    pub(super) fn step_failed(&mut self, members: Vec<Member>, problem: String) {
         self.collective.dissolve();
         self.retry.attempts += 1;
         self.retry.blamed = members;
@@ -546,10 +399,9 @@ impl Machine {
         let Some(training) = self.training.take() else {
             return;
         };
-        training
-            .ranks
-            .iter()
-            .for_each(|rank| drop(self.close_lease(rank.lease)));
+        for rank in &training.ranks {
+            self.close_lease(rank.lease);
+        }
         self.collective.dissolve();
     }
 
@@ -560,33 +412,4 @@ impl Machine {
             .clone()
             .any(|rank| rank.member.0 == *worker && rank.result.is_none())
     }
-
-    /// Only groups that are there can be trained on.
-    pub(super) fn all_available(&self, mut blobs: impl Iterator<Item = Blob>) -> bool {
-        blobs.all(|blob| self.blobs.is_available(blob.hash))
-    }
-
-    pub(super) fn reference(&mut self, blob: Blob) -> BlobRef {
-        self.blobs.reference(blob, &self.workers)
-    }
-
-    /// Sends a group's sampling back to be made again.
-    pub(super) fn remake(&mut self, id: GroupId) {
-        self.totals.groups_remade += 1;
-        self.set_group_state(id, GroupState::Queued);
-        self.event(
-            EventKind::GroupRemade,
-            format!("blobs of group {id} were lost and are made again"),
-        );
-    }
-}
-
-fn committed_message(metrics: &retouch_proto::status::IterationMetrics) -> String {
-    let loss = metrics.train.map_or("no training".to_owned(), |train| {
-        format!("loss {:.5}", train.policy_loss)
-    });
-    format!(
-        "iteration {} committed: mean reward {:.4}, {loss}, {:.1} s",
-        metrics.iteration, metrics.reward_mean, metrics.stage_s.wall,
-    )
 }

@@ -119,6 +119,7 @@ impl Worker {
 pub struct Workers {
     by_id: BTreeMap<WorkerId, Worker>,
     by_ticket: BTreeMap<Ticket, WorkerId>,
+    by_role: BTreeMap<Role, BTreeSet<WorkerId>>,
     next_generation: u64,
     heartbeat_ms: u64,
 }
@@ -129,6 +130,7 @@ impl Workers {
         Self {
             by_id: BTreeMap::new(),
             by_ticket: BTreeMap::new(),
+            by_role: BTreeMap::new(),
             next_generation: u64::from(incarnation) << 32,
             heartbeat_ms,
         }
@@ -138,14 +140,16 @@ impl Workers {
     pub fn register(&mut self, registration: Registration, now_ms: u64) -> Generation {
         self.next_generation += 1;
         let generation = Generation(self.next_generation);
-        let id = registration.worker.clone();
+        let (id, role) = (registration.worker.clone(), registration.role);
         let mut worker = Worker::new(registration, generation, now_ms);
         worker.lost_at_ms = now_ms + self.silence_ms_max();
-        if let Some(old) = self.by_id.insert(id, worker)
-            && let Some(held) = old.held
-        {
-            self.by_ticket.remove(&held.ticket);
+        if let Some(old) = self.by_id.insert(id.clone(), worker) {
+            self.by_role.entry(old.role).or_default().remove(&id);
+            if let Some(held) = old.held {
+                self.by_ticket.remove(&held.ticket);
+            }
         }
+        self.by_role.entry(role).or_default().insert(id);
         generation
     }
 
@@ -220,9 +224,9 @@ impl Workers {
 
     /// The living ones of a role, by name.
     pub fn alive(&self, role: Role) -> impl Iterator<Item = (&WorkerId, &Worker)> {
-        self.by_id
-            .iter()
-            .filter(move |(_, worker)| worker.role == role && worker.is_alive())
+        let ids = self.by_role.get(&role).into_iter().flatten();
+        let workers = ids.filter_map(|id| self.by_id.get_key_value(id));
+        workers.filter(|(_, worker)| worker.is_alive())
     }
 
     /// Where to fetch from a worker, while it lives.

@@ -183,6 +183,11 @@ impl RecordCheck {
                 );
                 self.committed = iteration.0;
                 self.commits += 1;
+                let stale = entry.metrics.stale;
+                assert!(
+                    stale == 0 || staleness_max > 0,
+                    "{stale} groups of iteration {iteration} are stale"
+                );
                 let version = entry.committed.policy.hash();
                 let before = self.versions.insert(iteration.0, version);
                 let repeats = before.is_none_or(|before| before == version);

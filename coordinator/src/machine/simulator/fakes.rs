@@ -7,25 +7,25 @@ use retouch_proto::worker::{Registration, Report, Role, RunningTask, WorkerState
 use retouch_proto::{BlobAddress, BlobRef, ContentHash, Generation, GroupId, LeaseId, WorkerId};
 
 /// A fake process.
-pub(super) struct Fake {
-    pub(super) id: WorkerId,
-    pub(super) role: Role,
-    pub(super) slots: u32,
+pub(in crate::machine) struct Fake {
+    pub(in crate::machine) id: WorkerId,
+    pub(in crate::machine) role: Role,
+    pub(in crate::machine) slots: u32,
     /// Counts its lives; what was meant for an older one is lost.
-    pub(super) life: u64,
-    pub(super) alive: bool,
+    pub(in crate::machine) life: u64,
+    pub(in crate::machine) alive: bool,
     /// Computes other bits than most.
-    pub(super) odd_device: bool,
-    pub(super) generation: Option<Generation>,
-    pub(super) sequence: u64,
-    pub(super) running: BTreeMap<LeaseId, Task>,
+    pub(in crate::machine) odd_device: bool,
+    pub(in crate::machine) generation: Option<Generation>,
+    pub(in crate::machine) sequence: u64,
+    pub(in crate::machine) running: BTreeMap<LeaseId, Task>,
     /// Results that no answered report has carried.
-    pub(super) results: Vec<TaskResult>,
-    pub(super) blobs: HashSet<ContentHash>,
-    pub(super) added: BTreeSet<ContentHash>,
-    pub(super) dropped: BTreeSet<ContentHash>,
+    pub(in crate::machine) results: Vec<TaskResult>,
+    pub(in crate::machine) blobs: HashSet<ContentHash>,
+    pub(in crate::machine) added: BTreeSet<ContentHash>,
+    pub(in crate::machine) dropped: BTreeSet<ContentHash>,
     /// The report that an answer is waited for, with what it carried.
-    pub(super) outstanding: Option<Outstanding>,
+    pub(in crate::machine) outstanding: Option<Outstanding>,
 }
 
 /// A report's sequence number, and the results, added and dropped blobs that it carried.
@@ -37,7 +37,7 @@ type Outstanding = (
 );
 
 impl Fake {
-    pub(super) fn new(role: Role, number: usize, slots: u32) -> Self {
+    pub(in crate::machine) fn new(role: Role, number: usize, slots: u32) -> Self {
         Self {
             id: WorkerId::new(format!("{role}-{number}")).expect("a valid name"),
             role,
@@ -57,7 +57,7 @@ impl Fake {
     }
 
     /// A new process: nothing is left of the old one.
-    pub(super) fn restart(&mut self) {
+    pub(in crate::machine) fn restart(&mut self) {
         let fresh = Self::new(self.role, 0, self.slots);
         let (id, life, odd_device) = (self.id.clone(), self.life + 1, self.odd_device);
         *self = Self {
@@ -69,7 +69,7 @@ impl Fake {
         };
     }
 
-    pub(super) fn registration(&self) -> Registration {
+    pub(in crate::machine) fn registration(&self) -> Registration {
         let running = self.running.iter().map(|(lease, task)| RunningTask {
             lease: *lease,
             kind: self.role,
@@ -88,7 +88,7 @@ impl Fake {
         }
     }
 
-    pub(super) fn report(&mut self) -> Option<Report> {
+    pub(in crate::machine) fn report(&mut self) -> Option<Report> {
         let generation = self.generation?;
         self.sequence += 1;
         let carried = self.results.iter().map(|result| result.lease).collect();
@@ -112,7 +112,7 @@ impl Fake {
     }
 
     /// An answered report need not be repeated.
-    pub(super) fn acknowledge(&mut self, sequence: u64) -> bool {
+    pub(in crate::machine) fn acknowledge(&mut self, sequence: u64) -> bool {
         let Some((waited, results, added, dropped)) =
             self.outstanding.take_if(|(s, ..)| *s == sequence)
         else {
@@ -126,14 +126,14 @@ impl Fake {
         true
     }
 
-    pub(super) fn gain(&mut self, hash: ContentHash) {
+    pub(in crate::machine) fn gain(&mut self, hash: ContentHash) {
         self.dropped.remove(&hash);
         if self.blobs.insert(hash) {
             self.added.insert(hash);
         }
     }
 
-    pub(super) fn lose(&mut self, hash: ContentHash) {
+    pub(in crate::machine) fn lose(&mut self, hash: ContentHash) {
         if self.blobs.remove(&hash) {
             self.added.remove(&hash);
             self.dropped.insert(hash);
@@ -141,7 +141,7 @@ impl Fake {
     }
 
     /// Does a rollout.
-    pub(super) fn sample(&mut self, task: &RolloutTask) -> RolloutResult {
+    pub(in crate::machine) fn sample(&mut self, task: &RolloutTask) -> RolloutResult {
         let version = task.version.as_ref().map(|version| version.hash);
         let device = if self.odd_device { "odd" } else { "even" };
         let named = |what: &str| {
@@ -172,7 +172,7 @@ impl Fake {
     }
 }
 
-pub(super) fn group_of(task: &Task) -> Option<GroupId> {
+pub(in crate::machine) fn group_of(task: &Task) -> Option<GroupId> {
     match task {
         Task::Rollout(task) => Some(task.group),
         Task::Score(task) => Some(task.group),
@@ -181,7 +181,7 @@ pub(super) fn group_of(task: &Task) -> Option<GroupId> {
 }
 
 /// What a task reads.
-pub(super) fn inputs(task: &Task) -> Vec<BlobRef> {
+pub(in crate::machine) fn inputs(task: &Task) -> Vec<BlobRef> {
     match task {
         Task::Rollout(task) => task.version.iter().cloned().collect(),
         Task::Score(task) => std::iter::once(&task.source_png)
@@ -204,7 +204,7 @@ pub(super) fn inputs(task: &Task) -> Vec<BlobRef> {
 }
 
 /// The judge: a reward that depends on the image alone; some groups are all alike.
-pub(super) fn reward_of(edit: ContentHash, prompt: &str) -> f64 {
+pub(in crate::machine) fn reward_of(edit: ContentHash, prompt: &str) -> f64 {
     match ContentHash::of(prompt.as_bytes()).0[0] % 4 {
         0 => 0.95,
         1 => 0.5,
@@ -212,7 +212,7 @@ pub(super) fn reward_of(edit: ContentHash, prompt: &str) -> f64 {
     }
 }
 
-pub(super) fn score(task: &ScoreTask) -> ScoreResult {
+pub(in crate::machine) fn score(task: &ScoreTask) -> ScoreResult {
     let edits: Vec<ContentHash> = task.edits_png.iter().map(|edit| edit.hash).collect();
     let score = |edit: &ContentHash| SampleScore {
         reward: reward_of(*edit, &task.prompt),
@@ -228,7 +228,7 @@ pub(super) fn score(task: &ScoreTask) -> ScoreResult {
 }
 
 /// The learner: the state is the hash of everything that went into it.
-pub(super) fn train(task: &TrainTask) -> TrainResult {
+pub(in crate::machine) fn train(task: &TrainTask) -> TrainResult {
     let before = task
         .state
         .as_ref()
@@ -273,7 +273,7 @@ fn version_of(state: ContentHash) -> ContentHash {
     hash_of(&["version", &state.to_string()])
 }
 
-pub(super) fn hash_of(parts: &[&str]) -> ContentHash {
+pub(in crate::machine) fn hash_of(parts: &[&str]) -> ContentHash {
     ContentHash::of(parts.join("|").as_bytes())
 }
 

@@ -6,9 +6,12 @@ use retouch_proto::config::{Preset, preset};
 use retouch_proto::{ContentHash, RunConfig};
 
 use super::faults::Faults;
+use super::memory::Memory;
 use super::random::Random;
 use super::world::{Cast, Ended, World};
 use crate::machine::prompts::DatasetRow;
+use crate::machine::record::{Committed, Entry, Record};
+use crate::store::Store;
 
 const CAST: Cast = Cast {
     rollout: 3,
@@ -120,12 +123,12 @@ fn message(panic: &Box<dyn std::any::Any + Send>) -> String {
 
 #[test]
 fn runs_end_with_the_same_adapter_whatever_goes_wrong() {
-    run_seeds(0..1_500, Faults::some);
+    run_seeds(0..2_500, Faults::some);
 }
 
 #[test]
 fn what_cannot_change_the_result_never_fails_a_run() {
-    run_seeds(10_000..11_500, Faults::harmless);
+    run_seeds(10_000..12_500, Faults::harmless);
 }
 
 #[test]
@@ -148,11 +151,70 @@ fn one_rank_makes_the_same_adapter_as_two() {
 
 #[test]
 fn stale_samples_are_allowed_up_to_the_limit() {
-    for seed in 0..100 {
+    for seed in 0..300 {
         let mut config = config(seed);
         config.rollout.staleness_max = 1 + (seed % 2) as u32;
         let ended = simulate(&config, Faults::harmless(&mut Random::new(seed)), seed);
         assert_eq!(ended.outcome.failure, None, "seed {seed}");
         assert_eq!(ended.outcome.iteration.0, 4);
     }
+}
+
+/// What the store gives back is what was written, to the last bit: whole simulated runs are
+/// written to it, and it is compared with the plain data structure that the simulation used.
+#[test]
+fn the_store_gives_back_what_was_written() {
+    for seed in 0..12 {
+        let config = config(seed);
+        let world = World::new(
+            config.clone(),
+            rows(),
+            CAST,
+            Faults::some(&mut Random::new(seed)),
+            seed,
+        );
+        let mut ended = world.keep_entries().run();
+        for share in [3, 2, 1] {
+            let entries = &ended.recorded[..ended.recorded.len() / share];
+            let mut memory = Memory::new();
+            entries.iter().for_each(|entry| memory.write(entry));
+            compare_with_store(&config, entries, memory.load());
+        }
+        compare_with_store(&config, &ended.recorded, ended.memory.load());
+    }
+}
+
+fn compare_with_store(config: &RunConfig, entries: &[Entry], expected: Record) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (mut store, record) = Store::open(folder.path(), config, "rows").expect("a new store");
+    assert_eq!(
+        (record.incarnation, record.committed),
+        (1, Committed::START)
+    );
+    for batch in entries.chunks(7) {
+        store.write(batch).expect("written");
+    }
+    drop(store);
+    let (_, record) = Store::open(folder.path(), config, "rows").expect("the same store");
+    assert_eq!(record.incarnation, 2);
+    assert_eq!(comparable(record), comparable(expected));
+}
+
+/// A record as text, without what may differ: the incarnation, positions that nobody will go back
+/// to, and the last digit of diagnostics that are kept as JSON.
+fn comparable(mut record: Record) -> String {
+    record.incarnation = 0;
+    let checkpointed = record.checkpoint.committed.iteration;
+    record
+        .positions
+        .retain(|(iteration, _)| *iteration > checkpointed);
+    record.positions.sort();
+    record.positions.dedup();
+    record.banned.sort();
+    let history: Vec<_> = record
+        .history
+        .drain(..)
+        .map(|metrics| (metrics.iteration, metrics.kept, metrics.version))
+        .collect();
+    format!("{record:#?} {history:?}")
 }

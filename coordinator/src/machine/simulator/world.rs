@@ -1,34 +1,31 @@
 //! The virtual world: a clock, a network, processes that come and go, and a disk.
 
-mod workers;
-
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 
-use retouch_proto::task::{Task, TaskFailure, TaskOutcome, TaskResult};
-use retouch_proto::worker::{Directive, Registration, Report, ReportReply, Role};
-use retouch_proto::{BlobAddress, BlobRef, ContentHash, Epoch, Generation, LeaseId, RunConfig};
+use retouch_proto::worker::{Registration, Report, ReportReply, Role};
+use retouch_proto::{ContentHash, Epoch, Generation, LeaseId, RunConfig};
 
-use super::checks::{self, RecordCheck};
-use super::fakes::{self, Fake};
+use super::checks::RecordCheck;
+use super::fakes::Fake;
 use super::faults::Faults;
 use super::memory::Memory;
 use super::random::Random;
 use crate::machine::Machine;
-use crate::machine::io::{Command, Input, Outcome, Output, Ticket};
+use crate::machine::io::{Command, Input, Outcome, Ticket};
 use crate::machine::prompts::DatasetRow;
 use crate::machine::record::Entry;
 
 /// Virtual time after which a run that has not ended never will.
 const END_MS: u64 = 4 * 3_600_000;
 /// Fakes report this often while they are busy.
-const HEARTBEAT_MS: u64 = 400;
+pub(super) const HEARTBEAT_MS: u64 = 400;
 /// Fakes give up waiting for an answer.
-const ANSWER_MS_MAX: u64 = 4_000;
+pub(super) const ANSWER_MS_MAX: u64 = 4_000;
 
 /// What happens next, somewhere.
 #[derive(Clone, Debug)]
-enum Event {
+pub(super) enum Event {
     Arrives(Message),
     Answered {
         worker: usize,
@@ -68,7 +65,7 @@ enum Event {
 }
 
 #[derive(Clone, Debug)]
-enum Message {
+pub(super) enum Message {
     Register {
         worker: usize,
         life: u64,
@@ -83,39 +80,41 @@ enum Message {
 }
 
 #[derive(Clone, Debug)]
-enum Answer {
+pub(super) enum Answer {
     Registered(Generation),
     Reply { sequence: u64, reply: ReportReply },
 }
 
 /// Who waits for an answer of the machine.
-struct Caller {
-    worker: usize,
-    life: u64,
-    sequence: u64,
-    asked_ms: u64,
+pub(super) struct Caller {
+    pub(super) worker: usize,
+    pub(super) life: u64,
+    pub(super) sequence: u64,
+    pub(super) asked_ms: u64,
 }
 
 /// A simulated run.
 pub(super) struct World {
-    config: RunConfig,
-    rows: Vec<DatasetRow>,
-    faults: Faults,
-    random: Random,
-    now_ms: u64,
-    order: u64,
-    queue: BinaryHeap<Reverse<(u64, u64)>>,
-    events: HashMap<u64, Event>,
-    machine: Option<Machine>,
-    memory: Memory,
-    check: RecordCheck,
-    workers: Vec<Fake>,
-    next_ticket: u64,
-    callers: BTreeMap<Ticket, Caller>,
+    pub(super) config: RunConfig,
+    pub(super) rows: Vec<DatasetRow>,
+    pub(super) faults: Faults,
+    pub(super) random: Random,
+    pub(super) now_ms: u64,
+    pub(super) order: u64,
+    pub(super) queue: BinaryHeap<Reverse<(u64, u64)>>,
+    pub(super) events: HashMap<u64, Event>,
+    pub(super) machine: Option<Machine>,
+    pub(super) memory: Memory,
+    pub(super) check: RecordCheck,
+    pub(super) workers: Vec<Fake>,
+    pub(super) next_ticket: u64,
+    pub(super) callers: BTreeMap<Ticket, Caller>,
     /// Ranks that have begun an epoch's step.
-    barriers: BTreeMap<Epoch, BTreeSet<(usize, LeaseId)>>,
-    disk: HashMap<String, ContentHash>,
-    outcome: Option<Outcome>,
+    pub(super) barriers: BTreeMap<Epoch, BTreeSet<(usize, LeaseId)>>,
+    pub(super) disk: HashMap<String, ContentHash>,
+    pub(super) outcome: Option<Outcome>,
+    pub(super) recorded: Vec<Entry>,
+    pub(super) keep_entries: bool,
     pub(super) steps: u64,
     pub(super) coordinator_starts: u64,
     pub(super) worker_starts: u64,
@@ -129,6 +128,8 @@ pub(super) struct Ended {
     pub(super) rewinds: u64,
     pub(super) coordinator_starts: u64,
     pub(super) worker_starts: u64,
+    pub(super) recorded: Vec<Entry>,
+    pub(super) memory: Memory,
 }
 
 /// How many fakes of each role.
@@ -176,6 +177,8 @@ impl World {
             barriers: BTreeMap::new(),
             disk: HashMap::new(),
             outcome: None,
+            recorded: Vec::new(),
+            keep_entries: false,
             steps: 0,
             coordinator_starts: 0,
             worker_starts: 0,
@@ -185,7 +188,13 @@ impl World {
         world
     }
 
-    fn begin(&mut self) {
+    /// Keeps every entry, to write them to a store afterwards.
+    pub(super) fn keep_entries(mut self) -> Self {
+        self.keep_entries = true;
+        self
+    }
+
+    pub(super) fn begin(&mut self) {
         if self.faults.other_devices {
             self.workers[0].odd_device = true;
         }
@@ -201,14 +210,14 @@ impl World {
     }
 
     /// Plans a fault around every so often, as long as there are faults.
-    fn again(&mut self, mean_ms: u64, event: Event) {
+    pub(super) fn again(&mut self, mean_ms: u64, event: Event) {
         let delay_ms = self.random.within(1..2 * mean_ms.max(1));
         if mean_ms > 0 && self.now_ms + delay_ms < self.faults.until_ms {
             self.after(delay_ms, event);
         }
     }
 
-    fn after(&mut self, delay_ms: u64, event: Event) {
+    pub(super) fn after(&mut self, delay_ms: u64, event: Event) {
         self.order += 1;
         self.queue
             .push(Reverse((self.now_ms + delay_ms, self.order)));
@@ -236,24 +245,26 @@ impl World {
             rewinds: self.check.rewinds,
             coordinator_starts: self.coordinator_starts,
             worker_starts: self.worker_starts,
+            recorded: self.recorded,
+            memory: self.memory,
         }
     }
 
-    fn stuck(&self) -> Option<retouch_proto::status::RunStatus> {
+    pub(super) fn stuck(&self) -> Option<retouch_proto::status::RunStatus> {
         self.machine
             .as_ref()
             .map(|machine| machine.status(self.now_ms))
     }
 
-    fn is_faulty(&self) -> bool {
+    pub(super) fn is_faulty(&self) -> bool {
         self.now_ms < self.faults.until_ms
     }
 
-    fn fault(&mut self, probability: f64) -> bool {
+    pub(super) fn fault(&mut self, probability: f64) -> bool {
         self.is_faulty() && self.random.chance(probability)
     }
 
-    fn happen(&mut self, event: Event) {
+    pub(super) fn happen(&mut self, event: Event) {
         match event {
             Event::Arrives(message) => self.arrive(message),
             Event::Answered {
@@ -297,165 +308,8 @@ impl World {
         }
     }
 
-    // The coordinator.
-
-    fn start_coordinator(&mut self) {
-        if self.machine.is_some() {
-            return;
-        }
-        self.coordinator_starts += 1;
-        let record = self.memory.load();
-        let machine = Machine::new(self.config.clone(), self.rows.clone(), record, self.now_ms);
-        self.machine = Some(machine);
-        self.let_out();
-    }
-
-    fn handle(&mut self, input: Input) {
-        let Some(machine) = &mut self.machine else {
-            return;
-        };
-        machine.handle(self.now_ms, input);
-        self.let_out();
-    }
-
-    /// What the shell does: first the record, then everything else. It may die in between.
-    fn let_out(&mut self) {
-        let Some(machine) = &mut self.machine else {
-            return;
-        };
-        let outputs: Vec<Output> = std::iter::from_fn(|| machine.poll()).collect();
-        checks::machine(machine);
-        let deadline_ms = machine.next_deadline().expect("checked above");
-        if self.faults.coordinator_crash_ms > 0 && self.fault(0.002) {
-            return self.coordinator_dies();
-        }
-        for output in &outputs {
-            if let Output::Record(entry) = output {
-                self.write(entry);
-            }
-        }
-        if self.faults.coordinator_crash_ms > 0 && self.fault(0.002) {
-            return self.coordinator_dies();
-        }
-        self.after(deadline_ms - self.now_ms, Event::Deadline);
-        outputs.into_iter().for_each(|output| self.output(output));
-        let now_ms = self.now_ms;
-        let patience_ms = self.config.cluster.report_wait_ms_max;
-        let waits = |caller: &Caller| now_ms - caller.asked_ms > patience_ms;
-        assert!(
-            !self.callers.values().any(waits),
-            "a report was held for too long (A7)"
-        );
-    }
-
-    fn write(&mut self, entry: &Entry) {
-        let faults = &self.faults;
-        let repeatable =
-            !faults.other_devices && faults.task_fails == 0.0 && faults.task_hangs == 0.0;
-        let staleness_max = self.config.rollout.staleness_max;
-        self.check
-            .entry(entry, staleness_max, repeatable && staleness_max == 0);
-        self.memory.write(entry);
-    }
-
-    fn output(&mut self, output: Output) {
-        match output {
-            Output::Record(_) | Output::Event(_) | Output::Controlled(..) => {}
-            Output::Registered(ticket, generation) => {
-                self.deliver(ticket, |_| Answer::Registered(generation));
-            }
-            Output::Reply(ticket, reply) => {
-                self.deliver(ticket, |sequence| Answer::Reply {
-                    sequence,
-                    reply: reply.clone(),
-                });
-            }
-            Output::Exit(outcome) => self.exit(outcome),
-        }
-    }
-
-    fn deliver(&mut self, ticket: Ticket, answer: impl Fn(u64) -> Answer) {
-        let caller = self
-            .callers
-            .remove(&ticket)
-            .expect("every ticket is answered once");
-        let Caller {
-            worker,
-            life,
-            sequence,
-            ..
-        } = caller;
-        self.send(|| Event::Answered {
-            worker,
-            life,
-            answer: answer(sequence),
-        });
-    }
-
-    fn exit(&mut self, outcome: Outcome) {
-        if outcome.failure.is_some() || outcome.iteration.0 == self.config.iterations {
-            self.outcome = Some(outcome);
-            return;
-        }
-        // Drained or stopped: everything is started again with the same run folder.
-        self.machine = None;
-        self.callers.clear();
-        for worker in 0..self.workers.len() {
-            self.kill(worker);
-            self.after(100, Event::Starts { worker });
-        }
-        self.after(50, Event::CoordinatorStarts);
-    }
-
-    fn deadline(&mut self) {
-        let due = self
-            .machine
-            .as_ref()
-            .and_then(|machine| machine.next_deadline());
-        if due.is_some_and(|due_ms| due_ms <= self.now_ms) {
-            self.handle(Input::Tick);
-        }
-    }
-
-    fn coordinator_crash(&mut self) {
-        self.coordinator_dies();
-        self.again(self.faults.coordinator_crash_ms, Event::CoordinatorCrash);
-    }
-
-    fn coordinator_dies(&mut self) {
-        if self.machine.take().is_some() {
-            self.callers.clear();
-            let delay_ms = self.random.within(10..3_000);
-            self.after(delay_ms, Event::CoordinatorStarts);
-        }
-    }
-
-    fn person(&mut self) {
-        match self.random.within(0..10) {
-            0 => self.command(Command::Drain),
-            1 => self.command(Command::Stop),
-            _ => {
-                self.command(Command::Pause);
-                self.after(700, Event::Resumes);
-            }
-        }
-        self.again(self.faults.command_ms, Event::Person);
-    }
-
-    fn command(&mut self, command: Command) {
-        let ticket = self.ticket();
-        self.handle(Input::Control(ticket, command));
-    }
-
-    fn ticket(&mut self) -> Ticket {
-        self.next_ticket += 1;
-        Ticket(self.next_ticket)
-    }
-
-    // The network.
-
     /// Late, lost or doubled.
-    fn send(&mut self, event: impl Fn() -> Event) {
+    pub(super) fn send(&mut self, event: impl Fn() -> Event) {
         if self.fault(self.faults.lost) {
             return;
         }
@@ -475,7 +329,7 @@ impl World {
         }
     }
 
-    fn arrive(&mut self, message: Message) {
+    pub(super) fn arrive(&mut self, message: Message) {
         if self.machine.is_none() {
             return;
         }
@@ -522,15 +376,4 @@ impl World {
             }
         }
     }
-
-    // Workers.
-}
-
-fn failed(reason: &str) -> TaskOutcome {
-    let reason = reason.to_owned();
-    TaskOutcome::Failed(TaskFailure {
-        reason,
-        lost_blobs: Vec::new(),
-        retryable: true,
-    })
 }

@@ -1,6 +1,11 @@
-//! The workers' side of the world: their lives, reports, tasks, blobs and deaths.
+//! The workers of the virtual world: what they do with answers and tasks, and how they die.
 
-use super::*;
+use retouch_proto::task::{Task, TaskFailure, TaskOutcome, TaskResult};
+use retouch_proto::worker::{Directive, ReportReply, Role};
+use retouch_proto::{BlobAddress, BlobRef, ContentHash, Epoch, LeaseId};
+
+use super::fakes;
+use super::world::{ANSWER_MS_MAX, Answer, Event, HEARTBEAT_MS, Message, World};
 
 impl World {
     pub(super) fn lives(&self, worker: usize, life: u64) -> bool {
@@ -356,4 +361,13 @@ impl World {
         }
         self.again(self.faults.blob_loss_ms, Event::BlobLoss);
     }
+}
+
+fn failed(reason: &str) -> TaskOutcome {
+    let reason = reason.to_owned();
+    TaskOutcome::Failed(TaskFailure {
+        reason,
+        lost_blobs: Vec::new(),
+        retryable: true,
+    })
 }

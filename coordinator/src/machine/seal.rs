@@ -1,0 +1,178 @@
+//! The seal: from the scores of an iteration's groups to what is trained on.
+
+use retouch_proto::seed::{self, Purpose};
+use retouch_proto::status::{EventKind, IterationMetrics};
+use retouch_proto::{GroupId, Iteration};
+
+use super::Machine;
+use super::groups::{Group, GroupState, OpenIteration, Sealed};
+use super::record::KeptGroup;
+use crate::metrics::{describe_rewards, ratio};
+use crate::{advantage, filter};
+
+impl Machine {
+    /// All groups are through: filters, and computes advantages over everything that has scores.
+    pub(super) fn seal(&mut self, iteration: Iteration) {
+        let open = &self.open[&iteration];
+        let (stale, scored): (Vec<&Group>, Vec<&Group>) = open
+            .groups()
+            .iter()
+            .filter(|group| group.rewards().is_some())
+            .partition(|group| self.is_stale(group));
+        if scored.is_empty() && stale.is_empty() {
+            return self.fail(no_scores(open));
+        }
+        let rewards: Vec<Vec<f64>> = scored.iter().filter_map(|group| group.rewards()).collect();
+        let keep = filter::keep(&rewards, &self.config.filter);
+        let kept = self.kept(&scored, &rewards, &keep);
+        let solved = self.solved(&scored, &rewards);
+        let mut metrics = self.metrics(open, &scored, &rewards);
+        metrics.stale = stale.len() as u32;
+        metrics.kept = kept.len() as u32;
+        metrics.filtered = metrics.scored - metrics.kept;
+        metrics.filter_rate = ratio(metrics.filtered as usize, scored.len());
+        metrics.samples_trained = metrics.kept * self.config.rollout.group_size;
+        let message = sealed_message(&metrics);
+        let sealed = Sealed {
+            sealed_ms: self.now_ms,
+            kept,
+            solved,
+            metrics,
+        };
+        self.open
+            .get_mut(&iteration)
+            .expect("looked up above")
+            .sealed = Some(sealed);
+        self.event(EventKind::IterationSealed, message);
+        self.progress();
+    }
+
+    /// What follows from the scored groups alone.
+    fn metrics(
+        &self,
+        open: &OpenIteration,
+        scored: &[&Group],
+        rewards: &[Vec<f64>],
+    ) -> IterationMetrics {
+        let mut metrics = IterationMetrics {
+            iteration: open.iteration,
+            groups: open.counts().total,
+            scored: scored.len() as u32,
+            dropped: open.counts().dropped,
+            refill_rounds: open.rounds(),
+            entropy_mean: entropy_mean(scored),
+            ..IterationMetrics::default()
+        };
+        describe_rewards(rewards, &mut metrics);
+        metrics.stage_s.collect = (self.now_ms - open.opened_ms) as f64 / 1e3;
+        let timings = scored
+            .iter()
+            .filter_map(|group| group.sampled.as_ref())
+            .map(|sampled| sampled.timings);
+        metrics.stage_s.rollout = timings.map(|t| t.encode_s + t.sample_s + t.decode_s).sum();
+        let scores = scored.iter().filter_map(|group| group.scored.as_ref());
+        metrics.stage_s.score = scores.map(|scored| scored.scoring_s).sum();
+        metrics
+    }
+
+    /// Advantages over all scored groups, then the kept ones'.
+    fn kept(&self, scored: &[&Group], rewards: &[Vec<f64>], keep: &[bool]) -> Vec<KeptGroup> {
+        let ids: Vec<GroupId> = scored.iter().map(|group| group.drawn.group).collect();
+        let permutations: Vec<Option<Vec<usize>>> = ids
+            .iter()
+            .zip(rewards)
+            .map(|(id, rewards)| self.permutation(*id, rewards.len()))
+            .collect();
+        let given: Vec<Vec<f64>> = rewards.iter().zip(&permutations).map(permuted).collect();
+        let advantages = advantage::advantages(&given, self.config.advantage.std);
+        let all = ids.into_iter().zip(advantages).zip(permutations).zip(keep);
+        let kept = all
+            .filter(|(_, keep)| **keep)
+            .map(|(((group, advantages), permutation), _)| KeptGroup {
+                group,
+                advantages,
+                permutation,
+            });
+        kept.collect()
+    }
+
+    /// The control run gives every candidate another one's reward.
+    fn permutation(&self, group: GroupId, len: usize) -> Option<Vec<usize>> {
+        let iteration = group.iteration.0;
+        let purpose = Purpose::RewardPermutation;
+        let seed = seed::derive(self.config.seed, purpose, iteration, group.index, 0, 0);
+        self.config
+            .reward
+            .permute
+            .then(|| seed::permutation(seed, len))
+    }
+
+    fn solved(&self, scored: &[&Group], rewards: &[Vec<f64>]) -> Vec<u32> {
+        if !self.config.filter.ban {
+            return Vec::new();
+        }
+        let groups = scored.iter().zip(rewards);
+        let solved = groups.filter(|(_, rewards)| filter::is_solved(rewards, &self.config.filter));
+        solved.map(|(group, _)| group.drawn.row).collect()
+    }
+
+    /// A group of the iteration changed: what was concluded from all of them is void.
+    pub(super) fn unseal(&mut self, iteration: Iteration) {
+        let Some(open) = self.open.get_mut(&iteration) else {
+            return;
+        };
+        if open.sealed.take().is_some()
+            && self
+                .training
+                .as_ref()
+                .is_some_and(|t| t.iteration == iteration)
+        {
+            self.abort_training();
+        }
+    }
+}
+
+fn permuted((rewards, permutation): (&Vec<f64>, &Option<Vec<usize>>)) -> Vec<f64> {
+    match permutation {
+        Some(permutation) => permutation.iter().map(|from| rewards[*from]).collect(),
+        None => rewards.clone(),
+    }
+}
+
+fn entropy_mean(scored: &[&Group]) -> f64 {
+    let scores = scored
+        .iter()
+        .filter_map(|group| group.scored.as_ref())
+        .flat_map(|scored| &scored.scores);
+    let entropies = scores
+        .flat_map(|score| &score.terms)
+        .map(|term| term.entropy);
+    advantage::Moments::of(entropies).mean
+}
+
+fn no_scores(open: &OpenIteration) -> String {
+    let reasons = open
+        .groups()
+        .iter()
+        .rev()
+        .filter_map(|group| match group.state() {
+            GroupState::Dropped(reason) => Some(reason.as_str()),
+            _ => None,
+        });
+    let last = reasons.take(1).collect::<String>();
+    let (iteration, dropped) = (open.iteration, open.counts().dropped);
+    format!("all {dropped} groups of iteration {iteration} failed; the last reason: {last}")
+}
+
+fn sealed_message(metrics: &IterationMetrics) -> String {
+    let IterationMetrics {
+        iteration,
+        kept,
+        groups,
+        reward_mean,
+        ..
+    } = metrics;
+    format!(
+        "iteration {iteration} sealed: {kept} of {groups} groups kept, mean reward {reward_mean:.4}"
+    )
+}
