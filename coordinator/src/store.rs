@@ -46,7 +46,7 @@ impl Store {
             connection: opened,
             path,
         };
-        let incarnation = store.on(|connection| schema::prepare(connection))??;
+        let incarnation = store.on(schema::prepare)??;
         store.check_identity(config, rows_hash)?;
         let record = store.on(|connection| load::record(connection, incarnation))??;
         Ok((store, record))

@@ -55,11 +55,14 @@ mod tests {
         free.insert(&c, Role::Reward, 0);
         assert_eq!(free.least_loaded(Role::Rollout, 9), [b.clone(), a.clone()]);
         free.insert(&a, Role::Rollout, 0);
-        assert_eq!(free.least_loaded(Role::Rollout, 1), [a.clone()]);
+        assert_eq!(
+            free.least_loaded(Role::Rollout, 1),
+            std::slice::from_ref(&a)
+        );
         free.insert(&b, Role::Reward, 1);
         assert_eq!(
             free.least_loaded(Role::Rollout, 9),
-            [a.clone()],
+            std::slice::from_ref(&a),
             "a worker has one role at a time"
         );
         free.remove(&a);

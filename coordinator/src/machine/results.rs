@@ -8,7 +8,7 @@ use retouch_proto::{ContentHash, GroupId, LeaseId, WorkerId};
 
 use super::groups::{FETCH_FAILURES_MAX, GroupState, same_bits};
 use super::leases::{Lease, Work};
-use super::record::Entry;
+use super::record::{Entry, SampledEntry};
 use super::{Alarm, Machine};
 use crate::filter;
 
@@ -126,11 +126,12 @@ impl Machine {
             self.unseal(id.iteration);
         }
         if !same {
-            self.record(Entry::Sampled {
-                worker: worker.clone(),
+            let worker = worker.clone();
+            self.record(Entry::Sampled(Box::new(SampledEntry {
+                worker,
                 policy,
                 result,
-            });
+            })));
         }
         self.progress();
     }

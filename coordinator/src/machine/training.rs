@@ -101,7 +101,9 @@ impl Machine {
     }
 
     fn is_checkpoint_due(&self, iteration: Iteration) -> bool {
-        iteration.0 % self.config.learner.checkpoint_every == 0
+        iteration
+            .0
+            .is_multiple_of(self.config.learner.checkpoint_every)
             || iteration.0 >= self.config.iterations
             || self.phase == (Phase::Draining { last: iteration })
     }

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, params};
 use serde::Serialize;
 
-use crate::machine::record::{CommittedEntry, Entry, KeptGroup};
+use crate::machine::record::{CommittedEntry, Entry, KeptGroup, SampledEntry};
 use retouch_proto::task::ScoreResult;
 use retouch_proto::{GroupId, Iteration};
 
@@ -28,11 +28,12 @@ pub(super) fn entry(connection: &Connection, entry: &Entry) -> rusqlite::Result<
                 .execute(values)
                 .map(drop)
         }
-        Entry::Sampled {
-            worker,
-            policy,
-            result,
-        } => {
+        Entry::Sampled(sampled) => {
+            let SampledEntry {
+                worker,
+                policy,
+                result,
+            } = &**sampled;
             let update = format!(
                 "UPDATE groups SET policy = ?3, sampled = ?4, sampled_by = ?5, scored_by = NULL, \
                  reward_mean = NULL WHERE iteration_id = {OPEN_ID} AND idx = ?2"

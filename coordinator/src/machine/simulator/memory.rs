@@ -70,9 +70,9 @@ impl Memory {
                 };
                 self.open(drawn.group.iteration).groups.push(group);
             }
-            Entry::Sampled { policy, result, .. } => {
-                let group = self.group(result.group);
-                group.sampled = Some((*policy, result.clone()));
+            Entry::Sampled(sampled) => {
+                let group = self.group(sampled.result.group);
+                group.sampled = Some((sampled.policy, sampled.result.clone()));
                 group.scored = None;
             }
             Entry::Scored { result, .. } => self.group(result.group).scored = Some(result.clone()),

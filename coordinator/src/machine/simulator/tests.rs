@@ -26,8 +26,8 @@ fn config(seed: u64) -> RunConfig {
     config.rollout.groups_per_iteration = 4;
     config.rollout.group_size = 3;
     config.filter.refill_rounds_max = (seed % 2) as u32;
-    config.filter.ban = seed % 3 != 0;
-    config.reward.permute = seed % 5 == 0;
+    config.filter.ban = !seed.is_multiple_of(3);
+    config.reward.permute = seed.is_multiple_of(5);
     config.learner.ranks = 2;
     config.learner.checkpoint_every = 3;
     config.cluster.rollout_workers = CAST.rollout as u32;
