@@ -29,6 +29,10 @@ pub const TOKEN_FILE_NAME: &str = "coordinator.token";
 /// Where the resolved run file is left in the run folder.
 pub const CONFIG_FILE_NAME: &str = "config.toml";
 
+/// Taken by the coordinator that writes the record.
+const LOCK_FILE_NAME: &str = "run.lock";
+const LOCK_ATTEMPTS: u32 = 40;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 /// Open connections are closed this long after the last answer.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(500);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -66,6 +70,14 @@ pub enum ServeError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// Two coordinators must not share a run.
+    #[error(
+        "{path} is locked: another coordinator is running in this folder; stop it, or give another run_dir"
+    )]
+    Locked {
+        /// The lock's file.
+        path: PathBuf,
     },
     /// The address can't be listened on.
     #[error(
@@ -117,6 +129,7 @@ impl Coordinator {
         config.validate()?;
         let rows = dataset::read(Path::new(&config.dataset.path))?;
         fs::create_dir_all(&run_dir).map_err(|source| io_error(&run_dir, source))?;
+        let lock = lock(&run_dir).await?;
         let (store, record) = Store::open(&run_dir, &config, &dataset::hash(&rows))?;
         let listener = bind(listen, &run_dir).await?;
         let address = listener.local_addr().map_err(|source| ServeError::Listen {
@@ -128,8 +141,12 @@ impl Coordinator {
         let (shell, handle) =
             Shell::new(|now_ms| Machine::new(config, rows, record, now_ms), store)?;
         let (sender, outcome) = oneshot::channel();
-        // The receiver is gone only if nobody wants the outcome.
-        thread::spawn(move || drop(sender.send(shell.run())));
+        thread::spawn(move || {
+            let ended = shell.run();
+            drop(lock);
+            // Nobody may be waiting for it any more.
+            drop(sender.send(ended));
+        });
         let services = Services {
             handle,
             token: token.clone(),
@@ -200,6 +217,21 @@ impl Coordinator {
 /// As [`Coordinator::start`] and [`Coordinator::wait`].
 pub async fn serve(options: CoordinatorOptions) -> Result<Outcome, ServeError> {
     Coordinator::start(options).await?.wait().await
+}
+
+/// Held as long as the record may be written. A coordinator that was just ended has a moment to let
+/// go of it; one that was killed has let go already.
+async fn lock(run_dir: &Path) -> Result<fs::File, ServeError> {
+    let path = run_dir.join(LOCK_FILE_NAME);
+    let file = fs::File::create(&path).map_err(|source| io_error(&path, source))?;
+    for _ in 0..LOCK_ATTEMPTS {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(fs::TryLockError::WouldBlock) => tokio::time::sleep(LOCK_PAUSE).await,
+            Err(fs::TryLockError::Error(source)) => return Err(io_error(&path, source)),
+        }
+    }
+    Err(ServeError::Locked { path })
 }
 
 /// Workers come back to the address they know, so a restarted coordinator takes it again if it can.

@@ -35,7 +35,7 @@ pub(super) fn entry(connection: &Connection, entry: &Entry) -> rusqlite::Result<
                 result,
             } = &**sampled;
             let update = format!(
-                "UPDATE groups SET policy = ?3, sampled = ?4, sampled_by = ?5, scored_by = NULL, \
+                "UPDATE groups SET policy = ?3, sampled = ?4, sampled_by = ?5, scored_by = NULL, dropped = NULL, \
                  reward_mean = NULL WHERE iteration_id = {OPEN_ID} AND idx = ?2"
             );
             let GroupId { iteration, index } = result.group;
@@ -107,7 +107,7 @@ fn opened(connection: &Connection, iteration: Iteration, position: u64) -> rusql
 fn scored(connection: &Connection, worker: &str, result: &ScoreResult) -> rusqlite::Result<()> {
     let GroupId { iteration, index } = result.group;
     let update = format!(
-        "UPDATE groups SET scored_by = ?3, scoring_s = ?4, reward_mean = ?5 \
+        "UPDATE groups SET scored_by = ?3, scoring_s = ?4, reward_mean = ?5, dropped = NULL \
          WHERE iteration_id = {OPEN_ID} AND idx = ?2"
     );
     let mean =

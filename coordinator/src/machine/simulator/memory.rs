@@ -73,9 +73,12 @@ impl Memory {
             Entry::Sampled(sampled) => {
                 let group = self.group(sampled.result.group);
                 group.sampled = Some((sampled.policy, sampled.result.clone()));
-                group.scored = None;
+                (group.scored, group.dropped) = (None, None);
             }
-            Entry::Scored { result, .. } => self.group(result.group).scored = Some(result.clone()),
+            Entry::Scored { result, .. } => {
+                let group = self.group(result.group);
+                (group.scored, group.dropped) = (Some(result.clone()), None);
+            }
             Entry::Dropped { group, reason } => self.group(*group).dropped = Some(reason.clone()),
             Entry::Committed(entry) => {
                 let iteration = entry.committed.iteration;
