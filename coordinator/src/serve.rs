@@ -100,7 +100,7 @@ pub enum ServeError {
 /// A running coordinator.
 pub struct Coordinator {
     address: SocketAddr,
-    outcome: oneshot::Receiver<Result<Option<Outcome>, StoreError>>,
+    outcome: oneshot::Receiver<ShellEnd>,
     services: AbortOnDrop,
     stop_services: oneshot::Sender<()>,
 }
@@ -138,33 +138,20 @@ impl Coordinator {
         })?;
         let (run, config_toml) = (config.name.clone(), config.to_toml());
         write(&run_dir.join(CONFIG_FILE_NAME), &config_toml, 0o644)?;
+        if let Some(token) = &token {
+            write(&run_dir.join(TOKEN_FILE_NAME), token, 0o600)?;
+        }
         let (shell, handle) =
             Shell::new(|now_ms| Machine::new(config, rows, record, now_ms), store)?;
-        let (sender, outcome) = oneshot::channel();
-        thread::spawn(move || {
-            let ended = shell.run();
-            drop(lock);
-            // Nobody may be waiting for it any more.
-            drop(sender.send(ended));
-        });
+        let outcome = run_shell(shell, lock);
         let services = Services {
             handle,
-            token: token.clone(),
+            token,
             run,
             config_toml,
         };
         let (stop_services, stopped) = oneshot::channel();
-        let server = Server::builder()
-            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .add_routes(services.routes().await)
-            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
-                drop(stopped.await)
-            });
-        let services = AbortOnDrop(tokio::spawn(server));
-        if let Some(token) = token {
-            write(&run_dir.join(TOKEN_FILE_NAME), &token, 0o600)?;
-        }
+        let services = AbortOnDrop(tokio::spawn(serve_until(services, listener, stopped).await));
         // Last: whoever finds the address finds everything else ready.
         write(
             &run_dir.join(ADDRESS_FILE_NAME),
@@ -209,6 +196,34 @@ impl Coordinator {
             Ok(outcome)
         }
     }
+}
+
+type ShellEnd = Result<Option<Outcome>, StoreError>;
+
+/// Gives the shell its thread, and with it the lock of what it writes.
+fn run_shell(shell: Shell, lock: fs::File) -> oneshot::Receiver<ShellEnd> {
+    let (sender, outcome) = oneshot::channel();
+    thread::spawn(move || {
+        let ended = shell.run();
+        drop(lock);
+        // Nobody may be waiting for it any more.
+        drop(sender.send(ended));
+    });
+    outcome
+}
+
+async fn serve_until(
+    services: Services,
+    listener: TcpListener,
+    stopped: oneshot::Receiver<()>,
+) -> impl Future<Output = Result<(), tonic::transport::Error>> {
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_routes(services.routes().await)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
+            drop(stopped.await)
+        })
 }
 
 /// Runs a coordinator from start to end.
