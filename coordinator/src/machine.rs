@@ -6,10 +6,11 @@
 //!
 //! Reading order: [`io`] and [`record`] are the border; [`workers`], [`leases`], [`blobs`],
 //! [`groups`] and [`prompts`] are the state; `reports` takes in what workers say, `results` what
-//! they did; `collect` opens and refills iterations, `seal` finds what to train on, `training` makes them happen and
+//! they did and `attempts` what they failed to do; `collect` opens and refills iterations, `seal` finds what to train on, `training` makes them happen and
 //! `commit` has them happened; `recovery` handles what is lost; `dispatch` gives out work and answers; [`schedule`] and
 //! [`membership`] are the pure decisions; `control`, `status` and `stalls` are for people.
 
+mod attempts;
 pub mod blobs;
 mod collect;
 mod commit;

@@ -29,6 +29,10 @@ pub const TOKEN_FILE_NAME: &str = "coordinator.token";
 /// Where the resolved run file is left in the run folder.
 pub const CONFIG_FILE_NAME: &str = "config.toml";
 
+/// Taken by the coordinator that writes the record.
+const LOCK_FILE_NAME: &str = "run.lock";
+const LOCK_ATTEMPTS: u32 = 40;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 /// Open connections are closed this long after the last answer.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(500);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -67,6 +71,14 @@ pub enum ServeError {
         /// Why.
         source: io::Error,
     },
+    /// Two coordinators must not share a run.
+    #[error(
+        "{path} is locked: another coordinator is running in this folder; stop it, or give another run_dir"
+    )]
+    Locked {
+        /// The lock's file.
+        path: PathBuf,
+    },
     /// The address can't be listened on.
     #[error(
         "cannot listen on {address}: {source}; give another --listen, or port 0 for a free one"
@@ -88,7 +100,7 @@ pub enum ServeError {
 /// A running coordinator.
 pub struct Coordinator {
     address: SocketAddr,
-    outcome: oneshot::Receiver<Result<Option<Outcome>, StoreError>>,
+    outcome: oneshot::Receiver<ShellEnd>,
     services: AbortOnDrop,
     stop_services: oneshot::Sender<()>,
 }
@@ -117,6 +129,7 @@ impl Coordinator {
         config.validate()?;
         let rows = dataset::read(Path::new(&config.dataset.path))?;
         fs::create_dir_all(&run_dir).map_err(|source| io_error(&run_dir, source))?;
+        let lock = lock(&run_dir).await?;
         let (store, record) = Store::open(&run_dir, &config, &dataset::hash(&rows))?;
         let listener = bind(listen, &run_dir).await?;
         let address = listener.local_addr().map_err(|source| ServeError::Listen {
@@ -125,29 +138,20 @@ impl Coordinator {
         })?;
         let (run, config_toml) = (config.name.clone(), config.to_toml());
         write(&run_dir.join(CONFIG_FILE_NAME), &config_toml, 0o644)?;
+        if let Some(token) = &token {
+            write(&run_dir.join(TOKEN_FILE_NAME), token, 0o600)?;
+        }
         let (shell, handle) =
             Shell::new(|now_ms| Machine::new(config, rows, record, now_ms), store)?;
-        let (sender, outcome) = oneshot::channel();
-        // The receiver is gone only if nobody wants the outcome.
-        thread::spawn(move || drop(sender.send(shell.run())));
+        let outcome = run_shell(shell, lock);
         let services = Services {
             handle,
-            token: token.clone(),
+            token,
             run,
             config_toml,
         };
         let (stop_services, stopped) = oneshot::channel();
-        let server = Server::builder()
-            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .add_routes(services.routes().await)
-            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
-                drop(stopped.await)
-            });
-        let services = AbortOnDrop(tokio::spawn(server));
-        if let Some(token) = token {
-            write(&run_dir.join(TOKEN_FILE_NAME), &token, 0o600)?;
-        }
+        let services = AbortOnDrop(tokio::spawn(serve_until(services, listener, stopped).await));
         // Last: whoever finds the address finds everything else ready.
         write(
             &run_dir.join(ADDRESS_FILE_NAME),
@@ -194,12 +198,55 @@ impl Coordinator {
     }
 }
 
+type ShellEnd = Result<Option<Outcome>, StoreError>;
+
+/// Gives the shell its thread, and with it the lock of what it writes.
+fn run_shell(shell: Shell, lock: fs::File) -> oneshot::Receiver<ShellEnd> {
+    let (sender, outcome) = oneshot::channel();
+    thread::spawn(move || {
+        let ended = shell.run();
+        drop(lock);
+        // Nobody may be waiting for it any more.
+        drop(sender.send(ended));
+    });
+    outcome
+}
+
+async fn serve_until(
+    services: Services,
+    listener: TcpListener,
+    stopped: oneshot::Receiver<()>,
+) -> impl Future<Output = Result<(), tonic::transport::Error>> {
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_routes(services.routes().await)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
+            drop(stopped.await)
+        })
+}
+
 /// Runs a coordinator from start to end.
 ///
 /// # Errors
 /// As [`Coordinator::start`] and [`Coordinator::wait`].
 pub async fn serve(options: CoordinatorOptions) -> Result<Outcome, ServeError> {
     Coordinator::start(options).await?.wait().await
+}
+
+/// Held as long as the record may be written. A coordinator that was just ended has a moment to let
+/// go of it; one that was killed has let go already.
+async fn lock(run_dir: &Path) -> Result<fs::File, ServeError> {
+    let path = run_dir.join(LOCK_FILE_NAME);
+    let file = fs::File::create(&path).map_err(|source| io_error(&path, source))?;
+    for _ in 0..LOCK_ATTEMPTS {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(fs::TryLockError::WouldBlock) => tokio::time::sleep(LOCK_PAUSE).await,
+            Err(fs::TryLockError::Error(source)) => return Err(io_error(&path, source)),
+        }
+    }
+    Err(ServeError::Locked { path })
 }
 
 /// Workers come back to the address they know, so a restarted coordinator takes it again if it can.

@@ -529,6 +529,14 @@ async fn what_is_wrong_with_a_start_is_told() {
             "the run folder is another run's"
         );
 
+        let running = folder.start().await;
+        assert!(
+            refused(folder.options())
+                .await
+                .contains("run.lock is locked")
+        );
+        drop(running);
+
         let blocked = folder.folder.path().join("file");
         fs::write(&blocked, "").unwrap();
         let error = refused(CoordinatorOptions {

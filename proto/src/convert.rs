@@ -152,6 +152,9 @@ impl TryFrom<pb::BlobRef> for BlobRef {
 }
 
 #[cfg(test)]
+mod messages;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

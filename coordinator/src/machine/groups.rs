@@ -76,6 +76,7 @@ impl Group {
         }
     }
 
+    /// A group that was given up gets another chance: the cause may have been removed.
     fn restored(record: GroupRecord) -> Self {
         let mut group = Self::new(record.drawn);
         if let Some((policy, sampled)) = record.sampled {
@@ -86,9 +87,6 @@ impl Group {
                 group.scored = record.scored;
                 group.state = GroupState::Scored;
             }
-        }
-        if let Some(reason) = record.dropped {
-            group.state = GroupState::Dropped(reason);
         }
         group
     }

@@ -90,14 +90,7 @@ pub enum Entry {
     /// A group was drawn.
     Drawn(DrawnGroup),
     /// A group was sampled; a different earlier sampling and its scores are void.
-    Sampled {
-        /// Who did it.
-        worker: WorkerId,
-        /// With which policy.
-        policy: Policy,
-        /// What came out.
-        result: RolloutResult,
-    },
+    Sampled(Box<SampledEntry>),
     /// A group was scored.
     Scored {
         /// Who did it.
@@ -125,6 +118,17 @@ pub enum Entry {
     },
     /// Something worth telling.
     Event(Event),
+}
+
+/// A sampled group.
+#[derive(Clone, Debug)]
+pub struct SampledEntry {
+    /// Who did it.
+    pub worker: WorkerId,
+    /// With which policy.
+    pub policy: Policy,
+    /// What came out.
+    pub result: RolloutResult,
 }
 
 /// A group as drawn.

@@ -66,14 +66,16 @@ CREATE TABLE events (
 );
 ";
 
-/// Sections and keys that may differ when a run goes on: they change no sample.
-const FREE_KEYS: [&str; 6] = [
+/// Sections and keys that may differ when a run goes on: they change no sample (A9).
+const FREE_KEYS: [&str; 8] = [
     "preset",
+    "name",
     "run_dir",
     "iterations",
     "cluster",
     "evaluation",
-    "name",
+    "learner.ranks",
+    "learner.checkpoint_every",
 ];
 
 /// Sets up a connection, creates the tables in a new file, and counts this start.

@@ -23,6 +23,7 @@ fn a_run_goes_on_with_more_iterations_and_another_cluster() {
         config.iterations += 10;
         config.cluster.rollout_workers = 7;
         config.evaluation.pairs = 1;
+        config.learner.ranks = 1;
         config.model.device = "cuda:0".into();
         config.run_dir = "elsewhere".into();
     };

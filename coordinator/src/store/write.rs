@@ -3,7 +3,10 @@
 use rusqlite::{Connection, params};
 use serde::Serialize;
 
-use crate::machine::record::{CommittedEntry, Entry, KeptGroup};
+use crate::machine::record::{
+    Checkpoint, CommittedEntry, DrawnGroup, Entry, KeptGroup, SampledEntry,
+};
+use retouch_proto::status::Event;
 use retouch_proto::task::ScoreResult;
 use retouch_proto::{GroupId, Iteration};
 
@@ -17,81 +20,97 @@ pub(super) fn entry(connection: &Connection, entry: &Entry) -> rusqlite::Result<
             iteration,
             position,
         } => opened(connection, *iteration, *position),
-        Entry::Drawn(drawn) => {
-            let insert = format!(
-                "INSERT INTO groups (iteration_id, idx, dataset_row, round) VALUES ({OPEN_ID}, ?2, ?3, ?4)"
-            );
-            let GroupId { iteration, index } = drawn.group;
-            let values = params![iteration.0, index, drawn.row, drawn.round];
-            connection
-                .prepare_cached(&insert)?
-                .execute(values)
-                .map(drop)
-        }
-        Entry::Sampled {
-            worker,
-            policy,
-            result,
-        } => {
-            let update = format!(
-                "UPDATE groups SET policy = ?3, sampled = ?4, sampled_by = ?5, scored_by = NULL, \
-                 reward_mean = NULL WHERE iteration_id = {OPEN_ID} AND idx = ?2"
-            );
-            let GroupId { iteration, index } = result.group;
-            let values = params![
-                iteration.0,
-                index,
-                json(policy),
-                json(result),
-                worker.as_str()
-            ];
-            connection.prepare_cached(&update)?.execute(values)?;
-            let delete = format!("DELETE FROM scores WHERE iteration_id = {OPEN_ID} AND idx = ?2");
-            connection
-                .prepare_cached(&delete)?
-                .execute(params![iteration.0, index])
-                .map(drop)
-        }
+        Entry::Drawn(group) => drawn(connection, group),
+        Entry::Sampled(entry) => sampled(connection, entry),
         Entry::Scored { worker, result } => scored(connection, worker.as_str(), result),
-        Entry::Dropped { group, reason } => {
-            let update = format!(
-                "UPDATE groups SET dropped = ?3 WHERE iteration_id = {OPEN_ID} AND idx = ?2"
-            );
-            let values = params![group.iteration.0, group.index, reason];
-            connection
-                .prepare_cached(&update)?
-                .execute(values)
-                .map(drop)
-        }
+        Entry::Dropped { group, reason } => dropped(connection, *group, reason),
         Entry::Committed(entry) => committed(connection, entry),
-        Entry::Checkpointed(checkpoint) => {
-            let insert =
-                "INSERT INTO checkpoints (iteration, ema_adapter, checkpoint) VALUES (?1, ?2, ?3)";
-            let adapter = checkpoint.ema_adapter.map(|hash| hash.to_string());
-            let values = params![checkpoint.committed.iteration.0, adapter, json(checkpoint)];
-            connection.execute(insert, values).map(drop)
-        }
-        Entry::Rewound { to, .. } => {
-            connection.execute(
-                "UPDATE iterations SET status = 'rewound' WHERE iteration > ?1",
-                [to.0],
-            )?;
-            connection
-                .execute("DELETE FROM bans WHERE iteration > ?1", [to.0])
-                .map(drop)
-        }
-        Entry::Event(event) => {
-            let insert = "INSERT INTO events (sequence, time_unix_ms, iteration, kind, message) \
-                          VALUES (?1, ?2, ?3, ?4, ?5)";
-            let kind = event.kind.as_str();
-            let (sequence, time) = (
-                event.sequence.cast_signed(),
-                event.time_unix_ms.cast_signed(),
-            );
-            let values = params![sequence, time, event.iteration.0, kind, event.message];
-            connection.prepare_cached(insert)?.execute(values).map(drop)
-        }
+        Entry::Checkpointed(checkpoint) => checkpointed(connection, checkpoint),
+        Entry::Rewound { to, .. } => rewound(connection, *to),
+        Entry::Event(told) => event(connection, told),
     }
+}
+
+fn drawn(connection: &Connection, drawn: &DrawnGroup) -> rusqlite::Result<()> {
+    let insert = format!(
+        "INSERT INTO groups (iteration_id, idx, dataset_row, round) VALUES ({OPEN_ID}, ?2, ?3, ?4)"
+    );
+    let GroupId { iteration, index } = drawn.group;
+    let values = params![iteration.0, index, drawn.row, drawn.round];
+    connection
+        .prepare_cached(&insert)?
+        .execute(values)
+        .map(drop)
+}
+
+fn sampled(connection: &Connection, entry: &SampledEntry) -> rusqlite::Result<()> {
+    let SampledEntry {
+        worker,
+        policy,
+        result,
+    } = entry;
+    let update = format!(
+        "UPDATE groups SET policy = ?3, sampled = ?4, sampled_by = ?5, scored_by = NULL, \
+         dropped = NULL, reward_mean = NULL WHERE iteration_id = {OPEN_ID} AND idx = ?2"
+    );
+    let GroupId { iteration, index } = result.group;
+    let values = params![
+        iteration.0,
+        index,
+        json(policy),
+        json(result),
+        worker.as_str()
+    ];
+    connection.prepare_cached(&update)?.execute(values)?;
+    let delete = format!("DELETE FROM scores WHERE iteration_id = {OPEN_ID} AND idx = ?2");
+    connection
+        .prepare_cached(&delete)?
+        .execute(params![iteration.0, index])
+        .map(drop)
+}
+
+fn dropped(connection: &Connection, group: GroupId, reason: &str) -> rusqlite::Result<()> {
+    let update =
+        format!("UPDATE groups SET dropped = ?3 WHERE iteration_id = {OPEN_ID} AND idx = ?2");
+    let values = params![group.iteration.0, group.index, reason];
+    connection
+        .prepare_cached(&update)?
+        .execute(values)
+        .map(drop)
+}
+
+fn checkpointed(connection: &Connection, checkpoint: &Checkpoint) -> rusqlite::Result<()> {
+    let insert = "INSERT INTO checkpoints (iteration, ema_adapter, checkpoint) VALUES (?1, ?2, ?3)";
+    let adapter = checkpoint.ema_adapter.map(|hash| hash.to_string());
+    let values = params![checkpoint.committed.iteration.0, adapter, json(checkpoint)];
+    connection.execute(insert, values).map(drop)
+}
+
+fn rewound(connection: &Connection, to: Iteration) -> rusqlite::Result<()> {
+    connection.execute(
+        "UPDATE iterations SET status = 'rewound' WHERE iteration > ?1",
+        [to.0],
+    )?;
+    connection
+        .execute("DELETE FROM bans WHERE iteration > ?1", [to.0])
+        .map(drop)
+}
+
+fn event(connection: &Connection, event: &Event) -> rusqlite::Result<()> {
+    let insert = "INSERT INTO events (sequence, time_unix_ms, iteration, kind, message) \
+                  VALUES (?1, ?2, ?3, ?4, ?5)";
+    let (sequence, time) = (
+        event.sequence.cast_signed(),
+        event.time_unix_ms.cast_signed(),
+    );
+    let values = params![
+        sequence,
+        time,
+        event.iteration.0,
+        event.kind.as_str(),
+        event.message
+    ];
+    connection.prepare_cached(insert)?.execute(values).map(drop)
 }
 
 fn opened(connection: &Connection, iteration: Iteration, position: u64) -> rusqlite::Result<()> {
@@ -106,7 +125,7 @@ fn opened(connection: &Connection, iteration: Iteration, position: u64) -> rusql
 fn scored(connection: &Connection, worker: &str, result: &ScoreResult) -> rusqlite::Result<()> {
     let GroupId { iteration, index } = result.group;
     let update = format!(
-        "UPDATE groups SET scored_by = ?3, scoring_s = ?4, reward_mean = ?5 \
+        "UPDATE groups SET scored_by = ?3, scoring_s = ?4, reward_mean = ?5, dropped = NULL \
          WHERE iteration_id = {OPEN_ID} AND idx = ?2"
     );
     let mean =

@@ -7,7 +7,7 @@ use retouch_proto::worker::Role;
 use crate::machine::Machine;
 use crate::machine::groups::GroupState;
 use crate::machine::leases::Work;
-use crate::machine::record::Entry;
+use crate::machine::record::{Entry, SampledEntry};
 use retouch_proto::{ContentHash, Iteration};
 
 /// Checks the machine itself.
@@ -124,7 +124,10 @@ fn training(machine: &Machine) {
         return;
     };
     let world = training.ranks.len() as u32;
-    assert_eq!(machine.config.learner.gradient_shards % world, 0, "A9");
+    assert!(
+        machine.config.learner.gradient_shards.is_multiple_of(world),
+        "A9"
+    );
     assert!(world <= machine.config.learner.ranks);
     for rank in &training.ranks {
         let worker = machine
@@ -160,7 +163,8 @@ impl RecordCheck {
                     "a committed iteration was opened again (A8)"
                 );
             }
-            Entry::Sampled { policy, result, .. } => {
+            Entry::Sampled(sampled) => {
+                let SampledEntry { policy, result, .. } = &**sampled;
                 assert_eq!(policy.hash(), result.version, "A6");
                 let newest = result.group.iteration.0 - 1;
                 assert!(

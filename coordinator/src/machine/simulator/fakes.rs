@@ -6,6 +6,14 @@ use retouch_proto::task::*;
 use retouch_proto::worker::{Registration, Report, Role, RunningTask, WorkerState};
 use retouch_proto::{BlobAddress, BlobRef, ContentHash, Generation, GroupId, LeaseId, WorkerId};
 
+/// A report that an answer is waited for, and what it carried.
+pub(in crate::machine) struct Outstanding {
+    pub(in crate::machine) sequence: u64,
+    results: Vec<LeaseId>,
+    added: BTreeSet<ContentHash>,
+    dropped: BTreeSet<ContentHash>,
+}
+
 /// A fake process.
 pub(in crate::machine) struct Fake {
     pub(in crate::machine) id: WorkerId,
@@ -91,13 +99,12 @@ impl Fake {
     pub(in crate::machine) fn report(&mut self) -> Option<Report> {
         let generation = self.generation?;
         self.sequence += 1;
-        let carried = self.results.iter().map(|result| result.lease).collect();
-        self.outstanding = Some((
-            self.sequence,
-            carried,
-            self.added.clone(),
-            self.dropped.clone(),
-        ));
+        self.outstanding = Some(Outstanding {
+            sequence: self.sequence,
+            results: self.results.iter().map(|result| result.lease).collect(),
+            added: self.added.clone(),
+            dropped: self.dropped.clone(),
+        });
         Some(Report {
             worker: self.id.clone(),
             generation,
@@ -113,16 +120,16 @@ impl Fake {
 
     /// An answered report need not be repeated.
     pub(in crate::machine) fn acknowledge(&mut self, sequence: u64) -> bool {
-        let Some((waited, results, added, dropped)) =
-            self.outstanding.take_if(|(s, ..)| *s == sequence)
+        let Some(carried) = self
+            .outstanding
+            .take_if(|waited| waited.sequence == sequence)
         else {
             return false;
         };
-        debug_assert_eq!(waited, sequence);
         self.results
-            .retain(|result| !results.contains(&result.lease));
-        self.added.retain(|hash| !added.contains(hash));
-        self.dropped.retain(|hash| !dropped.contains(hash));
+            .retain(|result| !carried.results.contains(&result.lease));
+        self.added.retain(|hash| !carried.added.contains(hash));
+        self.dropped.retain(|hash| !carried.dropped.contains(hash));
         true
     }
 

@@ -70,12 +70,15 @@ impl Memory {
                 };
                 self.open(drawn.group.iteration).groups.push(group);
             }
-            Entry::Sampled { policy, result, .. } => {
-                let group = self.group(result.group);
-                group.sampled = Some((*policy, result.clone()));
-                group.scored = None;
+            Entry::Sampled(sampled) => {
+                let group = self.group(sampled.result.group);
+                group.sampled = Some((sampled.policy, sampled.result.clone()));
+                (group.scored, group.dropped) = (None, None);
             }
-            Entry::Scored { result, .. } => self.group(result.group).scored = Some(result.clone()),
+            Entry::Scored { result, .. } => {
+                let group = self.group(result.group);
+                (group.scored, group.dropped) = (Some(result.clone()), None);
+            }
             Entry::Dropped { group, reason } => self.group(*group).dropped = Some(reason.clone()),
             Entry::Committed(entry) => {
                 let iteration = entry.committed.iteration;

@@ -77,7 +77,7 @@ impl World {
                 if fake
                     .outstanding
                     .as_ref()
-                    .is_some_and(|(waited, ..)| *waited == sequence) =>
+                    .is_some_and(|waited| waited.sequence == sequence) =>
             {
                 self.report(worker);
             }
@@ -107,7 +107,7 @@ impl World {
             if fake
                 .outstanding
                 .as_ref()
-                .is_some_and(|(waited, ..)| *waited == sequence)
+                .is_some_and(|waited| waited.sequence == sequence)
             {
                 self.register(worker);
             }

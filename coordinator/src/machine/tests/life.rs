@@ -116,6 +116,29 @@ fn a_finished_run_that_is_started_again_ends_at_once() {
 }
 
 #[test]
+fn groups_that_were_given_up_get_another_chance_when_the_run_is_started_again() {
+    let driver = Driver::with_all_roles(config());
+    let mut groups = driver.drawn();
+    for group in &mut groups {
+        group.dropped = Some("the judge was not there".into());
+    }
+    let open = vec![crate::machine::record::OpenRecord {
+        iteration: Iteration(1),
+        groups,
+    }];
+    let record = crate::machine::record::Record {
+        open,
+        ..crate::machine::record::Record::empty(2)
+    };
+    let mut again = Driver::restored(config(), record);
+    for role in Role::ALL {
+        again.join(role, 2);
+    }
+    again.work_until(|driver| driver.exit.is_some());
+    assert_eq!(again.exit.unwrap().iteration, Iteration(3));
+}
+
+#[test]
 fn a_missing_role_is_named_as_the_cause() {
     let mut driver = Driver::new(config());
     let rollout = driver.join(Role::Rollout, 2);

@@ -1,0 +1,166 @@
+//! What becomes of work that was not done (A5): it is tried elsewhere, then given up with its
+//! reason, and never turned into a score.
+
+use retouch_proto::status::EventKind;
+use retouch_proto::task::TaskFailure;
+use retouch_proto::{GroupId, LeaseId, WorkerId};
+
+use super::Machine;
+use super::groups::{FETCH_FAILURES_MAX, GroupState};
+use super::leases::{Lease, Work};
+use super::record::Entry;
+
+impl Machine {
+    pub(super) fn take_failure(
+        &mut self,
+        worker: &WorkerId,
+        lease: Option<Lease>,
+        failure: TaskFailure,
+    ) {
+        // Nobody waits for the failure of work that was given to someone else.
+        let Some(lease) = lease else { return };
+        match lease.work {
+            Work::Train => self.train_failed(worker, failure),
+            Work::Rollout(id) | Work::Score(id) if !failure.lost_blobs.is_empty() => {
+                self.fetch_failed(worker, id, failure);
+            }
+            Work::Rollout(id) | Work::Score(id) if failure.retryable => {
+                self.attempt_failed(worker, id, failure.reason);
+            }
+            Work::Rollout(id) | Work::Score(id) => self.drop_group(id, failure.reason),
+        }
+    }
+
+    pub(super) fn fail_if(&mut self, leased: bool, worker: &WorkerId, id: GroupId, reason: String) {
+        if leased {
+            self.attempt_failed(worker, id, reason);
+        }
+    }
+
+    /// A5: tried elsewhere, then dropped with the reason.
+    pub(super) fn attempt_failed(&mut self, worker: &WorkerId, id: GroupId, reason: String) {
+        let attempts_max = self.config.cluster.attempts_max;
+        let not_before_ms = self.now_ms + self.config.cluster.heartbeat_ms;
+        let Some(group) = self.group_mut(id) else {
+            return;
+        };
+        group.attempts += 1;
+        group.not_before_ms = not_before_ms;
+        if !group.avoid.contains(worker) {
+            group.avoid.push(worker.clone());
+        }
+        let attempts = group.attempts;
+        self.totals.attempts_failed += 1;
+        let message =
+            format!("group {id}, attempt {attempts} of {attempts_max} on {worker}: {reason}");
+        self.event(EventKind::AttemptFailed, message);
+        if attempts >= attempts_max {
+            return self.drop_group(
+                id,
+                format!("{attempts} attempts failed, the last on {worker}: {reason}"),
+            );
+        }
+        self.put_back(id);
+        self.look_at(not_before_ms);
+    }
+
+    /// Blobs are made again if nobody has them; that is no failed attempt, but has its limit.
+    fn fetch_failed(&mut self, worker: &WorkerId, id: GroupId, failure: TaskFailure) {
+        let not_before_ms = self.now_ms + self.config.cluster.heartbeat_ms;
+        let adapter = self.policy().hash();
+        // The policy is not taken for lost because one worker can't reach its owners.
+        for hash in failure
+            .lost_blobs
+            .iter()
+            .filter(|hash| Some(**hash) != adapter)
+        {
+            self.blobs.remove_owners(*hash);
+        }
+        let Some(group) = self.group_mut(id) else {
+            return;
+        };
+        group.fetch_failures += 1;
+        group.not_before_ms = not_before_ms;
+        let failures = group.fetch_failures;
+        if failures >= FETCH_FAILURES_MAX {
+            let reason = format!(
+                "{failures} fetches failed, the last on {worker}: {}",
+                failure.reason
+            );
+            return self.drop_group(id, reason);
+        }
+        self.put_back(id);
+        self.look_at(not_before_ms);
+    }
+
+    /// The group waits again for a worker of its present stage.
+    pub(super) fn put_back(&mut self, id: GroupId) {
+        let Some(group) = self.group(id) else { return };
+        let state = match group.state() {
+            GroupState::Sampling(_) => GroupState::Queued,
+            GroupState::Scoring(_) => GroupState::Sampled,
+            _ => return,
+        };
+        self.end_work_on(id);
+        self.set_group_state(id, state);
+        self.remake_if_lost(id);
+    }
+
+    pub(super) fn drop_group(&mut self, id: GroupId, reason: String) {
+        self.end_work_on(id);
+        self.set_group_state(id, GroupState::Dropped(reason.clone()));
+        self.unseal(id.iteration);
+        self.record(Entry::Dropped {
+            group: id,
+            reason: reason.clone(),
+        });
+        self.event(
+            EventKind::GroupDropped,
+            format!("group {id} was dropped: {reason}"),
+        );
+        self.progress();
+    }
+
+    /// Whoever works on the group is told to stop.
+    pub(super) fn end_work_on(&mut self, id: GroupId) {
+        if let Some(lease) = self.group(id).and_then(|group| group.state().lease()) {
+            self.close_lease(lease);
+        }
+    }
+
+    pub(super) fn set_group_state(&mut self, id: GroupId, state: GroupState) {
+        if let Some(open) = self.open.get_mut(&id.iteration) {
+            open.set_state(id.index, state);
+        }
+    }
+
+    /// A lease ran out: its worker is alive but stuck, which is a failed attempt.
+    pub(super) fn lease_alarm(&mut self, id: LeaseId) {
+        let due = self
+            .leases
+            .get(id)
+            .is_some_and(|lease| lease.deadline_ms <= self.now_ms);
+        let Some(lease) = due.then(|| self.close_lease(id)).flatten() else {
+            return;
+        };
+        self.totals.leases_expired += 1;
+        let reason = format!("no result within {} s", self.config.cluster.lease_s);
+        self.event(
+            EventKind::LeaseExpired,
+            format!("{}: {reason}", lease.worker),
+        );
+        match lease.work {
+            Work::Rollout(group) | Work::Score(group) => {
+                self.attempt_failed(&lease.worker, group, reason)
+            }
+            Work::Train => {
+                let failure = TaskFailure {
+                    reason,
+                    lost_blobs: Vec::new(),
+                    retryable: true,
+                };
+                self.train_failed(&lease.worker, failure);
+            }
+        }
+    }
+}
