@@ -193,11 +193,7 @@ fn learner<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
         1,
         RANKS_MAX as u64,
     );
-<<<<<<< HEAD
     let divides = learner.ranks > 0 && learner.gradient_shards.is_multiple_of(learner.ranks);
-=======
-    let divides = learner.gradient_shards.is_multiple_of(learner.ranks);
->>>>>>> main
     let right = format!("is not a multiple of learner.ranks = {}", learner.ranks);
     checks.must(
         divides,
