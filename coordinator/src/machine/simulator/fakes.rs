@@ -36,14 +36,6 @@ pub(in crate::machine) struct Fake {
     pub(in crate::machine) outstanding: Option<Outstanding>,
 }
 
-/// A report's sequence number, and the results, added and dropped blobs that it carried.
-type Outstanding = (
-    u64,
-    Vec<LeaseId>,
-    BTreeSet<ContentHash>,
-    BTreeSet<ContentHash>,
-);
-
 impl Fake {
     pub(in crate::machine) fn new(role: Role, number: usize, slots: u32) -> Self {
         Self {
