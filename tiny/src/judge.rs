@@ -39,7 +39,7 @@ pub fn config() -> Qwen2_5VlConfig {
         "vocab_size": Family::Qwen.vocab_size(),
         "hidden_size": 128,
         "intermediate_size": 384,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": 6,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 256,

@@ -41,6 +41,8 @@ pub struct JudgeInputs {
 pub struct TokenLogits {
     /// After each token of the edited image, row by row from the top left: `[rows, tokens, ids]`.
     pub edited: Tensor<3>,
+    /// What these were read from: `[rows, tokens, hidden]`.
+    pub edited_hidden: Tensor<3>,
     /// The answer: `[rows, ids]`.
     pub answer: Tensor<2>,
 }
@@ -107,7 +109,8 @@ impl JudgeInputs {
         );
         let hidden = model.language_model.hidden(self.sequence(model));
         let [rows_count, length, features] = hidden.dims();
-        let edited = hidden.clone().narrow(1, 0, tokens);
+        let edited_hidden = hidden.clone().narrow(1, 0, tokens);
+        let edited = edited_hidden.clone();
         let edited = edited.reshape([rows_count * tokens, features]);
         let last = self.suffix.real.iter().enumerate();
         let last: Vec<usize> = last.map(|(row, real)| row * length + real - 1).collect();
@@ -115,6 +118,7 @@ impl JudgeInputs {
         let edited = model.logits_of(edited, ids);
         TokenLogits {
             edited: edited.reshape([rows_count, tokens, ids.len()]),
+            edited_hidden,
             answer: model.logits_of(answer, ids),
         }
     }

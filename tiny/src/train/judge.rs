@@ -3,14 +3,18 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::module::{Module, Param};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Tensor, TensorData};
+use image::RgbImage;
 use rand::RngExt;
 use rand::seq::SliceRandom;
 use retouch_learner::lanes::Lanes;
 use retouch_models::autoencoder_kl::AutoencoderKl;
 use retouch_models::editor::{Editor, Parts};
+use retouch_models::init::Init;
 use retouch_models::judge::{Judge, JudgeInputs, JudgeProcessor, JudgeRequest};
+use retouch_models::ops;
 use retouch_models::qwen2_5_vl::Qwen2_5Vl;
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +50,16 @@ const SAMPLED: u32 = 512;
 /// the edit is. It is not asked for that later, but finds what it has to compare by it.
 const LOCAL_WEIGHT: f64 = 1.0;
 
+/// Weight of the squared error of the sketches: what an image token's part of the target looks
+/// like, which the judge has to know before it can compare.
+const SKETCH_WEIGHT: f64 = 4.0;
+
+/// Squares along each side of an image token that a sketch has a colour for.
+const SKETCH_SIDE: u32 = 4;
+
+/// Numbers of a sketch.
+const SKETCH: usize = (SKETCH_SIDE * SKETCH_SIDE * 3) as usize;
+
 /// Held-out cases that the judge is measured on.
 const MEASURED: u32 = 256;
 
@@ -80,12 +94,11 @@ pub(super) fn train(
     watch: Watch<'_>,
 ) -> Result<JudgeReport, TrainError> {
     let lessons = lessons(editors, watch)?;
-    let judge = judge::new(seed, &Device::flex())?;
-    let processor = judge.processor;
-    let mut fit = Fit::new(judge.model, RECIPE);
+    let Judge { model, processor } = judge::new(seed, &Device::flex())?;
+    let mut fit = Fit::new(Pupil::new(model, seed), RECIPE);
     while fit.step() < RECIPE.steps {
         let parts = draw(&lessons, seed, fit.step());
-        let loss = fit.update(parts, |model, part| loss(model, &processor, &part));
+        let loss = fit.update(parts, |pupil, part| loss(pupil, &processor, &part));
         let progress = Progress {
             stage: "judge",
             step: fit.step(),
@@ -95,7 +108,7 @@ pub(super) fn train(
         tell(watch, progress)?;
     }
     let judge = Judge {
-        model: fit.averaged(),
+        model: fit.averaged().model,
         processor,
     };
     let folder = folder.join(MODEL);
@@ -170,17 +183,78 @@ fn draw(lessons: &[Candidates], seed: u64, step: u64) -> Vec<Vec<Lesson<'_>>> {
         .collect()
 }
 
-/// Mean cross-entropy of the answers, and weighted that of the image's tokens. `[1]`
-fn loss(model: &Qwen2_5Vl, processor: &JudgeProcessor, part: &[Lesson<'_>]) -> Tensor<1> {
+/// The judge and what it needs in training only.
+#[derive(Module, Debug)]
+struct Pupil {
+    model: Qwen2_5Vl,
+    /// From an image token's hidden state to a sketch: `[SKETCH, hidden]`
+    sketch: Param<Tensor<2>>,
+}
+
+impl Pupil {
+    fn new(model: Qwen2_5Vl, seed: u64) -> Self {
+        let hidden = model.config().text.hidden_size;
+        let init = Init::new(seed, &Device::flex());
+        Self {
+            model,
+            sketch: init.normal([SKETCH, hidden], 0.02),
+        }
+    }
+}
+
+/// Mean cross-entropy of the answers, and weighted that of the image's tokens and the squared
+/// error of their sketches. `[1]`
+fn loss(pupil: &Pupil, processor: &JudgeProcessor, part: &[Lesson<'_>]) -> Tensor<1> {
     let inputs = prepare(processor, part);
-    let logits = inputs.token_logits(model, processor.digit_ids());
+    let logits = inputs.token_logits(&pupil.model, processor.digit_ids());
     let answers = log_softmax(logits.answer, 1);
     let [rows, places, digits] = logits.edited.dims();
+    let hidden = logits.edited_hidden;
+    let features = hidden.dims()[2];
+    let hidden = hidden.reshape([rows * places, features]);
+    let error = ops::linear(hidden, pupil.sketch.val(), None) - sketches(part);
     let local = log_softmax(logits.edited.reshape([rows * places, digits]), 1);
     let of_answers = part.iter().flat_map(|lesson| lesson.scores().map(Some));
     let of_places = part.iter().flat_map(|lesson| lesson.local_scores());
     cross_entropy(answers, of_answers.collect())
         + cross_entropy(local, of_places.collect()) * LOCAL_WEIGHT
+        + (error.clone() * error).mean() * SKETCH_WEIGHT
+}
+
+/// The targets' sketches for each token of each edit: `[rows * places, SKETCH]`
+fn sketches(part: &[Lesson<'_>]) -> Tensor<2> {
+    let of_lesson = |lesson: &Lesson<'_>| sketch(&lesson.of.case.target_image()).repeat(lesson.edits.len());
+    let values: Vec<f32> = part.iter().flat_map(of_lesson).collect();
+    let rows = values.len() / SKETCH;
+    Tensor::from_inner(Tensor::from_data(
+        TensorData::new(values, [rows, SKETCH]),
+        &Device::flex(),
+    ))
+}
+
+/// Mean colours, in -1..1, of the squares of each image token, token by token from the top left.
+fn sketch(image: &RgbImage) -> Vec<f32> {
+    let (side, tokens) = (judge::TOKEN_SIZE / SKETCH_SIDE, image.width() / judge::TOKEN_SIZE);
+    let mean = |left: u32, top: u32, channel: usize| {
+        let sum: u32 = (0..side * side)
+            .map(|i| image.get_pixel(left + i % side, top + i / side).0[channel])
+            .map(u32::from)
+            .sum();
+        sum as f32 / (side * side) as f32 / 127.5 - 1.0
+    };
+    let squares = SKETCH_SIDE * SKETCH_SIDE;
+    let mut values = Vec::with_capacity((tokens * tokens) as usize * SKETCH);
+    for token in 0..tokens * tokens {
+        let (left, top) = (
+            token % tokens * judge::TOKEN_SIZE,
+            token / tokens * judge::TOKEN_SIZE,
+        );
+        for square in 0..squares {
+            let (x, y) = (square % SKETCH_SIDE * side, square / SKETCH_SIDE * side);
+            values.extend((0..3).map(|channel| mean(left + x, top + y, channel)));
+        }
+    }
+    values
 }
 
 impl Lesson<'_> {
@@ -340,6 +414,18 @@ mod tests {
         assert_eq!(two_digits(Some(5.0)), [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]);
         assert_eq!(two_digits(Some(1.25)), [0.0, 0.75, 0.25, 0.0, 0.0, 0.0]);
         assert_eq!(two_digits(None), [0.0; 6]);
+    }
+
+    #[test]
+    fn a_sketch_goes_through_the_tokens_from_the_top_left() {
+        let image = RgbImage::from_fn(64, 64, |x, y| {
+            image::Rgb([if x < 16 && y < 4 { 255 } else { 0 }, 0, 0])
+        });
+        let sketch = sketch(&image);
+        assert_eq!(sketch.len(), 16 * SKETCH);
+        let red = |square: usize| sketch[3 * square];
+        assert!((0..4).all(|square| red(square) == 1.0));
+        assert!((4..256).all(|square| red(square) == -1.0));
     }
 
     #[test]
