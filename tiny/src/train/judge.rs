@@ -223,7 +223,8 @@ fn loss(pupil: &Pupil, processor: &JudgeProcessor, part: &[Lesson<'_>]) -> Tenso
 
 /// The targets' sketches for each token of each edit: `[rows * places, SKETCH]`
 fn sketches(part: &[Lesson<'_>]) -> Tensor<2> {
-    let of_lesson = |lesson: &Lesson<'_>| sketch(&lesson.of.case.target_image()).repeat(lesson.edits.len());
+    let of_lesson =
+        |lesson: &Lesson<'_>| sketch(&lesson.of.case.target_image()).repeat(lesson.edits.len());
     let values: Vec<f32> = part.iter().flat_map(of_lesson).collect();
     let rows = values.len() / SKETCH;
     Tensor::from_inner(Tensor::from_data(
@@ -234,7 +235,10 @@ fn sketches(part: &[Lesson<'_>]) -> Tensor<2> {
 
 /// Mean colours, in -1..1, of the squares of each image token, token by token from the top left.
 fn sketch(image: &RgbImage) -> Vec<f32> {
-    let (side, tokens) = (judge::TOKEN_SIZE / SKETCH_SIDE, image.width() / judge::TOKEN_SIZE);
+    let (side, tokens) = (
+        judge::TOKEN_SIZE / SKETCH_SIDE,
+        image.width() / judge::TOKEN_SIZE,
+    );
     let mean = |left: u32, top: u32, channel: usize| {
         let sum: u32 = (0..side * side)
             .map(|i| image.get_pixel(left + i % side, top + i / side).0[channel])
