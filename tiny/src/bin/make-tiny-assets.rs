@@ -10,19 +10,38 @@ use retouch_tiny::train::{Options, Progress, make};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const USAGE: &str = "usage: make-tiny-assets [ASSETS_FOLDER [WORK_FOLDER]]";
+const USAGE: &str = "\
+Makes the tiny assets: dataset, editor, judge and the report of what was measured.
+
+Usage: make-tiny-assets [ASSETS_FOLDER [WORK_FOLDER]]
+
+  ASSETS_FOLDER  Where the assets go [default: assets/tiny]
+  WORK_FOLDER    What is needed on the way; an interrupted making goes on from it
+                 [default: target/tiny]
+";
 
 fn main() -> ExitCode {
-    let mut folders = std::env::args().skip(1).map(PathBuf::from);
-    let options = Options {
-        assets: folders.next().unwrap_or_else(|| "assets/tiny".into()),
-        work: folders.next().unwrap_or_else(|| "target/tiny".into()),
-        seed: 1,
-    };
-    if folders.next().is_some() {
-        eprintln!("{USAGE}");
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.iter().any(|it| it == "--help" || it == "-h") {
+        print!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
+    if let Some(option) = arguments.iter().find(|it| it.starts_with('-')) {
+        eprint!("error: unknown option '{option}'\n\n{USAGE}");
         return ExitCode::FAILURE;
     }
+    if let Some(surplus) = arguments.get(2) {
+        eprint!("error: unexpected argument '{surplus}'\n\n{USAGE}");
+        return ExitCode::FAILURE;
+    }
+    let folder = |index: usize, default: &str| {
+        PathBuf::from(arguments.get(index).map_or(default, String::as_str))
+    };
+    let options = Options {
+        assets: folder(0, "assets/tiny"),
+        work: folder(1, "target/tiny"),
+        seed: 1,
+    };
     let mut printer = Printer {
         start: Instant::now(),
         sum: 0.0,

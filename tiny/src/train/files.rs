@@ -28,6 +28,14 @@ pub(super) fn copy_folder(from: &Path, to: &Path) -> Result<(), TrainError> {
     Ok(())
 }
 
+/// Gives a finished folder its name, so that a half-written one never has it.
+pub(super) fn rename(from: &Path, to: &Path) -> Result<(), TrainError> {
+    fs::rename(from, to).map_err(|source| TrainError::Io {
+        path: to.to_owned(),
+        source,
+    })
+}
+
 /// Stores all weights below a folder as f16: half the size, and closer to the values than bf16.
 pub(super) fn halve_weights(folder: &Path) -> Result<(), TrainError> {
     let io = |source| TrainError::Io {

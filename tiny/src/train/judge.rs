@@ -19,20 +19,47 @@ use retouch_models::qwen2_5_vl::Qwen2_5Vl;
 use serde::{Deserialize, Serialize};
 
 use super::candidates::{self, Candidates, Sampling};
-use super::files::{copy_folder, halve_weights};
+use super::files::{copy_folder, halve_weights, rename};
 use super::fit::{Fit, Recipe};
 use super::{Progress, TrainError, Watch, tell};
 use crate::generate::{self, Split};
 use crate::judge;
 use crate::oracle::{Oracle, SCORE_MAX};
 
-const RECIPE: Recipe = Recipe {
-    steps: 3_000,
-    warmup_steps: 100,
-    learning_rate: 1e-3,
-    beta2: 0.98,
-    weight_decay: 0.01,
-};
+/// A round of training: a warm-up and a cosine decay over lessons of its own. It begins with what
+/// the round before left and ends with a folder, from which an interrupted training goes on.
+struct Round {
+    steps: u64,
+    /// Cases with edits of each editor.
+    sampled: u32,
+    /// Cases with made-up edits.
+    made_up: u32,
+}
+
+const ROUNDS: [Round; 2] = [
+    Round {
+        steps: 3_000,
+        sampled: 512,
+        made_up: 4_096,
+    },
+    Round {
+        steps: 4_500,
+        sampled: 768,
+        made_up: 6_144,
+    },
+];
+
+impl Round {
+    fn recipe(&self) -> Recipe {
+        Recipe {
+            steps: self.steps,
+            warmup_steps: 100,
+            learning_rate: 1e-3,
+            beta2: 0.98,
+            weight_decay: 0.01,
+        }
+    }
+}
 
 /// Answers: the digits 0 to 5.
 const DIGITS: usize = 6;
@@ -42,9 +69,8 @@ const CASES: usize = 12;
 const PART: usize = 3;
 const EDITS: usize = 4;
 
-/// Cases with made-up edits, and cases with sampled ones per editor.
-const MADE_UP: u32 = 4_096;
-const SAMPLED: u32 = 512;
+/// Edits of each case that there are to draw from.
+const LESSON_EDITS: usize = 8;
 
 /// Weight of the loss at the image's tokens, where the judge learns to say how right that part of
 /// the edit is. It is not asked for that later, but finds what it has to compare by it.
@@ -66,9 +92,6 @@ const MEASURED: u32 = 256;
 /// Edits whose oracle scores differ by less are not compared.
 const DIFFERENCE_MIN: f64 = 1.0;
 
-/// The judge's folder inside the stage's.
-const MODEL: &str = "model";
-
 /// What came of the training, over held-out edits.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct JudgeReport {
@@ -83,26 +106,77 @@ pub struct JudgeReport {
     pub pairs_made_up: usize,
 }
 
-/// Trains a judge on edits of the given editors, which share an autoencoder, and on made-up ones.
+/// The editors whose edits a judge learns to judge. They share an autoencoder.
+pub(super) struct Editors {
+    /// The one that is measured, and will be trained by this judge.
+    pub(super) base: PathBuf,
+    /// From the worst to the best.
+    pub(super) levels: Vec<PathBuf>,
+}
+
+impl Editors {
+    fn autoencoder(&self) -> Result<AutoencoderKl, TrainError> {
+        Ok(AutoencoderKl::load(
+            &self.base.join("vae"),
+            &Device::flex(),
+        )?)
+    }
+}
+
+/// Trains a judge on edits of the given editors, and on made-up ones.
 ///
 /// # Errors
 /// See [`TrainError`].
 pub(super) fn train(
     folder: &Path,
-    editors: &[PathBuf],
+    editors: &Editors,
     seed: u64,
     watch: Watch<'_>,
 ) -> Result<JudgeReport, TrainError> {
-    let lessons = lessons(editors, watch)?;
-    let Judge { model, processor } = judge::new(seed, &Device::flex())?;
-    let mut fit = Fit::new(Pupil::new(model, seed), RECIPE);
-    while fit.step() < RECIPE.steps {
-        let parts = draw(&lessons, seed, fit.step());
+    for index in 0..ROUNDS.len() {
+        if !after_round(folder, index).exists() {
+            run_round(folder, index, editors, seed, watch)?;
+        }
+    }
+    measure(&judge::load(&last_round(folder), &Device::flex())?, editors)
+}
+
+/// Copies the judge to where it is published.
+pub(super) fn publish(folder: &Path, to: &Path) -> Result<(), TrainError> {
+    copy_folder(&last_round(folder), to)
+}
+
+fn after_round(folder: &Path, index: usize) -> PathBuf {
+    folder.join(format!("round-{}", index + 1))
+}
+
+fn last_round(folder: &Path) -> PathBuf {
+    after_round(folder, ROUNDS.len() - 1)
+}
+
+fn run_round(
+    folder: &Path,
+    index: usize,
+    editors: &Editors,
+    seed: u64,
+    watch: Watch<'_>,
+) -> Result<(), TrainError> {
+    let round = &ROUNDS[index];
+    let lessons = lessons(index, editors, watch)?;
+    let Judge { model, processor } = match index {
+        0 => judge::new(seed, &Device::flex())?,
+        _ => judge::load(&after_round(folder, index - 1), &Device::flex())?,
+    };
+    let before: u64 = ROUNDS[..index].iter().map(|round| round.steps).sum();
+    let all = ROUNDS.iter().map(|round| round.steps).sum();
+    let mut fit = Fit::new(Pupil::new(model, seed), round.recipe());
+    while fit.step() < round.steps {
+        let parts = draw(&lessons, seed, before + fit.step());
         let loss = fit.update(parts, |pupil, part| loss(pupil, &processor, &part));
         let progress = Progress {
             stage: "judge",
-            step: fit.step(),
-            steps: RECIPE.steps,
+            step: before + fit.step(),
+            steps: all,
             loss,
         };
         tell(watch, progress)?;
@@ -111,55 +185,47 @@ pub(super) fn train(
         model: fit.averaged().model,
         processor,
     };
-    let folder = folder.join(MODEL);
-    judge::save(&judge, &folder)?;
-    halve_weights(&folder)?;
-    measure(&judge::load(&folder, &Device::flex())?, editors)
+    let copy = folder.join("copy");
+    judge::save(&judge, &copy)?;
+    halve_weights(&copy)?;
+    rename(&copy, &after_round(folder, index))
 }
 
-/// Copies the judge to where it is published.
-pub(super) fn publish(folder: &Path, to: &Path) -> Result<(), TrainError> {
-    copy_folder(&folder.join(MODEL), to)
-}
-
-/// What the judge learns from.
-fn lessons(editors: &[PathBuf], watch: Watch<'_>) -> Result<Vec<Candidates>, TrainError> {
+/// What the judge learns from in a round.
+fn lessons(
+    index: usize,
+    editors: &Editors,
+    watch: Watch<'_>,
+) -> Result<Vec<Candidates>, TrainError> {
+    let round = &ROUNDS[index];
     let sampling = |seed, cases| Sampling {
         split: Split::Train,
-        seed,
+        seed: 1_000 * index as u64 + seed,
         first: 0,
         cases,
-        edits: 8,
+        edits: LESSON_EDITS,
     };
+    let steps = editors.levels.len() as u64;
     let mut lessons = Vec::new();
-    for (index, folder) in editors.iter().enumerate() {
+    for (step, folder) in (0..).zip(&editors.levels) {
         let editor = Editor::load(folder, &Device::flex(), Parts::All)?;
         lessons.extend(candidates::sample(
             &editor,
-            sampling(100 + index as u64, SAMPLED),
+            sampling(100 + step, round.sampled),
         )?);
-        let steps = editors.len() as u64 + 1;
-        let step = index as u64 + 1;
-        tell(
-            watch,
-            Progress {
-                stage: "judge's lessons",
-                step,
-                steps,
-                loss: 0.0,
-            },
-        )?;
+        let progress = Progress {
+            stage: "judge's lessons",
+            step: step + 1,
+            steps,
+            loss: 0.0,
+        };
+        tell(watch, progress)?;
     }
     lessons.extend(candidates::make_up(
-        &autoencoder(editors)?,
-        sampling(200, MADE_UP),
+        &editors.autoencoder()?,
+        sampling(200, round.made_up),
     ));
     Ok(lessons)
-}
-
-fn autoencoder(editors: &[PathBuf]) -> Result<AutoencoderKl, TrainError> {
-    let base = editors.last().expect("at least one editor");
-    Ok(AutoencoderKl::load(&base.join("vae"), &Device::flex())?)
 }
 
 /// A case with some of its edits.
@@ -334,9 +400,8 @@ fn two_digits(score: Option<f64>) -> [f32; DIGITS] {
     weights
 }
 
-fn measure(judge: &Judge, editors: &[PathBuf]) -> Result<JudgeReport, TrainError> {
-    let base = editors.last().expect("at least one editor");
-    let editor = Editor::load(base, &Device::flex(), Parts::All)?;
+fn measure(judge: &Judge, editors: &Editors) -> Result<JudgeReport, TrainError> {
+    let editor = Editor::load(&editors.base, &Device::flex(), Parts::All)?;
     let sampling = Sampling {
         split: Split::Test,
         seed: 1,
@@ -345,7 +410,7 @@ fn measure(judge: &Judge, editors: &[PathBuf]) -> Result<JudgeReport, TrainError
         edits: 6,
     };
     let sampled = ordered(judge, &candidates::sample(&editor, sampling)?)?;
-    let made_up = candidates::make_up(&autoencoder(editors)?, sampling);
+    let made_up = candidates::make_up(&editors.autoencoder()?, sampling);
     let made_up = ordered(judge, &made_up)?;
     Ok(JudgeReport {
         ordered_sampled: sampled.part(),

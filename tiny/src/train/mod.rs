@@ -118,8 +118,12 @@ pub fn make(options: &Options, watch: Watch<'_>) -> Result<Report, TrainError> {
         editor::train(folder, &work.join("vae"), *seed, watch)
     })?;
     let judge = stage(work, "judge", |folder| {
-        let levels = editor::levels(&work.join("editor"));
-        judge::train(folder, &levels, *seed, watch)
+        let folder_of_editors = work.join("editor");
+        let editors = judge::Editors {
+            base: editor::base(&folder_of_editors),
+            levels: editor::levels(&folder_of_editors),
+        };
+        judge::train(folder, &editors, *seed, watch)
     })?;
     let report = Report { vae, editor, judge };
     editor::publish(&work.join("editor"), &assets.join("editor"))?;
