@@ -95,7 +95,7 @@ impl Examples {
                 examples.sources.push(source);
                 examples.targets.push(target);
             }
-            advance(examples.len())?;
+            advance(examples.sources.len())?;
         }
         Ok(examples)
     }
