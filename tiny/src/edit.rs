@@ -29,6 +29,20 @@ pub enum TaskKind {
 }
 
 impl TaskKind {
+    /// The kind's name, as in the dataset's files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Add => "add",
+            Self::Remove => "remove",
+            Self::Replace => "replace",
+            Self::Adjust => "adjust",
+            Self::Background => "background",
+            Self::Style => "style",
+            Self::Extract => "extract",
+            Self::Hybrid => "hybrid",
+        }
+    }
+
     /// Every kind.
     pub const ALL: [Self; 8] = [
         Self::Add,

@@ -211,7 +211,7 @@ impl Evaluation {
 /// The task kind where it is known, else the requirement: pairs of one kind share it.
 fn task_name(pair: &Pair) -> String {
     match &pair.case {
-        Some(case) => format!("{:?}", case.kind).to_lowercase(),
+        Some(case) => case.kind.name().to_owned(),
         None => pair.row.requirement.clone(),
     }
 }

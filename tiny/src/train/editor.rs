@@ -31,13 +31,13 @@ const PAIRS: Dataset = Dataset {
     targets: Targets::Written,
 };
 
-/// Updates after which the editor is kept: the judge learns from the edits of all of these, worse
-/// and better ones than the base's.
-const KEPT_AFTER: [u64; 3] = [800, 1_600, 2_400];
+/// Updates after which the editor is kept for the judge to learn from: worse than the base, and
+/// better.
+const LEVELS_AFTER: [u64; 3] = [800, 1_600, 2_400];
 
 /// Updates of the base. Oracle means of other scenes than the committed ones, over 256 pairs, were
 /// 1.50 after 800 updates, 3.03 after 1 600 and 3.74 after 2 400.
-const BASE_AFTER: u64 = 1_600;
+const BASE_AFTER: u64 = 1_200;
 
 /// Held-out pairs that the base is measured on.
 const MEASURED: u32 = 256;
@@ -62,7 +62,9 @@ pub(super) fn train(
     let (start, pairs) = (folder.join("start"), folder.join("pairs"));
     write_start(&start, vae, seed)?;
     PAIRS.write(&pairs)?;
-    for steps in KEPT_AFTER {
+    let mut kept = [&LEVELS_AFTER[..], &[BASE_AFTER]].concat();
+    kept.sort_unstable();
+    for steps in kept {
         let level = level(folder, steps);
         if level.exists() {
             continue;
@@ -85,9 +87,9 @@ pub(super) fn base(folder: &Path) -> PathBuf {
     level(folder, BASE_AFTER)
 }
 
-/// The editors that were kept, from the worst to the best.
+/// The editors that the judge learns from besides the base, from the worst to the best.
 pub(super) fn levels(folder: &Path) -> Vec<PathBuf> {
-    KEPT_AFTER.map(|steps| level(folder, steps)).to_vec()
+    LEVELS_AFTER.map(|steps| level(folder, steps)).to_vec()
 }
 
 /// Copies the base editor to where it is published.

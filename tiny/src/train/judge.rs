@@ -30,21 +30,31 @@ use crate::oracle::{Oracle, SCORE_MAX};
 /// the round before left and ends with a folder, from which an interrupted training goes on.
 struct Round {
     steps: u64,
-    /// Cases with edits of each editor.
-    sampled: u32,
+    /// Cases with edits of each level of the editor.
+    of_levels: u32,
+    /// Cases with edits of the base.
+    of_base: u32,
     /// Cases with made-up edits.
     made_up: u32,
 }
 
-const ROUNDS: [Round; 2] = [
+const ROUNDS: [Round; 3] = [
     Round {
         steps: 3_000,
-        sampled: 512,
+        of_levels: 512,
+        of_base: 0,
         made_up: 4_096,
     },
     Round {
         steps: 4_500,
-        sampled: 768,
+        of_levels: 768,
+        of_base: 0,
+        made_up: 6_144,
+    },
+    Round {
+        steps: 8_000,
+        of_levels: 384,
+        of_base: 1_536,
         made_up: 6_144,
     },
 ];
@@ -110,7 +120,7 @@ pub struct JudgeReport {
 pub(super) struct Editors {
     /// The one that is measured, and will be trained by this judge.
     pub(super) base: PathBuf,
-    /// From the worst to the best.
+    /// Worse and better ones.
     pub(super) levels: Vec<PathBuf>,
 }
 
@@ -205,14 +215,13 @@ fn lessons(
         cases,
         edits: LESSON_EDITS,
     };
-    let steps = editors.levels.len() as u64;
+    let levels = editors.levels.iter().map(|level| (level, round.of_levels));
+    let all: Vec<_> = levels.chain([(&editors.base, round.of_base)]).collect();
+    let steps = all.len() as u64;
     let mut lessons = Vec::new();
-    for (step, folder) in (0..).zip(&editors.levels) {
+    for (step, (folder, cases)) in (0..).zip(all) {
         let editor = Editor::load(folder, &Device::flex(), Parts::All)?;
-        lessons.extend(candidates::sample(
-            &editor,
-            sampling(100 + step, round.sampled),
-        )?);
+        lessons.extend(candidates::sample(&editor, sampling(100 + step, cases))?);
         let progress = Progress {
             stage: "judge's lessons",
             step: step + 1,
