@@ -52,7 +52,8 @@ pub(crate) fn run(command: ConfigCommand) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Checks that the files a run needs are there, so that it fails before any process is started.
+/// Checks that the files a run needs are there and its training rows sound, so that it fails before any process is
+/// started.
 pub(crate) fn check_files(config: &RunConfig) -> anyhow::Result<()> {
     let dataset = Path::new(&config.dataset.path);
     let mut needed = vec![
@@ -76,9 +77,10 @@ pub(crate) fn check_files(config: &RunConfig) -> anyhow::Result<()> {
         .filter(|(_, file)| !file.is_file())
         .map(|(key, file)| format!("{key}: {} is missing", file.display()))
         .collect();
-    if missing.is_empty() {
-        Ok(())
-    } else {
-        Err(UsageError(missing.join("\n")).into())
+    if !missing.is_empty() {
+        return Err(UsageError(missing.join("\n")).into());
     }
+    retouch_coordinator::dataset::read(dataset)
+        .map(|_| ())
+        .map_err(|error| UsageError(format!("dataset.path: {error}")).into())
 }

@@ -119,7 +119,7 @@ fn check_split(folder: &Path, file: &Path, problems: &mut Vec<String>) -> anyhow
         std::fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
     for (index, line) in text.lines().enumerate() {
         if let Err(problem) = check_row(folder, line) {
-            problems.push(format!("{}:{}: {problem:#}", file.display(), index + 1));
+            problems.push(format!("{}:{}: {problem}", file.display(), index + 1));
         }
     }
     Ok(text.lines().count())

@@ -66,6 +66,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    end_with_the_reader();
     let cli = Cli::parse();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -91,6 +92,13 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::RewardWorker(args) => roles::reward_worker(args),
         Command::Learner(args) => roles::learner(args),
     }
+}
+
+/// `retouch events | head` ends when `head` does, as other programs do, instead of panicking at the closed pipe.
+fn end_with_the_reader() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: the default action is no handler that could run in a bad moment, and no thread runs yet.
+    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
 }
 
 /// For commands that only wait: one thread is enough, and children die with it.

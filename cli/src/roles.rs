@@ -5,11 +5,17 @@ use std::{net::SocketAddr, path::PathBuf};
 use anyhow::Context;
 use clap::Args;
 use retouch_coordinator::CoordinatorOptions;
+use retouch_learner::session::LearnerError;
 use retouch_proto::WorkerId;
+use retouch_reward_worker::RewardError;
+use retouch_rollout_worker::RolloutError;
 use retouch_worker::{process, session::WorkerOptions, telemetry};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{ConfigArgs, check_files};
+use crate::{
+    config::{ConfigArgs, check_files},
+    exit::UsageError,
+};
 
 /// Network and blob transfers of a worker; tensors are computed on threads of their own.
 const NETWORK_THREADS: usize = 2;
@@ -107,20 +113,41 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
 
 pub(crate) fn rollout_worker(args: WorkerArgs) -> anyhow::Result<()> {
     work(args, |options| async {
-        Ok(retouch_rollout_worker::run(options).await?)
+        retouch_rollout_worker::run(options)
+            .await
+            .map_err(|error| match error {
+                RolloutError::Device(_) | RolloutError::Load(_) => lasting(&error),
+                error => error.into(),
+            })
     })
 }
 
 pub(crate) fn reward_worker(args: WorkerArgs) -> anyhow::Result<()> {
     work(args, |options| async {
-        Ok(retouch_reward_worker::run(options).await?)
+        retouch_reward_worker::run(options)
+            .await
+            .map_err(|error| match error {
+                RewardError::Device(_) | RewardError::Load(_) => lasting(&error),
+                error => error.into(),
+            })
     })
 }
 
 pub(crate) fn learner(args: WorkerArgs) -> anyhow::Result<()> {
     work(args, |options| async {
-        Ok(retouch_learner::session::run(options).await?)
+        retouch_learner::session::run(options)
+            .await
+            .map_err(|error| match error {
+                LearnerError::Device(_) | LearnerError::Load(_) => lasting(&error),
+                error => error.into(),
+            })
     })
+}
+
+/// A model that can't be loaded or a device that is not there will not be there a second later: a parent that would
+/// start the process again is told by the exit code.
+fn lasting(error: &dyn std::error::Error) -> anyhow::Error {
+    UsageError(error.to_string()).into()
 }
 
 fn work<F>(args: WorkerArgs, role: impl FnOnce(WorkerOptions) -> F) -> anyhow::Result<()>

@@ -9,7 +9,10 @@ use std::{
     fs::{File, OpenOptions},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -24,6 +27,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+
+use crate::exit;
 
 /// A process that lived this long was healthy: its earlier deaths no longer count.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
@@ -84,6 +89,7 @@ impl Supervisor {
             spec,
             pids: self.pids.clone(),
             stop: self.stop.clone(),
+            life: AtomicU64::new(0),
         };
         self.tasks
             .spawn(async move { (keeper.spec.name.clone(), keeper.keep_alive().await) });
@@ -112,6 +118,8 @@ struct Keeper {
     spec: ProcessSpec,
     pids: Pids,
     stop: CancellationToken,
+    /// Where in the log the present life of the process begins.
+    life: AtomicU64,
 }
 
 impl Keeper {
@@ -125,6 +133,9 @@ impl Keeper {
             if status.success() && self.spec.ends_by_itself {
                 return Ok(());
             }
+            if status.code() == Some(i32::from(exit::USAGE)) {
+                bail!("{} can't run: {}", self.spec.name, self.last_words());
+            }
             deaths = if started.elapsed() >= HEALTHY_AFTER {
                 1
             } else {
@@ -133,10 +144,9 @@ impl Keeper {
             tracing::warn!(process = self.spec.name, %status, deaths, "a process died and is started again");
             if deaths > RESTARTS_MAX {
                 bail!(
-                    "{} died {deaths} times in a row ({status}); the end of {}:\n{}",
+                    "{} died {deaths} times in a row ({status}): {}",
                     self.spec.name,
-                    self.log.display(),
-                    log_tail(&self.log),
+                    self.last_words(),
                 );
             }
             let backoff = BACKOFF_FIRST
@@ -169,6 +179,7 @@ impl Keeper {
 
     fn spawn(&self) -> anyhow::Result<Child> {
         let log = open_log(&self.log)?;
+        self.life.store(log.metadata()?.len(), Ordering::Relaxed);
         Command::new(&self.executable)
             .args(&self.spec.arguments)
             .envs(self.spec.environment.iter().cloned())
@@ -178,6 +189,15 @@ impl Keeper {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("can't start {}", self.spec.name))
+    }
+
+    /// The end of what its last life wrote.
+    fn last_words(&self) -> String {
+        format!(
+            "the end of {}:\n{}",
+            self.log.display(),
+            log_tail(&self.log, self.life.load(Ordering::Relaxed))
+        )
     }
 
     fn pids(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, u32>> {
@@ -203,8 +223,10 @@ fn open_log(path: &Path) -> anyhow::Result<File> {
     opened.with_context(|| format!("can't write the log {}", path.display()))
 }
 
-fn log_tail(path: &Path) -> String {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
+fn log_tail(path: &Path, from: u64) -> String {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    let life = bytes.get(from as usize..).unwrap_or_default();
+    let text = String::from_utf8_lossy(life);
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
 }
