@@ -86,6 +86,39 @@ pub(crate) trait Simd: Copy + Send + Sync {
         unsafe { self.store_first(to.as_mut_ptr(), value, to.len()) }
     }
 
+    /// `LANES` numbers at `from`, or the `count` that are left, padded with zeros.
+    ///
+    /// # Safety
+    /// `count` numbers can be read at `from`.
+    #[inline(always)]
+    unsafe fn load_up_to(self, from: *const f32, count: usize) -> Self::F32 {
+        // SAFETY: passed on.
+        unsafe {
+            if count >= Self::LANES {
+                self.load_ptr(from)
+            } else {
+                self.load_first(from, count)
+            }
+        }
+    }
+
+    /// # Safety
+    /// `count` numbers, or `LANES` if those are fewer, can be written at `to`.
+    #[inline(always)]
+    unsafe fn store_up_to(self, to: *mut f32, value: Self::F32, count: usize) {
+        // SAFETY: passed on.
+        unsafe {
+            if count >= Self::LANES {
+                self.store_ptr(to, value);
+            } else {
+                self.store_first(to, value, count);
+            }
+        }
+    }
+
+    // The loops below call `f` at one place each: a closure can't be told to be inlined, but one that is called once
+    // always is, and one that is not leaves the caller's instruction set and is ten times slower.
+
     /// `out[i] = f(inputs[..][i])`, vector by vector.
     #[inline(always)]
     fn zip_map<const N: usize>(
@@ -96,19 +129,12 @@ pub(crate) trait Simd: Copy + Send + Sync {
     ) {
         let len = out.len();
         assert!(inputs.iter().all(|input| input.len() == len));
-        let whole = len - len % Self::LANES;
-        let mut i = 0;
-        while i < whole {
-            // SAFETY: `i + LANES <= len`, which is the length of every slice.
+        for i in (0..len).step_by(Self::LANES) {
+            // SAFETY: `len - i` numbers are left in every slice.
             unsafe {
-                let x = inputs.map(|input| self.load_ptr(input.as_ptr().wrapping_add(i)));
-                self.store_ptr(out.as_mut_ptr().wrapping_add(i), f(x));
+                let x = self.load_all(inputs, i, len - i);
+                self.store_up_to(out.as_mut_ptr().wrapping_add(i), f(x), len - i);
             }
-            i += Self::LANES;
-        }
-        if whole < len {
-            let x = inputs.map(|input| self.load_partial(&input[whole..]));
-            self.store_partial(&mut out[whole..], f(x));
         }
     }
 
@@ -122,21 +148,13 @@ pub(crate) trait Simd: Copy + Send + Sync {
     ) {
         let len = sums.len();
         assert!(inputs.iter().all(|input| input.len() == len));
-        let whole = len - len % Self::LANES;
-        let mut i = 0;
-        while i < whole {
-            // SAFETY: `i + LANES <= len`, which is the length of every slice.
+        for i in (0..len).step_by(Self::LANES) {
+            // SAFETY: `len - i` numbers are left in every slice.
             unsafe {
-                let x = inputs.map(|input| self.load_ptr(input.as_ptr().wrapping_add(i)));
+                let x = self.load_all(inputs, i, len - i);
                 let sum = sums.as_mut_ptr().wrapping_add(i);
-                self.store_ptr(sum, f(x, self.load_ptr(sum)));
+                self.store_up_to(sum, f(x, self.load_up_to(sum, len - i)), len - i);
             }
-            i += Self::LANES;
-        }
-        if whole < len {
-            let x = inputs.map(|input| self.load_partial(&input[whole..]));
-            let sum = self.load_partial(&sums[whole..]);
-            self.store_partial(&mut sums[whole..], f(x, sum));
         }
     }
 
@@ -149,20 +167,32 @@ pub(crate) trait Simd: Copy + Send + Sync {
     ) -> f32 {
         let len = inputs[0].len();
         assert!(inputs.iter().all(|input| input.len() == len));
-        let whole = len - len % Self::LANES;
         let mut sums = [self.splat(0.0); 2];
-        let mut i = 0;
-        while i < whole {
-            // SAFETY: `i + LANES <= len`, which is the length of every slice.
-            let x = inputs.map(|input| unsafe { self.load_ptr(input.as_ptr().wrapping_add(i)) });
+        for i in (0..len).step_by(Self::LANES) {
+            // SAFETY: `len - i` numbers are left in every slice.
+            let x = unsafe { self.load_all(inputs, i, len - i) };
             sums = [sums[1], self.add(sums[0], f(x))];
-            i += Self::LANES;
-        }
-        if whole < len {
-            let x = inputs.map(|input| self.load_partial(&input[whole..]));
-            sums[0] = self.add(sums[0], f(x));
         }
         self.sum(self.add(sums[0], sums[1]))
+    }
+
+    /// The vectors of all inputs at `at`, of which `count` numbers are left.
+    ///
+    /// # Safety
+    /// `count` numbers can be read behind `at` in each input.
+    #[inline(always)]
+    unsafe fn load_all<const N: usize>(
+        self,
+        inputs: [&[f32]; N],
+        at: usize,
+        count: usize,
+    ) -> [Self::F32; N] {
+        let mut x = [self.splat(0.0); N];
+        for n in 0..N {
+            // SAFETY: passed on.
+            x[n] = unsafe { self.load_up_to(inputs[n].as_ptr().wrapping_add(at), count) };
+        }
+        x
     }
 
     /// The largest number; minus infinity if there is none.
