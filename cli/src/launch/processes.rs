@@ -93,8 +93,17 @@ fn own_id() -> OsString {
     std::process::id().to_string().into()
 }
 
+/// A setting of the allocator: how long freed memory is kept, in milliseconds. Phases of a run take turns every few
+/// seconds; giving the memory back in between makes a tenth of a worker's time page faults.
+const PURGE_DELAY: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "10000");
+
 fn environment(token: &str) -> Vec<(String, String)> {
-    vec![(TOKEN_VARIABLE.to_owned(), token.to_owned())]
+    let mut variables = vec![(TOKEN_VARIABLE.to_owned(), token.to_owned())];
+    let (name, value) = PURGE_DELAY;
+    if std::env::var_os(name).is_none() {
+        variables.push((name.to_owned(), value.to_owned()));
+    }
+    variables
 }
 
 /// The run's join token: made once, kept in the run folder for its owner's eyes only.
