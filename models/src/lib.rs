@@ -15,6 +15,7 @@ pub mod ops;
 mod dit;
 
 pub mod autoencoder_kl;
+pub mod autoencoder_kl_qwen_image;
 pub mod clip;
 pub mod flux;
 pub mod image_processor;
