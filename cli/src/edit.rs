@@ -1,24 +1,28 @@
-//! `retouch edit`: one image, one instruction, any adapter.
+//! `retouch edit`: an image or several, one instruction, any adapter.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use ::image::RgbImage;
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use retouch_models::{
     device,
-    editor::{Editor, ImageSize, Parts, SampleOptions},
+    editor::{EditRequest, Editor, ImageSize, NEGATIVE_PROMPT, Parts, SampleOptions, SourceSize},
     lora::load_peft,
     noise,
     solver::Solver,
 };
 
-/// Edits one image by one instruction.
+/// Edits an image by one instruction.
 #[derive(Debug, Args)]
 pub(crate) struct EditArgs {
     /// The image to edit.
-    image: PathBuf,
+    source: PathBuf,
     /// What to do with it.
     prompt: String,
+    /// A further source image, for base models that take several; may be repeated.
+    #[arg(long)]
+    image: Vec<PathBuf>,
     /// The edited image; its ending decides the format.
     #[arg(long, short)]
     output: PathBuf,
@@ -34,6 +38,9 @@ pub(crate) struct EditArgs {
     /// Width of the result in pixels; the image's own, rounded down, if absent.
     #[arg(long)]
     width: Option<usize>,
+    /// What the source images are resized to; `result` for one, `own` for several, if absent.
+    #[arg(long, value_enum)]
+    source_size: Option<Sources>,
     /// Solver steps.
     #[arg(long, default_value_t = 28)]
     num_inference_steps: usize,
@@ -43,7 +50,13 @@ pub(crate) struct EditArgs {
     /// Guidance that is given to the model as an input.
     #[arg(long, default_value_t = 3.5)]
     guidance_scale: f64,
-    /// Prompt tokens.
+    /// Classifier-free guidance, which takes twice the time; 1 is off.
+    #[arg(long, default_value_t = 1.0)]
+    true_cfg_scale: f64,
+    /// What classifier-free guidance leads away from.
+    #[arg(long, default_value = NEGATIVE_PROMPT)]
+    negative_prompt: String,
+    /// Prompt tokens, for base models that pad and cut their text.
     #[arg(long, default_value_t = 128)]
     max_sequence_length: usize,
     /// Decides the initial noise.
@@ -54,11 +67,30 @@ pub(crate) struct EditArgs {
     device: String,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Sources {
+    /// The result's size, after cropping to its aspect; as in training.
+    Result,
+    /// Their own, cut to whole tokens.
+    Own,
+    /// What the base model's published pipeline does.
+    Preferred,
+}
+
+impl From<Sources> for SourceSize {
+    fn from(sources: Sources) -> Self {
+        match sources {
+            Sources::Result => Self::Result,
+            Sources::Own => Self::Own,
+            Sources::Preferred => Self::Preferred,
+        }
+    }
+}
+
 pub(crate) fn run(args: EditArgs) -> anyhow::Result<()> {
     let device = device::parse(&args.device)?;
-    let source = image::open(&args.image)
-        .with_context(|| format!("can't read the image {}", args.image.display()))?
-        .to_rgb8();
+    let sources = std::iter::once(&args.source).chain(&args.image);
+    let sources: Vec<RgbImage> = sources.map(|path| open(path)).collect::<Result<_, _>>()?;
     let editor = Editor::load(&args.model, &device, Parts::All)?;
     let adapter = args.adapter.as_deref();
     let adapter = adapter
@@ -66,18 +98,33 @@ pub(crate) fn run(args: EditArgs) -> anyhow::Result<()> {
         .transpose()?;
     let unit = editor.latent_format().unit();
     let round = |side: u32| side as usize / unit * unit;
+    // The reference pipelines shape the result after the last source.
+    let shown = sources.last().context("there is a source image")?;
     let size = ImageSize {
-        height: args.height.unwrap_or_else(|| round(source.height())),
-        width: args.width.unwrap_or_else(|| round(source.width())),
+        height: args.height.unwrap_or_else(|| round(shown.height())),
+        width: args.width.unwrap_or_else(|| round(shown.width())),
     };
-    let condition = editor.encode(&args.prompt, &source, size, args.max_sequence_length)?;
-    let [tokens, channels] = editor.latent_shape(size);
-    let noise = noise::normal(args.seed, [1, tokens, channels], &device);
+    // Pictures of several things have several aspects: cropping them to one would lose what matters.
+    let usual = match sources.len() {
+        1 => Sources::Result,
+        _ => Sources::Own,
+    };
     let options = SampleOptions {
         num_inference_steps: args.num_inference_steps,
         solver: args.solver,
         guidance_scale: args.guidance_scale,
+        true_cfg_scale: args.true_cfg_scale,
     };
+    let condition = editor.encode_request(&EditRequest {
+        prompt: &args.prompt,
+        negative_prompt: options.negative_prompt().map(|_| &*args.negative_prompt),
+        sources: &sources,
+        source_size: args.source_size.unwrap_or(usual).into(),
+        size,
+        max_sequence_length: args.max_sequence_length,
+    })?;
+    let [tokens, channels] = editor.latent_shape(size);
+    let noise = noise::normal(args.seed, [1, tokens, channels], &device);
     let x0 = editor.sample(&condition, noise, &options, adapter.as_ref());
     let images = editor.decode(x0, &condition)?;
     let edited = images.first().context("the editor gave no image")?;
@@ -86,4 +133,10 @@ pub(crate) fn run(args: EditArgs) -> anyhow::Result<()> {
         .with_context(|| format!("can't write {}", args.output.display()))?;
     println!("{} ({}x{})", args.output.display(), size.width, size.height);
     Ok(())
+}
+
+fn open(path: &Path) -> anyhow::Result<RgbImage> {
+    let image =
+        ::image::open(path).with_context(|| format!("can't read the image {}", path.display()))?;
+    Ok(image.to_rgb8())
 }

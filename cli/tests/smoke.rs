@@ -1,4 +1,5 @@
-//! Whole runs of `examples/smoke.toml` with real processes: the report, determinism, and what kills change: nothing.
+//! Whole runs of `examples/smoke.toml` and `examples/smoke-qwen.toml` with real processes: the report, determinism, and
+//! what kills change: nothing.
 
 use std::{
     path::{Path, PathBuf},
@@ -19,10 +20,31 @@ struct Run {
     child: Child,
 }
 
+/// A run file in `examples/` and the folder in [`assets`] of its editor.
+#[derive(Clone, Copy)]
+struct Example {
+    file: &'static str,
+    editor: &'static str,
+}
+
+const SMOKE: Example = Example {
+    file: "examples/smoke.toml",
+    editor: "editor",
+};
+
+const SMOKE_QWEN: Example = Example {
+    file: "examples/smoke-qwen.toml",
+    editor: "qwen-editor",
+};
+
 impl Run {
     fn launch(sets: &[&str]) -> Self {
+        Self::launch_example(SMOKE, sets)
+    }
+
+    fn launch_example(example: Example, sets: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let child = spawn(folder.path(), sets);
+        let child = spawn(example, folder.path(), sets);
         Self { folder, child }
     }
 
@@ -122,12 +144,14 @@ fn root() -> PathBuf {
         .to_owned()
 }
 
-/// A small random editor and judge and a dataset, made once for all tests.
+/// Small random editors, a judge and a dataset, made once for all tests.
 fn assets() -> &'static Path {
     static ASSETS: OnceLock<tempfile::TempDir> = OnceLock::new();
     let folder = ASSETS.get_or_init(|| {
         let folder = tempfile::tempdir().expect("a temporary folder");
         retouch_tiny::editor::init(&folder.path().join("editor"), 1).expect("an editor");
+        retouch_tiny::qwen_editor::init(&folder.path().join("qwen-editor"), 1)
+            .expect("a Qwen editor");
         retouch_tiny::judge::init(&folder.path().join("judge"), 2).expect("a judge");
         let dataset = Dataset {
             seed: 3,
@@ -143,14 +167,14 @@ fn assets() -> &'static Path {
     folder.path()
 }
 
-fn spawn(folder: &Path, sets: &[&str]) -> Child {
+fn spawn(example: Example, folder: &Path, sets: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_retouch"));
     command
         .current_dir(root())
-        .args(["launch", "examples/smoke.toml", "--set"]);
+        .args(["launch", example.file, "--set"]);
     command.arg(format!("run_dir={}", folder.join("run").display()));
     for (key, name) in [
-        ("model.path", "editor"),
+        ("model.path", example.editor),
         ("dataset.path", "dataset"),
         ("reward.terms", "judge"),
     ] {
@@ -273,6 +297,18 @@ fn an_interrupted_run_goes_on_when_launched_again() {
     run.wait_for(|status| status["committed"].as_u64() >= Some(1));
     run.child.kill().expect("our own child");
     run.child.wait().expect("our own child");
-    run.child = spawn(run.path(), &[]);
+    run.child = spawn(SMOKE, run.path(), &[]);
     assert_eq!(adapter(&run.finish_well()), adapter(undisturbed()));
+}
+
+#[test]
+fn a_run_on_another_base_model_differs_in_the_run_file_alone() {
+    let report = Run::launch_example(SMOKE_QWEN, &[]).finish_well();
+    assert_eq!(report["state"], "finished");
+    let sampling = report["heldout"]["sampling"]
+        .as_str()
+        .expect("how edits were sampled");
+    assert!(sampling.contains("true CFG 2"), "{sampling}");
+    let alone = Run::launch_example(SMOKE_QWEN, &["learner.ranks=1"]).finish_well();
+    assert_eq!(adapter(&alone), adapter(&report));
 }

@@ -12,7 +12,7 @@ use retouch_learner::step::{
     GroupData, Iteration, SampledBy, SealedGroup, StepConfig, train_iteration,
 };
 use retouch_models::autoencoder_kl::AutoencoderKlConfig;
-use retouch_models::editor::{Condition, Editor, ImageSize, Parts};
+use retouch_models::editor::{Condition, Editor, ImageSize, Parts, Prompt};
 use retouch_models::flux::{FluxTransformer, FluxTransformerConfig};
 use retouch_models::init::Init;
 use retouch_models::lora::LoraAdapter;
@@ -65,11 +65,14 @@ fn group(editor: &Editor, index: u32) -> SealedGroup {
     let [tokens, channels] = editor.latent_shape(size);
     let seed = u64::from(index) * 10;
     let condition = Condition {
-        prompt_embeds: noise::normal(seed + 1, [TEXT_TOKENS, 64], &device),
-        pooled: noise::normal(seed + 2, [64], &device),
+        prompt: Prompt {
+            tokens: noise::normal(seed + 1, [TEXT_TOKENS, 64], &device),
+            pooled: Some(noise::normal(seed + 2, [64], &device)),
+        },
+        negative_prompt: None,
         image_latents: noise::normal(seed + 3, [tokens, channels], &device),
         size,
-        source_size: size,
+        source_sizes: vec![size],
     };
     let advantages = noise::normal_values(seed + 4, GROUP_SIZE);
     SealedGroup {

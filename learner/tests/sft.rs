@@ -176,6 +176,44 @@ fn an_adapter_is_saved_as_peft_and_diffusers_take_it() {
     assert!(adapter.to_flat().iter().all(|value| value.is_finite()));
 }
 
+/// A training on the other base model's golden pipeline.
+fn qwen_options(folder: &Path, output: &str, trained: Trained) -> SftOptions {
+    let cases = PathBuf::from(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tools/parity/cases"
+    ));
+    SftOptions {
+        base: cases.join("qwen_image_edit_pipeline__sequential_positions/pipeline"),
+        ..options(folder, output, trained)
+    }
+}
+
+#[test]
+fn another_base_model_is_trained_alike() {
+    let folder = tempfile::tempdir().unwrap();
+    dataset(folder.path());
+    let mut options = qwen_options(folder.path(), "lora", lora());
+    options.steps = 40;
+    let outcome = run(&options);
+    let base = Editor::load(&options.base, &Device::flex(), Parts::Transformer).unwrap();
+    let adapter = load_peft(&outcome.folder, base.projections(), &Device::flex()).unwrap();
+    assert_eq!(adapter.flat_len(), outcome.parameters);
+    let entries = log(&options);
+    let mean = |part: &[sft::log::Entry]| part.iter().map(|e| e.loss).sum::<f64>();
+    let (first, last) = (mean(&entries[..10]), mean(&entries[30..]));
+    assert!(last < first, "{first} -> {last}");
+
+    let scratch = full(Start::Random, TextEncoders::Frozen);
+    let outcome = run(&qwen_options(folder.path(), "full", scratch));
+    Editor::load(&outcome.folder, &Device::flex(), Parts::All).unwrap();
+
+    let text = full(Start::Weights, TextEncoders::Trained);
+    let options = qwen_options(folder.path(), "text", text);
+    let error = sft::train(&options, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    let expected = "text_encoders is trained with a QwenImageEditPlusPipeline, expected frozen";
+    assert!(error.to_string().starts_with(expected), "{error}");
+}
+
 #[test]
 fn what_is_wrong_is_named() {
     let folder = tempfile::tempdir().unwrap();

@@ -41,12 +41,16 @@ impl Case {
 
     /// The value of a line `key = value` of case.toml.
     pub(crate) fn parameter(&self, key: &str) -> String {
+        self.optional_parameter(key)
+            .unwrap_or_else(|| panic!("no {key} in {:?}", self.folder))
+    }
+
+    /// The value of a line `key = value` of case.toml, if there is one.
+    pub(crate) fn optional_parameter(&self, key: &str) -> Option<String> {
         let text = std::fs::read_to_string(self.path("case.toml")).expect("a readable case.toml");
         let mut pairs = text.lines().filter_map(|line| line.split_once(" = "));
         let pair = pairs.find(|(name, _)| *name == key);
-        pair.unwrap_or_else(|| panic!("no {key} in {:?}", self.folder))
-            .1
-            .to_owned()
+        pair.map(|(_, value)| value.to_owned())
     }
 
     pub(crate) fn weights(&self) -> Weights {

@@ -9,6 +9,7 @@ pub use resize::{Arithmetic, Filter, resize};
 use std::path::Path;
 
 use image::RgbImage;
+use serde::Deserialize;
 
 use crate::qwen2_5_vl::Grid;
 use crate::weights::{LoadError, read_config, write_config};
@@ -21,6 +22,14 @@ const PIXELS_MAX: usize = 1 << 27;
 
 /// The file's name in a model folder.
 const CONFIG_FILE: &str = "preprocessor_config.json";
+
+/// The file that transformers 5 writes for the tokenizer, image and video processors together.
+const JOINT_CONFIG_FILE: &str = "processor_config.json";
+
+#[derive(Deserialize)]
+struct JointConfig {
+    image_processor: ImageProcessorConfig,
+}
 
 /// Why an image can't be read by the model.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -76,12 +85,18 @@ impl ImageProcessor {
         Self { config }
     }
 
-    /// Reads `preprocessor_config.json` of a model folder.
+    /// Reads `preprocessor_config.json` of a model folder, or the `processor_config.json` of transformers 5.
     ///
     /// # Errors
     /// If the file can't be read or lacks a field.
     pub fn load(folder: &Path) -> Result<Self, LoadError> {
-        read_config(&folder.join(CONFIG_FILE)).map(Self::new)
+        let joint = folder.join(JOINT_CONFIG_FILE);
+        let path = folder.join(CONFIG_FILE);
+        if path.is_file() || !joint.is_file() {
+            return read_config(&path).map(Self::new);
+        }
+        let JointConfig { image_processor } = read_config(&joint)?;
+        Ok(Self::new(image_processor))
     }
 
     /// Writes `preprocessor_config.json` into a model folder.

@@ -12,12 +12,16 @@ pub mod layers;
 pub mod lora;
 pub mod ops;
 
+mod dit;
+
 pub mod autoencoder_kl;
+pub mod autoencoder_kl_qwen_image;
 pub mod clip;
 pub mod flux;
 pub mod image_processor;
 pub mod judge;
 pub mod qwen2_5_vl;
+pub mod qwen_image;
 pub mod t5;
 pub mod tokenizer;
 

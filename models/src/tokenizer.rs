@@ -1,24 +1,19 @@
 //! Text to token ids, as transformers' fast tokenizers do it.
 
+mod from_vocab;
+
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::Path;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokenizers::{PostProcessor, Tokenizer as Inner, TruncationDirection};
 
 use crate::weights::{LoadError, read_config};
 
 const FILE: &str = "tokenizer.json";
 const CONFIG_FILE: &str = "tokenizer_config.json";
-const VOCAB_FILE: &str = "vocab.json";
-const MERGES_FILE: &str = "merges.txt";
-
-/// What CLIP's pattern takes for a word; everything else separates words.
-const CLIP_WORDS: &str = concat!(
-    r"<\|startoftext\|>|<\|endoftext\|>",
-    r"|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-);
 
 /// A tokenizer with the padding and the length limit of its folder.
 #[derive(Debug, Clone)]
@@ -32,6 +27,11 @@ pub struct Tokenizer {
 #[derive(Deserialize)]
 struct Config {
     #[serde(default)]
+    tokenizer_class: Option<String>,
+    /// Special tokens by their ids.
+    #[serde(default)]
+    added_tokens_decoder: BTreeMap<String, AddedToken>,
+    #[serde(default)]
     model_max_length: Option<f64>,
     #[serde(default)]
     pad_token: Option<Token>,
@@ -39,6 +39,13 @@ struct Config {
     bos_token: Option<Token>,
     #[serde(default)]
     eos_token: Option<Token>,
+}
+
+#[derive(Deserialize)]
+struct AddedToken {
+    content: String,
+    #[serde(default)]
+    special: bool,
 }
 
 /// A special token: its text, or an object that has it.
@@ -58,7 +65,7 @@ impl Token {
 }
 
 impl Tokenizer {
-    /// The tokenizer of a transformers folder: `tokenizer.json`, or CLIP's older `vocab.json` and
+    /// The tokenizer of a transformers folder: `tokenizer.json`, or CLIP's or Qwen's older `vocab.json` and
     /// `merges.txt`, beside `tokenizer_config.json`.
     ///
     /// # Errors
@@ -69,7 +76,7 @@ impl Tokenizer {
         let inner = if path.is_file() {
             Inner::from_file(&path).map_err(|source| LoadError::format(&path, source))?
         } else {
-            clip_from_vocab(folder, &config)?
+            from_vocab::load(folder, &config)?
         };
         let pad = config.pad_token.as_ref().map(Token::text);
         let pad_id = pad.and_then(|token| inner.token_to_id(token)).unwrap_or(0);
@@ -93,6 +100,20 @@ impl Tokenizer {
     /// Most tokens of a text, the special ones included.
     pub fn max_length(&self) -> usize {
         self.max_length
+    }
+
+    /// The text of a token.
+    pub fn token_of(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// A special token that a text spells out, if it does.
+    pub fn special_token_in(&self, text: &str) -> Option<String> {
+        let tokens = self.inner.get_added_tokens_decoder();
+        let special = tokens.into_values().filter(|token| token.special);
+        special
+            .map(|token| token.content)
+            .find(|token| text.contains(token))
     }
 
     /// The tokens of a text with its special tokens, however many.
@@ -158,53 +179,6 @@ impl TokenizeError {
     }
 }
 
-/// CLIP's tokenizer from the files that it was first published as.
-fn clip_from_vocab(folder: &Path, config: &Config) -> Result<Inner, LoadError> {
-    let path = folder.join(VOCAB_FILE);
-    let vocab: Value = read_config(&path)?;
-    let merges = read_merges(&folder.join(MERGES_FILE))?;
-    let special = |token: &Option<Token>, usual: &'static str| {
-        let text = token.as_ref().map_or(usual, Token::text).to_owned();
-        let id = vocab.get(&text).and_then(Value::as_u64);
-        let missing = || LoadError::format(&path, format!("the special token {text} is missing"));
-        Ok((text.clone(), id.ok_or_else(missing)?))
-    };
-    let (bos, bos_id) = special(&config.bos_token, "<|startoftext|>")?;
-    let (eos, eos_id) = special(&config.eos_token, "<|endoftext|>")?;
-    let added = |id: u64, content: &str| {
-        json!({"id": id, "content": content, "single_word": false, "lstrip": false,
-               "rstrip": false, "normalized": false, "special": true})
-    };
-    let tokenizer = json!({
-        "version": "1.0",
-        "added_tokens": [added(bos_id, &bos), added(eos_id, &eos)],
-        "normalizer": {"type": "Sequence", "normalizers": [
-            {"type": "NFC"},
-            {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
-            {"type": "Lowercase"},
-        ]},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": CLIP_WORDS}, "behavior": "Removed", "invert": true},
-            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
-        ]},
-        "post_processor": {"type": "RobertaProcessing", "sep": [eos, eos_id], "cls": [bos, bos_id],
-                           "trim_offsets": false, "add_prefix_space": false},
-        "decoder": null,
-        "model": {"type": "BPE", "unk_token": eos, "end_of_word_suffix": "</w>",
-                  "continuing_subword_prefix": "", "fuse_unk": false, "vocab": vocab, "merges": merges},
-    });
-    Inner::from_bytes(tokenizer.to_string()).map_err(|source| LoadError::format(&path, source))
-}
-
-/// The pairs of `merges.txt`; its first line is a version.
-fn read_merges(path: &Path) -> Result<Vec<String>, LoadError> {
-    let text = std::fs::read_to_string(path).map_err(|source| LoadError::io(path, source))?;
-    let pairs = text
-        .lines()
-        .filter(|line| !line.starts_with("#version") && !line.is_empty());
-    Ok(pairs.map(str::to_owned).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,5 +240,54 @@ mod tests {
             loaded.encode(text).unwrap(),
             tokenizer(case).encode(text).unwrap()
         );
+    }
+
+    #[test]
+    fn qwen_is_read_from_its_vocabulary_too() {
+        let mut cases = Case::all("tokenizer").into_iter();
+        let case = cases
+            .find(|case| case.path("").ends_with("tokenizer__qwen"))
+            .unwrap();
+        let whole: serde_json::Value = read_config(&case.path("tokenizer.json")).unwrap();
+        let (model, added) = (&whole["model"], whole["added_tokens"].as_array().unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text);
+        // Published vocabularies do not have the special tokens.
+        let mut vocab = model["vocab"].as_object().unwrap().clone();
+        vocab.retain(|token, _| added.iter().all(|added| added["content"] != **token));
+        write("vocab.json", serde_json::to_string(&vocab).unwrap()).unwrap();
+        let pair = |pair: &serde_json::Value| match pair.as_array() {
+            Some(pair) => format!(
+                "{} {}",
+                pair[0].as_str().unwrap(),
+                pair[1].as_str().unwrap()
+            ),
+            None => pair.as_str().unwrap().to_owned(),
+        };
+        let merges: Vec<String> = model["merges"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(pair)
+            .collect();
+        write(
+            "merges.txt",
+            format!("#version: 0.2\n{}\n", merges.join("\n")),
+        )
+        .unwrap();
+        let added: serde_json::Map<_, _> = added
+            .iter()
+            .map(|token| (token["id"].to_string(), token.clone()))
+            .collect();
+        let config = json!({"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": added});
+        write("tokenizer_config.json", config.to_string()).unwrap();
+        let loaded = Tokenizer::load(folder.path()).unwrap();
+        for text in texts(&case) {
+            let expected = tokenizer(&case).encode(&text).unwrap();
+            assert_eq!(loaded.encode(&text).unwrap(), expected, "{text}");
+        }
+        let image = "<|image_pad|>";
+        let found = loaded.special_token_in(&format!("a{image}b"));
+        assert_eq!(found.as_deref(), Some(image));
     }
 }

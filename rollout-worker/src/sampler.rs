@@ -5,7 +5,9 @@ use std::{path::Path, sync::Arc, time::Instant};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use image::RgbImage;
 use retouch_models::{
-    editor::{Condition, EditError, Editor, ImageSize, Parts, SampleOptions},
+    editor::{
+        Condition, EditError, EditRequest, Editor, ImageSize, Parts, SampleOptions, SourceSize,
+    },
     exchange,
     lora::{LoraAdapter, LoraConfig},
     noise,
@@ -168,15 +170,19 @@ impl Sampler {
     }
 
     fn condition(&mut self, input: &GroupInput) -> Result<Condition, SampleError> {
-        let Settings {
-            size,
-            max_sequence_length,
-            ..
-        } = self.settings;
         let key = (input.path.clone(), input.prompt.clone());
+        let request = EditRequest {
+            prompt: &input.prompt,
+            negative_prompt: self.settings.sample.negative_prompt(),
+            sources: std::slice::from_ref(&*input.source),
+            source_size: SourceSize::Result,
+            size: self.settings.size,
+            max_sequence_length: self.settings.max_sequence_length,
+        };
         let editor = &self.editor;
-        let encode = || editor.encode(&input.prompt, &input.source, size, max_sequence_length);
-        Ok(self.conditions.get_or(key, encode)?)
+        Ok(self
+            .conditions
+            .get_or(key, || editor.encode_request(&request))?)
     }
 
     fn adapter(&mut self, version: &Version) -> Result<Arc<LoraAdapter>, SampleError> {
@@ -236,6 +242,7 @@ impl Settings {
                     .parse()
                     .expect("both sides name the same solvers"),
                 guidance_scale: config.rollout.guidance_scale,
+                true_cfg_scale: config.rollout.true_cfg_scale,
             },
             lora: LoraConfig {
                 rank: config.lora.rank as usize,

@@ -146,3 +146,45 @@ fn an_adapter_that_does_not_fit_is_an_error_with_its_hash() {
         "{error}"
     );
 }
+
+/// The other base model's golden pipeline, with classifier-free guidance.
+fn qwen_config(true_cfg_scale: f64) -> RunConfig {
+    let folder = "../tools/parity/cases/qwen_image_edit_pipeline__sequential_positions/pipeline";
+    let mut config = config();
+    config.model.path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join(folder)
+        .display()
+        .to_string();
+    config.rollout.true_cfg_scale = true_cfg_scale;
+    config
+}
+
+#[test]
+fn groups_of_another_base_model_follow_its_guidance() {
+    let sample = |true_cfg_scale: f64| {
+        let config = qwen_config(true_cfg_scale);
+        let mut sampler = Sampler::load(&config, Device::flex()).expect("the golden pipeline");
+        sampler.sample_group(&input(0, 2)).expect("a group")
+    };
+    let (plain, guided, again) = (sample(1.0), sample(3.0), sample(3.0));
+    assert_eq!(
+        (&guided.x0, &guided.condition),
+        (&again.x0, &again.condition)
+    );
+    assert_ne!(plain.x0, guided.x0);
+    let read = |group: &[u8]| Condition::from_bytes(group, &Device::flex()).expect("a condition");
+    assert!(read(&plain.condition).negative_prompt.is_none());
+    assert!(read(&guided.condition).negative_prompt.is_some());
+    assert_eq!(guided.edits[0].dimensions(), (16, 24));
+}
+
+#[test]
+fn guidance_away_from_the_negative_prompt_works_on_flux_too() {
+    let sample = |true_cfg_scale: f64| {
+        let mut config = config();
+        config.rollout.true_cfg_scale = true_cfg_scale;
+        let mut sampler = Sampler::load(&config, Device::flex()).expect("the golden pipeline");
+        sampler.sample_group(&input(0, 2)).expect("a group").x0
+    };
+    assert_ne!(sample(1.0), sample(2.0));
+}

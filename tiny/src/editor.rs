@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::tensor::Device;
 use retouch_models::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
 use retouch_models::clip::{ClipText, ClipTextConfig, HiddenAct};
-use retouch_models::editor::{Editor, Encoders, ImageSize};
+use retouch_models::editor::{Editor, FluxKontext, FluxKontextEncoders, ImageSize};
 use retouch_models::flux::{FluxTransformer, FluxTransformerConfig};
 use retouch_models::init::Init;
 use retouch_models::scheduler::FlowMatchScheduler;
@@ -33,8 +33,13 @@ const TEXT_WIDTH: usize = 64;
 
 /// A random editor from `seed`: all its code paths work, and it can edit nothing.
 pub fn new(seed: u64, device: &Device) -> Editor {
+    Editor::new(base(seed, device), scheduler(), device)
+}
+
+/// The random base model of an editor.
+pub fn base(seed: u64, device: &Device) -> FluxKontext {
     let init = |part: u64| Init::new(seed.wrapping_add(part << 32), device);
-    let encoders = Encoders {
+    let encoders = FluxKontextEncoders {
         vae: AutoencoderKl::init(&vae_config(), &init(1)),
         text_encoder: ClipText::init(&clip_config(), &init(2)),
         text_encoder_2: T5Encoder::init(&t5_config(), &init(3)),
@@ -42,7 +47,7 @@ pub fn new(seed: u64, device: &Device) -> Editor {
         tokenizer_2: tokenizer(Family::T5),
     };
     let transformer = FluxTransformer::init(&transformer_config(), &init(4));
-    Editor::new(transformer, scheduler(), encoders, device)
+    FluxKontext::new(transformer, encoders)
 }
 
 /// Writes a random editor as a diffusers pipeline folder.
@@ -109,7 +114,7 @@ fn t5_config() -> T5Config {
 }
 
 /// FLUX's schedule: the shift is linear in the number of tokens.
-fn scheduler() -> FlowMatchScheduler {
+pub fn scheduler() -> FlowMatchScheduler {
     let mut scheduler = FlowMatchScheduler::default();
     scheduler.use_dynamic_shifting = true;
     scheduler
@@ -145,6 +150,7 @@ mod tests {
             num_inference_steps: 2,
             solver: Solver::Dpm2,
             guidance_scale: 2.5,
+            true_cfg_scale: 1.0,
         };
         let noise = noise::normal(3, [2, tokens, channels], &device);
         let x0 = editor.sample(&condition, noise, &options, None);

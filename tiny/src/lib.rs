@@ -9,7 +9,8 @@
 //! [`generate`] makes cases from a seed, [`dataset`] writes them in the Edit-R1 format,
 //! [`oracle`] scores, [`mistakes`] makes plausible wrong edits for the judge to learn from, and
 //! [`bootstrap`] turns paired scores into intervals. [`tokenizer`] has the world's words, and
-//! [`editor`] and [`judge`] make the models, and [`train`] teaches them.
+//! [`editor`] and [`judge`] make the models, and [`train`] teaches them; [`qwen_editor`] is an editor of another
+//! architecture, which nobody teaches.
 
 pub mod bootstrap;
 pub mod dataset;
@@ -20,6 +21,7 @@ pub mod judge;
 pub mod mistakes;
 pub mod oracle;
 pub mod palette;
+pub mod qwen_editor;
 pub mod scene;
 pub mod tokenizer;
 pub mod train;

@@ -4,6 +4,7 @@ import flux
 import lora
 import method
 import pipeline
+import qwen_image
 import qwen_vl
 import text
 import vae
@@ -12,6 +13,8 @@ import words
 MAKERS = {
     "flux_transformer": flux.make,
     "autoencoder_kl": vae.make,
+    "qwen_image_transformer": qwen_image.make_transformer,
+    "autoencoder_kl_qwen_image": qwen_image.make_autoencoder,
     "t5_encoder": text.make_t5,
     "clip_text": text.make_clip,
     "qwen2_5_vl_vision": qwen_vl.make_vision,
@@ -24,6 +27,7 @@ MAKERS = {
     "nft_loss": method.make_nft_losses,
     "lora_linear": method.make_lora_linears,
     "kontext_pipeline": pipeline.make,
+    "qwen_image_edit_pipeline": qwen_image.make_pipeline,
     "peft_folder": lora.make_peft,
     "nft_step": lora.make_steps,
 }

@@ -17,7 +17,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use retouch_models::{
     device,
-    editor::{Condition, Editor, ImageSize, Parts, SampleOptions},
+    editor::{Condition, EditRequest, Editor, ImageSize, Parts, SampleOptions, SourceSize},
     lora::{LoraAdapter, load_peft},
     noise,
 };
@@ -105,6 +105,7 @@ impl Evaluation {
                 num_inference_steps: config.evaluation.num_inference_steps as usize,
                 solver: config.evaluation.solver.as_str().parse()?,
                 guidance_scale: config.evaluation.guidance_scale,
+                true_cfg_scale: config.evaluation.true_cfg_scale,
             },
             size,
             max_sequence_length: config.model.max_sequence_length as usize,
@@ -145,18 +146,26 @@ impl Evaluation {
 
     pub(crate) fn summarise(&self, outcomes: &[PairOutcome]) -> HeldOut {
         let options = &self.options;
-        let sampling = format!(
+        let mut sampling = format!(
             "{} with {} steps, guidance {}",
             options.solver, options.num_inference_steps, options.guidance_scale
         );
+        if options.true_cfg_scale > 1.0 {
+            sampling += &format!(", true CFG {}", options.true_cfg_scale);
+        }
         outcome::summarise(outcomes, sampling)
     }
 
     fn outcome(&self, index: usize, pair: &Pair) -> anyhow::Result<PairOutcome> {
         let Pair { row, source, case } = pair;
-        let condition =
-            self.editor
-                .encode(&row.prompt, source, self.size, self.max_sequence_length)?;
+        let condition = self.editor.encode_request(&EditRequest {
+            prompt: &row.prompt,
+            negative_prompt: self.options.negative_prompt(),
+            sources: std::slice::from_ref(source),
+            source_size: SourceSize::Result,
+            size: self.size,
+            max_sequence_length: self.max_sequence_length,
+        })?;
         let edits = [None, Some(&self.adapter)]
             .into_iter()
             .map(|adapter| self.edit(index, &condition, adapter))

@@ -65,6 +65,10 @@ impl Case {
         Ok(std::os::unix::fs::symlink(source, to)?)
     }
 
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.parameters.contains_key(name)
+    }
+
     pub(crate) fn text(&self, name: &str) -> anyhow::Result<&str> {
         self.parameter(name)?
             .as_str()

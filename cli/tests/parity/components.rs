@@ -11,6 +11,8 @@ mod lora;
 mod method;
 #[path = "pipeline.rs"]
 mod pipeline;
+#[path = "qwen_image.rs"]
+mod qwen_image;
 #[path = "qwen_vl.rs"]
 mod qwen_vl;
 #[path = "step.rs"]
@@ -37,6 +39,9 @@ pub(crate) fn run(case: &Case) -> anyhow::Result<Outputs> {
         "scheduler" => method::scheduler(case),
         "solver" => method::solver(case),
         "autoencoder_kl" => vae::autoencoder_kl(case),
+        "qwen_image_transformer" => qwen_image::transformer(case),
+        "autoencoder_kl_qwen_image" => qwen_image::autoencoder(case),
+        "qwen_image_edit_pipeline" => qwen_image::pipeline(case),
         "t5_encoder" => text::t5_encoder(case),
         "clip_text" => text::clip_text(case),
         "qwen2_5_vl_vision" => qwen_vl::vision(case),

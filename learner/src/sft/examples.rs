@@ -1,10 +1,11 @@
-//! A dataset as the model sees it: latents, and prompts as tokens.
+//! A dataset as the model sees it: latents, and prompts as far as they are encoded once.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
-use retouch_models::editor::{Editor, ImageSize};
+use burn::tensor::{Device, Tensor, TensorData};
+use image::RgbImage;
+use retouch_models::editor::{Editor, ImageSize, Prompt, PromptBatch, PromptInput, fit};
 
 use super::SftError;
 use super::options::TextEncoders;
@@ -19,21 +20,19 @@ const ROWS_AT_ONCE: usize = 64;
 pub(super) struct Examples {
     sources: Vec<Vec<f32>>,
     targets: Vec<Vec<f32>>,
-    prompts: Vec<Prompt>,
+    prompts: Prompts,
     /// Index into `prompts` of every row.
     prompt_of_row: Vec<usize>,
     /// Tokens and channels of a packed latent.
     latent: [usize; 2],
-    /// T5's tokens per prompt.
-    text_tokens: usize,
 }
 
-/// A prompt as far as it can be encoded once and for all.
-enum Prompt {
-    /// Token ids, for text encoders that are trained.
-    Ids { clip: Vec<i64>, t5: Vec<i64> },
-    /// What frozen text encoders make of it.
-    Encoded { pooled: Vec<f32>, tokens: Vec<f32> },
+/// The different prompts, as far as they can be encoded once and for all.
+enum Prompts {
+    /// For text encoders that are trained.
+    Raw(Vec<String>),
+    /// What frozen text encoders make of them.
+    Encoded(Vec<Prompt>),
 }
 
 /// Some rows as tensors.
@@ -46,18 +45,12 @@ pub(super) struct Batch {
     pub(super) text: Text,
 }
 
-/// Some prompts as tensors.
+/// Some rows' prompts.
 pub(super) enum Text {
-    /// CLIP's token ids `[B, L]` and T5's `[B, T]`.
-    Ids {
-        clip: Tensor<2, Int>,
-        t5: Tensor<2, Int>,
-    },
-    /// Pooled text `[B, P]` and text tokens `[B, T, J]`.
-    Encoded {
-        pooled: Tensor<2>,
-        tokens: Tensor<3>,
-    },
+    /// For text encoders that are trained.
+    Raw(Vec<String>),
+    /// What frozen text encoders made of them.
+    Encoded(PromptBatch),
 }
 
 /// How images and prompts are encoded.
@@ -84,7 +77,6 @@ impl Examples {
             prompts,
             prompt_of_row,
             latent: encoding.editor.latent_shape(encoding.size),
-            text_tokens: encoding.max_sequence_length,
         };
         for part in rows.chunks(ROWS_AT_ONCE) {
             let latents = encoding
@@ -120,89 +112,63 @@ impl Examples {
         Batch {
             x0: latents(&self.targets),
             sources: latents(&self.sources),
-            text: self.text(rows, device),
+            text: self.text(rows),
         }
     }
 
-    fn text(&self, rows: &[usize], device: &Device) -> Text {
-        let (mut clip, mut t5) = (Vec::new(), Vec::new());
-        let (mut pooled, mut tokens) = (Vec::<f32>::new(), Vec::<f32>::new());
-        for &row in rows {
-            match &self.prompts[self.prompt_of_row[row]] {
-                Prompt::Ids { clip: c, t5: t } => {
-                    clip.extend(c);
-                    t5.extend(t);
-                }
-                Prompt::Encoded {
-                    pooled: p,
-                    tokens: t,
-                } => {
-                    pooled.extend(p);
-                    tokens.extend(t);
-                }
+    fn text(&self, rows: &[usize]) -> Text {
+        let prompts = rows.iter().map(|&row| self.prompt_of_row[row]);
+        match &self.prompts {
+            Prompts::Raw(all) => Text::Raw(prompts.map(|prompt| all[prompt].clone()).collect()),
+            Prompts::Encoded(all) => {
+                Text::Encoded(PromptBatch::stack(prompts.map(|prompt| &all[prompt])))
             }
-        }
-        let n = rows.len();
-        if pooled.is_empty() {
-            let ids = |ids: Vec<i64>| {
-                let length = ids.len() / n;
-                Tensor::from_data(TensorData::new(ids, [n, length]), device)
-            };
-            return Text::Ids {
-                clip: ids(clip),
-                t5: ids(t5),
-            };
-        }
-        let width = pooled.len() / n;
-        let [length, token_width] = [self.text_tokens, tokens.len() / n / self.text_tokens];
-        Text::Encoded {
-            pooled: Tensor::from_data(TensorData::new(pooled, [n, width]), device),
-            tokens: Tensor::from_data(TensorData::new(tokens, [n, length, token_width]), device),
         }
     }
 }
 
 impl Encoding<'_> {
-    /// Each different prompt once, and which of them every row has.
-    fn prompts(&self, rows: &[Row]) -> Result<(Vec<Prompt>, Vec<usize>), SftError> {
-        let mut prompts = Vec::new();
+    /// Each different prompt once, and which of them every row has. Where the text encoder sees the source, the
+    /// same words about another image are another prompt.
+    fn prompts(&self, rows: &[Row]) -> Result<(Prompts, Vec<usize>), SftError> {
+        let sees_sources = self.editor.prompt_sees_sources();
+        let mut different: Vec<&Row> = Vec::new();
         let mut known = BTreeMap::new();
         let mut prompt_of_row = Vec::with_capacity(rows.len());
         for row in rows {
-            if !known.contains_key(&row.prompt) {
-                known.insert(&row.prompt, prompts.len());
-                prompts.push(self.prompt(&row.prompt)?);
+            let key = (&row.prompt, sees_sources.then_some(&row.image));
+            let next = different.len();
+            let prompt = *known.entry(key).or_insert(next);
+            if prompt == next {
+                different.push(row);
             }
-            prompt_of_row.push(known[&row.prompt]);
+            prompt_of_row.push(prompt);
         }
+        let prompts = match self.text_encoders {
+            TextEncoders::Trained => {
+                Prompts::Raw(different.iter().map(|row| row.prompt.clone()).collect())
+            }
+            TextEncoders::Frozen => {
+                let encoded = different.iter().map(|row| self.prompt(row));
+                Prompts::Encoded(encoded.collect::<Result<_, _>>()?)
+            }
+        };
         Ok((prompts, prompt_of_row))
     }
 
-    fn prompt(&self, prompt: &str) -> Result<Prompt, SftError> {
-        let encoders = self
+    fn prompt(&self, row: &Row) -> Result<Prompt, SftError> {
+        let sources = match self.editor.prompt_sees_sources() {
+            true => vec![fit(&open(&row.image)?, self.size)],
+            false => Vec::new(),
+        };
+        let input = PromptInput {
+            prompt: &row.prompt,
+            sources: &sources,
+        };
+        let prompts = self
             .editor
-            .encoders
-            .as_ref()
-            .expect("training loads all parts");
-        match self.text_encoders {
-            TextEncoders::Frozen => {
-                let length = self.max_sequence_length;
-                let (pooled, tokens) =
-                    encoders.encode_text(prompt, length, self.editor.device())?;
-                Ok(Prompt::Encoded {
-                    pooled: host(pooled),
-                    tokens: host(tokens),
-                })
-            }
-            TextEncoders::Trained => {
-                let (clip, t5) = (&encoders.tokenizer, &encoders.tokenizer_2);
-                let ids = |ids: Vec<u32>| ids.into_iter().map(i64::from).collect();
-                Ok(Prompt::Ids {
-                    clip: ids(clip.encode_padded(prompt, clip.max_length())?),
-                    t5: ids(t5.encode_padded(prompt, self.max_sequence_length)?),
-                })
-            }
-        }
+            .encode_prompts(&[input], self.max_sequence_length)?;
+        Ok(prompts.row(0))
     }
 
     /// Packed latents of a row's source and target.
@@ -212,10 +178,14 @@ impl Encoding<'_> {
 
     /// Packed latents of an image file.
     fn latents(&self, path: &Path) -> Result<Vec<f32>, SftError> {
-        let image = image::open(path).map_err(|source| SftError::Image {
-            path: path.to_owned(),
-            source,
-        })?;
-        Ok(host(self.editor.encode_image(&image.to_rgb8(), self.size)?))
+        Ok(host(self.editor.encode_image(&open(path)?, self.size)?))
     }
+}
+
+fn open(path: &Path) -> Result<RgbImage, SftError> {
+    let image = image::open(path).map_err(|source| SftError::Image {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(image.to_rgb8())
 }

@@ -9,9 +9,7 @@ use crate::metrics::host;
 
 /// The values of all parameters.
 pub fn parameters<M: Module>(module: &M) -> Vec<f32> {
-    let mut reader = Reader(Vec::new());
-    module.visit(&mut reader);
-    reader.0
+    read(|reader| module.visit(reader))
 }
 
 /// The module with the values of `flat`, on a device of the caller's choice. On an
@@ -21,27 +19,51 @@ pub fn parameters<M: Module>(module: &M) -> Vec<f32> {
 ///
 /// If there are more or fewer values than parameters.
 pub fn with_parameters<M: Module>(module: M, flat: &[f32], device: &Device) -> M {
+    write(flat, device, |writer| module.map(writer))
+}
+
+/// The gradients of all parameters; zero where one was not used.
+pub fn gradients<M: Module>(module: &M, gradients: Gradients) -> Vec<f32> {
+    read_gradients(gradients, |reader| module.visit(reader))
+}
+
+/// The values of the parameters that `visit` shows.
+pub(super) fn read(visit: impl FnOnce(&mut Reader)) -> Vec<f32> {
+    let mut reader = Reader(Vec::new());
+    visit(&mut reader);
+    reader.0
+}
+
+/// What `map` makes of parameters with the values of `flat`, see [`with_parameters`].
+pub(super) fn write<'a, T>(
+    flat: &'a [f32],
+    device: &'a Device,
+    map: impl FnOnce(&mut Writer<'a>) -> T,
+) -> T {
     let mut writer = Writer { rest: flat, device };
-    let module = module.map(&mut writer);
+    let mapped = map(&mut writer);
     assert!(
         writer.rest.is_empty(),
         "{} values too many",
         writer.rest.len()
     );
-    module
+    mapped
 }
 
-/// The gradients of all parameters; zero where one was not used.
-pub fn gradients<M: Module>(module: &M, mut gradients: Gradients) -> Vec<f32> {
+/// The gradients of the parameters that `visit` shows; zero where one was not used.
+pub(super) fn read_gradients(
+    gradients: Gradients,
+    visit: impl FnOnce(&mut GradientReader),
+) -> Vec<f32> {
     let mut reader = GradientReader {
-        gradients: &mut gradients,
+        gradients,
         flat: Vec::new(),
     };
-    module.visit(&mut reader);
+    visit(&mut reader);
     reader.flat
 }
 
-struct Reader(Vec<f32>);
+pub(super) struct Reader(Vec<f32>);
 
 impl ModuleVisitor for Reader {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
@@ -49,7 +71,7 @@ impl ModuleVisitor for Reader {
     }
 }
 
-struct Writer<'a> {
+pub(super) struct Writer<'a> {
     rest: &'a [f32],
     device: &'a Device,
 }
@@ -65,14 +87,14 @@ impl ModuleMapper for Writer<'_> {
     }
 }
 
-struct GradientReader<'a> {
-    gradients: &'a mut Gradients,
+pub(super) struct GradientReader {
+    gradients: Gradients,
     flat: Vec<f32>,
 }
 
-impl ModuleVisitor for GradientReader<'_> {
+impl ModuleVisitor for GradientReader {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        match param.val().grad_remove(self.gradients) {
+        match param.val().grad_remove(&mut self.gradients) {
             Some(gradient) => self.flat.extend(host(gradient)),
             None => self
                 .flat

@@ -1,12 +1,10 @@
 //! What is trained, and how it predicts.
 
-use burn::module::Module;
-use burn::tensor::{DType, Device, Gradients, Tensor};
-use retouch_models::clip::ClipText;
-use retouch_models::editor::{Editor, ImageSize};
-use retouch_models::flux::{FluxCondition, FluxTransformer};
+use burn::tensor::{Device, Gradients, Tensor};
+use retouch_models::editor::{
+    ConditionBatch, EditError, Editor, ImageSize, PromptBatch, PromptInput, TrainedPart,
+};
 use retouch_models::lora::{LoraAdapter, LoraConfig};
-use retouch_models::t5::T5Encoder;
 
 use super::examples::{Batch, Text};
 use super::flat;
@@ -18,67 +16,35 @@ use super::options::{TextEncoders, Trained};
 /// works on.
 #[derive(Clone)]
 pub(super) struct Network {
-    parts: Parts,
+    editor: Editor,
     adapter: Option<LoraAdapter>,
-    trained: TrainedParts,
-    image_ids: Tensor<2>,
+    trained: TrainedParameters,
+    size: ImageSize,
+    max_sequence_length: usize,
     guidance_scale: f64,
     device: Device,
 }
 
 #[derive(Clone)]
-enum TrainedParts {
+enum TrainedParameters {
     Adapter(LoraConfig),
-    Transformer,
-    All,
+    Part(TrainedPart),
 }
 
-/// The networks that full training may change.
-#[derive(Module, Debug)]
-struct Parts {
-    transformer: FluxTransformer,
-    text: TextParts,
-}
-
-#[derive(Module, Debug)]
-struct TextParts {
-    clip: ClipText,
-    t5: T5Encoder,
-}
-
-impl TextParts {
-    /// Pooled text `[B, P]` and text tokens `[B, T, J]`.
-    fn encode(&self, text: &Text) -> (Tensor<2>, Tensor<3>) {
-        match text {
-            Text::Encoded { pooled, tokens } => (pooled.clone(), tokens.clone()),
-            Text::Ids { clip, t5 } => {
-                let pooled = self.clip.forward(clip.clone()).pooler_output;
-                (pooled, self.t5.forward(t5.clone(), None))
-            }
-        }
-    }
+/// How a network is asked.
+#[derive(Clone, Copy)]
+pub(super) struct Asked {
+    pub(super) size: ImageSize,
+    pub(super) max_sequence_length: usize,
+    pub(super) guidance_scale: f64,
 }
 
 impl Network {
     /// The networks of an editor; a new adapter is drawn from `seed`.
-    pub(super) fn new(
-        editor: &Editor,
-        trained: &Trained,
-        size: ImageSize,
-        guidance_scale: f64,
-        seed: u64,
-    ) -> Self {
-        let encoders = editor.encoders.as_ref().expect("training loads all parts");
+    pub(super) fn new(editor: &Editor, trained: &Trained, asked: Asked, seed: u64) -> Self {
         let device = editor.device().clone();
         let projections = editor.projections();
         Self {
-            parts: Parts {
-                transformer: editor.transformer.clone(),
-                text: TextParts {
-                    clip: encoders.text_encoder.clone(),
-                    t5: encoders.text_encoder_2.clone(),
-                },
-            },
             adapter: match trained {
                 Trained::Lora(config) => {
                     Some(LoraAdapter::init(config, projections, seed, &device))
@@ -86,18 +52,18 @@ impl Network {
                 Trained::Full { .. } => None,
             },
             trained: match trained {
-                Trained::Lora(config) => TrainedParts::Adapter(config.clone()),
-                Trained::Full {
-                    text_encoders: TextEncoders::Frozen,
-                    ..
-                } => TrainedParts::Transformer,
-                Trained::Full {
-                    text_encoders: TextEncoders::Trained,
-                    ..
-                } => TrainedParts::All,
+                Trained::Lora(config) => TrainedParameters::Adapter(config.clone()),
+                Trained::Full { text_encoders, .. } => {
+                    TrainedParameters::Part(match text_encoders {
+                        TextEncoders::Frozen => TrainedPart::Transformer,
+                        TextEncoders::Trained => TrainedPart::TransformerAndText,
+                    })
+                }
             },
-            image_ids: editor.latent_format().ids(size, size, &device),
-            guidance_scale,
+            editor: editor.clone(),
+            size: asked.size,
+            max_sequence_length: asked.max_sequence_length,
+            guidance_scale: asked.guidance_scale,
             device,
         }
     }
@@ -105,9 +71,12 @@ impl Network {
     /// The trained parameters.
     pub(super) fn parameters(&self) -> Vec<f32> {
         match (&self.trained, &self.adapter) {
-            (TrainedParts::Adapter(_), Some(adapter)) => adapter.to_flat(),
-            (TrainedParts::All, _) => flat::parameters(&self.parts),
-            _ => flat::parameters(&self.parts.transformer),
+            (TrainedParameters::Part(part), _) => {
+                flat::read(|reader| self.editor.visit_trained(*part, reader))
+            }
+            (TrainedParameters::Adapter(_), adapter) => {
+                adapter.as_ref().map_or(Vec::new(), LoraAdapter::to_flat)
+            }
         }
     }
 
@@ -124,8 +93,8 @@ impl Network {
     fn with_parameters(&self, parameters: &[f32], device: &Device) -> Self {
         let mut network = self.clone();
         match &self.trained {
-            TrainedParts::Adapter(config) => {
-                let projections = self.parts.transformer.projections();
+            TrainedParameters::Adapter(config) => {
+                let projections = self.editor.projections();
                 network.adapter = Some(LoraAdapter::from_flat(
                     config,
                     projections,
@@ -133,12 +102,11 @@ impl Network {
                     device,
                 ));
             }
-            TrainedParts::Transformer => {
-                let transformer = network.parts.transformer;
-                network.parts.transformer = flat::with_parameters(transformer, parameters, device);
-            }
-            TrainedParts::All => {
-                network.parts = flat::with_parameters(network.parts, parameters, device);
+            TrainedParameters::Part(part) => {
+                let editor = network.editor;
+                network.editor = flat::write(parameters, device, |writer| {
+                    editor.map_trained(*part, writer)
+                });
             }
         }
         network
@@ -147,9 +115,12 @@ impl Network {
     /// The gradients of the trained parameters in flat form.
     pub(super) fn gradients(&self, gradients: Gradients) -> Vec<f32> {
         match (&self.trained, &self.adapter) {
-            (TrainedParts::Adapter(_), Some(adapter)) => adapter.flat_gradients(&gradients),
-            (TrainedParts::All, _) => flat::gradients(&self.parts, gradients),
-            _ => flat::gradients(&self.parts.transformer, gradients),
+            (TrainedParameters::Part(part), _) => flat::read_gradients(gradients, |reader| {
+                self.editor.visit_trained(*part, reader);
+            }),
+            (TrainedParameters::Adapter(_), adapter) => adapter
+                .as_ref()
+                .map_or(Vec::new(), |adapter| adapter.flat_gradients(&gradients)),
         }
     }
 
@@ -159,22 +130,38 @@ impl Network {
     ///
     /// * x_t: `[B, S, C]`, t in 0..1: `[B]`
     /// * output: `[B, S, C]`
-    pub(super) fn velocity(&self, x_t: Tensor<3>, t: Tensor<1>, batch: &Batch) -> Tensor<3> {
-        let [_, tokens, _] = x_t.dims();
-        let transformer = &self.parts.transformer;
-        let (pooled, text) = self.parts.text.encode(&batch.text);
-        let [_, text_tokens, _] = text.dims();
-        let guided = transformer.config().guidance_embeds;
-        let context = transformer.prepare(FluxCondition {
-            encoder_hidden_states: text,
-            pooled_projections: pooled,
-            guidance: guided
-                .then(|| Tensor::full([1], self.guidance_scale, (&self.device, DType::F32))),
-            img_ids: self.image_ids.clone(),
-            txt_ids: Tensor::zeros([text_tokens, 3], &self.device),
-        });
-        let hidden_states = Tensor::cat(vec![x_t, batch.sources.clone()], 1);
-        transformer.step(hidden_states, tokens, t, &context, self.adapter.as_ref())
+    pub(super) fn velocity(
+        &self,
+        x_t: Tensor<3>,
+        t: Tensor<1>,
+        batch: &Batch,
+    ) -> Result<Tensor<3>, EditError> {
+        let conditions = ConditionBatch {
+            prompts: self.prompts(&batch.text)?,
+            image_latents: batch.sources.clone(),
+            size: self.size,
+            source_sizes: vec![self.size],
+        };
+        let prepared = self.editor.prepare_batch(conditions, self.guidance_scale);
+        let adapter = self.adapter.as_ref();
+        Ok(self.editor.velocity_of(x_t, t, &prepared, adapter))
+    }
+
+    fn prompts(&self, text: &Text) -> Result<PromptBatch, EditError> {
+        match text {
+            Text::Encoded(prompts) => Ok(prompts.clone()),
+            Text::Raw(prompts) => {
+                let inputs: Vec<PromptInput<'_>> = prompts
+                    .iter()
+                    .map(|prompt| PromptInput {
+                        prompt,
+                        sources: &[],
+                    })
+                    .collect();
+                self.editor
+                    .encode_prompts(&inputs, self.max_sequence_length)
+            }
+        }
     }
 
     /// The trained adapter, if it is one.
@@ -182,12 +169,8 @@ impl Network {
         self.adapter.as_ref()
     }
 
-    /// Puts the networks into an editor.
-    pub(super) fn install(self, editor: &mut Editor) {
-        editor.transformer = self.parts.transformer;
-        if let Some(encoders) = &mut editor.encoders {
-            encoders.text_encoder = self.parts.text.clip;
-            encoders.text_encoder_2 = self.parts.text.t5;
-        }
+    /// The editor with these networks.
+    pub(super) fn editor(&self) -> &Editor {
+        &self.editor
     }
 }

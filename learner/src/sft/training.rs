@@ -14,7 +14,7 @@ use retouch_proto::seed::{self, Purpose};
 use super::checkpoint::{SftState, Step};
 use super::examples::{Batch, Encoding, Examples};
 use super::log::{Entry, Log};
-use super::network::Network;
+use super::network::{Asked, Network};
 use super::rows::{self, TEST_ROWS, TRAIN_ROWS};
 use super::{SftError, SftOptions, Trained};
 use crate::adamw::AdamWConfig;
@@ -71,20 +71,19 @@ pub fn train(
         path: output.clone(),
         source,
     })?;
-    let mut editor = super::base::load(options)?;
+    let editor = super::base::load(options)?;
     let lanes = Lanes::for_device(&options.device);
     let (train, held_out) = encode(options, &editor, &lanes, observe)?;
     let size = ImageSize {
         height: options.height,
         width: options.width,
     };
-    let network = Network::new(
-        &editor,
-        &options.trained,
+    let asked = Asked {
         size,
-        options.guidance_scale,
-        options.seed,
-    );
+        max_sequence_length: options.max_sequence_length,
+        guidance_scale: options.guidance_scale,
+    };
+    let network = Network::new(&editor, &options.trained, asked, options.seed);
 
     let initial = network.parameters();
     let parameters = initial.len();
@@ -99,7 +98,7 @@ pub fn train(
     while state.step < options.steps {
         let mut entry = training.step(&mut state, &train)?;
         if state.step % options.validate_every == 0 || state.step == options.steps {
-            entry.validation_loss = training.validate(&state, &held_out);
+            entry.validation_loss = training.validate(&state, &held_out)?;
             validation_loss = entry.validation_loss.or(validation_loss);
         }
         log.write(&entry)?;
@@ -115,7 +114,7 @@ pub fn train(
             return Err(SftError::Stopped(state.step));
         }
     }
-    let folder = training.save(&state, &mut editor)?;
+    let folder = training.save(&state)?;
     Ok(SftOutcome {
         folder,
         parameters,
@@ -181,6 +180,7 @@ impl Training<'_> {
             || self.network.to_train(&state.parameters),
             |network, range| loss_and_gradient(network, examples, &draws[range], &options.device),
         );
+        let parts: Vec<(f64, Vec<f32>)> = parts.into_iter().collect::<Result<_, _>>()?;
         let (losses, gradients): (Vec<f64>, Vec<Vec<f32>>) = parts.into_iter().unzip();
         let loss = losses.iter().sum::<f64>() / draws.len() as f64;
         finite("loss", loss, step)?;
@@ -214,7 +214,7 @@ impl Training<'_> {
 
     /// The mean loss of the averaged parameters on held-out rows, at evenly spread
     /// noise levels and always the same noise.
-    fn validate(&self, state: &SftState, examples: &Examples) -> Option<f64> {
+    fn validate(&self, state: &SftState, examples: &Examples) -> Result<Option<f64>, SftError> {
         let rows = examples.len();
         let draw = |row| Draw {
             row,
@@ -226,11 +226,12 @@ impl Training<'_> {
             self.micro_batches(rows),
             || self.network.to_use(&state.ema),
             |network, range| {
-                let losses = losses(network, examples, &draws[range], &self.options.device);
-                host(losses).into_iter().map(f64::from).sum::<f64>()
+                let losses = losses(network, examples, &draws[range], &self.options.device)?;
+                Ok(host(losses).into_iter().map(f64::from).sum::<f64>())
             },
         );
-        (rows > 0).then(|| losses.iter().sum::<f64>() / rows as f64)
+        let losses: Vec<f64> = losses.into_iter().collect::<Result<_, SftError>>()?;
+        Ok((rows > 0).then(|| losses.iter().sum::<f64>() / rows as f64))
     }
 
     /// The rows of an update: the next of an endless shuffled sequence.
@@ -277,19 +278,19 @@ impl Training<'_> {
     }
 
     /// Saves the averaged parameters where users look for them.
-    fn save(self, state: &SftState, editor: &mut Editor) -> Result<PathBuf, SftError> {
+    fn save(self, state: &SftState) -> Result<PathBuf, SftError> {
         let network = self.network.to_use(&state.ema);
         match (&self.options.trained, network.adapter()) {
             (Trained::Lora(config), Some(adapter)) => {
                 let folder = self.options.output.join("adapter");
-                lora::save_peft(&folder, adapter, config, editor.projections())?;
-                lora::save_diffusers(&folder, adapter, config, editor.projections())?;
+                let projections = network.editor().projections();
+                lora::save_peft(&folder, adapter, config, projections)?;
+                lora::save_diffusers(&folder, adapter, config, projections)?;
                 Ok(folder)
             }
             _ => {
                 let folder = self.options.output.join("editor");
-                network.install(editor);
-                editor.save(&folder)?;
+                network.editor().save(&folder)?;
                 Ok(folder)
             }
         }
@@ -310,23 +311,28 @@ fn loss_and_gradient(
     examples: &Examples,
     draws: &[Draw],
     device: &Device,
-) -> (f64, Vec<f32>) {
-    let loss = losses(network, examples, draws, device).sum();
+) -> Result<(f64, Vec<f32>), SftError> {
+    let loss = losses(network, examples, draws, device)?.sum();
     let gradients = loss.backward();
     let loss = host(loss.inner())[0].into();
-    (loss, network.gradients(gradients))
+    Ok((loss, network.gradients(gradients)))
 }
 
 /// The flow-matching loss of each row. `[B]`
-fn losses(network: &Network, examples: &Examples, draws: &[Draw], device: &Device) -> Tensor<1> {
+fn losses(
+    network: &Network,
+    examples: &Examples,
+    draws: &[Draw],
+    device: &Device,
+) -> Result<Tensor<1>, SftError> {
     let rows: Vec<usize> = draws.iter().map(|draw| draw.row).collect();
     let batch = examples.batch(&rows, device);
     let noise = noise_of(&batch, draws);
     let t: Vec<f32> = draws.iter().map(|draw| draw.t).collect();
     let x_t = nft::add_noise(batch.x0.clone(), noise.clone(), &t);
     let t = Tensor::from_data(TensorData::new(t, [rows.len()]), device);
-    let velocity = network.velocity(x_t, t, &batch);
-    nft::mean_square(velocity - (noise - batch.x0))
+    let velocity = network.velocity(x_t, t, &batch)?;
+    Ok(nft::mean_square(velocity - (noise - batch.x0)))
 }
 
 fn noise_of(batch: &Batch, draws: &[Draw]) -> Tensor<3> {

@@ -11,7 +11,7 @@ use retouch_learner::step::{
     GroupData, Iteration, SampledBy, SealedGroup, StepConfig, StepError, StepOutput,
     train_iteration,
 };
-use retouch_models::editor::{Condition, Editor, ImageSize, Parts};
+use retouch_models::editor::{Base, Condition, Editor, ImageSize, Parts, Prompt};
 use retouch_models::lora::LoraAdapter;
 use retouch_models::noise;
 use retouch_proto::RunConfig;
@@ -65,14 +65,24 @@ pub fn group(editor: &Editor, index: u32, size: usize) -> SealedGroup {
     let device = Device::flex();
     let image = ImageSize::square(2 * editor.latent_format().unit());
     let [tokens, channels] = editor.latent_shape(image);
-    let config = editor.transformer.config();
+    let Base::FluxKontext(base) = &editor.base else {
+        panic!("the golden pipeline is a FluxKontextPipeline");
+    };
+    let config = base.transformer.config();
     let seed = u64::from(index) * 10;
     let condition = Condition {
-        prompt_embeds: noise::normal(seed + 1, [5, config.joint_attention_dim], &device),
-        pooled: noise::normal(seed + 2, [config.pooled_projection_dim], &device),
+        prompt: Prompt {
+            tokens: noise::normal(seed + 1, [5, config.joint_attention_dim], &device),
+            pooled: Some(noise::normal(
+                seed + 2,
+                [config.pooled_projection_dim],
+                &device,
+            )),
+        },
+        negative_prompt: None,
         image_latents: noise::normal(seed + 3, [tokens, channels], &device),
         size: image,
-        source_size: image,
+        source_sizes: vec![image],
     };
     SealedGroup {
         group: GroupId {

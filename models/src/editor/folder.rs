@@ -2,19 +2,16 @@
 
 use std::path::Path;
 
-use burn::module::Module;
 use burn::tensor::{DType, Device};
 use serde::Deserialize;
-use serde_json::{Value, json};
 
-use super::{Editor, Encoders, ImageSize, LatentFormat, Parts};
-use crate::autoencoder_kl::AutoencoderKlConfig;
-use crate::flux::FluxTransformer;
+use super::base::Files;
+use super::{Base, Editor, Parts, TextStart};
+use crate::init::Init;
 use crate::scheduler::FlowMatchScheduler;
-use crate::weights::{LoadError, read_config, write_config};
+use crate::weights::{LoadError, read_config};
 
-const INDEX_FILE: &str = "model_index.json";
-const PIPELINE_CLASS: &str = "FluxKontextPipeline";
+pub(super) const INDEX_FILE: &str = "model_index.json";
 
 #[derive(Deserialize)]
 struct ModelIndex {
@@ -31,7 +28,7 @@ impl Editor {
         Self::load_as(folder, device, parts, DType::F32)
     }
 
-    /// As [`Editor::load`], with the transformer's weights in the given float type.
+    /// As [`Editor::load`], with the large models' weights in the given float type.
     ///
     /// # Errors
     /// As [`Editor::load`].
@@ -41,23 +38,40 @@ impl Editor {
         parts: Parts,
         dtype: DType,
     ) -> Result<Self, LoadError> {
-        check_class(&folder.join(INDEX_FILE))?;
-        let vae: AutoencoderKlConfig = read_config(&folder.join("vae").join("config.json"))?;
-        let transformer = FluxTransformer::load_as(&folder.join("transformer"), device, dtype)?;
-        let encoders = match parts {
-            // No gradient ever reaches them: they stay off the autodiff device.
-            Parts::All => Some(Encoders::load(folder, &device.clone().without_autodiff())?),
-            Parts::Transformer => None,
+        let files = Files {
+            folder,
+            device,
+            parts,
+            dtype,
         };
-        let format = LatentFormat::of(&vae);
-        check_widths(folder, &transformer, encoders.as_ref(), format)?;
-        Ok(Self {
-            transformer: transformer.no_grad(),
-            scheduler: FlowMatchScheduler::load(&folder.join("scheduler"))?,
-            encoders,
-            format,
-            device: device.clone(),
-        })
+        let base = Base::load(&class_of(folder)?, files)?;
+        Self::beside(base, folder, device)
+    }
+
+    /// An editor with a transformer that has learned nothing, in f32; of it, the folder needs only the configuration.
+    ///
+    /// # Errors
+    /// As [`Editor::load`].
+    pub fn random(
+        folder: &Path,
+        device: &Device,
+        text: TextStart,
+        seed: u64,
+    ) -> Result<Self, LoadError> {
+        let files = Files {
+            folder,
+            device,
+            parts: Parts::All,
+            dtype: DType::F32,
+        };
+        let init = Init::new(seed, device);
+        let base = Base::random(&class_of(folder)?, files, text, &init)?;
+        Self::beside(base, folder, device)
+    }
+
+    fn beside(base: Base, folder: &Path, device: &Device) -> Result<Self, LoadError> {
+        let scheduler = FlowMatchScheduler::load(&folder.join("scheduler"))?;
+        Ok(Self::new(base, scheduler, device))
     }
 
     /// Saves the editor as a diffusers pipeline folder.
@@ -65,91 +79,47 @@ impl Editor {
     /// # Errors
     /// If the folder can't be written, or the encoders were not loaded.
     pub fn save(&self, folder: &Path) -> Result<(), LoadError> {
-        let encoders = self.encoders.as_ref().ok_or_else(|| {
-            LoadError::format(folder, "an editor without its encoders can't be saved")
-        })?;
-        self.transformer.save(&folder.join("transformer"))?;
-        self.scheduler.save(&folder.join("scheduler"))?;
-        encoders.save(folder)?;
-        write_config(&folder.join(INDEX_FILE), &model_index())
+        self.base.save(folder)?;
+        self.scheduler.save(&folder.join("scheduler"))
     }
 }
 
-fn check_class(path: &Path) -> Result<(), LoadError> {
-    let ModelIndex { class_name } = read_config(path)?;
-    if class_name == PIPELINE_CLASS {
-        return Ok(());
-    }
-    Err(LoadError::Unsupported {
-        path: path.to_owned(),
-        field: "_class_name",
-        value: class_name,
-        supported: PIPELINE_CLASS,
-    })
+fn class_of(folder: &Path) -> Result<String, LoadError> {
+    let index: ModelIndex = read_config(&folder.join(INDEX_FILE))?;
+    Ok(index.class_name)
+}
+
+pub(super) fn no_encoders(folder: &Path) -> LoadError {
+    LoadError::format(folder, "an editor without its encoders can't be saved")
+}
+
+/// A field of the transformer's configuration that other parts decide.
+pub(super) struct Width {
+    pub(super) field: &'static str,
+    pub(super) found: usize,
+    /// What it must be; `None` if those parts were not loaded.
+    pub(super) expected: Option<usize>,
+    /// What it must be, in words.
+    pub(super) supported: &'static str,
 }
 
 /// What the parts hand to the transformer is as wide as it expects.
-fn check_widths(
+pub(super) fn check_widths(
     folder: &Path,
-    transformer: &FluxTransformer,
-    encoders: Option<&Encoders>,
-    format: LatentFormat,
+    widths: impl IntoIterator<Item = Width>,
 ) -> Result<(), LoadError> {
-    let config = transformer.config();
-    let [_, token] = format.shape(ImageSize::square(format.unit()));
-    let text = encoders.map(|encoders| encoders.text_encoder_2.config().d_model);
-    let pooled = encoders.map(|encoders| encoders.text_encoder.config().hidden_size);
-    let widths = [
-        (
-            "in_channels",
-            config.in_channels,
-            Some(token),
-            "four times vae/config.json's latent_channels",
-        ),
-        (
-            "out_channels",
-            config.out_features(),
-            Some(token),
-            "as many as in_channels",
-        ),
-        (
-            "joint_attention_dim",
-            config.joint_attention_dim,
-            text,
-            "text_encoder_2/config.json's d_model",
-        ),
-        (
-            "pooled_projection_dim",
-            config.pooled_projection_dim,
-            pooled,
-            "text_encoder/config.json's hidden_size",
-        ),
-    ];
-    let wrong = |(_, found, expected, _): &(_, usize, Option<usize>, _)| {
-        expected.is_some_and(|expected| expected != *found)
+    let wrong = |width: &Width| {
+        width
+            .expected
+            .is_some_and(|expected| expected != width.found)
     };
     match widths.into_iter().find(wrong) {
         None => Ok(()),
-        Some((field, found, _, supported)) => Err(LoadError::Unsupported {
+        Some(width) => Err(LoadError::Unsupported {
             path: folder.join("transformer").join("config.json"),
-            field,
-            value: found.to_string(),
-            supported,
+            field: width.field,
+            value: width.found.to_string(),
+            supported: width.supported,
         }),
     }
-}
-
-fn model_index() -> Value {
-    json!({
-        "_class_name": PIPELINE_CLASS,
-        "feature_extractor": [null, null],
-        "image_encoder": [null, null],
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "text_encoder_2": ["transformers", "T5EncoderModel"],
-        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-        "tokenizer_2": ["transformers", "PreTrainedTokenizerFast"],
-        "transformer": ["diffusers", "FluxTransformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    })
 }

@@ -1,7 +1,6 @@
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Tensor;
 
 use super::ImageSize;
-use crate::autoencoder_kl::AutoencoderKlConfig;
 
 /// Side of the squares of latents that are packed into one token.
 const PATCH: usize = 2;
@@ -16,21 +15,13 @@ pub struct LatentFormat {
 }
 
 impl LatentFormat {
-    /// How `vae` encodes images.
-    pub(super) fn of(vae: &AutoencoderKlConfig) -> Self {
-        Self {
-            scale_factor: vae.scale_factor(),
-            channels: vae.latent_channels,
-        }
-    }
-
     /// Side of the pixel square of one token.
     pub fn unit(&self) -> usize {
         PATCH * self.scale_factor
     }
 
     /// Tokens in height and width of an image.
-    fn grid(&self, size: ImageSize) -> [usize; 2] {
+    pub(super) fn grid(&self, size: ImageSize) -> [usize; 2] {
         [size.height / self.unit(), size.width / self.unit()]
     }
 
@@ -68,25 +59,12 @@ impl LatentFormat {
             .permute([0, 3, 1, 4, 2, 5])
             .reshape([batch, channels, rows * PATCH, columns * PATCH])
     }
-
-    /// Positions (image, row, column) of the result's tokens, image 0, then the source's, image 1.
-    ///
-    /// # Shapes
-    /// * output: `[S + R, 3]`
-    pub fn ids(&self, result: ImageSize, source: ImageSize, device: &Device) -> Tensor<2> {
-        let mut ids = Vec::new();
-        for (image, size) in [result, source].into_iter().enumerate() {
-            let [rows, columns] = self.grid(size);
-            let places = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
-            ids.extend(places.flat_map(|(row, column)| [image as f32, row as f32, column as f32]));
-        }
-        let count = ids.len() / 3;
-        Tensor::from_data(TensorData::new(ids, [count, 3]), device)
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::{Device, TensorData};
+
     use super::*;
     use crate::noise;
 
@@ -113,19 +91,5 @@ mod tests {
         let latents = Tensor::from_data(TensorData::new(values, [1, 3, 2, 2]), &Device::flex());
         let token: Vec<f32> = FORMAT.pack(latents).into_data().iter().collect();
         assert_eq!(token, (0..12).map(|i| i as f32).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn ids_tell_result_and_source_apart() {
-        let (result, source) = (
-            ImageSize {
-                height: 16,
-                width: 32,
-            },
-            ImageSize::square(16),
-        );
-        let ids = FORMAT.ids(result, source, &Device::flex()).into_data();
-        let ids: Vec<f32> = ids.iter().collect();
-        assert_eq!(ids, [0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0]);
     }
 }

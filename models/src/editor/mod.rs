@@ -1,24 +1,31 @@
-//! The edit pipeline: a source image and an instruction to edited images.
+//! The edit pipeline: source images and an instruction to edited images.
 //!
-//! FLUX.1-Kontext's layout and conventions, as diffusers' `FluxKontextPipeline` has them: the
-//! source image's latent tokens are appended to the noise tokens, told apart by their first
-//! position axis. Another base model is one more folder here.
+//! [`Editor`] is all that the rest of the program knows of a policy: it encodes a [`Condition`], predicts velocities
+//! under it, samples, and decodes. Behind it is one of the base models, chosen by the `_class_name` of a diffusers
+//! pipeline folder from the table in `base`. A base model is a folder here and a line in that table.
 
+mod base;
 mod condition;
-mod encoders;
 mod error;
+mod flux_kontext;
 mod folder;
 mod latents;
 mod pipeline;
 mod pixels;
+mod prompt;
+mod quiet;
+mod qwen_image_edit;
 mod size;
 #[cfg(test)]
 mod tests;
 
-pub use condition::Condition;
-pub use encoders::Encoders;
+pub use base::{Base, TextStart, TrainedPart};
+pub use condition::{Condition, ConditionBatch};
 pub use error::EditError;
+pub use flux_kontext::{FluxKontext, FluxKontextEncoders};
 pub use latents::LatentFormat;
-pub use pipeline::{Editor, Parts, Prepared, SampleOptions};
+pub use pipeline::{EditRequest, Editor, NEGATIVE_PROMPT, Parts, Prepared, SampleOptions};
 pub use pixels::fit;
+pub use prompt::{Prompt, PromptBatch, PromptInput};
+pub use qwen_image_edit::{Areas, QwenImageEdit, QwenImageEditEncoders, TextPositions};
 pub use size::{ImageSize, SourceSize, output_size};

@@ -1,28 +1,31 @@
-use burn::module::Module;
+use burn::module::{Module, ModuleMapper, ModuleVisitor};
 use burn::tensor::{DType, Device, Tensor};
 use image::RgbImage;
 
-use super::encoders::Encoders;
-use super::latents::LatentFormat;
-use super::pixels::{fit, lanczos, size_of};
-use super::size::preferred_size;
-use super::{Condition, EditError, ImageSize, SourceSize};
-use crate::flux::{FluxCondition, FluxContext, FluxTransformer};
+use super::base::{Context, Images};
+use super::pixels::{fit, lanczos, size_of, to_images, to_tensor};
+use super::{
+    Base, Condition, ConditionBatch, EditError, ImageSize, LatentFormat, Prompt, PromptBatch,
+    PromptInput, SourceSize, TrainedPart,
+};
 use crate::lora::{LoraAdapter, Projection};
 use crate::scheduler::FlowMatchScheduler;
 use crate::solver::{self, Solver};
 
+/// Most pixels that are decoded at once; more images go one batch after another.
+const DECODED_PIXELS_MAX: usize = 1 << 20;
+
+/// The negative prompt that published results were made with.
+pub const NEGATIVE_PROMPT: &str = " ";
+
 /// Edits images by instruction.
 #[derive(Debug, Clone)]
 pub struct Editor {
-    /// Predicts velocities; frozen unless someone trains it.
-    pub transformer: FluxTransformer,
+    /// Encodes, predicts velocities, decodes.
+    pub base: Base,
     /// Spaces the noise levels.
     pub scheduler: FlowMatchScheduler,
-    /// What else the pipeline is made of; a learner needs none of it.
-    pub encoders: Option<Encoders>,
-    pub(super) format: LatentFormat,
-    pub(super) device: Device,
+    device: Device,
 }
 
 /// Which parts of an editor are loaded.
@@ -34,6 +37,23 @@ pub enum Parts {
     Transformer,
 }
 
+/// What is to be edited, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct EditRequest<'a> {
+    /// The instruction.
+    pub prompt: &'a str,
+    /// What classifier-free guidance leads away from, where it is wanted.
+    pub negative_prompt: Option<&'a str>,
+    /// The source images.
+    pub sources: &'a [RgbImage],
+    /// What the source images are resized to.
+    pub source_size: SourceSize,
+    /// Size of the edited images.
+    pub size: ImageSize,
+    /// Text tokens, for base models that pad and cut their text.
+    pub max_sequence_length: usize,
+}
+
 /// How images are sampled.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SampleOptions {
@@ -43,29 +63,39 @@ pub struct SampleOptions {
     pub solver: Solver,
     /// Guidance scale that the model is told, where it takes one.
     pub guidance_scale: f64,
+    /// Classifier-free guidance, which takes a second evaluation under the negative prompt; 1 is off.
+    pub true_cfg_scale: f64,
+}
+
+impl SampleOptions {
+    /// The prompt that conditions need beside their own: none without classifier-free guidance.
+    pub fn negative_prompt(&self) -> Option<&'static str> {
+        (self.true_cfg_scale > 1.0).then_some(NEGATIVE_PROMPT)
+    }
 }
 
 /// What all network evaluations of one condition, or of one batch of them, share.
 #[derive(Debug, Clone)]
 pub struct Prepared {
-    context: FluxContext,
+    context: Context,
     /// `[1 or B, R, C]`
     image_latents: Tensor<3>,
+    guided: Option<Guided>,
+}
+
+/// The negative prompt's side of classifier-free guidance.
+#[derive(Debug, Clone)]
+struct Guided {
+    context: Context,
+    scale: f64,
 }
 
 impl Editor {
-    /// An editor of the given parts.
-    pub fn new(
-        transformer: FluxTransformer,
-        scheduler: FlowMatchScheduler,
-        encoders: Encoders,
-        device: &Device,
-    ) -> Self {
+    /// An editor of a base model.
+    pub fn new(base: impl Into<Base>, scheduler: FlowMatchScheduler, device: &Device) -> Self {
         Self {
-            transformer,
+            base: base.into(),
             scheduler,
-            format: LatentFormat::of(encoders.vae.config()),
-            encoders: Some(encoders),
             device: device.clone(),
         }
     }
@@ -75,26 +105,45 @@ impl Editor {
         &self.device
     }
 
+    /// `_class_name` of the base model's diffusers pipeline.
+    pub fn class(&self) -> &'static str {
+        self.base.class()
+    }
+
+    /// Most source images that the base model takes.
+    pub fn sources_max(&self) -> usize {
+        self.base.sources_max()
+    }
+
+    /// Whether a prompt's embeddings depend on the source images.
+    pub fn prompt_sees_sources(&self) -> bool {
+        self.base.prompt_sees_sources()
+    }
+
+    /// Whether full training may change the text encoders too.
+    pub fn trains_text_encoders(&self) -> bool {
+        self.base.trains_text_encoders()
+    }
+
     /// The layers that an adapter may change.
     pub fn projections(&self) -> &[Projection] {
-        self.transformer.projections()
+        self.base.projections()
     }
 
     /// How images become latent tokens.
     pub fn latent_format(&self) -> LatentFormat {
-        self.format
+        self.base.format()
     }
 
     /// Number S of tokens of an image and the width C of each.
     pub fn latent_shape(&self, size: ImageSize) -> [usize; 2] {
-        self.format.shape(size)
+        self.base.format().shape(size)
     }
 
     /// Encodes an instruction and a source image, cropped and resized to the result's size.
     ///
     /// # Errors
-    /// If the size does not divide into tokens, the encoders were not loaded, or the prompt can't
-    /// be tokenized.
+    /// As [`Editor::encode_request`].
     pub fn encode(
         &self,
         prompt: &str,
@@ -102,38 +151,71 @@ impl Editor {
         size: ImageSize,
         max_sequence_length: usize,
     ) -> Result<Condition, EditError> {
-        self.encode_with(
+        self.encode_request(&EditRequest {
             prompt,
-            source,
+            negative_prompt: None,
+            sources: std::slice::from_ref(source),
+            source_size: SourceSize::Result,
             size,
             max_sequence_length,
-            SourceSize::Result,
-        )
+        })
     }
 
-    /// As [`Editor::encode`], with a choice of the source image's size.
+    /// Encodes an instruction and source images.
     ///
     /// # Errors
-    /// As [`Editor::encode`].
-    pub fn encode_with(
+    /// If there are more source images than the base model takes, a size does not divide into tokens, the encoders
+    /// were not loaded, or the prompt can't be tokenized.
+    pub fn encode_request(&self, request: &EditRequest<'_>) -> Result<Condition, EditError> {
+        self.base.check_sources(request.sources)?;
+        let (size, source_size) = (request.size, request.source_size);
+        let resize = |source| self.resize(source, size, source_size);
+        let resized: Vec<RgbImage> = request
+            .sources
+            .iter()
+            .map(resize)
+            .collect::<Result<_, _>>()?;
+        let latents: Vec<Tensor<2>> = resized
+            .iter()
+            .map(|source| self.latents(source))
+            .collect::<Result<_, _>>()?;
+        let seen = match source_size {
+            // What was cropped away is no part of the source.
+            SourceSize::Result => &resized[..],
+            SourceSize::Own | SourceSize::Preferred => request.sources,
+        };
+        let prompt = |prompt| self.encode_prompt(prompt, seen, request.max_sequence_length);
+        Ok(Condition {
+            prompt: prompt(request.prompt)?,
+            negative_prompt: request.negative_prompt.map(prompt).transpose()?,
+            image_latents: joined(latents),
+            size,
+            source_sizes: resized.iter().map(size_of).collect(),
+        })
+    }
+
+    fn encode_prompt(
         &self,
         prompt: &str,
-        source: &RgbImage,
-        size: ImageSize,
+        sources: &[RgbImage],
         max_sequence_length: usize,
-        source_size: SourceSize,
-    ) -> Result<Condition, EditError> {
-        let encoders = self.encoders()?;
-        let source = self.resize(source, size, source_size)?;
+    ) -> Result<Prompt, EditError> {
+        let input = PromptInput { prompt, sources };
+        Ok(self.encode_prompts(&[input], max_sequence_length)?.row(0))
+    }
+
+    /// Encodes prompts as one batch; gradients reach text encoders that are being trained.
+    ///
+    /// # Errors
+    /// If the encoders were not loaded, or a prompt can't be tokenized.
+    pub fn encode_prompts(
+        &self,
+        prompts: &[PromptInput<'_>],
+        max_sequence_length: usize,
+    ) -> Result<PromptBatch, EditError> {
         let device = self.device.clone().without_autodiff();
-        let (pooled, prompt_embeds) = encoders.encode_text(prompt, max_sequence_length, &device)?;
-        Ok(Condition {
-            prompt_embeds,
-            pooled,
-            image_latents: encoders.encode_image(&source, self.format, &device),
-            size,
-            source_size: size_of(&source),
-        })
+        self.base
+            .encode_prompts(prompts, max_sequence_length, &device)
     }
 
     /// The packed latents of an image, cropped and resized; what a target is trained towards.
@@ -144,10 +226,14 @@ impl Editor {
     /// # Errors
     /// If the size does not divide into tokens, or the encoders were not loaded.
     pub fn encode_image(&self, image: &RgbImage, size: ImageSize) -> Result<Tensor<2>, EditError> {
-        let encoders = self.encoders()?;
-        let image = self.resize(image, size, SourceSize::Result)?;
+        self.latents(&self.resize(image, size, SourceSize::Result)?)
+    }
+
+    /// The packed latents of an image whose sides are multiples of a token's.
+    fn latents(&self, image: &RgbImage) -> Result<Tensor<2>, EditError> {
         let device = self.device.clone().without_autodiff();
-        Ok(encoders.encode_image(&image, self.format, &device))
+        let latents = self.base.encode_pixels(to_tensor(image, &device))?;
+        Ok(self.base.format().pack(latents).squeeze_dim(0))
     }
 
     fn resize(
@@ -156,11 +242,11 @@ impl Editor {
         size: ImageSize,
         source_size: SourceSize,
     ) -> Result<RgbImage, EditError> {
-        let (unit, own) = (self.format.unit(), size_of(source));
+        let (unit, own) = (self.base.format().unit(), size_of(source));
         let resized = match source_size {
             SourceSize::Result => size,
             SourceSize::Own => own.floor_to(unit),
-            SourceSize::Preferred => preferred_size(own, unit),
+            SourceSize::Preferred => self.base.preferred_size(own),
         };
         if let Some(size) = [size, resized]
             .into_iter()
@@ -191,41 +277,57 @@ impl Editor {
     }
 
     /// Computes what all network evaluations of a condition share; of several conditions of equal
-    /// sizes, one per sample, a batch.
+    /// sizes, one per sample, a batch. Negative prompts are left aside, as in training.
     ///
     /// # Panics
     /// If there is no condition, or their sizes differ.
     pub fn prepare(&self, conditions: &[&Condition], guidance_scale: f64) -> Prepared {
-        let first = conditions.first().expect("at least one condition");
-        let dtype = self.dtype();
-        let rows = |field: fn(&Condition) -> Tensor<2>| {
-            let rows = conditions
-                .iter()
-                .map(|condition| field(condition))
-                .collect();
-            Tensor::stack::<3>(rows, 0)
-                .to_device(&self.device)
-                .cast(dtype)
+        let batch = ConditionBatch::stack(conditions);
+        let (device, dtype) = (&self.device, self.base.dtype());
+        self.prepare_batch(
+            ConditionBatch {
+                prompts: batch.prompts.on((device, dtype)),
+                image_latents: batch.image_latents.to_device(device).cast(dtype),
+                ..batch
+            },
+            guidance_scale,
+        )
+    }
+
+    /// As [`Editor::prepare`], of tensors on the transformer's device in its float type.
+    pub fn prepare_batch(&self, batch: ConditionBatch, guidance_scale: f64) -> Prepared {
+        let images = Images {
+            size: batch.size,
+            source_sizes: &batch.source_sizes,
         };
-        let pooled = conditions
-            .iter()
-            .map(|condition| condition.pooled.clone())
-            .collect();
-        let prompt_embeds = rows(|condition| condition.prompt_embeds.clone());
-        let [_, text, _] = prompt_embeds.dims();
-        let guided = self.transformer.config().guidance_embeds;
         Prepared {
-            context: self.transformer.prepare(FluxCondition {
-                encoder_hidden_states: prompt_embeds,
-                pooled_projections: Tensor::stack::<2>(pooled, 0)
-                    .to_device(&self.device)
-                    .cast(dtype),
-                guidance: guided
-                    .then(|| Tensor::full([1], guidance_scale, (&self.device, DType::F32))),
-                img_ids: self.format.ids(first.size, first.source_size, &self.device),
-                txt_ids: Tensor::zeros([text, 3], &self.device),
+            context: self
+                .base
+                .prepare(batch.prompts, images, guidance_scale, &self.device),
+            image_latents: batch.image_latents,
+            guided: None,
+        }
+    }
+
+    /// As [`Editor::prepare`] of one condition, with classifier-free guidance if the options ask for it.
+    fn prepare_guided(&self, condition: &Condition, options: &SampleOptions) -> Prepared {
+        let prepare = |condition: &Condition| self.prepare(&[condition], options.guidance_scale);
+        let prepared = prepare(condition);
+        if options.negative_prompt().is_none() {
+            return prepared;
+        }
+        let negative = condition.negative_prompt.clone();
+        let negative = Condition {
+            prompt: negative
+                .expect("a condition for classifier-free guidance has a negative prompt"),
+            ..condition.clone()
+        };
+        Prepared {
+            guided: Some(Guided {
+                context: prepare(&negative).context,
+                scale: options.true_cfg_scale,
             }),
-            image_latents: rows(|condition| condition.image_latents.clone()),
+            ..prepared
         }
     }
 
@@ -246,11 +348,18 @@ impl Editor {
             .image_latents
             .clone()
             .expand([batch, source, channels]);
-        let hidden_states = Tensor::cat(vec![x_t.cast(self.dtype()), image_latents], 1);
-        let velocity = self
-            .transformer
-            .step(hidden_states, tokens, t, &prepared.context, adapter);
-        velocity.cast(DType::F32)
+        let hidden_states = Tensor::cat(vec![x_t.cast(self.base.dtype()), image_latents], 1);
+        let velocity = |context: &Context| {
+            let (x, t) = (hidden_states.clone(), t.clone());
+            self.base
+                .step(x, tokens, t, context, adapter)
+                .cast(DType::F32)
+        };
+        let positive = velocity(&prepared.context);
+        match &prepared.guided {
+            None => positive,
+            Some(Guided { context, scale }) => self.base.guide(positive, velocity(context), *scale),
+        }
     }
 
     /// Samples edits of one condition from noise, all as one batch, without gradients.
@@ -258,6 +367,9 @@ impl Editor {
     /// # Shapes
     /// * noise: `[K, S, C]`
     /// * output, packed x0: `[K, S, C]`
+    ///
+    /// # Panics
+    /// If the options ask for classifier-free guidance and the condition has no negative prompt.
     pub fn sample(
         &self,
         condition: &Condition,
@@ -268,10 +380,10 @@ impl Editor {
         let adapter = adapter.map(Module::valid);
         // A narrow base would round small changes away: there the adapter stays apart.
         let (policy, apart) = match adapter {
-            Some(adapter) if self.dtype() == DType::F32 => (self.merged(&adapter), None),
+            Some(adapter) if self.base.dtype() == DType::F32 => (self.merged(&adapter), None),
             adapter => (self.without_encoders(), adapter),
         };
-        let prepared = policy.prepare(&[condition], options.guidance_scale);
+        let prepared = policy.prepare_guided(condition, options);
         let [batch, tokens, _] = noise.dims();
         let sigmas = self.scheduler.sigmas(options.num_inference_steps, tokens);
         solver::sample(options.solver, &sigmas, noise.inner(), |x, sigma| {
@@ -285,17 +397,15 @@ impl Editor {
     pub fn merged(&self, adapter: &LoraAdapter) -> Self {
         let plain = self.without_encoders();
         Self {
-            transformer: plain.transformer.merged(&adapter.valid()),
+            base: plain.base.merged(&adapter.valid()),
             ..plain
         }
     }
 
     fn without_encoders(&self) -> Self {
         Self {
-            transformer: self.transformer.valid(),
+            base: self.base.without_encoders(),
             scheduler: self.scheduler.clone(),
-            encoders: None,
-            format: self.format,
             device: self.device.clone().without_autodiff(),
         }
     }
@@ -308,9 +418,7 @@ impl Editor {
     /// # Errors
     /// If the encoders were not loaded.
     pub fn decode(&self, x0: Tensor<3>, condition: &Condition) -> Result<Vec<RgbImage>, EditError> {
-        Ok(self
-            .encoders()?
-            .decode_images(x0.inner(), condition.size, self.format))
+        Ok(to_images(self.decode_pixels(x0, condition)?))
     }
 
     /// As [`Editor::decode`], before rounding to bytes.
@@ -326,16 +434,33 @@ impl Editor {
         x0: Tensor<3>,
         condition: &Condition,
     ) -> Result<Tensor<4>, EditError> {
-        Ok(self
-            .encoders()?
-            .decode(x0.inner(), condition.size, self.format))
+        let size = condition.size;
+        let latents = self.base.format().unpack(x0.inner(), size);
+        let at_once = (DECODED_PIXELS_MAX / (size.height * size.width)).max(1);
+        let parts = latents.split(at_once, 0).into_iter();
+        let parts = parts.map(|part| self.base.decode_latents(part));
+        let pixels = Tensor::cat(parts.collect::<Result<_, _>>()?, 0);
+        Ok((pixels / 2.0 + 0.5).clamp(0.0, 1.0))
     }
 
-    fn encoders(&self) -> Result<&Encoders, EditError> {
-        self.encoders.as_ref().ok_or(EditError::NoEncoders)
+    /// Shows a visitor the parameters that full training changes.
+    pub fn visit_trained<V: ModuleVisitor>(&self, part: TrainedPart, visitor: &mut V) {
+        self.base.visit_trained(part, visitor);
     }
 
-    fn dtype(&self) -> DType {
-        self.transformer.dtype()
+    /// The editor with other parameters in a trained part.
+    pub fn map_trained<M: ModuleMapper>(self, part: TrainedPart, mapper: &mut M) -> Self {
+        Self {
+            base: self.base.map_trained(part, mapper),
+            ..self
+        }
+    }
+}
+
+/// The tokens of all images, one after the other.
+fn joined(latents: Vec<Tensor<2>>) -> Tensor<2> {
+    match <[_; 1]>::try_from(latents) {
+        Ok([one]) => one,
+        Err(several) => Tensor::cat(several, 0),
     }
 }

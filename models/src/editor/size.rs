@@ -16,7 +16,8 @@ pub enum SourceSize {
     Result,
     /// Its own, cut to whole tokens.
     Own,
-    /// The nearest in aspect of the sizes that Kontext was trained on.
+    /// What the base model prefers: for Kontext, the nearest in aspect of the sizes that it was trained on; for
+    /// Qwen-Image-Edit, about a megapixel of its own aspect.
     Preferred,
 }
 
@@ -97,9 +98,37 @@ pub(super) fn preferred_size(image: ImageSize, unit: usize) -> ImageSize {
     ImageSize { height, width }.floor_to(unit)
 }
 
+/// Sides of [`area_size`] are multiples of this.
+const AREA_UNIT: usize = 32;
+
+/// The size that Qwen-Image-Edit makes of a source image: the aspect kept, the area about `area` pixels, both sides
+/// rounded to multiples of 32.
+pub(super) fn area_size(own: ImageSize, area: usize) -> ImageSize {
+    let width = (area as f64 * own.aspect()).sqrt();
+    let height = width / own.aspect();
+    let side = |side: f64| {
+        let units = (side / AREA_UNIT as f64).round_ties_even() as usize;
+        units.max(1) * AREA_UNIT
+    };
+    ImageSize {
+        height: side(height),
+        width: side(width),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn areas_keep_the_aspect_in_multiples_of_32() {
+        let size = |height, width, area| area_size(ImageSize { height, width }, area).to_string();
+        assert_eq!(size(500, 500, 1024 * 1024), "1024 x 1024");
+        assert_eq!(size(1080, 1920, 384 * 384), "288 x 512");
+        // Half a unit goes to the even number of units.
+        assert_eq!(size(80, 80, 80 * 80), "64 x 64");
+        assert_eq!(size(1, 1000, 32 * 32), "32 x 1024");
+    }
 
     #[test]
     fn output_keeps_the_aspect_and_the_area() {

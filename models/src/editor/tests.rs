@@ -51,7 +51,14 @@ fn condition(case: &Case, editor: &Editor) -> Condition {
     };
     let (prompt, length) = (text(case, "prompt"), number(case, "max_sequence_length"));
     editor
-        .encode_with(&prompt, &picture(case), size, length, source_size)
+        .encode_request(&EditRequest {
+            prompt: &prompt,
+            negative_prompt: None,
+            sources: &[picture(case)],
+            source_size,
+            size,
+            max_sequence_length: length,
+        })
         .unwrap()
 }
 
@@ -60,6 +67,7 @@ fn options(case: &Case) -> SampleOptions {
         num_inference_steps: number(case, "num_inference_steps"),
         solver: text(case, "solver").parse().unwrap(),
         guidance_scale: number(case, "guidance_scale"),
+        true_cfg_scale: 1.0,
     }
 }
 
@@ -160,6 +168,7 @@ fn gradients_reach_the_adapter_alone_and_sampling_makes_none() {
         num_inference_steps: 2,
         solver: Solver::Dpm2,
         guidance_scale: 1.0,
+        true_cfg_scale: 1.0,
     };
     let x0 = editor.sample(&condition, x.clone(), &options, Some(&adapter));
     assert!(!x0.is_autodiff());
@@ -179,6 +188,7 @@ fn a_saved_editor_edits_as_before() {
         num_inference_steps: 2,
         solver: Solver::Euler,
         guidance_scale: 1.0,
+        true_cfg_scale: 1.0,
     };
     let edit = |editor: &Editor| {
         let source = RgbImage::from_fn(20, 16, |x, y| image::Rgb([x as u8 * 9, y as u8 * 9, 80]));
@@ -201,7 +211,7 @@ fn a_saved_editor_edits_as_before() {
 }
 
 #[test]
-fn sizes_that_do_not_divide_and_other_pipelines_are_clear_errors() {
+fn sizes_that_do_not_divide_several_sources_and_other_pipelines_are_clear_errors() {
     let (case, editor, _) = small();
     let size = ImageSize {
         height: 10,
@@ -216,6 +226,21 @@ fn sizes_that_do_not_divide_and_other_pipelines_are_clear_errors() {
         "the size 10 x 12 is not a multiple of 4 pixels in both directions"
     );
 
+    let pictures = [picture(&case), picture(&case)];
+    let request = EditRequest {
+        prompt: "",
+        negative_prompt: None,
+        sources: &pictures,
+        source_size: SourceSize::Result,
+        size: ImageSize::square(8),
+        max_sequence_length: 7,
+    };
+    let error = editor.encode_request(&request).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "2 source images, a FluxKontextPipeline takes one only"
+    );
+
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(
         folder.path().join("model_index.json"),
@@ -227,7 +252,7 @@ fn sizes_that_do_not_divide_and_other_pipelines_are_clear_errors() {
         .to_string();
     assert!(
         error.ends_with(
-            "_class_name = FluxPipeline is not supported; supported: FluxKontextPipeline"
+            "_class_name = FluxPipeline is not supported; supported: FluxKontextPipeline, QwenImageEditPlusPipeline"
         )
     );
 }

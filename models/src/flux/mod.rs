@@ -8,8 +8,6 @@ mod attention;
 mod config;
 mod context;
 mod embeddings;
-mod feed_forward;
-mod normalization;
 mod rotary;
 mod single_transformer_block;
 #[cfg(test)]

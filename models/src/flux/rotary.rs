@@ -1,6 +1,6 @@
-use std::ops::Range;
+use burn::tensor::{Device, Tensor};
 
-use burn::tensor::{Device, Tensor, TensorData};
+use crate::dit::{JointRotary, RotaryTable};
 
 const THETA: f64 = 10_000.0;
 
@@ -13,14 +13,6 @@ pub struct Rotary {
     pub(super) txt: RotaryTable,
     /// Of the image tokens.
     pub(super) img: RotaryTable,
-}
-
-/// # Shapes
-/// * cos, sin: `[S, head_dim / 2]`, one column per pair of neighbouring dimensions
-#[derive(Debug, Clone)]
-pub(super) struct RotaryTable {
-    pub(super) cos: Tensor<2>,
-    pub(super) sin: Tensor<2>,
 }
 
 impl Rotary {
@@ -48,30 +40,20 @@ impl Rotary {
             .chunks(axes)
             .flat_map(|id| angles(axes_dims, id))
             .collect();
-        let table = |of: fn(f64) -> f64| {
-            let values: Vec<f32> = angles.iter().map(|angle| of(*angle) as f32).collect();
-            let shape = [txt + img, values.len() / (txt + img)];
-            Tensor::<2>::from_data(TensorData::new(values, shape), device)
-        };
-        let all = RotaryTable {
-            cos: table(f64::cos),
-            sin: table(f64::sin),
-        };
+        let table = |of: fn(f64) -> f64| angles.iter().map(|angle| of(*angle) as f32).collect();
+        let all = RotaryTable::new(table(f64::cos), table(f64::sin), txt + img, device);
         Self {
             txt: all.range(&(0..txt)),
             img: all.range(&(txt..txt + img)),
             all,
         }
     }
-}
 
-impl RotaryTable {
-    /// The rows of some tokens.
-    pub(super) fn range(&self, tokens: &Range<usize>) -> Self {
-        let rows = |table: &Tensor<2>| table.clone().narrow(0, tokens.start, tokens.len());
-        Self {
-            cos: rows(&self.cos),
-            sin: rows(&self.sin),
+    /// The tables of the double-stream blocks.
+    pub(super) fn joint(&self) -> JointRotary<'_> {
+        JointRotary {
+            txt: &self.txt,
+            img: &self.img,
         }
     }
 }

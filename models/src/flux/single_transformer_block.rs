@@ -5,8 +5,8 @@ use burn::tensor::Tensor;
 
 use super::FluxTransformerConfig;
 use super::attention::SingleAttention;
-use super::normalization::AdaLayerNormZero;
 use super::rotary::Rotary;
+use crate::dit::AdaLayerNormZero;
 use crate::lora::{LoraAdapter, LoraLinear, Scope};
 use crate::ops;
 

@@ -5,10 +5,10 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 
 use super::embeddings::TimeTextEmbed;
-use super::normalization::AdaLayerNormContinuous;
 use super::single_transformer_block::FluxSingleTransformerBlock;
 use super::transformer_block::FluxTransformerBlock;
 use super::{FluxCondition, FluxContext, FluxTransformerConfig, Rotary};
+use crate::dit::AdaLayerNormContinuous;
 use crate::init::Init;
 use crate::layers::Linear;
 use crate::lora::{self, LoraAdapter, Projection, Scope};

@@ -2,10 +2,8 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 
 use super::FluxTransformerConfig;
-use super::attention::JointAttention;
-use super::feed_forward::FeedForward;
-use super::normalization::AdaLayerNormZero;
 use super::rotary::Rotary;
+use crate::dit::{AdaLayerNormZero, FeedForward, JointAttention};
 use crate::lora::{LoraAdapter, Scope};
 
 /// A double-stream block: image and text tokens have their own weights and attend jointly.
@@ -47,7 +45,9 @@ impl FluxTransformerBlock {
         let [c_msa, c_mlp] = self.norm1_context.forward(silu_temb, adapter);
 
         let (norm_x, norm_context) = (msa.normalize(x.clone()), c_msa.normalize(context.clone()));
-        let (attn_x, attn_context) = self.attn.forward(norm_x, norm_context, rotary, adapter);
+        let (attn_x, attn_context) =
+            self.attn
+                .forward(norm_x, norm_context, rotary.joint(), adapter);
         let x = msa.gate_add(x, attn_x);
         let context = c_msa.gate_add(context, attn_context);
 

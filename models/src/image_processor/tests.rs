@@ -76,3 +76,19 @@ fn a_constant_image_stays_constant_whatever_its_size() {
         }
     }
 }
+
+#[test]
+fn the_configuration_is_read_from_either_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let saved = processor(4, 64, 640);
+    saved.save(folder.path()).unwrap();
+    let own = std::fs::read_to_string(folder.path().join(CONFIG_FILE)).unwrap();
+    std::fs::remove_file(folder.path().join(CONFIG_FILE)).unwrap();
+    let missing = ImageProcessor::load(folder.path()).unwrap_err().to_string();
+    assert!(missing.contains(CONFIG_FILE), "{missing}");
+    let joint =
+        format!(r#"{{"image_processor": {own}, "processor_class": "Qwen2_5_VLProcessor"}}"#);
+    std::fs::write(folder.path().join(JOINT_CONFIG_FILE), joint).unwrap();
+    let loaded = ImageProcessor::load(folder.path()).unwrap();
+    assert_eq!(loaded.config(), saved.config());
+}

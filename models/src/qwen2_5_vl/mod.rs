@@ -150,6 +150,31 @@ impl Qwen2_5Vl {
         self.logits(self.language_model.last_hidden(sequence, &last))
     }
 
+    /// The normalised output at every token of rows without padding, each token standing at its position.
+    ///
+    /// # Shapes
+    /// * tokens: B rows of S tokens, none of them padding
+    /// * pixel_values: as in [`Qwen2_5Vl::forward`]
+    /// * positions: temporal, height and width position of each token, row after row
+    /// * output: `[B, S, hidden]`
+    pub fn hidden_states(
+        &self,
+        tokens: &TokenRows,
+        pixel_values: Option<Tensor<2>>,
+        grids: &[Grid],
+        positions: &[[usize; 3]],
+    ) -> Tensor<3> {
+        let features = pixel_values.map(|pixels| self.visual.forward(pixels, grids));
+        let embeds = self.embed(&tokens.slots(self.image_tokens()), features);
+        let hidden = embeds.dims()[1];
+        self.language_model.hidden(Sequence {
+            embeds: embeds.reshape([tokens.batch, tokens.length(), hidden]),
+            positions,
+            mask: AttentionMask::Causal,
+            prefix: None,
+        })
+    }
+
     /// The embeddings of tokens, those of images being rows of `features`.
     ///
     /// # Shapes

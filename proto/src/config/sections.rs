@@ -193,7 +193,7 @@ pub struct RolloutConfig {
     pub solver: Solver,
     /// Guidance that is given to the model as an input.
     pub guidance_scale: f64,
-    /// Classifier-free guidance; 1 is off.
+    /// Classifier-free guidance while sampling, with the negative prompt " "; 1 is off.
     pub true_cfg_scale: f64,
     /// How many iterations old a sample's policy may be.
     pub staleness_max: u32,
@@ -464,6 +464,8 @@ pub struct EvaluationConfig {
     pub solver: Solver,
     /// Guidance that is given to the model as an input.
     pub guidance_scale: f64,
+    /// Classifier-free guidance; 1 is off.
+    pub true_cfg_scale: f64,
 }
 
 impl Default for EvaluationConfig {
@@ -473,6 +475,7 @@ impl Default for EvaluationConfig {
             num_inference_steps: 15,
             solver: Solver::Euler,
             guidance_scale: 3.5,
+            true_cfg_scale: 1.0,
         }
     }
 }

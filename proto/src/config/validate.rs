@@ -306,6 +306,12 @@ fn evaluation<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>)
         0.0,
         100.0,
     );
+    checks.number(
+        "evaluation.true_cfg_scale",
+        evaluation.true_cfg_scale,
+        1.0,
+        100.0,
+    );
 }
 
 #[cfg(test)]

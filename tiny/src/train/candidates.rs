@@ -25,6 +25,7 @@ const SAMPLE: SampleOptions = SampleOptions {
     num_inference_steps: 6,
     solver: Solver::Dpm2,
     guidance_scale: GUIDANCE_SCALE,
+    true_cfg_scale: 1.0,
 };
 
 /// Edits of one case with their oracle scores.

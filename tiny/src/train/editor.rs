@@ -100,14 +100,12 @@ pub(super) fn publish(folder: &Path, to: &Path) -> Result<(), TrainError> {
 /// An untrained editor around the autoencoder. Its modulations and its last layer start at zero,
 /// so that every block starts as the identity.
 fn write_start(folder: &Path, vae: &Path, seed: u64) -> Result<(), TrainError> {
-    let mut editor = editor::new(seed, &Device::flex());
-    let encoders = editor
-        .encoders
-        .as_mut()
-        .expect("a new editor has all parts");
-    encoders.vae = AutoencoderKl::load(vae, &Device::flex())?;
-    editor.transformer = editor.transformer.map(&mut ZeroStart::default());
-    Ok(editor.save(folder)?)
+    let device = Device::flex();
+    let mut base = editor::base(seed, &device);
+    let encoders = base.encoders.as_mut().expect("a new editor has all parts");
+    encoders.vae = AutoencoderKl::load(vae, &device)?;
+    base.transformer = base.transformer.map(&mut ZeroStart::default());
+    Ok(Editor::new(base, editor::scheduler(), &device).save(folder)?)
 }
 
 /// Sets the modulations and the last layer of a transformer to zero.

@@ -6,13 +6,13 @@ use crate::ops;
 
 /// Two linear layers, four times as wide between them, with a GELU (tanh).
 #[derive(Module, Debug)]
-pub(super) struct FeedForward {
+pub(crate) struct FeedForward {
     proj_in: LoraLinear,
     proj_out: LoraLinear,
 }
 
 impl FeedForward {
-    pub(super) fn init(dim: usize, scope: &Scope<'_>) -> Self {
+    pub(crate) fn init(dim: usize, scope: &Scope<'_>) -> Self {
         Self {
             proj_in: scope.linear("net.0.proj", dim, 4 * dim),
             proj_out: scope.linear("net.2", 4 * dim, dim),
@@ -21,7 +21,7 @@ impl FeedForward {
 
     /// # Shapes
     /// * x and output: `[B, S, D]`
-    pub(super) fn forward(&self, x: Tensor<3>, adapter: Option<&LoraAdapter>) -> Tensor<3> {
+    pub(crate) fn forward(&self, x: Tensor<3>, adapter: Option<&LoraAdapter>) -> Tensor<3> {
         let hidden = ops::gelu_tanh(self.proj_in.forward(x, adapter));
         self.proj_out.forward(hidden, adapter)
     }

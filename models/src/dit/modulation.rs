@@ -6,16 +6,16 @@ use crate::layers::Linear;
 use crate::lora::{LoraAdapter, LoraLinear, Scope};
 use crate::ops;
 
-pub(super) const EPS: f64 = 1e-6;
+pub(crate) const EPS: f64 = 1e-6;
 
 /// Shift, scale and gate of one branch, from the conditioning.
 ///
 /// # Shapes
 /// * each: `[B, 1, D]`
-pub(super) struct Modulation {
-    pub(super) shift: Tensor<3>,
-    pub(super) scale: Tensor<3>,
-    pub(super) gate: Tensor<3>,
+pub(crate) struct Modulation {
+    pub(crate) shift: Tensor<3>,
+    pub(crate) scale: Tensor<3>,
+    pub(crate) gate: Tensor<3>,
 }
 
 impl Modulation {
@@ -23,7 +23,7 @@ impl Modulation {
     ///
     /// # Shapes
     /// * x and output: `[B, S, D]`
-    pub(super) fn normalize(&self, x: Tensor<3>) -> Tensor<3> {
+    pub(crate) fn normalize(&self, x: Tensor<3>) -> Tensor<3> {
         ops::layer_norm_modulate(x, self.shift.clone(), self.scale.clone(), EPS)
     }
 
@@ -31,7 +31,7 @@ impl Modulation {
     ///
     /// # Shapes
     /// * x, y and output: `[B, S, D]`
-    pub(super) fn gate_add(&self, x: Tensor<3>, y: Tensor<3>) -> Tensor<3> {
+    pub(crate) fn gate_add(&self, x: Tensor<3>, y: Tensor<3>) -> Tensor<3> {
         ops::gate_add(x, y, self.gate.clone())
     }
 }
@@ -39,20 +39,25 @@ impl Modulation {
 /// `N` modulations of a block's branches: diffusers' AdaLayerNormZero (N = 2, attention and
 /// feed-forward) and AdaLayerNormZeroSingle (N = 1).
 #[derive(Module, Debug)]
-pub(super) struct AdaLayerNormZero<const N: usize> {
+pub(crate) struct AdaLayerNormZero<const N: usize> {
     linear: LoraLinear,
 }
 
 impl<const N: usize> AdaLayerNormZero<N> {
-    pub(super) fn init(dim: usize, scope: &Scope<'_>) -> Self {
+    pub(crate) fn init(dim: usize, scope: &Scope<'_>) -> Self {
+        Self::init_as("linear", dim, scope)
+    }
+
+    /// With a linear layer that the reference calls `name`.
+    pub(crate) fn init_as(name: &str, dim: usize, scope: &Scope<'_>) -> Self {
         Self {
-            linear: scope.linear("linear", dim, 3 * N * dim),
+            linear: scope.linear(name, dim, 3 * N * dim),
         }
     }
 
     /// # Shapes
     /// * silu_temb, silu of the conditioning: `[B, D]`
-    pub(super) fn forward(
+    pub(crate) fn forward(
         &self,
         silu_temb: Tensor<2>,
         adapter: Option<&LoraAdapter>,
@@ -75,12 +80,12 @@ impl<const N: usize> AdaLayerNormZero<N> {
 
 /// The normalisation before the output projection.
 #[derive(Module, Debug)]
-pub(super) struct AdaLayerNormContinuous {
+pub(crate) struct AdaLayerNormContinuous {
     linear: Linear,
 }
 
 impl AdaLayerNormContinuous {
-    pub(super) fn init(dim: usize, init: &Init) -> Self {
+    pub(crate) fn init(dim: usize, init: &Init) -> Self {
         Self {
             linear: Linear::init(dim, 2 * dim, init),
         }
@@ -89,7 +94,7 @@ impl AdaLayerNormContinuous {
     /// # Shapes
     /// * x and output: `[B, S, D]`
     /// * silu_temb: `[B, D]`
-    pub(super) fn forward(&self, x: Tensor<3>, silu_temb: Tensor<2>) -> Tensor<3> {
+    pub(crate) fn forward(&self, x: Tensor<3>, silu_temb: Tensor<2>) -> Tensor<3> {
         let parts = self.linear.forward(silu_temb).unsqueeze_dim::<3>(1);
         // Scale comes first here, unlike in the blocks.
         let [scale, shift]: [Tensor<3>; 2] = parts.chunk(2, 2).try_into().expect("two parts");

@@ -1,0 +1,82 @@
+//! `retouch edit` on pipeline folders as diffusers saved them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use image::{Rgb, RgbImage};
+
+const FLUX: &str = "kontext_pipeline__dpm2_truncated_prompt";
+const QWEN: &str = "qwen_image_edit_pipeline__sequential_positions";
+
+fn pipeline(case: &str) -> PathBuf {
+    let cases = concat!(env!("CARGO_MANIFEST_DIR"), "/../tools/parity/cases");
+    Path::new(cases).join(case).join("pipeline")
+}
+
+/// Two pictures of different aspects.
+fn pictures(folder: &Path) -> [PathBuf; 2] {
+    [(24, 16), (16, 40)].map(|(width, height)| {
+        let path = folder.join(format!("{width}x{height}.png"));
+        let picture = RgbImage::from_fn(width, height, |x, y| Rgb([9 * x as u8, 5 * y as u8, 80]));
+        picture.save(&path).expect("a written picture");
+        path
+    })
+}
+
+/// Edits the first picture into `folder/out.png`.
+fn edit(folder: &Path, case: &str, more: &[&str]) -> Output {
+    let _ = std::fs::remove_file(folder.join("out.png"));
+    Command::new(env!("CARGO_BIN_EXE_retouch"))
+        .arg("edit")
+        .arg(&pictures(folder)[0])
+        .args(["make it red", "--num-inference-steps", "2", "--model"])
+        .arg(pipeline(case))
+        .arg("--output")
+        .arg(folder.join("out.png"))
+        .args(more)
+        .output()
+        .expect("retouch starts")
+}
+
+fn edited(folder: &Path, case: &str, more: &[&str]) -> RgbImage {
+    let output = edit(folder, case, more);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{message}");
+    let image = image::open(folder.join("out.png")).expect("an edited picture");
+    image.to_rgb8()
+}
+
+#[test]
+fn one_picture_is_edited_by_either_base_model() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for case in [FLUX, QWEN] {
+        let image = edited(folder.path(), case, &[]);
+        assert_eq!(image.dimensions(), (24, 16), "{case}");
+        let guided = edited(folder.path(), case, &["--true-cfg-scale", "3"]);
+        assert_ne!(guided, image, "{case}");
+    }
+}
+
+#[test]
+fn several_pictures_are_for_models_that_take_them() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let [_, second] = pictures(folder.path()).map(|path| path.display().to_string());
+    // The result is shaped after the last picture.
+    let image = edited(folder.path(), QWEN, &["--image", &second]);
+    assert_eq!(image.dimensions(), (16, 40));
+    let output = edit(folder.path(), FLUX, &["--image", &second]);
+    let message = String::from_utf8_lossy(&output.stderr);
+    let expected = "2 source images, a FluxKontextPipeline takes one only";
+    assert!(
+        !output.status.success() && message.contains(expected),
+        "{message}"
+    );
+    let more = ["--image", &second, "--image", &second, "--image", &second];
+    let output = edit(folder.path(), QWEN, &more);
+    let message = String::from_utf8_lossy(&output.stderr);
+    let expected = "4 source images, a QwenImageEditPlusPipeline takes 1 to 3";
+    assert!(
+        !output.status.success() && message.contains(expected),
+        "{message}"
+    );
+}

@@ -1,0 +1,174 @@
+use std::path::Path;
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use image::RgbImage;
+
+use super::template::{DROPPED_TOKENS, ImageMarkup, render};
+use crate::autoencoder_kl_qwen_image::AutoencoderKlQwenImage;
+use crate::editor::pixels::{lanczos, size_of};
+use crate::editor::size::area_size;
+use crate::editor::{EditError, Prompt, PromptInput};
+use crate::image_processor::{ImageError, ImageProcessor, Patches};
+use crate::qwen2_5_vl::{Grid, Qwen2_5Vl, TokenRows};
+use crate::tokenizer::Tokenizer;
+use crate::weights::LoadError;
+
+/// What turns prompts and images into what the transformer sees, and back.
+#[derive(Debug, Clone)]
+pub struct QwenImageEditEncoders {
+    /// Images to latents and back.
+    pub vae: AutoencoderKlQwenImage,
+    /// Reads the instruction and looks at the source images.
+    pub text_encoder: Qwen2_5Vl,
+    /// Its tokens.
+    pub tokenizer: Tokenizer,
+    /// Cuts images into its patches.
+    pub image_processor: ImageProcessor,
+    /// Where it takes the tokens of images to stand.
+    pub text_positions: TextPositions,
+    markup: ImageMarkup,
+}
+
+/// Where the text encoder takes the tokens of images to stand.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TextPositions {
+    /// In rows and columns, as it was trained.
+    #[default]
+    Multimodal,
+    /// One after the other like words: what diffusers does with transformers 5 as long as it does not tell that
+    /// which tokens are images (its issue 14194). For comparison with it.
+    Sequential,
+}
+
+impl QwenImageEditEncoders {
+    /// Joins the parts.
+    ///
+    /// # Errors
+    /// If the tokenizer lacks the text encoder's tokens around images.
+    pub fn new(
+        vae: AutoencoderKlQwenImage,
+        text_encoder: Qwen2_5Vl,
+        tokenizer: Tokenizer,
+        image_processor: ImageProcessor,
+    ) -> Result<Self, LoadError> {
+        Ok(Self {
+            markup: markup(&tokenizer, &text_encoder)?,
+            vae,
+            text_encoder,
+            tokenizer,
+            image_processor,
+            text_positions: TextPositions::default(),
+        })
+    }
+
+    /// The encoders of a diffusers pipeline folder; the text encoder's weights in the given float type.
+    ///
+    /// # Errors
+    /// If a part can't be loaded, or they do not fit each other.
+    pub fn load(folder: &Path, device: &Device, dtype: DType) -> Result<Self, LoadError> {
+        let processor = folder.join("processor");
+        let tokenizer = match processor.join("tokenizer.json").is_file() {
+            true => processor.clone(),
+            false => folder.join("tokenizer"),
+        };
+        Self::new(
+            AutoencoderKlQwenImage::load(&folder.join("vae"), device)?,
+            Qwen2_5Vl::load_as(&folder.join("text_encoder"), device, dtype)?,
+            Tokenizer::load(&tokenizer)?,
+            ImageProcessor::load(&processor)?,
+        )
+    }
+
+    /// Saves the encoders into a diffusers pipeline folder.
+    ///
+    /// # Errors
+    /// If the folder can't be written.
+    pub fn save(&self, folder: &Path) -> Result<(), LoadError> {
+        self.vae.save(&folder.join("vae"))?;
+        self.text_encoder.save(&folder.join("text_encoder"))?;
+        self.tokenizer.save(&folder.join("tokenizer"))?;
+        let processor = folder.join("processor");
+        self.tokenizer.save(&processor)?;
+        self.image_processor.save(&processor)
+    }
+
+    /// The text encoder's output at the user's turn and after, the images brought to about `area` pixels.
+    pub(super) fn encode_prompt(
+        &self,
+        input: &PromptInput<'_>,
+        area: usize,
+        device: &Device,
+    ) -> Result<Prompt, EditError> {
+        let patches = input
+            .sources
+            .iter()
+            .map(|source| self.patches(source, area));
+        let patches: Vec<Patches> = patches.collect::<Result<_, _>>()?;
+        let grids: Vec<Grid> = patches.iter().map(|patches| patches.grid).collect();
+        let ids = self.ids(input.prompt, &grids)?;
+        let kept = ids.len() - DROPPED_TOKENS;
+        let tokens = TokenRows::unpadded(&[ids]);
+        let positions = match self.text_positions {
+            TextPositions::Multimodal => {
+                tokens.rope_index(&grids, self.text_encoder.image_tokens())
+            }
+            TextPositions::Sequential => (0..tokens.length()).map(|place| [place; 3]).collect(),
+        };
+        let pixels = (!patches.is_empty()).then(|| self.pixel_values(patches, device));
+        let hidden = self
+            .text_encoder
+            .hidden_states(&tokens, pixels, &grids, &positions);
+        Ok(Prompt {
+            tokens: hidden.squeeze_dim(0).narrow(0, DROPPED_TOKENS, kept),
+            pooled: None,
+        })
+    }
+
+    fn patches(&self, source: &RgbImage, area: usize) -> Result<Patches, ImageError> {
+        let size = area_size(size_of(source), area);
+        self.image_processor.patches(&lanczos(source, size))
+    }
+
+    /// # Shapes
+    /// * output: `[N, channels * frames * patch * patch]`, N the sum of the images' patches
+    fn pixel_values(&self, patches: Vec<Patches>, device: &Device) -> Tensor<2> {
+        let features = self.image_processor.patch_features();
+        let values: Vec<f32> = patches.into_iter().flat_map(|p| p.values).collect();
+        let shape = [values.len() / features, features];
+        Tensor::from_data(TensorData::new(values, shape), device)
+    }
+
+    /// The tokens of the conversation.
+    fn ids(&self, prompt: &str, grids: &[Grid]) -> Result<Vec<u32>, EditError> {
+        // A prompt with markup in it could pass itself off as the conversation.
+        if let Some(token) = self.tokenizer.special_token_in(prompt) {
+            return Err(EditError::ControlToken { token });
+        }
+        let unit = self.text_encoder.config().vision.merge_unit();
+        let images: Vec<usize> = grids.iter().map(|grid| grid.patches() / unit).collect();
+        let ids = self
+            .tokenizer
+            .encode(&render(prompt, &images, &self.markup))?;
+        let (tokens, min) = (ids.len(), DROPPED_TOKENS + 1);
+        let max = self.text_encoder.config().text.max_position_embeddings;
+        if (min..=max).contains(&tokens) {
+            return Ok(ids);
+        }
+        Err(EditError::PromptLength { tokens, min, max })
+    }
+}
+
+fn markup(tokenizer: &Tokenizer, text_encoder: &Qwen2_5Vl) -> Result<ImageMarkup, LoadError> {
+    let config = text_encoder.config();
+    let token = |field: &str, id: u32| {
+        tokenizer.token_of(id).ok_or_else(|| {
+            let problem = format!("{field} = {id} is no token of the tokenizer");
+            LoadError::format(Path::new("text_encoder/config.json"), problem)
+        })
+    };
+    Ok(ImageMarkup {
+        start: token("vision_start_token_id", config.vision_start_token_id)?,
+        token: token("image_token_id", config.image_token_id)?,
+        end: token("vision_end_token_id", config.vision_end_token_id)?,
+    })
+}
