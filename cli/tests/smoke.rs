@@ -368,6 +368,16 @@ fn a_run_that_is_steered_from_elsewhere_ends_with_the_same_adapter() {
     let versions = local_json(&folder, "versions");
     assert_eq!(versions.as_array().expect("versions").len(), 6);
     assert_eq!(versions[5]["ema_adapter"], steered);
+    let events = Command::new(env!("CARGO_BIN_EXE_retouch"))
+        .args(["events", "--follow", "--kind", "worker-left", "--json"])
+        .arg(folder.join("run"))
+        .output()
+        .expect("retouch starts");
+    let left: Vec<Value> = String::from_utf8_lossy(&events.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("an event"))
+        .collect();
+    assert_eq!(left.len(), 2, "one restarted, one drained: {left:?}");
     let kept = local_json(&folder, "groups");
     assert!(
         kept.as_array()

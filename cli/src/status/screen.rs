@@ -321,8 +321,9 @@ STALLED for 4.0 s: 1 groups wait for a reward worker, and none is registered
         };
         let shown = text(&fresh);
         assert!(
-            !shown.contains("reward  ") && !shown.contains("learner step"),
+            !shown.contains(" -> ") && !shown.contains("learner step"),
             "{shown}"
         );
+        assert!(text(&sample()).contains(" -> ") && text(&sample()).contains("learner step"));
     }
 }

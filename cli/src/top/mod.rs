@@ -6,12 +6,22 @@
 mod model;
 mod screen;
 
-use std::{io::IsTerminal, time::Duration};
+use std::{
+    io::{IsTerminal, Stdout},
+    time::Duration,
+};
 
+use anyhow::Context;
 use clap::Args;
 use ratatui::{
-    DefaultTerminal,
-    crossterm::event::{Event as TerminalEvent, KeyCode, KeyEventKind, KeyModifiers, poll, read},
+    Terminal,
+    backend::TermionBackend,
+    termion::{
+        event::Key as TerminalKey,
+        input::TermRead,
+        raw::{IntoRawMode, RawTerminal},
+        screen::{AlternateScreen, IntoAlternateScreen},
+    },
 };
 use tokio::sync::mpsc;
 
@@ -24,9 +34,10 @@ use crate::{
 };
 
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
-/// How long the thread that reads keys waits before it looks whether it is still wanted.
-const KEY_WAIT: Duration = Duration::from_millis(200);
 const INPUTS_MAX: usize = 1024;
+
+/// The terminal as it was comes back when this is dropped.
+type Screen = Terminal<TermionBackend<AlternateScreen<RawTerminal<Stdout>>>>;
 
 /// A live screen of the run: progress, throughput of each stage, the reward trend, every worker, what happens. Keys
 /// drain or restart the selected worker, pause and resume the run, make a checkpoint, drain or stop the run.
@@ -50,16 +61,23 @@ pub(crate) async fn run(args: TopArgs) -> anyhow::Result<()> {
         tokio::spawn(feed_status(args.target.clone(), sender.clone())),
         tokio::spawn(feed_events(args.target.clone(), sender.clone())),
     ];
-    let mut terminal = ratatui::init();
-    let result = show(&mut terminal, inputs, &args.target, &sender).await;
-    ratatui::restore();
+    let mut screen = take_terminal().context("can't take the terminal")?;
+    let result = show(&mut screen, inputs, &args.target, &sender).await;
+    let _ = screen.show_cursor();
     feeds.iter().for_each(tokio::task::JoinHandle::abort);
     result
 }
 
+fn take_terminal() -> std::io::Result<Screen> {
+    let output = std::io::stdout().into_raw_mode()?.into_alternate_screen()?;
+    let mut screen = Terminal::new(TermionBackend::new(output))?;
+    screen.clear()?;
+    Ok(screen)
+}
+
 /// Draws after every input until a key ends it.
 async fn show(
-    terminal: &mut DefaultTerminal,
+    terminal: &mut Screen,
     mut inputs: mpsc::Receiver<Input>,
     target: &Target,
     sender: &mpsc::Sender<Input>,
@@ -138,16 +156,11 @@ async fn follow_events(
     anyhow::bail!("the coordinator ended the stream")
 }
 
-/// Reads keys on a thread of its own until nobody wants them.
+/// Reads keys on a thread of its own until nobody wants them; it ends with the process, since a read can't be ended.
 fn read_keys(sender: &mpsc::Sender<Input>) {
-    while !sender.is_closed() {
-        match poll(KEY_WAIT) {
-            Ok(true) => {}
-            Ok(false) => continue,
-            Err(_) => return,
-        }
-        let Ok(event) = read() else { return };
-        if let Some(key) = key(&event)
+    for pressed in std::io::stdin().keys() {
+        let Ok(pressed) = pressed else { return };
+        if let Some(key) = key(pressed)
             && sender.blocking_send(Input::Key(key)).is_err()
         {
             return;
@@ -155,19 +168,13 @@ fn read_keys(sender: &mpsc::Sender<Input>) {
     }
 }
 
-fn key(event: &TerminalEvent) -> Option<Key> {
-    let TerminalEvent::Key(key) = event else {
-        return None;
-    };
-    if key.kind != KeyEventKind::Press {
-        return None;
-    }
-    match key.code {
-        KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Some(Key::Char('q')),
-        KeyCode::Char(c) => Some(Key::Char(c)),
-        KeyCode::Up => Some(Key::Up),
-        KeyCode::Down => Some(Key::Down),
-        KeyCode::Esc => Some(Key::Escape),
+fn key(pressed: TerminalKey) -> Option<Key> {
+    match pressed {
+        TerminalKey::Ctrl('c') => Some(Key::Char('q')),
+        TerminalKey::Char(c) => Some(Key::Char(c)),
+        TerminalKey::Up => Some(Key::Up),
+        TerminalKey::Down => Some(Key::Down),
+        TerminalKey::Esc => Some(Key::Escape),
         _ => None,
     }
 }
