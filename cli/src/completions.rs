@@ -3,6 +3,8 @@
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
+/// Print a script that completes command lines, for a shell.
+///
 /// Prints a completion script. For bash: `retouch completions bash > ~/.local/share/bash-completion/completions/retouch`;
 /// for zsh, into a folder of `$fpath` as `_retouch`; for fish: `retouch completions fish > ~/.config/fish/completions/retouch.fish`.
 #[derive(Debug, Args)]

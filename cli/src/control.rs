@@ -68,6 +68,8 @@ pub(crate) struct Output {
     pub(crate) json: bool,
 }
 
+/// Write a checkpoint of the last committed iteration now.
+///
 /// Writes the last committed iteration down as soon as the learners are free, and waits until it is durable. The
 /// scheduled checkpoints are made besides. A checkpoint that can't be made is given up, and the run goes on.
 #[derive(Debug, Args)]
@@ -108,6 +110,8 @@ pub(crate) struct DrainArgs {
     timeout_s: u64,
 }
 
+/// Let one worker finish and leave, or the whole run end after the open iteration.
+///
 /// The worker abandons what it does, which others get at once, and its process ends with exit code 75. `launch` starts
 /// it again by itself; elsewhere Kubernetes, Slurm or systemd must be set to.
 #[derive(Debug, Args)]
@@ -124,6 +128,8 @@ pub(crate) struct RestartArgs {
     output: Output,
 }
 
+/// Have one worker's process end and be started again; its work goes to others.
+///
 /// What the coordinator is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Command {

@@ -19,6 +19,8 @@ const TRY_EVERY: Duration = Duration::from_secs(1);
 /// Events that a coordinator keeps at hand; the record has all.
 const RECORD_MAX: usize = 1_000_000;
 
+/// Tell what happened, and what happens.
+///
 /// Tells what happened in a run: who joined, left or was lost, which groups were dropped and why, what was sealed and
 /// committed, what stalls, what people did. Asks the coordinator (which keeps the last 4096 at hand), or reads the
 /// record if the run is over.

@@ -16,6 +16,8 @@ use crate::{
     status::policy,
 };
 
+/// Find groups: scores per candidate, reasons, who made them.
+///
 /// Finds groups and shows what became of them: who sampled and judged them, with which policy, their scores, why they
 /// were dropped. Asks the coordinator, or reads the record if the run is over and its folder is here.
 #[derive(Debug, Args)]

@@ -27,7 +27,7 @@ const WORKERS_MAX: u32 = 256;
 /// Of a host's name in a worker's name.
 const HOST_CHARS_MAX: usize = 32;
 
-/// Takes part in a run from a node that has nothing but this program and the models.
+/// Take part in a run from a node that has nothing but this program and the models.
 ///
 /// The run file comes from the coordinator. Where it names folders, this node must have them, under the same paths or
 /// wherever --path says:
@@ -102,9 +102,11 @@ pub(crate) fn run(args: JoinArgs) -> anyhow::Result<()> {
         check_node(role, &config)?;
         let node = Node::settle(&args, role, &config)?;
         tracing::info!(name = %node.name, scratch = %node.scratch.display(), advertise = node.advertise, "joining");
+        let device = args.device.clone();
+        let device = device.unwrap_or_else(|| device_of(role, &config).to_owned());
         let (coordinator, token) = (args.coordinator.clone(), args.process.token.clone());
         let options = WorkerOptions {
-            device: args.device.clone(),
+            device: Some(device),
             listen: node.listen,
             advertise: Some(node.advertise),
             run_dir: Some(config.run_dir.into()),
@@ -135,6 +137,15 @@ impl JoinArgs {
                 config => return config,
             }
         }
+    }
+}
+
+/// The run file's device for a role.
+fn device_of(role: Role, config: &RunConfig) -> &str {
+    match role {
+        Role::Rollout => &config.model.device,
+        Role::Reward => &config.reward.device,
+        Role::Learner => &config.learner.device,
     }
 }
 

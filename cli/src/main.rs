@@ -41,29 +41,20 @@ struct Cli {
 enum Command {
     /// Run a whole training on this machine: every role a process, ending in a report.
     Launch(launch::LaunchArgs),
-    /// Show what a run is doing: one screen, or JSON.
     Status(status::StatusArgs),
-    /// Watch and steer a run in a terminal.
     Top(top::TopArgs),
     /// Give out no more work until `resume`; what runs is finished.
     Pause(control::ControlArgs),
     /// Give out work again.
     Resume(control::ControlArgs),
-    /// Let one worker finish and leave, or the whole run end after the open iteration.
     Drain(control::DrainArgs),
-    /// Have one worker's process end and be started again; its work goes to others.
     Restart(control::RestartArgs),
     /// End the run at its last committed iteration, with a checkpoint.
     Stop(control::ControlArgs),
-    /// Write a checkpoint of the last committed iteration now.
     Checkpoint(control::CheckpointArgs),
-    /// Find groups: scores per candidate, reasons, who made them.
     Groups(groups::GroupsArgs),
-    /// List what each iteration left behind.
     Versions(versions::VersionsArgs),
-    /// Tell what happened, and what happens.
     Events(events::EventsArgs),
-    /// Take part in a run from a node that has nothing but this program and the models.
     Join(join::JoinArgs),
     /// Edit one image by one instruction.
     Edit(edit::EditArgs),
@@ -83,7 +74,6 @@ enum Command {
     RewardWorker(roles::WorkerArgs),
     /// Role: train the adapter; one process is one rank.
     Learner(roles::WorkerArgs),
-    /// Print a script that completes command lines, for a shell.
     Completions(completions::CompletionsArgs),
 }
 

@@ -11,6 +11,8 @@ use crate::{
     show::short,
 };
 
+/// List what each iteration left behind.
+///
 /// Lists what each committed iteration left behind: the policy version that samples next, the learner's state, whether
 /// a checkpoint holds it, and the EMA adapter that the checkpoint exported (a folder `adapters/<hash>` of the run
 /// folder, which `retouch edit` takes). Asks the coordinator, or reads the record if the run is over.

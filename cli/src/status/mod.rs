@@ -17,6 +17,8 @@ pub(crate) use self::screen::{policy, step_stages};
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
 const CLEAR_SCREEN: &str = "\x1b[2J\x1b[H";
 
+/// Show what a run is doing: one screen, or JSON.
+///
 /// One screen: the iteration, groups by state, the reward trend, the parts of a learner's step, every worker with its
 /// device, load, policy and silence, what stalls, and how long it will take.
 #[derive(Debug, Args)]

@@ -15,7 +15,7 @@ use anyhow::Context;
 use clap::Args;
 use ratatui::{
     Terminal,
-    backend::TermionBackend,
+    backend::{Backend, ClearType, TermionBackend},
     termion::{
         event::Key as TerminalKey,
         input::TermRead,
@@ -39,6 +39,8 @@ const INPUTS_MAX: usize = 1024;
 /// The terminal as it was comes back when this is dropped.
 type Screen = Terminal<TermionBackend<AlternateScreen<RawTerminal<Stdout>>>>;
 
+/// Watch and steer a run in a terminal.
+///
 /// A live screen of the run: progress, throughput of each stage, the reward trend, every worker, what happens. Keys
 /// drain or restart the selected worker, pause and resume the run, make a checkpoint, drain or stop the run.
 #[derive(Debug, Args)]
@@ -55,13 +57,13 @@ pub(crate) async fn run(args: TopArgs) -> anyhow::Result<()> {
     // A wrong address or token is told before the screen is taken.
     ControlClient::connect(&args.target).await?.status().await?;
     let (sender, inputs) = mpsc::channel(INPUTS_MAX);
-    let keys = sender.clone();
-    std::thread::spawn(move || read_keys(&keys));
     let feeds = [
         tokio::spawn(feed_status(args.target.clone(), sender.clone())),
         tokio::spawn(feed_events(args.target.clone(), sender.clone())),
     ];
     let mut screen = take_terminal().context("can't take the terminal")?;
+    let keys = sender.clone();
+    std::thread::spawn(move || read_keys(&keys));
     let result = show(&mut screen, inputs, &args.target, &sender).await;
     let _ = screen.show_cursor();
     feeds.iter().for_each(tokio::task::JoinHandle::abort);
@@ -71,7 +73,9 @@ pub(crate) async fn run(args: TopArgs) -> anyhow::Result<()> {
 fn take_terminal() -> std::io::Result<Screen> {
     let output = std::io::stdout().into_raw_mode()?.into_alternate_screen()?;
     let mut screen = Terminal::new(TermionBackend::new(output))?;
-    screen.clear()?;
+    // `Terminal::clear` would ask the terminal where its cursor is, and read the answer among the keys.
+    screen.backend_mut().clear_region(ClearType::All)?;
+    screen.hide_cursor()?;
     Ok(screen)
 }
 
