@@ -86,6 +86,8 @@ pub(crate) struct CheckpointArgs {
     timeout_s: u64,
 }
 
+/// Let one worker finish and leave, or the whole run end after the open iteration.
+///
 /// With a worker's name: it finishes what it has, gets no more, and leaves as soon as nothing would be lost with it (a
 /// learner that alone holds the state writes it down first), at the latest after the run's lease_s. A drain is
 /// forgotten if the worker or the coordinator is started again before. Without a name: the run finishes the open
@@ -110,7 +112,7 @@ pub(crate) struct DrainArgs {
     timeout_s: u64,
 }
 
-/// Let one worker finish and leave, or the whole run end after the open iteration.
+/// Have one worker's process end and be started again; its work goes to others.
 ///
 /// The worker abandons what it does, which others get at once, and its process ends with exit code 75. `launch` starts
 /// it again by itself; elsewhere Kubernetes, Slurm or systemd must be set to.
@@ -128,8 +130,6 @@ pub(crate) struct RestartArgs {
     output: Output,
 }
 
-/// Have one worker's process end and be started again; its work goes to others.
-///
 /// What the coordinator is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Command {
