@@ -57,30 +57,56 @@ pub(crate) fn run(command: ConfigCommand) -> anyhow::Result<()> {
 pub(crate) fn check_files(config: &RunConfig) -> anyhow::Result<()> {
     let dataset = Path::new(&config.dataset.path);
     let mut needed = vec![
-        (
-            "model.path",
-            Path::new(&config.model.path).join("model_index.json"),
-        ),
+        model_file(config),
         ("dataset.path", dataset.join("train_metadata.jsonl")),
     ];
     if config.evaluation.pairs > 0 {
         needed.push(("dataset.path", dataset.join("test_metadata.jsonl")));
     }
-    for term in &config.reward.terms {
-        needed.push((
-            "reward.terms.path",
-            Path::new(&term.path).join("config.json"),
-        ));
-    }
+    needed.extend(judge_files(config));
+    check(&needed)?;
+    retouch_coordinator::dataset::read(dataset)
+        .map(drop)
+        .map_err(|error| UsageError(format!("dataset.path: {error}")).into())
+}
+
+/// A key of the run file and a file or folder that must be there because of it.
+pub(crate) type Needed = (&'static str, PathBuf);
+
+/// What shows that the editor is there.
+pub(crate) fn model_file(config: &RunConfig) -> Needed {
+    let file = Path::new(&config.model.path).join("model_index.json");
+    ("model.path", file)
+}
+
+/// The folder of the source images.
+pub(crate) fn dataset_folder(config: &RunConfig) -> Needed {
+    ("dataset.path", PathBuf::from(&config.dataset.path))
+}
+
+/// What shows that the judges are there.
+pub(crate) fn judge_files(config: &RunConfig) -> Vec<Needed> {
+    let terms = config.reward.terms.iter();
+    terms
+        .map(|term| {
+            (
+                "reward.terms.path",
+                Path::new(&term.path).join("config.json"),
+            )
+        })
+        .collect()
+}
+
+/// Checks that all of these are there; the error names those that are not.
+pub(crate) fn check(needed: &[Needed]) -> anyhow::Result<()> {
     let missing: Vec<String> = needed
-        .into_iter()
-        .filter(|(_, file)| !file.is_file())
+        .iter()
+        .filter(|(_, file)| !file.exists())
         .map(|(key, file)| format!("{key}: {} is missing", file.display()))
         .collect();
-    if !missing.is_empty() {
-        return Err(UsageError(missing.join("\n")).into());
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(UsageError(missing.join("\n")).into())
     }
-    retouch_coordinator::dataset::read(dataset)
-        .map(|_| ())
-        .map_err(|error| UsageError(format!("dataset.path: {error}")).into())
 }

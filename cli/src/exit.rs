@@ -2,13 +2,42 @@
 
 use std::process::ExitCode;
 
-/// The command line or a configuration is wrong: starting again changes nothing. clap uses the same code.
-pub(crate) const USAGE: u8 = 2;
+/// Shown under `retouch --help`.
+pub(crate) const CODES_HELP: &str = "\
+Exit codes:
+  0   done
+  1   it failed; the message says why
+  2   the command line, a run file or a file that it names is wrong: the same again is no use
+  3   no coordinator answers: the run is over, starting, or out of reach
+  4   the coordinator refuses: the token, an unknown worker, or a run that can't do that now
+  75  a worker was told to end and to be started again by whoever keeps it alive";
 
-/// Marks an error as one that trying again can't mend.
+/// The same again is no use.
+pub(crate) const USAGE: u8 = 2;
+const UNREACHABLE: u8 = 3;
+const REFUSED: u8 = 4;
+/// The code by which a worker asks its parent for another life.
+pub(crate) const START_AGAIN: u8 = 75;
+
+/// Marks an error as one that trying again can't mend. clap uses the same code.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct UsageError(pub(crate) String);
+
+/// No coordinator answers.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Unreachable(pub(crate) String);
+
+/// The coordinator answers, and refuses.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Refused(pub(crate) String);
+
+/// A worker was told to end and to be started again.
+#[derive(Debug, thiserror::Error)]
+#[error("told to end and to be started again")]
+pub(crate) struct StartAgain;
 
 /// Prints the error with its causes, one a line, and gives its exit code.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
@@ -16,9 +45,46 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     for cause in error.chain().skip(1) {
         eprintln!("  because: {cause}");
     }
-    if error.chain().any(|cause| cause.is::<UsageError>()) {
-        ExitCode::from(USAGE)
+    code(error).into()
+}
+
+fn code(error: &anyhow::Error) -> u8 {
+    if error.is::<UsageError>() {
+        USAGE
+    } else if error.is::<Unreachable>() {
+        UNREACHABLE
+    } else if error.is::<Refused>() {
+        REFUSED
+    } else if error.is::<StartAgain>() {
+        START_AGAIN
     } else {
-        ExitCode::FAILURE
+        1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context, anyhow};
+
+    use super::*;
+
+    #[test]
+    fn every_kind_has_its_code_under_any_context() {
+        let text = || "x".to_owned();
+        let with = |error: Result<(), anyhow::Error>| error.context("while trying").unwrap_err();
+        assert_eq!(code(&with(Err(UsageError(text()).into()))), 2);
+        assert_eq!(code(&with(Err(Refused(text()).into()))), 4);
+        assert_eq!(code(&with(Err(StartAgain.into()))), 75);
+        assert_eq!(code(&with(Err(anyhow!("x")))), 1);
+        let away = Err(anyhow!("refused")).context(Unreachable(text()));
+        assert_eq!(code(&with(away)), 3);
+    }
+
+    #[test]
+    fn the_help_names_every_code() {
+        for code in [0, 1, USAGE, UNREACHABLE, REFUSED, START_AGAIN] {
+            let start = format!("\n  {code} ");
+            assert!(CODES_HELP.contains(&start), "{code}");
+        }
     }
 }

@@ -2,23 +2,30 @@
 
 use anyhow::Context;
 use retouch_proto::{
+    RunConfig,
     grpc::{
-        DrainRequest, PauseRequest, ResumeRequest, StatusRequest, StopRequest, TOKEN_METADATA_KEY,
-        control_client::ControlClient as Client,
+        CheckpointRequest, ConfigRequest, ControlReply, DrainRequest, Event as EventMessage,
+        EventsRequest, GroupsRequest, PauseRequest, RestartRequest, ResumeRequest, StatusRequest,
+        StopRequest, TOKEN_METADATA_KEY, VersionsRequest, control_client::ControlClient as Client,
     },
     limits::MESSAGE_BYTES_MAX,
-    status::RunStatus,
+    lookup::{GroupQuery, GroupView, VersionView},
+    status::{Controlled, Event, RunStatus},
 };
 use tonic::{
-    Request, Status,
+    Code, Request, Response, Status, Streaming,
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Channel, Endpoint},
 };
 
-use crate::control::{ANSWER_MAX, Target};
+use crate::{
+    control::{ANSWER_MAX, Command, Target, refused},
+    exit::Unreachable,
+};
 
 /// A connection to a coordinator's Control service.
+#[derive(Clone)]
 pub(crate) struct ControlClient {
     client: Client<InterceptedService<Channel, TokenSender>>,
 }
@@ -36,6 +43,18 @@ impl Interceptor for TokenSender {
     }
 }
 
+/// What happened, and with `follow` what happens.
+pub(crate) struct Events(Streaming<EventMessage>);
+
+/// Whether to go on with what happens from now on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// Only what happened so far.
+    Now,
+    /// What happens, too, until the coordinator ends.
+    TheEnd,
+}
+
 impl ControlClient {
     pub(crate) async fn connect(target: &Target) -> anyhow::Result<Self> {
         let address = target.address()?;
@@ -43,14 +62,15 @@ impl ControlClient {
             .with_context(|| format!("{address:?} is no address of the form host:port"))?
             .connect_timeout(ANSWER_MAX)
             .timeout(ANSWER_MAX);
-        let channel = endpoint
-            .connect()
-            .await
-            .with_context(|| format!("no coordinator answers at {address}; the run may be over"))?;
         let token = target
             .token()?
             .parse()
             .context("the join token has other characters than ASCII")?;
+        let channel = endpoint.connect().await.with_context(|| {
+            Unreachable(format!(
+                "no coordinator answers at {address}; the run may be over"
+            ))
+        })?;
         let client = Client::with_interceptor(channel, TokenSender(token));
         Ok(Self {
             client: client.max_decoding_message_size(MESSAGE_BYTES_MAX),
@@ -58,62 +78,83 @@ impl ControlClient {
     }
 
     pub(crate) async fn status(&mut self) -> anyhow::Result<RunStatus> {
-        let reply = self
-            .client
-            .status(StatusRequest {})
-            .await
-            .map_err(refused)?
-            .into_inner();
-        serde_json::from_str(&reply.status_json)
+        let reply = answered(self.client.status(StatusRequest {}).await)?;
+        RunStatus::try_from(reply)
             .context("the coordinator's status is of another version of retouch")
     }
 
-    pub(crate) async fn pause(&mut self) -> anyhow::Result<String> {
-        Ok(self
-            .client
-            .pause(PauseRequest {})
-            .await
-            .map_err(refused)?
-            .into_inner()
-            .state)
+    pub(crate) async fn tell(&mut self, command: Command) -> anyhow::Result<Controlled> {
+        let reply = self.call(command).await;
+        Ok(answered(reply)?.try_into()?)
     }
 
-    pub(crate) async fn resume(&mut self) -> anyhow::Result<String> {
-        Ok(self
-            .client
-            .resume(ResumeRequest {})
-            .await
-            .map_err(refused)?
-            .into_inner()
-            .state)
+    async fn call(&mut self, command: Command) -> Result<Response<ControlReply>, Status> {
+        let client = &mut self.client;
+        match command {
+            Command::Pause => client.pause(PauseRequest {}).await,
+            Command::Resume => client.resume(ResumeRequest {}).await,
+            Command::Stop => client.stop(StopRequest {}).await,
+            Command::Checkpoint => client.checkpoint(CheckpointRequest {}).await,
+            Command::Drain => client.drain(DrainRequest::default()).await,
+            Command::DrainWorker(worker) => {
+                let worker = worker.into();
+                client.drain(DrainRequest { worker }).await
+            }
+            Command::RestartWorker(worker) => {
+                let worker = worker.into();
+                client.restart(RestartRequest { worker }).await
+            }
+        }
     }
 
-    pub(crate) async fn drain(&mut self) -> anyhow::Result<String> {
-        Ok(self
-            .client
-            .drain(DrainRequest {})
-            .await
-            .map_err(refused)?
-            .into_inner()
-            .state)
+    /// Groups that the query describes, newest iteration first.
+    pub(crate) async fn groups(&mut self, query: GroupQuery) -> anyhow::Result<Vec<GroupView>> {
+        let request = GroupsRequest::from(query);
+        Ok(answered(self.client.groups(request).await)?.try_into()?)
     }
 
-    pub(crate) async fn stop(&mut self) -> anyhow::Result<String> {
-        Ok(self
-            .client
-            .stop(StopRequest {})
-            .await
-            .map_err(refused)?
-            .into_inner()
-            .state)
+    /// What each committed iteration left behind, oldest first.
+    pub(crate) async fn versions(&mut self) -> anyhow::Result<Vec<VersionView>> {
+        let reply = self.client.versions(VersionsRequest {}).await;
+        Ok(answered(reply)?.try_into()?)
+    }
+
+    /// The resolved run file.
+    pub(crate) async fn config(&mut self) -> anyhow::Result<RunConfig> {
+        let reply = answered(self.client.config(ConfigRequest {}).await)?;
+        RunConfig::from_toml(&reply.config_toml)
+            .context("the coordinator's run file is of another version of retouch")
+    }
+
+    /// Events after the one with this number.
+    pub(crate) async fn events(&mut self, after: u64, until: Until) -> anyhow::Result<Events> {
+        let request = EventsRequest {
+            after_sequence: after,
+            follow: until == Until::TheEnd,
+        };
+        Ok(Events(answered(self.client.events(request).await)?))
     }
 }
 
+impl Events {
+    /// The next one; none when there are no more.
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Event>> {
+        let event = self.0.message().await.map_err(failed)?;
+        Ok(event.map(Event::try_from).transpose()?)
+    }
+}
+
+fn answered<T>(reply: Result<Response<T>, Status>) -> anyhow::Result<T> {
+    reply.map(Response::into_inner).map_err(failed)
+}
+
 /// tonic's own message is a wall of metadata; people need the code and the reason.
-fn refused(status: Status) -> anyhow::Error {
-    anyhow::anyhow!(
-        "the coordinator refused: {} ({:?})",
-        status.message(),
-        status.code()
-    )
+fn failed(status: Status) -> anyhow::Error {
+    let (reason, code) = (status.message(), status.code());
+    match code {
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {
+            Unreachable(format!("the coordinator went away: {reason} ({code:?})")).into()
+        }
+        _ => refused(reason, &format!("{code:?}")),
+    }
 }

@@ -1,23 +1,29 @@
-//! The `retouch` binary: one subcommand a file.
-//!
-//! Exit codes: 0 done; 1 the command failed; 2 the command line or a configuration is wrong, trying again is no use.
+//! The `retouch` binary: one subcommand a file. [`exit`] has the exit codes.
 
+mod completions;
 mod config;
 mod control;
 mod dataset;
 mod edit;
 mod evaluate;
+mod events;
 mod exit;
+mod groups;
 mod grpc;
+mod join;
 mod launch;
 mod report;
 mod roles;
 mod sft;
+mod show;
 mod status;
+mod top;
+mod versions;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use retouch_proto::worker::Role;
 
 /// Burn allocates and frees a large buffer for each tensor: with the system's allocator a third of the time is page faults.
 #[global_allocator]
@@ -25,7 +31,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Reinforcement learning for instruction-based image editors, on one machine or a cluster.
 #[derive(Debug, Parser)]
-#[command(name = "retouch", version, arg_required_else_help = true)]
+#[command(name = "retouch", version, arg_required_else_help = true, after_help = exit::CODES_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -35,16 +41,21 @@ struct Cli {
 enum Command {
     /// Run a whole training on this machine: every role a process, ending in a report.
     Launch(launch::LaunchArgs),
-    /// Show what a run is doing.
     Status(status::StatusArgs),
+    Top(top::TopArgs),
     /// Give out no more work until `resume`; what runs is finished.
     Pause(control::ControlArgs),
     /// Give out work again.
     Resume(control::ControlArgs),
-    /// Finish the open iteration, write a checkpoint and end the run.
-    Drain(control::ControlArgs),
+    Drain(control::DrainArgs),
+    Restart(control::RestartArgs),
     /// End the run at its last committed iteration, with a checkpoint.
     Stop(control::ControlArgs),
+    Checkpoint(control::CheckpointArgs),
+    Groups(groups::GroupsArgs),
+    Versions(versions::VersionsArgs),
+    Events(events::EventsArgs),
+    Join(join::JoinArgs),
     /// Edit one image by one instruction.
     Edit(edit::EditArgs),
     /// Compare an adapter with its base on held-out pairs.
@@ -63,6 +74,7 @@ enum Command {
     RewardWorker(roles::WorkerArgs),
     /// Role: train the adapter; one process is one rank.
     Learner(roles::WorkerArgs),
+    Completions(completions::CompletionsArgs),
 }
 
 fn main() -> ExitCode {
@@ -80,17 +92,25 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Status(args) => block_on(status::run(args)),
         Command::Pause(args) => block_on(control::run(control::Command::Pause, args)),
         Command::Resume(args) => block_on(control::run(control::Command::Resume, args)),
-        Command::Drain(args) => block_on(control::run(control::Command::Drain, args)),
+        Command::Drain(args) => block_on(control::drain(args)),
+        Command::Restart(args) => block_on(control::restart(args)),
         Command::Stop(args) => block_on(control::run(control::Command::Stop, args)),
+        Command::Checkpoint(args) => block_on(control::checkpoint(args)),
+        Command::Top(args) => block_on(top::run(args)),
+        Command::Groups(args) => block_on(groups::run(args)),
+        Command::Versions(args) => block_on(versions::run(args)),
+        Command::Events(args) => block_on(events::run(args)),
+        Command::Join(args) => join::run(args),
         Command::Edit(args) => edit::run(args),
         Command::Evaluate(args) => evaluate::run(args),
         Command::Sft(args) => sft::run(args),
         Command::Dataset(args) => dataset::run(args),
         Command::Config(command) => config::run(command),
         Command::Coordinator(args) => roles::coordinator(args),
-        Command::RolloutWorker(args) => roles::rollout_worker(args),
-        Command::RewardWorker(args) => roles::reward_worker(args),
-        Command::Learner(args) => roles::learner(args),
+        Command::RolloutWorker(args) => roles::worker(Role::Rollout, args),
+        Command::RewardWorker(args) => roles::worker(Role::Reward, args),
+        Command::Learner(args) => roles::worker(Role::Learner, args),
+        Command::Completions(args) => completions::run(args),
     }
 }
 
@@ -107,4 +127,30 @@ fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
         .enable_all()
         .build()?
         .block_on(future)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_command_and_option_explains_itself() {
+        let mut cli = Cli::command();
+        cli.build();
+        cli.clone().debug_assert();
+        for command in cli.get_subcommands() {
+            let name = command.get_name();
+            assert!(command.get_about().is_some(), "{name}");
+            for argument in command.get_arguments() {
+                let help = argument.get_help().is_some();
+                assert!(
+                    help || argument.is_hide_set(),
+                    "{name} {}",
+                    argument.get_id()
+                );
+            }
+        }
+    }
 }

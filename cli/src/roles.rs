@@ -6,15 +6,19 @@ use anyhow::Context;
 use clap::Args;
 use retouch_coordinator::CoordinatorOptions;
 use retouch_learner::session::LearnerError;
-use retouch_proto::WorkerId;
+use retouch_proto::{WorkerId, worker::Role};
 use retouch_reward_worker::RewardError;
 use retouch_rollout_worker::RolloutError;
-use retouch_worker::{process, session::WorkerOptions, telemetry};
+use retouch_worker::{
+    process,
+    session::{SessionError, WorkerOptions},
+    telemetry,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{ConfigArgs, check_files},
-    exit::UsageError,
+    exit::{StartAgain, UsageError},
 };
 
 /// Network and blob transfers of a worker; tensors are computed on threads of their own.
@@ -60,11 +64,12 @@ pub(crate) struct WorkerArgs {
     process: ProcessArgs,
 }
 
+/// What every role's process is told.
 #[derive(Debug, Args)]
-struct ProcessArgs {
+pub(crate) struct ProcessArgs {
     /// The run's join token; better given in the environment than for all to see.
     #[arg(long, env = crate::launch::TOKEN_VARIABLE, hide_env_values = true)]
-    token: String,
+    pub(crate) token: String,
     /// End when the process with this id ends.
     #[arg(long, hide = true)]
     parent: Option<u32>,
@@ -72,7 +77,7 @@ struct ProcessArgs {
 
 impl ProcessArgs {
     /// Ties the process to its parent, sets up logging, and gives the token that SIGTERM cancels.
-    fn set_up(&self) -> anyhow::Result<CancellationToken> {
+    pub(crate) fn set_up(&self) -> anyhow::Result<CancellationToken> {
         if let Some(parent) = self.parent {
             process::die_with_parent(parent)?;
         }
@@ -111,37 +116,55 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
     })
 }
 
-pub(crate) fn rollout_worker(args: WorkerArgs) -> anyhow::Result<()> {
-    work(args, |options| async {
-        retouch_rollout_worker::run(options)
-            .await
-            .map_err(|error| match error {
+pub(crate) fn worker(role: Role, args: WorkerArgs) -> anyhow::Result<()> {
+    on_network_threads(async {
+        let stop = args.process.set_up()?;
+        let defaults = WorkerOptions::new(
+            args.coordinator,
+            args.process.token,
+            args.name,
+            args.data_dir,
+        );
+        let options = WorkerOptions {
+            device: args.device,
+            listen: args.listen,
+            advertise: args.advertise,
+            run_dir: args.run_dir,
+            stop,
+            ..defaults
+        };
+        run(role, options).await
+    })
+}
+
+/// A role from joining the run to its end.
+pub(crate) async fn run(role: Role, options: WorkerOptions) -> anyhow::Result<()> {
+    match role {
+        Role::Rollout => {
+            let outcome = retouch_rollout_worker::run(options).await;
+            outcome.map_err(|error| match error {
+                RolloutError::Session(SessionError::Restart) => StartAgain.into(),
                 RolloutError::Device(_) | RolloutError::Load(_) => lasting(&error),
                 error => error.into(),
             })
-    })
-}
-
-pub(crate) fn reward_worker(args: WorkerArgs) -> anyhow::Result<()> {
-    work(args, |options| async {
-        retouch_reward_worker::run(options)
-            .await
-            .map_err(|error| match error {
+        }
+        Role::Reward => {
+            let outcome = retouch_reward_worker::run(options).await;
+            outcome.map_err(|error| match error {
+                RewardError::Session(SessionError::Restart) => StartAgain.into(),
                 RewardError::Device(_) | RewardError::Load(_) => lasting(&error),
                 error => error.into(),
             })
-    })
-}
-
-pub(crate) fn learner(args: WorkerArgs) -> anyhow::Result<()> {
-    work(args, |options| async {
-        retouch_learner::session::run(options)
-            .await
-            .map_err(|error| match error {
+        }
+        Role::Learner => {
+            let outcome = retouch_learner::session::run(options).await;
+            outcome.map_err(|error| match error {
+                LearnerError::Session(SessionError::Restart) => StartAgain.into(),
                 LearnerError::Device(_) | LearnerError::Load(_) => lasting(&error),
                 error => error.into(),
             })
-    })
+        }
+    }
 }
 
 /// A model that can't be loaded or a device that is not there will not be there a second later: a parent that would
@@ -150,30 +173,13 @@ fn lasting(error: &dyn std::error::Error) -> anyhow::Error {
     UsageError(error.to_string()).into()
 }
 
-fn work<F>(args: WorkerArgs, role: impl FnOnce(WorkerOptions) -> F) -> anyhow::Result<()>
-where
-    F: Future<Output = anyhow::Result<()>>,
-{
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+/// Runs a worker's network side; tensors are computed elsewhere.
+pub(crate) fn on_network_threads(
+    work: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_multi_thread()
         .worker_threads(NETWORK_THREADS)
         .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let stop = args.process.set_up()?;
-        let defaults = WorkerOptions::new(
-            args.coordinator,
-            args.process.token,
-            args.name,
-            args.data_dir,
-        );
-        role(WorkerOptions {
-            device: args.device,
-            listen: args.listen,
-            advertise: args.advertise,
-            run_dir: args.run_dir,
-            stop,
-            ..defaults
-        })
-        .await
-    })
+        .build()?
+        .block_on(work)
 }

@@ -5,13 +5,15 @@ use std::pin::Pin;
 use retouch_proto::grpc::control_server::{Control, ControlServer};
 use retouch_proto::grpc::coordinator_server::{Coordinator, CoordinatorServer};
 use retouch_proto::grpc::{
-    ControlReply, DrainRequest, Event, EventsRequest, PauseRequest, RegisterReply, RegisterRequest,
-    ReportReply, ReportRequest, ResumeRequest, StatusReply, StatusRequest, StopRequest,
-    TOKEN_METADATA_KEY,
+    CheckpointRequest, ConfigReply, ConfigRequest, ControlReply, DrainRequest, Event,
+    EventsRequest, GroupsReply, GroupsRequest, PauseRequest, RegisterReply, RegisterRequest,
+    ReportReply, ReportRequest, RestartRequest, ResumeRequest, StatusReply, StatusRequest,
+    StopRequest, TOKEN_METADATA_KEY, VersionsReply, VersionsRequest,
 };
 use retouch_proto::limits::MESSAGE_BYTES_MAX;
+use retouch_proto::lookup::GroupQuery;
 use retouch_proto::worker::{Registered, Registration, Report};
-use retouch_proto::{RunId, status};
+use retouch_proto::{RunId, WorkerId, status};
 use tokio::sync::{broadcast, oneshot};
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
@@ -19,8 +21,10 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
+use crate::lookup::{Lookup, at_work};
 use crate::machine::io::{Command, Ticket};
 use crate::shell::{Handle, Refused, Request as ShellRequest};
+use crate::store::StoreError;
 
 /// What both services need.
 #[derive(Clone)]
@@ -33,6 +37,8 @@ pub(crate) struct Services {
     pub(crate) run: RunId,
     /// The resolved run file, for workers.
     pub(crate) config_toml: String,
+    /// What people find in the record.
+    pub(crate) lookup: Lookup,
 }
 
 impl Services {
@@ -81,11 +87,31 @@ impl Services {
     async fn command(&self, command: Command) -> Result<Response<ControlReply>, Status> {
         let (sender, answer) = oneshot::channel();
         self.send(ShellRequest::Control(command, sender))?;
-        let state = answer.await.map_err(|_| gone())?;
-        Ok(Response::new(ControlReply {
-            state: state.to_string(),
-        }))
+        let answer = answer.await.map_err(|_| gone())?;
+        let controlled = answer.map_err(Status::failed_precondition)?;
+        Ok(Response::new(controlled.into()))
     }
+
+    async fn run_status(&self) -> Result<status::RunStatus, Status> {
+        let (sender, answer) = oneshot::channel();
+        self.send(ShellRequest::Status(sender))?;
+        answer.await.map_err(|_| gone())
+    }
+
+    /// Reads the record on a thread that may block.
+    async fn look_up<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Lookup) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let lookup = self.lookup.clone();
+        let found = tokio::task::spawn_blocking(move || look(&lookup)).await;
+        let found = found.map_err(|error| Status::internal(error.to_string()))?;
+        found.map_err(|error| Status::internal(error.to_string()))
+    }
+}
+
+fn worker(name: String) -> Result<WorkerId, Status> {
+    WorkerId::new(name).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
 fn gone() -> Status {
@@ -164,9 +190,7 @@ impl Control for Services {
         request: Request<StatusRequest>,
     ) -> Result<Response<StatusReply>, Status> {
         self.check_token(&request)?;
-        let (sender, answer) = oneshot::channel();
-        self.send(ShellRequest::Status(sender))?;
-        let status = answer.await.map_err(|_| gone())?;
+        let status = self.run_status().await?;
         let reply =
             StatusReply::try_from(&status).map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(reply))
@@ -193,7 +217,65 @@ impl Control for Services {
         request: Request<DrainRequest>,
     ) -> Result<Response<ControlReply>, Status> {
         self.check_token(&request)?;
-        self.command(Command::Drain).await
+        let command = match request.into_inner().worker {
+            name if name.is_empty() => Command::Drain,
+            name => Command::DrainWorker(worker(name)?),
+        };
+        self.command(command).await
+    }
+
+    async fn checkpoint(
+        &self,
+        request: Request<CheckpointRequest>,
+    ) -> Result<Response<ControlReply>, Status> {
+        self.check_token(&request)?;
+        self.command(Command::Checkpoint).await
+    }
+
+    async fn restart(
+        &self,
+        request: Request<RestartRequest>,
+    ) -> Result<Response<ControlReply>, Status> {
+        self.check_token(&request)?;
+        let worker = worker(request.into_inner().worker)?;
+        self.command(Command::RestartWorker(worker)).await
+    }
+
+    async fn groups(
+        &self,
+        request: Request<GroupsRequest>,
+    ) -> Result<Response<GroupsReply>, Status> {
+        self.check_token(&request)?;
+        let query = GroupQuery::try_from(request.into_inner())?;
+        let at_work = at_work(&self.run_status().await?);
+        let groups = self
+            .look_up(move |lookup| lookup.groups(&query, &at_work))
+            .await?;
+        let reply = GroupsReply::try_from(&groups[..])?;
+        let bytes = reply.groups_json.len();
+        if bytes >= MESSAGE_BYTES_MAX {
+            let problem = format!("{} groups are {bytes} bytes; ask for fewer", groups.len());
+            return Err(Status::out_of_range(problem));
+        }
+        Ok(Response::new(reply))
+    }
+
+    async fn versions(
+        &self,
+        request: Request<VersionsRequest>,
+    ) -> Result<Response<VersionsReply>, Status> {
+        self.check_token(&request)?;
+        let versions = self.look_up(Lookup::versions).await?;
+        Ok(Response::new(VersionsReply::try_from(&versions[..])?))
+    }
+
+    async fn config(
+        &self,
+        request: Request<ConfigRequest>,
+    ) -> Result<Response<ConfigReply>, Status> {
+        self.check_token(&request)?;
+        let config_toml = self.config_toml.clone();
+        Ok(Response::new(ConfigReply { config_toml }))
     }
 
     async fn stop(&self, request: Request<StopRequest>) -> Result<Response<ControlReply>, Status> {
@@ -208,13 +290,20 @@ impl Control for Services {
         request: Request<EventsRequest>,
     ) -> Result<Response<Self::EventsStream>, Status> {
         self.check_token(&request)?;
-        let after = request.into_inner().after_sequence;
+        let EventsRequest {
+            after_sequence: after,
+            follow,
+        } = request.into_inner();
         let (sender, answer) = oneshot::channel();
         self.send(ShellRequest::Events(sender))?;
         let (past, future) = answer.await.map_err(|_| gone())?;
         let past = past.into_iter().filter(move |event| event.sequence > after);
         let past = tokio_stream::iter(past.map(|event| Ok(Event::from(event))));
-        Ok(Response::new(Box::pin(past.chain(followed(future)))))
+        Ok(Response::new(if follow {
+            Box::pin(past.chain(followed(future)))
+        } else {
+            Box::pin(past)
+        }))
     }
 }
 

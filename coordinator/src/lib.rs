@@ -2,19 +2,22 @@
 //!
 //! It never touches a tensor: only ids, numbers and blob references (A4). Reading order:
 //! [`machine`] is the core that decides (A1); [`advantage`], [`filter`] and [`metrics`] are the
-//! method's arithmetic; [`dataset`] is what a run begins with; [`store`] is the durable record;
-//! `shell` owns machine and record, `grpc` talks to the world, and [`serve`](serve()) ties them
+//! method's arithmetic; [`dataset`] is what a run begins with; [`store`] is the durable record,
+//! [`lookup`] what people find in it;
+//! `shell` owns machine and record, `tensorboard` draws it, `grpc` talks to the world, and [`serve`](serve()) ties them
 //! together.
 
 pub mod advantage;
 pub mod dataset;
 pub mod filter;
 mod grpc;
+pub mod lookup;
 pub mod machine;
 pub mod metrics;
 mod serve;
 mod shell;
 pub mod store;
+mod tensorboard;
 
 pub use machine::io::Outcome;
 pub use serve::{

@@ -7,7 +7,7 @@
 //! Reading order: [`io`] and [`record`] are the border; [`workers`], [`leases`], [`blobs`],
 //! [`groups`] and [`prompts`] are the state; `reports` takes in what workers say, `results` what
 //! they did and `attempts` what they failed to do; `collect` opens and refills iterations, `seal` finds what to train on, `training` makes them happen and
-//! `commit` has them happened; `recovery` handles what is lost; `dispatch` gives out work and answers; [`schedule`] and
+//! `commit` has them happened; `recovery` handles what is lost and `leaving` who is sent away; `dispatch` gives out work and answers; [`schedule`] and
 //! [`membership`] are the pure decisions; `control`, `status` and `stalls` are for people.
 
 mod attempts;
@@ -20,6 +20,7 @@ mod free;
 pub mod groups;
 pub mod io;
 pub mod leases;
+mod leaving;
 pub mod membership;
 pub mod prompts;
 pub mod record;
@@ -92,6 +93,8 @@ pub struct Machine {
     open: BTreeMap<Iteration, OpenIteration>,
     training: Option<Training>,
     retry: training::Retry,
+    /// A person wants a checkpoint of what is committed.
+    checkpoint_asked: bool,
     shortage_since_ms: Option<u64>,
     state_lost_since_ms: Option<u64>,
     /// Until then, blobs of the record that nobody has may still be reported by their holders.
@@ -133,6 +136,7 @@ impl Machine {
             open: BTreeMap::new(),
             training: None,
             retry: training::Retry::default(),
+            checkpoint_asked: false,
             shortage_since_ms: None,
             state_lost_since_ms: None,
             adopting_until_ms: None,
@@ -213,6 +217,7 @@ impl Machine {
 
     fn step(&mut self) {
         self.ring_alarms();
+        self.part();
         loop {
             self.recover();
             self.collect();

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use retouch_proto::{ConfigErrors, RunConfig};
 use tokio::net::TcpListener;
@@ -17,10 +17,12 @@ use tonic::transport::Server;
 
 use crate::dataset::{self, DatasetError};
 use crate::grpc::Services;
+use crate::lookup::Lookup;
 use crate::machine::Machine;
 use crate::machine::io::Outcome;
 use crate::shell::Shell;
-use crate::store::{Store, StoreError};
+use crate::store::{Reader, Store, StoreError};
+use crate::tensorboard::EventsFile;
 
 /// Where the address is left in the run folder.
 pub const ADDRESS_FILE_NAME: &str = "coordinator.addr";
@@ -141,14 +143,20 @@ impl Coordinator {
         if let Some(token) = &token {
             write(&run_dir.join(TOKEN_FILE_NAME), token, 0o600)?;
         }
-        let (shell, handle) =
-            Shell::new(|now_ms| Machine::new(config, rows, record, now_ms), store)?;
+        let charts = charts(&run_dir)?;
+        let lookup = Lookup::new(run_dir.clone(), rows.clone().into());
+        let (shell, handle) = Shell::new(
+            |now_ms| Machine::new(config, rows, record, now_ms),
+            store,
+            charts,
+        )?;
         let outcome = run_shell(shell, lock);
         let services = Services {
             handle,
             token,
             run,
             config_toml,
+            lookup,
         };
         let (stop_services, stopped) = oneshot::channel();
         let services = AbortOnDrop(tokio::spawn(serve_until(services, listener, stopped).await));
@@ -196,6 +204,17 @@ impl Coordinator {
             Ok(outcome)
         }
     }
+}
+
+/// Begins this start's TensorBoard file; a run goes on without one.
+fn charts(run_dir: &Path) -> Result<Option<EventsFile>, StoreError> {
+    let history = Reader::open(run_dir)?.iterations()?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now_ms = now.unwrap_or_default().as_millis() as u64;
+    let created = EventsFile::create(run_dir, &history, now_ms);
+    Ok(created
+        .inspect_err(|error| tracing::warn!(%error, "no TensorBoard file can be written"))
+        .ok())
 }
 
 type ShellEnd = Result<Option<Outcome>, StoreError>;

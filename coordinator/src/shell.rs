@@ -11,13 +11,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use retouch_proto::Generation;
-use retouch_proto::status::{Event, RunState, RunStatus};
+use retouch_proto::status::{Controlled, Event, RunStatus};
 use retouch_proto::worker::{Registration, Report, ReportReply};
 use tokio::sync::{broadcast, oneshot};
 
 use crate::machine::Machine;
 use crate::machine::io::{Command, Input, Outcome, Output, Ticket};
+use crate::machine::record::Entry;
 use crate::store::{Store, StoreError};
+use crate::tensorboard::EventsFile;
 
 /// Inputs that may wait.
 const QUEUE_LEN: usize = 16_384;
@@ -37,7 +39,7 @@ pub(crate) enum Request {
     /// The caller of a report went away.
     HungUp(Ticket),
     /// A person wants something.
-    Control(Command, oneshot::Sender<RunState>),
+    Control(Command, oneshot::Sender<Result<Controlled, String>>),
     /// A person looks.
     Status(oneshot::Sender<RunStatus>),
     /// A person wants to know what happened since, and what happens from now on.
@@ -105,7 +107,7 @@ impl Clock {
 enum Answer {
     Registered(oneshot::Sender<Generation>),
     Reply(oneshot::Sender<ReportReply>),
-    Controlled(oneshot::Sender<RunState>),
+    Controlled(oneshot::Sender<Result<Controlled, String>>),
 }
 
 /// The owner of machine and record.
@@ -118,6 +120,8 @@ pub(crate) struct Shell {
     waiting: HashMap<Ticket, Answer>,
     events: VecDeque<Event>,
     listeners: broadcast::Sender<Event>,
+    /// For TensorBoard; none if it can't be written.
+    charts: Option<EventsFile>,
 }
 
 impl Shell {
@@ -125,6 +129,7 @@ impl Shell {
     pub(crate) fn new(
         start: impl FnOnce(u64) -> Machine,
         mut store: Store,
+        charts: Option<EventsFile>,
     ) -> Result<(Self, Handle), StoreError> {
         let (queue, requests) = sync_channel(QUEUE_LEN);
         let tickets: Arc<AtomicU64> = AtomicU64::new(1).into();
@@ -146,6 +151,7 @@ impl Shell {
             waiting,
             events,
             listeners,
+            charts,
         };
         Ok((shell, handle))
     }
@@ -235,6 +241,7 @@ impl Shell {
             }
         }
         self.store.write(&entries)?;
+        self.chart(&entries);
         let mut outcome = None;
         for output in rest {
             match output {
@@ -243,6 +250,19 @@ impl Shell {
             }
         }
         Ok(outcome)
+    }
+
+    /// Charts are nice to have: one that can't be written is told once, and given up.
+    fn chart(&mut self, entries: &[Entry]) {
+        let now_ms = self.clock.now_ms();
+        for entry in entries {
+            if let (Entry::Committed(entry), Some(charts)) = (entry, &mut self.charts)
+                && let Err(error) = charts.add(&entry.metrics, now_ms)
+            {
+                tracing::warn!(%error, "the TensorBoard file can't be written any more");
+                self.charts = None;
+            }
+        }
     }
 
     fn send(&mut self, output: Output) {
@@ -257,9 +277,9 @@ impl Shell {
                     let _ = sender.send(reply);
                 }
             }
-            Output::Controlled(ticket, state) => {
+            Output::Controlled(ticket, answer) => {
                 if let Some(Answer::Controlled(sender)) = self.waiting.remove(&ticket) {
-                    let _ = sender.send(state);
+                    let _ = sender.send(answer);
                 }
             }
             Output::Event(event) => self.tell(event),

@@ -4,6 +4,7 @@
 //! starts from. [`Reader`] is for reports and people, and may read while a run goes on.
 
 mod error;
+mod find;
 mod load;
 mod reader;
 mod schema;
@@ -16,6 +17,7 @@ use retouch_proto::status::Event;
 use rusqlite::{Connection, OptionalExtension, params};
 
 pub use error::StoreError;
+pub(crate) use find::Found;
 pub use reader::{GroupRow, IterationRow, IterationStatus, Reader, ScoreRow};
 
 use crate::machine::record::{Entry, Record};

@@ -381,7 +381,10 @@ async fn people_see_pause_resume_and_follow() {
         assert_eq!((seen.state, seen.workers.len()), (RunState::Paused, 1));
 
         let mut events = control
-            .events(with_token(EventsRequest { after_sequence: 1 }))
+            .events(with_token(EventsRequest {
+                after_sequence: 1,
+                follow: true,
+            }))
             .await
             .unwrap()
             .into_inner();

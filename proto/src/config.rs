@@ -6,6 +6,7 @@
 mod errors;
 mod layers;
 mod lines;
+mod paths;
 mod preset;
 mod sections;
 mod validate;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use errors::{ConfigErrors, Problem};
 pub use layers::{load, preset};
+pub use paths::{InvalidPathMove, PathMove};
 pub use preset::Preset;
 pub use sections::*;
 

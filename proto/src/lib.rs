@@ -1,7 +1,7 @@
 //! What the processes of a run say to one another, and the run file.
 //!
 //! Reading order: [`ids`] and [`blob`] name things, [`task`] is the work, [`worker`] how work
-//! and results travel, [`status`] what people see, [`config`] the run file, [`seed`] where all
+//! and results travel, [`status`] and [`lookup`] what people see, [`config`] the run file, [`seed`] where all
 //! randomness comes from. [`grpc`] has the generated services; its types are named only in
 //! files called `grpc.rs` (A2), everything else uses the domain types of this crate, and the
 //! conversions between the two check every message against [`limits`].
@@ -12,6 +12,7 @@ mod convert;
 pub mod grpc;
 pub mod ids;
 pub mod limits;
+pub mod lookup;
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
 mod pb {
     tonic::include_proto!("retouch.v1");

@@ -34,5 +34,7 @@ pub const SLOTS_MAX: usize = 256;
 pub const HASHES_MAX: usize = 65_536;
 /// Hints of blobs to fetch early in one reply.
 pub const PREFETCH_MAX: usize = 256;
+/// Groups in one answer to a person.
+pub const GROUPS_SHOWN_MAX: u32 = 1_000;
 /// Length of a run file in a reply.
 pub const CONFIG_BYTES_MAX: usize = 1 << 20;

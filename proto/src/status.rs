@@ -27,17 +27,53 @@ pub enum RunState {
     Failed,
 }
 
-impl fmt::Display for RunState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
+impl RunState {
+    /// Every state.
+    pub const ALL: [Self; 6] = [
+        Self::Running,
+        Self::Paused,
+        Self::Draining,
+        Self::Stopping,
+        Self::Finished,
+        Self::Failed,
+    ];
+
+    /// The state's name.
+    pub fn as_str(self) -> &'static str {
+        match self {
             Self::Running => "running",
             Self::Paused => "paused",
             Self::Draining => "draining",
             Self::Stopping => "stopping",
             Self::Finished => "finished",
             Self::Failed => "failed",
-        })
+        }
     }
+
+    /// The state of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == name)
+    }
+
+    /// Whether the run does no more work.
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Finished | Self::Failed)
+    }
+}
+
+impl fmt::Display for RunState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// What a command did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Controlled {
+    /// The run's state after it.
+    pub state: RunState,
+    /// What was done, for people.
+    pub message: String,
 }
 
 /// The whole view.
@@ -55,6 +91,9 @@ pub struct RunStatus {
     pub committed: Iteration,
     /// The last iteration with a durable checkpoint; 0 is the start.
     pub checkpointed: Iteration,
+    /// Whether a checkpoint was asked for and is not made yet.
+    #[serde(default)]
+    pub checkpoint_pending: bool,
     /// How many iterations the run has.
     pub iterations: u32,
     /// What the open iteration waits for.
@@ -136,6 +175,9 @@ pub struct WorkerStatus {
     pub state: Presence,
     /// The device, for people.
     pub device: String,
+    /// What it sampled with last (rollout workers that have had work).
+    #[serde(default)]
+    pub policy: Option<PolicyStatus>,
     /// Tasks it can run at a time.
     pub slots: u32,
     /// Tasks it runs.
@@ -150,6 +192,15 @@ pub struct WorkerStatus {
     pub failed: u64,
 }
 
+/// A policy that samples.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// The iteration that published it; 0 is the base model.
+    pub iteration: Iteration,
+    /// Its adapter's hash; absent is the bare base model.
+    pub version: Option<String>,
+}
+
 /// Whether a worker is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -162,6 +213,8 @@ pub enum Presence {
     Leaving,
     /// Missed its heartbeats.
     Lost,
+    /// Went because a person wanted it.
+    Left,
 }
 
 impl From<WorkerState> for Presence {
@@ -181,6 +234,7 @@ impl fmt::Display for Presence {
             Self::Ready => "ready",
             Self::Leaving => "leaving",
             Self::Lost => "lost",
+            Self::Left => "left",
         })
     }
 }
@@ -327,6 +381,7 @@ pub struct Event {
 pub enum EventKind {
     WorkerJoined,
     WorkerLost,
+    WorkerLeft,
     GroupDropped,
     GroupRemade,
     AttemptFailed,
@@ -345,9 +400,10 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::WorkerJoined,
         Self::WorkerLost,
+        Self::WorkerLeft,
         Self::GroupDropped,
         Self::GroupRemade,
         Self::AttemptFailed,
@@ -369,6 +425,7 @@ impl EventKind {
         match self {
             Self::WorkerJoined => "worker-joined",
             Self::WorkerLost => "worker-lost",
+            Self::WorkerLeft => "worker-left",
             Self::GroupDropped => "group-dropped",
             Self::GroupRemade => "group-remade",
             Self::AttemptFailed => "attempt-failed",

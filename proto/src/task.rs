@@ -216,14 +216,42 @@ pub struct TrainMetrics {
     pub pairs: u64,
     /// Seconds spent waiting for blobs.
     pub fetch_s: f64,
-    /// Seconds of forwards and backwards.
-    pub forward_backward_s: f64,
+    /// Seconds of noise and batches.
+    pub prepare_s: f64,
+    /// Seconds of the old policy's forwards.
+    pub v_old_s: f64,
+    /// Seconds of the reference's forwards.
+    pub v_ref_s: f64,
+    /// Seconds of the trained policy's forwards and the loss.
+    pub forward_s: f64,
+    /// Seconds of backwards.
+    pub backward_s: f64,
     /// Seconds of summing gradients over ranks.
     pub all_reduce_s: f64,
     /// Seconds of the optimizer, EMA and old policy.
     pub optimizer_s: f64,
     /// Seconds of writing the checkpoint.
     pub checkpoint_s: f64,
+    /// Seconds of making state and version into blobs that others can fetch.
+    pub publish_s: f64,
+}
+
+impl TrainMetrics {
+    /// Where a step's time went, in the order of the work: name and seconds.
+    pub fn stages(&self) -> [(&'static str, f64); 10] {
+        [
+            ("data wait", self.fetch_s),
+            ("prepare", self.prepare_s),
+            ("v_old", self.v_old_s),
+            ("v_ref", self.v_ref_s),
+            ("forward", self.forward_s),
+            ("backward", self.backward_s),
+            ("all-reduce", self.all_reduce_s),
+            ("optimizer", self.optimizer_s),
+            ("checkpoint", self.checkpoint_s),
+            ("publish", self.publish_s),
+        ]
+    }
 }
 
 /// A task that could not be done. Never turned into a score (A5).

@@ -163,6 +163,8 @@ pub enum Directive {
     Continue,
     /// The generation is unknown or over: register again.
     Reregister,
-    /// The run has ended: exit.
+    /// The run has ended, or goes on without this worker: exit.
     Shutdown,
+    /// Exit in a way that makes the parent start the process again.
+    Restart,
 }

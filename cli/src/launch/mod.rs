@@ -19,7 +19,7 @@ use std::{
 
 use anyhow::bail;
 use clap::Args;
-use retouch_proto::{RunConfig, status::RunState};
+use retouch_proto::RunConfig;
 
 use self::{progress::Progress, run_folder::RunFolder, supervisor::Supervisor};
 use crate::{
@@ -52,15 +52,10 @@ pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
     train(&config, &folder, &peak_kib).await?;
     let totals = Totals::add_launch(folder.path(), started.elapsed(), peak_kib.get())?;
     if args.no_evaluation {
-        println!("trained in {}", crate::status::duration(totals.wall_s));
+        println!("trained in {}", crate::show::duration(totals.wall_s));
         return Ok(());
     }
     report::make(&config, folder.path())
-}
-
-/// Whether a run in that state does no more work.
-pub(crate) fn is_over(state: RunState) -> bool {
-    matches!(state, RunState::Finished | RunState::Failed)
 }
 
 /// Starts all processes and waits until the coordinator says that the run is over.
@@ -101,7 +96,7 @@ async fn follow(
         "coordinator at {address}; `retouch status {}` shows more",
         folder.path().display()
     );
-    let mut progress = Progress::new(config.iterations);
+    let mut progress = Progress::new();
     let target = Target::folder(folder.path().to_owned());
     let result = tokio::select! {
         () = progress.follow(&target) => unreachable!("progress follows for ever"),

@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     io::Write,
+    net::SocketAddr,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -56,7 +57,10 @@ pub(crate) fn workers(
         (0..count).map(move |index| {
             let name = format!("{role}-{index}");
             ProcessSpec {
-                arguments: worker_arguments(role, &name, run_dir, address, device),
+                arguments: worker_arguments(role, &name, run_dir, address, device)
+                    .into_iter()
+                    .chain(reachable(&config.cluster.listen))
+                    .collect(),
                 name,
                 environment: environment(token),
                 ends_by_itself: true,
@@ -86,6 +90,16 @@ fn worker_arguments(
     .flat_map(|(flag, value): (OsString, Option<OsString>)| [Some(flag), value])
     .flatten()
     .collect()
+}
+
+/// Where a run's coordinator has an address of its own, workers of other machines may join, and must reach ours.
+fn reachable(coordinator_listen: &str) -> Vec<OsString> {
+    let address = coordinator_listen.parse::<SocketAddr>().ok();
+    let own = address.filter(|address| !address.ip().is_unspecified());
+    own.map_or(Vec::new(), |own| {
+        let any_port = SocketAddr::new(own.ip(), 0).to_string();
+        vec!["--listen".into(), any_port.into()]
+    })
 }
 
 /// Children end with us, however we end.
@@ -128,4 +142,16 @@ fn random_token() -> anyhow::Result<String> {
     let mut source = std::fs::File::open("/dev/urandom").context("can't open /dev/urandom")?;
     std::io::Read::read_exact(&mut source, &mut bytes).context("can't read /dev/urandom")?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_serve_where_the_coordinator_does() {
+        assert_eq!(reachable("10.0.0.5:7000"), ["--listen", "10.0.0.5:0"]);
+        assert_eq!(reachable("[::1]:7000"), ["--listen", "[::1]:0"]);
+        assert!(reachable("0.0.0.0:7000").is_empty());
+    }
 }

@@ -1,33 +1,47 @@
-//! What `launch` shows while a run goes on: one line per committed iteration and a bar with the rates.
+//! What `launch` shows while a run goes on: a line for every committed iteration, and in a terminal one bar a stage.
 
 use std::{io::IsTerminal, time::Duration};
 
-use indicatif::{ProgressBar, ProgressStyle};
-use retouch_proto::status::{IterationMetrics, RunStatus, Stage};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use retouch_proto::status::{GroupCounts, IterationMetrics, RunStatus, Stage};
 
 use crate::{
     control::{ControlClient, Target},
-    status::duration,
+    show::duration,
 };
 
 const POLL_EVERY: Duration = Duration::from_millis(500);
+const STAGES: usize = 4;
 
-/// The lines and the bar; without a terminal only the lines.
+/// The lines and the bars; without a terminal only the lines.
 pub(crate) struct Progress {
-    bar: ProgressBar,
+    bars: MultiProgress,
+    stages: [ProgressBar; STAGES],
     shown: u32,
     stalled: Option<String>,
 }
 
+/// What one bar says.
+#[derive(Debug, PartialEq, Eq)]
+struct StageView {
+    name: &'static str,
+    done: u64,
+    all: u64,
+    message: String,
+}
+
 impl Progress {
-    pub(crate) fn new(iterations: u32) -> Self {
-        let bar = if std::io::stderr().is_terminal() {
-            ProgressBar::new(u64::from(iterations)).with_style(style())
+    pub(crate) fn new() -> Self {
+        let target = if std::io::stderr().is_terminal() {
+            ProgressDrawTarget::stderr()
         } else {
-            ProgressBar::hidden()
+            ProgressDrawTarget::hidden()
         };
+        let bars = MultiProgress::with_draw_target(target);
+        let stages = std::array::from_fn(|_| bars.add(ProgressBar::new(0).with_style(style())));
         Self {
-            bar,
+            bars,
+            stages,
             shown: 0,
             stalled: None,
         }
@@ -47,7 +61,7 @@ impl Progress {
         }
     }
 
-    pub(crate) fn show(&mut self, status: &RunStatus) {
+    fn show(&mut self, status: &RunStatus) {
         for metrics in status.history.iter().filter(|m| m.iteration.0 > self.shown) {
             self.say(&line(metrics, status.iterations));
         }
@@ -59,27 +73,113 @@ impl Progress {
             }
             self.stalled = stalled;
         }
-        self.bar.set_position(u64::from(status.committed.0));
-        self.bar.set_message(message(status));
+        for (bar, view) in self.stages.iter().zip(stages(status)) {
+            bar.set_prefix(view.name);
+            bar.set_length(view.all);
+            bar.set_position(view.done);
+            bar.set_message(view.message);
+        }
     }
 
-    /// Prints a line above the bar.
-    pub(crate) fn say(&self, line: &str) {
-        if self.bar.is_hidden() {
-            println!("{line}")
+    /// Prints a line above the bars.
+    fn say(&self, line: &str) {
+        if self.bars.is_hidden() {
+            println!("{line}");
         } else {
-            self.bar.println(line)
+            // A terminal that can't be written to is no reason to end a run.
+            let _ = self.bars.println(line);
         }
     }
 
     pub(crate) fn finish(&self) {
-        self.bar.finish_and_clear();
+        self.stages.iter().for_each(ProgressBar::finish_and_clear);
     }
 }
 
 fn style() -> ProgressStyle {
-    ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {elapsed}")
+    ProgressStyle::with_template("{prefix:<10} {bar:24} {pos:>4}/{len:<4} {msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+/// The stages in the order of the work: a group that is past a stage counts as done there.
+fn stages(status: &RunStatus) -> [StageView; STAGES] {
+    let groups = &status.groups;
+    let GroupCounts { total, dropped, .. } = *groups;
+    let scored = groups.scored + dropped;
+    let sampled = scored + groups.sampled + groups.scoring;
+    let rates = &status.rates;
+    let view = |name, done: u32, all: u32, message| StageView {
+        name,
+        done: done.into(),
+        all: all.into(),
+        message,
+    };
+    [
+        view(
+            "sample",
+            sampled,
+            total,
+            format!("{:.1} samples/s", rates.samples_per_s),
+        ),
+        view(
+            "judge",
+            scored,
+            total,
+            format!("{:.1} scores/s{}", rates.scores_per_s, filtered(status)),
+        ),
+        train(status),
+        view(
+            "iteration",
+            status.committed.0,
+            status.iterations,
+            overall(status),
+        ),
+    ]
+}
+
+fn train(status: &RunStatus) -> StageView {
+    let doing = match status.stage {
+        Stage::Training => "training",
+        Stage::Checkpointing => "writing a checkpoint",
+        Stage::Collecting => "waiting for groups",
+        Stage::Idle => "done",
+    };
+    let last = status.history.last().filter(|last| last.train.is_some());
+    let speed = last.map_or(String::new(), |last| {
+        let per_s = f64::from(last.samples_trained) / last.stage_s.train.max(1e-3);
+        format!(
+            "; last step {}, {per_s:.1} samples/s",
+            duration(last.stage_s.train)
+        )
+    });
+    StageView {
+        name: "train",
+        done: u64::from(status.stage == Stage::Training),
+        all: 1,
+        message: doing.to_owned() + &speed,
+    }
+}
+
+fn filtered(status: &RunStatus) -> String {
+    let last = status.history.last();
+    last.map_or(String::new(), |last| {
+        format!("; {:.0} % filtered last", 100.0 * last.filter_rate)
+    })
+}
+
+fn overall(status: &RunStatus) -> String {
+    let rewards: Vec<f64> = status.history.iter().map(|m| m.reward_mean).collect();
+    let reward = match (rewards.first(), rewards.last()) {
+        (Some(first), Some(last)) if rewards.len() > 1 => {
+            format!("reward {last:.4} (first {first:.4})")
+        }
+        (_, Some(last)) => format!("reward {last:.4}"),
+        _ => "no reward yet".to_owned(),
+    };
+    let eta = status.eta_s.map_or(String::new(), |eta| {
+        format!("; about {} left", duration(eta))
+    });
+    reward + &eta
 }
 
 fn line(metrics: &IterationMetrics, iterations: u32) -> String {
@@ -101,15 +201,34 @@ fn line(metrics: &IterationMetrics, iterations: u32) -> String {
     )
 }
 
-fn message(status: &RunStatus) -> String {
-    let groups = &status.groups;
-    let stage = match status.stage {
-        Stage::Collecting => format!("scored {}/{}", groups.scored + groups.dropped, groups.total),
-        other => other.to_string(),
-    };
-    let eta = status
-        .eta_s
-        .map(|eta| format!("  about {} left", duration(eta)))
-        .unwrap_or_default();
-    format!("{stage}  {:.1} samples/s{eta}", status.rates.samples_per_s)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::tests::sample;
+
+    #[test]
+    fn every_stage_has_its_bar() {
+        let shown: Vec<String> = stages(&sample())
+            .iter()
+            .map(|s| format!("{} {}/{} {}", s.name, s.done, s.all, s.message))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                "sample 5/8 3.2 samples/s",
+                "judge 3/8 2.5 scores/s; 25 % filtered last",
+                "train 0/1 waiting for groups; last step 4.0 s, 3.0 samples/s",
+                "iteration 2/10 reward 0.6000 (first 0.5000); about 96.0 s left",
+            ]
+        );
+    }
+
+    #[test]
+    fn without_a_terminal_an_iteration_is_a_line() {
+        let sample = sample();
+        assert_eq!(
+            line(&sample.history[1], sample.iterations),
+            "iteration  2/10  reward 0.6000 +- 0.2000  kept 3/4  loss 0.2500  grad 1.500  12.0 s"
+        );
+    }
 }

@@ -136,6 +136,14 @@ impl Keeper {
             if status.code() == Some(i32::from(exit::USAGE)) {
                 bail!("{} can't run: {}", self.spec.name, self.last_words());
             }
+            if status.code() == Some(i32::from(exit::START_AGAIN)) {
+                tracing::info!(
+                    process = self.spec.name,
+                    "a process wants to be started again"
+                );
+                deaths = 0;
+                continue;
+            }
             deaths = if started.elapsed() >= HEALTHY_AFTER {
                 1
             } else {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use retouch_tiny::bootstrap::Estimate;
 
-use crate::status::duration;
+use crate::show::duration;
 
 use super::{
     chart::{Series, line_chart},

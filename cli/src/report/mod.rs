@@ -25,7 +25,7 @@ use self::{
 };
 use crate::{
     evaluate::{Evaluation, PairOutcome},
-    status::duration,
+    show::duration,
 };
 
 /// Pairs shown as pictures.

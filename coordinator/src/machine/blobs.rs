@@ -99,6 +99,13 @@ impl Blobs {
             .is_some_and(|entry| entry.owners.contains(worker))
     }
 
+    /// Whether something would be lost with this worker.
+    pub fn is_only_owner(&self, worker: &WorkerId) -> bool {
+        let held = self.held.get(worker).into_iter().flatten();
+        let mut entries = held.filter_map(|hash| self.known.get(hash));
+        entries.any(|entry| entry.owners.len() == 1 && entry.file.is_none())
+    }
+
     /// A reference for a consumer, with a few owners to try: living ones in turn, the file last.
     pub fn reference(&mut self, blob: Blob, workers: &Workers) -> BlobRef {
         self.given += 1;

@@ -29,7 +29,7 @@ impl Machine {
                 .iter()
                 .map(|rank| rank.member.clone())
                 .collect();
-            return self.step_failed(members, problem);
+            return self.step_failed(members, training.purpose, problem);
         }
         let first = results[0].clone();
         let committed = left_behind(&first);
@@ -37,7 +37,10 @@ impl Machine {
         match training.purpose {
             Purpose::Learn => self.commit(committed, Some((&training, first))),
             // What the ranks wrote down is what samples next when the run goes on.
-            Purpose::WriteDown => self.committed = committed,
+            Purpose::WriteDown => {
+                self.committed = committed;
+                self.retry = Retry::default();
+            }
         }
         if training.checkpoint {
             self.checkpointed(Checkpoint {

@@ -1,7 +1,7 @@
 //! The run's life, and what people do to it.
 
 use retouch_proto::Iteration;
-use retouch_proto::status::{EventKind, RunState};
+use retouch_proto::status::{Controlled, EventKind, RunState};
 
 use super::io::{Command, Outcome, Output, Ticket};
 use super::workers::Worker;
@@ -53,16 +53,53 @@ impl Machine {
     }
 
     pub(super) fn control(&mut self, ticket: Ticket, command: Command) {
+        let message = self.obey(command);
+        let state = self.state();
+        let answer = message.map(|message| Controlled { state, message });
+        self.outputs.push_back(Output::Controlled(ticket, answer));
+    }
+
+    /// Does it; tells what was done, or why it can't be.
+    fn obey(&mut self, command: Command) -> Result<String, String> {
         match (command, &self.phase) {
             (Command::Pause, Phase::Running) => self.change(Phase::Paused),
             (Command::Resume, Phase::Paused) => self.change(Phase::Running),
             (Command::Drain, Phase::Running | Phase::Paused) => self.drain(),
             (Command::Stop, Phase::Running | Phase::Paused | Phase::Draining { .. }) => self.stop(),
-            // Said twice, or too late: the answer tells the state.
-            _ => {}
+            (Command::Checkpoint, Phase::Running | Phase::Paused | Phase::Draining { .. }) => {
+                return self.ask_checkpoint();
+            }
+            (Command::DrainWorker(id), _) if !self.is_over() => return self.drain_worker(&id),
+            (Command::RestartWorker(id), _) if !self.is_over() => return self.restart_worker(&id),
+            // Said twice, or too late.
+            _ => return Ok(format!("nothing to do: the run is {}", self.state())),
         }
-        self.outputs
-            .push_back(Output::Controlled(ticket, self.state()));
+        Ok(format!("the run is {}", self.state()))
+    }
+
+    fn ask_checkpoint(&mut self) -> Result<String, String> {
+        let iteration = self.committed.iteration;
+        if self.committed.state.is_none() {
+            return Err("nothing was trained yet, so there is nothing to write down".into());
+        }
+        if self.checkpoint.committed.iteration == iteration && self.training.is_none() {
+            return Ok(format!("iteration {iteration} has its checkpoint already"));
+        }
+        let when = match &self.training {
+            Some(training) => format!(
+                "iteration {} is written down once it is trained",
+                training.iteration
+            ),
+            None => format!("iteration {iteration} is being written down"),
+        };
+        if !self.checkpoint_asked {
+            self.checkpoint_asked = true;
+            self.event(
+                EventKind::Control,
+                format!("a checkpoint was asked for: {when}"),
+            );
+        }
+        Ok(when)
     }
 
     fn change(&mut self, phase: Phase) {

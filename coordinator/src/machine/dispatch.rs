@@ -127,8 +127,19 @@ impl Machine {
             _ => (Work::Score(id), GroupState::Scoring),
         };
         self.pin_policy(id);
+        if role == Role::Rollout {
+            self.note_policy(worker, id);
+        }
         let lease = self.grant(worker, work);
         self.set_group_state(id, state(lease));
+    }
+
+    /// Notes what the worker samples with, for people.
+    pub(super) fn note_policy(&mut self, worker: &WorkerId, group: GroupId) {
+        let policy = self.group(group).and_then(|group| group.policy);
+        if let Some(worker) = self.workers.get_mut(worker) {
+            worker.policy = policy;
+        }
     }
 
     /// Answers reports that there is something to say to, or that have waited long enough.
@@ -171,7 +182,7 @@ impl Machine {
         self.send(id, reply);
     }
 
-    fn send(&mut self, id: &WorkerId, reply: ReportReply) {
+    pub(super) fn send(&mut self, id: &WorkerId, reply: ReportReply) {
         let dismissed = reply.directive == Directive::Shutdown;
         let lost_at_ms = self.now_ms + self.workers.silence_ms_max();
         let Some(held) = self.workers.release(id) else {

@@ -1,8 +1,8 @@
 //! What goes into the machine and what comes out of it: closed enums (A1).
 
-use retouch_proto::status::{Event, RunState};
+use retouch_proto::status::{Controlled, Event};
 use retouch_proto::worker::{Registration, Report, ReportReply};
-use retouch_proto::{ContentHash, Generation, Iteration};
+use retouch_proto::{ContentHash, Generation, Iteration, WorkerId};
 
 use super::record::Entry;
 
@@ -26,7 +26,7 @@ pub enum Input {
 }
 
 /// What a person can want.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Give out no more work.
     Pause,
@@ -36,6 +36,12 @@ pub enum Command {
     Drain,
     /// Abandon open work, checkpoint the last committed state, then end.
     Stop,
+    /// Write the last committed state down as soon as the learners are free.
+    Checkpoint,
+    /// Have one worker finish what it has, give it no more, and let it go once nothing is lost with it.
+    DrainWorker(WorkerId),
+    /// Have one worker's process end now, to be started again by whoever keeps it alive.
+    RestartWorker(WorkerId),
 }
 
 /// What the machine wants done, in this order.
@@ -47,8 +53,8 @@ pub enum Output {
     Registered(Ticket, Generation),
     /// The answer to a report.
     Reply(Ticket, ReportReply),
-    /// The answer to a command: the run's state after it.
-    Controlled(Ticket, RunState),
+    /// The answer to a command: what it did, or why it can't be obeyed.
+    Controlled(Ticket, Result<Controlled, String>),
     /// Something worth telling (also recorded).
     Event(Event),
     /// The run is over and its workers know, or had time enough to be told.

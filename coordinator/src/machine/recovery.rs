@@ -13,10 +13,15 @@ use super::record::{Blob, Committed, Entry};
 impl Machine {
     /// A generation is over: its leases go to others, which is no failed attempt.
     pub(super) fn lose_worker(&mut self, id: &WorkerId, why: &str) {
+        self.end_worker(id, Presence::Lost, why);
+    }
+
+    /// A generation is over because it is [lost](Presence::Lost) or has [left](Presence::Left).
+    pub(super) fn end_worker(&mut self, id: &WorkerId, presence: Presence, why: &str) {
         let Some(worker) = self.workers.get_mut(id) else {
             return;
         };
-        worker.presence = Presence::Lost;
+        worker.presence = presence;
         worker.prefetch.clear();
         let (role, generation) = (worker.role, worker.generation);
         let leases: Vec<_> = worker.leases.iter().copied().collect();
@@ -36,7 +41,12 @@ impl Machine {
         }
         self.forgive(&(id.clone(), generation));
         if !self.is_over() {
-            self.event(EventKind::WorkerLost, format!("{role} worker {id}: {why}"));
+            let kind = if presence == Presence::Left {
+                EventKind::WorkerLeft
+            } else {
+                EventKind::WorkerLost
+            };
+            self.event(kind, format!("{role} worker {id}: {why}"));
             self.remake_lost_images();
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use retouch_proto::status::EventKind;
-use retouch_proto::worker::{Directive, Registration, Report, ReportReply, Role, RunningTask};
+use retouch_proto::worker::{Directive, Registration, Report, Role, RunningTask};
 use retouch_proto::{LeaseId, WorkerId};
 
 use super::groups::GroupState;
@@ -71,6 +71,9 @@ impl Machine {
         self.leases.adopt(task.lease, lease);
         self.alarms.insert((deadline_ms, Alarm::Lease(task.lease)));
         self.pin_policy(id);
+        if role == Role::Rollout {
+            self.note_policy(worker, id);
+        }
         self.set_group_state(id, state);
         if let Some(worker) = self.workers.get_mut(worker) {
             worker.leases.insert(task.lease);
@@ -79,6 +82,9 @@ impl Machine {
 
     pub(super) fn report(&mut self, ticket: Ticket, report: Report) {
         if !self.workers.is_current(&report.worker, report.generation) {
+            if self.tell_again(ticket, &report) {
+                return;
+            }
             return self.reply_nothing(ticket, Directive::Reregister);
         }
         let id = report.worker.clone();
@@ -123,14 +129,8 @@ impl Machine {
     }
 
     /// Answers without saying anything: nobody acts on this answer.
-    fn reply_nothing(&mut self, ticket: Ticket, directive: Directive) {
-        let reply = ReportReply {
-            assignments: Vec::new(),
-            cancel: Vec::new(),
-            prefetch: Vec::new(),
-            directive,
-            committed: self.committed.iteration,
-        };
+    pub(super) fn reply_nothing(&mut self, ticket: Ticket, directive: Directive) {
+        let reply = self.nothing(directive);
         self.outputs.push_back(Output::Reply(ticket, reply));
     }
 

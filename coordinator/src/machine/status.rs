@@ -2,11 +2,12 @@
 
 use std::collections::VecDeque;
 
-use retouch_proto::status::{Rates, RunStatus, Stage, WorkerStatus};
+use retouch_proto::status::{PolicyStatus, Rates, RunStatus, Stage, WorkerStatus};
 use retouch_proto::{Iteration, WorkerId};
 
 use super::Machine;
 use super::leases::Work;
+use super::record::Policy;
 use super::training::Purpose;
 use super::workers::Worker;
 
@@ -72,6 +73,7 @@ impl Machine {
             iteration: Iteration(next.0.min(self.config.iterations)),
             committed: self.committed.iteration,
             checkpointed: self.checkpoint.committed.iteration,
+            checkpoint_pending: self.checkpoint_asked,
             iterations: self.config.iterations,
             stage: self.stage(),
             groups: self
@@ -125,6 +127,7 @@ impl Machine {
             generation: worker.generation,
             state: worker.presence,
             device: worker.device.clone(),
+            policy: worker.policy.map(policy_status),
             slots: worker.slots,
             busy: worker.leases.len() as u32,
             groups: groups.collect(),
@@ -171,5 +174,12 @@ impl Machine {
         } else {
             (all_s - spent_s).max(0.0)
         })
+    }
+}
+
+fn policy_status(policy: Policy) -> PolicyStatus {
+    PolicyStatus {
+        iteration: policy.iteration,
+        version: policy.hash().map(|hash| hash.to_string()),
     }
 }

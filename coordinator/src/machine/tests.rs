@@ -1,8 +1,11 @@
 //! One test per rule, each with peers that do exactly what they are told to.
 
+mod checkpointing;
 mod collecting;
 mod driver;
+mod leaving;
 mod life;
+mod looking;
 mod losing;
 mod reporting;
 mod training;

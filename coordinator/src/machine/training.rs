@@ -1,6 +1,6 @@
 //! From a sealed iteration to a committed one: all ranks or none (A8).
 
-use retouch_proto::status::EventKind;
+use retouch_proto::status::{EventKind, Presence};
 use retouch_proto::task::{CollectiveEpoch, TaskFailure, TrainGroup, TrainResult, TrainTask};
 use retouch_proto::worker::Role;
 use retouch_proto::{BlobRef, Epoch, GroupId, Iteration, LeaseId, WorkerId};
@@ -9,8 +9,10 @@ use super::Machine;
 use super::control::Phase;
 use super::groups::FETCH_FAILURES_MAX;
 use super::leases::Work;
+use super::leaving::Order;
 use super::membership::{Candidates, Member, Plan, plan};
 use super::record::{Blob, Committed, KeptGroup, Policy};
+use super::workers::Worker;
 
 /// A training step under way.
 pub(super) struct Training {
@@ -66,6 +68,9 @@ impl Machine {
         }
         if self.wants_end() {
             self.end();
+            return false;
+        }
+        if self.write_down_if_asked() {
             return false;
         }
         let active = matches!(self.phase, Phase::Running | Phase::Draining { .. });
@@ -138,6 +143,27 @@ impl Machine {
         self.start(self.committed.iteration, Purpose::WriteDown, true);
     }
 
+    /// Starts the checkpoint that a person asked for; tells whether one is to be made.
+    fn write_down_if_asked(&mut self) -> bool {
+        self.checkpoint_asked &= self.checkpoint.committed.iteration < self.committed.iteration;
+        if self.checkpoint_asked {
+            self.start(self.committed.iteration, Purpose::WriteDown, true);
+        }
+        self.checkpoint_asked
+    }
+
+    /// Whether the run goes on when this step can't be made.
+    fn can_do_without(&self, purpose: Purpose) -> bool {
+        purpose == Purpose::WriteDown && self.checkpoint_asked && !self.wants_end()
+    }
+
+    fn give_up_checkpoint(&mut self, problem: &str) {
+        self.checkpoint_asked = false;
+        self.retry = Retry::default();
+        let message = format!("the checkpoint that was asked for can't be made: {problem}");
+        self.event(EventKind::Control, message);
+    }
+
     /// Has lost latents of kept groups made again; tells whether there are any.
     fn remake_lost_latents(&mut self, iteration: Iteration) -> bool {
         let kept = self
@@ -165,7 +191,7 @@ impl Machine {
         if self.now_ms < self.retry.not_before_ms || !self.is_state_available() {
             return;
         }
-        let members = match plan(self.candidates(), self.now_ms) {
+        let members = match plan(self.candidates(purpose), self.now_ms) {
             Plan::Go(members) => members,
             Plan::Wait(until_ms) => {
                 self.shortage_since_ms.get_or_insert(self.now_ms);
@@ -204,12 +230,14 @@ impl Machine {
         self.progress();
     }
 
-    /// Learners that could train now, those that hold the state first.
-    fn candidates(&self) -> Candidates {
+    /// Learners that could train now, those that hold the state first. Who leaves may still have to
+    /// write the state down.
+    fn candidates(&self, purpose: Purpose) -> Candidates {
         let state = self.committed.state.map(|state| state.hash);
+        let leaves = |worker: &Worker| matches!(worker.order, Some(Order::Leave { .. }));
         let ready = self.workers.alive(Role::Learner).filter(|(_, worker)| {
-            worker.presence == retouch_proto::status::Presence::Ready
-                && worker.collective_address.is_some()
+            let helps = purpose == Purpose::WriteDown && leaves(worker);
+            (worker.presence == Presence::Ready || helps) && worker.collective_address.is_some()
         });
         let mut ready: Vec<Member> = ready
             .map(|(id, worker)| (id.clone(), worker.generation))
@@ -337,12 +365,16 @@ impl Machine {
             rank.unwrap_or_default(),
             failure.reason
         );
+        let purpose = training.purpose;
         self.abort_training();
+        if !failure.retryable && self.can_do_without(purpose) {
+            return self.give_up_checkpoint(&problem);
+        }
         if !failure.retryable {
             return self.fail(format!("training failed: {problem}"));
         }
         if failure.lost_blobs.is_empty() {
-            return self.step_failed(members, problem);
+            return self.step_failed(members, purpose, problem);
         }
         let kept = [
             self.committed.state.map(|state| state.hash),
@@ -363,7 +395,7 @@ impl Machine {
         self.retry_at(self.now_ms + self.config.cluster.heartbeat_ms);
     }
 
-    pub(super) fn step_failed(&mut self, members: Vec<Member>, problem: String) {
+    pub(super) fn step_failed(&mut self, members: Vec<Member>, purpose: Purpose, problem: String) {
         self.collective.dissolve();
         self.retry.attempts += 1;
         self.retry.blamed = members;
@@ -371,6 +403,9 @@ impl Machine {
         let (attempts, attempts_max) = (self.retry.attempts, self.config.cluster.attempts_max);
         let message = format!("training, attempt {attempts} of {attempts_max}: {problem}");
         self.event(EventKind::AttemptFailed, message);
+        if attempts >= attempts_max && self.can_do_without(purpose) {
+            return self.give_up_checkpoint(&problem);
+        }
         if attempts >= attempts_max {
             return self.fail(format!(
                 "training failed {attempts} times, the last time on {problem}"

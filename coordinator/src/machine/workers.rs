@@ -8,6 +8,8 @@ use retouch_proto::worker::{Registration, Report, Role};
 use retouch_proto::{BlobAddress, ContentHash, Generation, LeaseId, WorkerId};
 
 use super::io::Ticket;
+use super::leaving::Order;
+use super::record::Policy;
 
 /// A worker is lost when it has been silent for so many heartbeats.
 const HEARTBEATS_MISSED_MAX: u64 = 3;
@@ -46,6 +48,10 @@ pub struct Worker {
     pub failed: u64,
     /// It was told that the run is over.
     pub dismissed: bool,
+    /// What a person wants of it.
+    pub order: Option<Order>,
+    /// What it sampled with last (rollout workers).
+    pub policy: Option<Policy>,
 }
 
 /// A report that waits for an answer.
@@ -79,6 +85,8 @@ impl Worker {
             done: 0,
             failed: 0,
             dismissed: false,
+            order: None,
+            policy: None,
         }
     }
 
@@ -111,7 +119,7 @@ impl Worker {
 
     /// Whether it is alive.
     pub fn is_alive(&self) -> bool {
-        self.presence != Presence::Lost
+        !matches!(self.presence, Presence::Lost | Presence::Left)
     }
 }
 
@@ -179,7 +187,10 @@ impl Workers {
             return None;
         }
         worker.sequence = report.sequence;
-        worker.presence = report.state.into();
+        // Whoever was ordered to go leaves, whatever it says itself.
+        if worker.order.is_none() {
+            worker.presence = report.state.into();
+        }
         worker.last_seen_ms = now_ms;
         worker.lost_at_ms = lost_at_ms;
         self.by_ticket.insert(held.ticket, report.worker.clone());

@@ -77,7 +77,7 @@ impl Reader {
         Ok(Self { connection, path })
     }
 
-    fn on<T>(
+    pub(super) fn on<T>(
         &self,
         operation: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, StoreError> {

@@ -150,13 +150,16 @@ impl Trainer {
             self.step(lease, inputs, &state, cancel)?
         };
         let StepOutput { state, metrics } = output;
+        let begin = Instant::now();
         let (state_bytes, version) = (state.to_bytes(), exchange::adapter_to_bytes(&state.old));
+        let publish_s = begin.elapsed().as_secs_f64();
         let mut trained = Trained {
             state: state_bytes.into(),
             version: version.into(),
             ema_adapter: None,
             metrics: reported(metrics),
         };
+        trained.metrics.publish_s = publish_s;
         if inputs.task.checkpoint && inputs.task.collective.rank == 0 {
             self.write_checkpoint(inputs, &state, &mut trained)?;
         }
@@ -313,8 +316,6 @@ impl Samplers<'_> {
 
 fn reported(metrics: StepMetrics) -> TrainMetrics {
     let times = metrics.times;
-    let forward_backward =
-        times.prepare + times.v_old + times.v_ref + times.forward + times.backward;
     TrainMetrics {
         policy_loss: metrics.policy_loss,
         kl_div: metrics.kl_div,
@@ -327,9 +328,14 @@ fn reported(metrics: StepMetrics) -> TrainMetrics {
         samples: metrics.samples as u64,
         pairs: metrics.pairs as u64,
         fetch_s: 0.0,
-        forward_backward_s: forward_backward.as_secs_f64(),
+        prepare_s: times.prepare.as_secs_f64(),
+        v_old_s: times.v_old.as_secs_f64(),
+        v_ref_s: times.v_ref.as_secs_f64(),
+        forward_s: times.forward.as_secs_f64(),
+        backward_s: times.backward.as_secs_f64(),
         all_reduce_s: times.all_reduce.as_secs_f64(),
         optimizer_s: times.optimizer.as_secs_f64(),
         checkpoint_s: 0.0,
+        publish_s: 0.0,
     }
 }

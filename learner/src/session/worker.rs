@@ -178,12 +178,14 @@ impl Training {
         let fetch_s = begin.elapsed().as_secs_f64();
         let mut trained = self.on_device(work, inputs).await?;
         trained.metrics.fetch_s = fetch_s;
+        let publishing = Instant::now();
         let state = self.blobs.put(trained.state, Retention::Pinned).await;
         let version = self.blobs.put(trained.version, Retention::Pinned).await;
         let (state, version) = (
             state.map_err(|e| failure(e, true))?,
             version.map_err(|e| failure(e, true))?,
         );
+        trained.metrics.publish_s += publishing.elapsed().as_secs_f64();
         self.keep([state.hash, version.hash]);
         let (ema_adapter, metrics) = (trained.ema_adapter, trained.metrics);
         Ok(TrainResult {

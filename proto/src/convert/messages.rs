@@ -2,8 +2,9 @@
 
 use crate::blob::{BlobAddress, BlobRef, ContentHash};
 use crate::ids::*;
+use crate::lookup::{Attempts, GroupQuery, GroupStage};
 use crate::pb;
-use crate::status::{Event, EventKind};
+use crate::status::{Controlled, Event, EventKind, RunState};
 use crate::task::*;
 use crate::worker::*;
 
@@ -244,6 +245,40 @@ fn events_round_trip() {
         };
         assert_eq!(Event::try_from(pb::Event::from(event.clone())), Ok(event));
     }
+}
+
+#[test]
+fn what_people_say_and_hear_round_trips() {
+    for state in RunState::ALL {
+        let said = Controlled {
+            state,
+            message: "as you wish".into(),
+        };
+        assert_eq!(
+            Controlled::try_from(pb::ControlReply::from(said.clone())),
+            Ok(said)
+        );
+    }
+    let query = GroupQuery {
+        iteration: Some(Iteration(0)),
+        index: Some(7),
+        prompt: Some("red".into()),
+        stage: Some(GroupStage::Dropped),
+        attempts: Attempts::All,
+        limit: 9,
+    };
+    for query in [query, GroupQuery::default()] {
+        assert_eq!(
+            GroupQuery::try_from(pb::GroupsRequest::from(query.clone())),
+            Ok(query)
+        );
+    }
+    let unknown = pb::GroupsRequest {
+        state: "gone".into(),
+        ..pb::GroupsRequest::default()
+    };
+    let error = GroupQuery::try_from(unknown).unwrap_err().to_string();
+    assert_eq!(error, "groups.state: \"gone\" is unknown");
 }
 
 /// A5: neither a reward out of range nor a missing one passes for a score; the report still does.

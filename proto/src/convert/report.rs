@@ -55,6 +55,7 @@ impl From<Directive> for pb::Directive {
             Directive::Continue => Self::Continue,
             Directive::Reregister => Self::Reregister,
             Directive::Shutdown => Self::Shutdown,
+            Directive::Restart => Self::Restart,
         }
     }
 }
@@ -67,6 +68,7 @@ impl TryFrom<pb::Directive> for Directive {
             pb::Directive::Continue => Ok(Self::Continue),
             pb::Directive::Reregister => Ok(Self::Reregister),
             pb::Directive::Shutdown => Ok(Self::Shutdown),
+            pb::Directive::Restart => Ok(Self::Restart),
             pb::Directive::Unspecified => Err(ConvertError::new("reply.directive", "is missing")),
         }
     }

@@ -381,10 +381,15 @@ impl From<TrainMetrics> for pb::TrainMetrics {
             samples: metrics.samples,
             pairs: metrics.pairs,
             fetch_s: metrics.fetch_s,
-            forward_backward_s: metrics.forward_backward_s,
+            prepare_s: metrics.prepare_s,
+            v_old_s: metrics.v_old_s,
+            v_ref_s: metrics.v_ref_s,
+            forward_s: metrics.forward_s,
+            backward_s: metrics.backward_s,
             all_reduce_s: metrics.all_reduce_s,
             optimizer_s: metrics.optimizer_s,
             checkpoint_s: metrics.checkpoint_s,
+            publish_s: metrics.publish_s,
         }
     }
 }
@@ -404,10 +409,15 @@ impl From<pb::TrainMetrics> for TrainMetrics {
             samples: metrics.samples,
             pairs: metrics.pairs,
             fetch_s: metrics.fetch_s,
-            forward_backward_s: metrics.forward_backward_s,
+            prepare_s: metrics.prepare_s,
+            v_old_s: metrics.v_old_s,
+            v_ref_s: metrics.v_ref_s,
+            forward_s: metrics.forward_s,
+            backward_s: metrics.backward_s,
             all_reduce_s: metrics.all_reduce_s,
             optimizer_s: metrics.optimizer_s,
             checkpoint_s: metrics.checkpoint_s,
+            publish_s: metrics.publish_s,
         }
     }
 }

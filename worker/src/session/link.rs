@@ -67,6 +67,7 @@ enum Next {
     Report,
     Pause(Duration),
     End,
+    Restart,
 }
 
 /// Waits between attempts, longer each time, and gives up in the end.
@@ -150,7 +151,7 @@ impl Link {
     pub(super) async fn run(mut self) -> Result<(), SessionError> {
         let mut backoff = Backoff::new(self.pace.give_up_after);
         let mut leave_by: Option<Instant> = None;
-        loop {
+        let outcome = loop {
             if self.stop.is_cancelled() && leave_by.is_none() {
                 self.books.set_state(WorkerState::Leaving);
                 leave_by = Some(Instant::now() + self.pace.stop_grace);
@@ -163,12 +164,13 @@ impl Link {
             match next {
                 Next::Report => {}
                 Next::Pause(pause) => self.pause(pause, leave_by).await,
-                Next::End => break,
+                Next::End => break Ok(()),
+                Next::Restart => break Err(SessionError::Restart),
             }
-        }
+        };
         self.books.cancel_all();
         self.say_goodbye().await;
-        Ok(())
+        outcome
     }
 
     async fn report_once(
@@ -218,8 +220,12 @@ impl Link {
         self.books.acknowledge(report);
         let wanted = self.books.apply(reply);
         if wanted.directive == Directive::Shutdown {
-            tracing::info!("the run has ended");
+            tracing::info!("the run has ended, or goes on without this worker");
             return Ok(Next::End);
+        }
+        if wanted.directive == Directive::Restart {
+            tracing::info!("ending, to be started again");
+            return Ok(Next::Restart);
         }
         let news = wanted.news;
         self.hand_out(wanted);

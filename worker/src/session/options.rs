@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use retouch_proto::{WorkerId, worker::Role};
+use retouch_proto::{RunConfig, WorkerId, config::PathMove, worker::Role};
 use tokio_util::sync::CancellationToken;
 
 use crate::blobs::FetchLimits;
@@ -26,6 +26,10 @@ pub struct WorkerOptions {
     pub data_dir: PathBuf,
     /// The run folder, if it is not where the run file says.
     pub run_dir: Option<PathBuf>,
+    /// Where folders of the run file are on this machine.
+    pub paths: Vec<PathMove>,
+    /// Compute threads instead of the run file's.
+    pub threads: Option<u32>,
     /// Blobs beyond this go to files.
     pub memory_bytes_max: u64,
     /// Blobs beyond memory and this are refused.
@@ -52,6 +56,8 @@ impl WorkerOptions {
             advertise: None,
             data_dir,
             run_dir: None,
+            paths: Vec::new(),
+            threads: None,
             memory_bytes_max: 2 << 30,
             disk_bytes_max: 64 << 30,
             fetch: FetchLimits::default(),
@@ -59,6 +65,15 @@ impl WorkerOptions {
             stop_grace: Duration::from_secs(20),
             stop: CancellationToken::new(),
         }
+    }
+
+    /// The run file as it is for this worker.
+    pub(super) fn localized(&self, config: RunConfig) -> RunConfig {
+        let mut config = config.relocated(&self.paths);
+        if let Some(threads) = self.threads {
+            config.cluster.threads_per_worker = threads;
+        }
+        config
     }
 }
 

@@ -70,6 +70,9 @@ pub enum SessionError {
     /// The coordinator's run file can't be read.
     #[error("the coordinator's run file: {0}")]
     Config(#[from] ConfigErrors),
+    /// Somebody wants this process to be started again.
+    #[error("told to end and to be started again")]
+    Restart,
     /// The process was told to end before it had joined.
     #[error("stopped before it had joined")]
     Stopped,
@@ -145,7 +148,8 @@ impl Session {
             &options.stop,
         )
         .await?;
-        let config = Arc::new(RunConfig::from_toml(&registered.config_toml)?);
+        let config = RunConfig::from_toml(&registered.config_toml)?;
+        let config = Arc::new(options.localized(config));
         tracing::info!(run = %registered.run, generation = %registered.generation, role = %identity.role, "joined");
 
         let run_dir = options

@@ -5,6 +5,7 @@ use super::world::{Answer, Caller, Event, World};
 use crate::machine::Machine;
 use crate::machine::io::{Command, Input, Outcome, Output, Ticket};
 use crate::machine::record::Entry;
+use retouch_proto::WorkerId;
 
 impl World {
     pub(super) fn start_coordinator(&mut self) {
@@ -145,12 +146,26 @@ impl World {
         match self.random.within(0..10) {
             0 => self.command(Command::Drain),
             1 => self.command(Command::Stop),
+            2 => self.command(Command::Checkpoint),
+            3 => {
+                let worker = self.somebody();
+                self.command(Command::DrainWorker(worker));
+            }
+            4 => {
+                let worker = self.somebody();
+                self.command(Command::RestartWorker(worker));
+            }
             _ => {
                 self.command(Command::Pause);
                 self.after(700, Event::Resumes);
             }
         }
         self.again(self.faults.command_ms, Event::Person);
+    }
+
+    fn somebody(&mut self) -> WorkerId {
+        let worker = self.random.within(0..self.workers.len() as u64) as usize;
+        self.workers[worker].id.clone()
     }
 
     pub(super) fn command(&mut self, command: Command) {

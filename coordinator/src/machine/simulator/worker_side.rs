@@ -116,7 +116,7 @@ impl World {
         if !fake.acknowledge(sequence) {
             return;
         }
-        if reply.directive == Directive::Shutdown {
+        if matches!(reply.directive, Directive::Shutdown | Directive::Restart) {
             // It exits, and is started again unless the run is over.
             self.kill(worker);
             return self.after(2_000, Event::Starts { worker });

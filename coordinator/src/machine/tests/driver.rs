@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use retouch_proto::RunConfig;
 use retouch_proto::config::{FilterRule, Preset, preset};
-use retouch_proto::status::{Event, EventKind};
+use retouch_proto::status::{Controlled, Event, EventKind};
 use retouch_proto::task::{Task, TaskFailure, TaskOutcome, TaskResult};
 use retouch_proto::worker::{Directive, ReportReply, Role};
 use retouch_proto::{ContentHash, LeaseId};
@@ -25,6 +25,8 @@ pub(super) struct Driver {
     pub(super) peers: Vec<Fake>,
     pub(super) entries: Vec<Entry>,
     pub(super) exit: Option<Outcome>,
+    /// What commands were answered.
+    pub(super) answers: Vec<Result<Controlled, String>>,
     /// The answer to each peer's last report, once there is one.
     pub(super) replies: BTreeMap<Peer, ReportReply>,
     waiting: BTreeMap<Ticket, Peer>,
@@ -71,6 +73,7 @@ impl Driver {
             peers: Vec::new(),
             entries: Vec::new(),
             exit: None,
+            answers: Vec::new(),
             replies: BTreeMap::new(),
             waiting: BTreeMap::new(),
             tickets: 0,
@@ -108,7 +111,8 @@ impl Driver {
                 }
                 Output::Reply(ticket, reply) => self.replied(ticket, reply),
                 Output::Exit(outcome) => self.exit = Some(outcome),
-                Output::Controlled(..) | Output::Event(_) => {}
+                Output::Controlled(_, answer) => self.answers.push(answer),
+                Output::Event(_) => {}
             }
         }
     }
@@ -304,6 +308,16 @@ impl Driver {
     pub(super) fn command(&mut self, command: Command) {
         let ticket = self.ticket();
         self.handle(Input::Control(ticket, command));
+    }
+
+    /// What the command was answered, in words.
+    pub(super) fn told(&mut self, command: Command) -> Result<String, String> {
+        self.command(command);
+        let answer = self
+            .answers
+            .pop()
+            .expect("every command is answered at once");
+        answer.map(|controlled| controlled.message)
     }
 
     /// Events of a kind, in words.

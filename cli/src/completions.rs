@@ -1,0 +1,41 @@
+//! `retouch completions`: what a shell needs to complete this program's command lines.
+
+use clap::{Args, CommandFactory};
+use clap_complete::Shell;
+
+/// Print a script that completes command lines, for a shell.
+///
+/// Prints a completion script. For bash: `retouch completions bash > ~/.local/share/bash-completion/completions/retouch`;
+/// for zsh, into a folder of `$fpath` as `_retouch`; for fish: `retouch completions fish > ~/.config/fish/completions/retouch.fish`.
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// Which shell.
+    shell: Shell,
+}
+
+pub(crate) fn run(args: CompletionsArgs) -> anyhow::Result<()> {
+    print!("{}", script(args.shell)?);
+    Ok(())
+}
+
+fn script(shell: Shell) -> anyhow::Result<String> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut crate::Cli::command(), "retouch", &mut script);
+    Ok(String::from_utf8(script)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_shell_gets_every_command() {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let script = script(shell).unwrap();
+            for command in crate::Cli::command().get_subcommands() {
+                let name = command.get_name();
+                assert!(script.contains(name), "{shell}: {name}");
+            }
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! `retouch groups`: find groups, and see all that is known of them.
+
+use std::fmt::Write;
+
+use clap::Args;
+use retouch_coordinator::lookup::{AtWork, Lookup};
+use retouch_proto::{
+    GroupId, Iteration,
+    lookup::{Attempts, CandidateView, GroupQuery, GroupStage, GroupView},
+};
+
+use crate::{
+    control::{ControlClient, Target, print_json},
+    exit::{Unreachable, UsageError},
+    show::duration,
+    status::policy,
+};
+
+/// Find groups: scores per candidate, reasons, who made them.
+///
+/// Finds groups and shows what became of them: who sampled and judged them, with which policy, their scores, why they
+/// were dropped. Asks the coordinator, or reads the record if the run is over and its folder is here.
+#[derive(Debug, Args)]
+pub(crate) struct GroupsArgs {
+    #[command(flatten)]
+    target: Target,
+    /// One group, as `iteration/number`: it is shown with every candidate's score.
+    #[arg(long, value_name = "I/N", value_parser = group_id)]
+    id: Option<GroupId>,
+    /// Groups of this iteration.
+    #[arg(long, conflicts_with = "id")]
+    iteration: Option<u32>,
+    /// Groups with this text in the instruction, in any case.
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// Groups in this state: queued, sampling, sampled, scoring, scored, kept, filtered or dropped.
+    #[arg(long, value_parser = stage)]
+    state: Option<GroupStage>,
+    /// Show every candidate: reward, advantage, p(0) to p(5), entropy.
+    #[arg(long)]
+    scores: bool,
+    /// Also groups of iterations that were taken back by a rewind.
+    #[arg(long)]
+    rewound: bool,
+    /// Show at most so many, newest iterations first; 1000 is the most.
+    #[arg(long, default_value_t = 20)]
+    limit: u32,
+    /// Print all that is known as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn group_id(text: &str) -> Result<GroupId, String> {
+    let parts = text.split_once('/');
+    let id = parts.and_then(|(iteration, index)| {
+        let (iteration, index) = (Iteration(iteration.parse().ok()?), index.parse().ok()?);
+        Some(GroupId { iteration, index })
+    });
+    id.ok_or_else(|| "a group is named iteration/number, such as 3/7".to_owned())
+}
+
+fn stage(name: &str) -> Result<GroupStage, String> {
+    let names = GroupStage::ALL.map(GroupStage::as_str).join(", ");
+    GroupStage::from_name(name).ok_or_else(|| format!("give one of {names}"))
+}
+
+pub(crate) async fn run(args: GroupsArgs) -> anyhow::Result<()> {
+    let groups = find(&args).await?;
+    if args.json {
+        return print_json(&groups);
+    }
+    if groups.is_empty() {
+        println!("no group is like that");
+    } else if args.scores || args.id.is_some() {
+        groups.iter().for_each(|group| print!("{}", details(group)));
+    } else {
+        print!("{}", table(&groups));
+    }
+    Ok(())
+}
+
+async fn find(args: &GroupsArgs) -> anyhow::Result<Vec<GroupView>> {
+    let query = args.query();
+    match ControlClient::connect(&args.target).await {
+        Ok(mut control) => control.groups(query).await,
+        Err(error) => {
+            let lookup = record_of(&args.target, error)?;
+            Ok(lookup.groups(&query, &AtWork::new())?)
+        }
+    }
+}
+
+/// The record in the run's folder, for a run without a coordinator; `error` if there is none.
+pub(crate) fn record_of(target: &Target, error: anyhow::Error) -> anyhow::Result<Lookup> {
+    let Some(folder) = target.run_folder().filter(|_| error.is::<Unreachable>()) else {
+        return Err(error);
+    };
+    if !folder.join(retouch_coordinator::store::FILE_NAME).is_file() {
+        let problem = format!("{} is no run folder: it has no record", folder.display());
+        return Err(UsageError(problem).into());
+    }
+    Ok(Lookup::of_folder(folder))
+}
+
+impl GroupsArgs {
+    fn query(&self) -> GroupQuery {
+        let of_id = self.id.map(|id| id.iteration);
+        GroupQuery {
+            iteration: of_id.or(self.iteration.map(Iteration)),
+            index: self.id.map(|id| id.index),
+            prompt: self.prompt.clone(),
+            stage: self.state,
+            attempts: if self.rewound {
+                Attempts::All
+            } else {
+                Attempts::Valid
+            },
+            limit: self.limit,
+        }
+    }
+}
+
+fn table(groups: &[GroupView]) -> String {
+    let mut out = format!(
+        "{:<8} {:<9} {:>7} {:<16} {:<18} {:<18} {}\n",
+        "group", "state", "reward", "policy", "sampled by", "judged by", "instruction"
+    );
+    for group in groups {
+        let _ = writeln!(
+            out,
+            "{:<8} {:<9} {:>7} {:<16} {:<18} {:<18} {}",
+            group.group.to_string(),
+            state(group),
+            group
+                .reward_mean
+                .map_or("-".to_owned(), |r| format!("{r:.4}")),
+            group.policy.as_ref().map_or("-".to_owned(), policy),
+            group.sampled_by.as_deref().unwrap_or("-"),
+            group.scored_by.as_deref().unwrap_or("-"),
+            group.prompt,
+        );
+        if let Some(reason) = &group.dropped {
+            let _ = writeln!(out, "         dropped: {reason}");
+        }
+    }
+    out
+}
+
+fn state(group: &GroupView) -> String {
+    match group.rewound {
+        true => "rewound".to_owned(),
+        false => group.state.to_string(),
+    }
+}
+
+fn details(group: &GroupView) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "group {}: {}", group.group, state(group));
+    let _ = writeln!(out, "  instruction  {}", group.prompt);
+    if !group.requirement.is_empty() {
+        let _ = writeln!(out, "  requirement  {}", group.requirement);
+    }
+    let (row, round) = (group.dataset_row, group.round);
+    let _ = writeln!(
+        out,
+        "  source       {} (row {row}, round {round})",
+        group.image
+    );
+    if let Some(worker) = &group.sampled_by {
+        let with = group.policy.as_ref().map_or("-".to_owned(), policy);
+        let took = duration(group.sampled_s.unwrap_or(0.0));
+        let _ = writeln!(
+            out,
+            "  sampled      by {worker} with policy {with}, in {took}"
+        );
+    }
+    if let Some(worker) = &group.scored_by {
+        let took = duration(group.scored_s.unwrap_or(0.0));
+        let _ = writeln!(out, "  judged       by {worker}, in {took}");
+    }
+    if let Some(worker) = &group.at_work {
+        let _ = writeln!(out, "  under way    at {worker}");
+    }
+    if let Some(reason) = &group.dropped {
+        let _ = writeln!(out, "  dropped      {reason}");
+    }
+    if let Some(mean) = group.reward_mean {
+        let _ = writeln!(out, "  mean reward  {mean:.4}");
+        candidates(&mut out, &group.candidates);
+    }
+    out.push('\n');
+    out
+}
+
+fn candidates(out: &mut String, candidates: &[CandidateView]) {
+    let _ = writeln!(
+        out,
+        "  {:>9} {:>7} {:>10}   {:<12} {:>6} {:>6} {:>6} {:>6} {:>6} {:>6} {:>6} {:>8}",
+        "candidate",
+        "reward",
+        "advantage",
+        "judge",
+        "score",
+        "p(0)",
+        "p(1)",
+        "p(2)",
+        "p(3)",
+        "p(4)",
+        "p(5)",
+        "entropy"
+    );
+    for (sample, candidate) in candidates.iter().enumerate() {
+        let advantage = candidate
+            .advantage
+            .map_or("-".to_owned(), |a| format!("{a:+.4}"));
+        let mut begin = format!("{sample:>9} {:>7.4} {advantage:>10}", candidate.reward);
+        for term in &candidate.terms {
+            let p: String = term
+                .probabilities
+                .iter()
+                .map(|p| format!(" {p:>6.3}"))
+                .collect();
+            let (name, value, entropy) = (&term.name, term.value, term.entropy);
+            let _ = writeln!(
+                out,
+                "  {begin:<28}   {name:<12} {value:>6.3}{p} {entropy:>8.3}"
+            );
+            begin.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use retouch_proto::{status::PolicyStatus, task::TermScore};
+
+    use super::*;
+
+    fn group() -> GroupView {
+        let term = TermScore {
+            name: "edit".into(),
+            value: 0.5,
+            probabilities: [0.0, 0.1, 0.2, 0.3, 0.4, 0.0],
+            entropy: 1.25,
+        };
+        GroupView {
+            group: group_id("3/7").unwrap(),
+            state: GroupStage::Kept,
+            rewound: false,
+            dataset_row: 12,
+            prompt: "make the ball red".into(),
+            requirement: String::new(),
+            image: "images/a.png".into(),
+            round: 0,
+            policy: Some(PolicyStatus {
+                iteration: Iteration(2),
+                version: Some("fedcba9876543210".into()),
+            }),
+            sampled_by: Some("rollout-0".into()),
+            sampled_s: Some(1.5),
+            scored_by: Some("reward-0".into()),
+            scored_s: Some(0.5),
+            at_work: None,
+            reward_mean: Some(0.5),
+            dropped: None,
+            candidates: vec![CandidateView {
+                reward: 0.5,
+                advantage: Some(-0.25),
+                image: None,
+                terms: vec![term],
+            }],
+        }
+    }
+
+    #[test]
+    fn details_tell_who_made_it_and_every_score() {
+        let expected = "\
+group 3/7: kept
+  instruction  make the ball red
+  source       images/a.png (row 12, round 0)
+  sampled      by rollout-0 with policy 2:fedcba987654, in 1.5 s
+  judged       by reward-0, in 0.5 s
+  mean reward  0.5000
+  candidate  reward  advantage   judge         score   p(0)   p(1)   p(2)   p(3)   p(4)   p(5)  entropy
+          0  0.5000    -0.2500   edit          0.500  0.000  0.100  0.200  0.300  0.400  0.000    1.250
+
+";
+        assert_eq!(details(&group()), expected);
+    }
+
+    #[test]
+    fn the_table_has_a_row_for_each_and_the_reason_of_what_was_dropped() {
+        let dropped = GroupView {
+            state: GroupStage::Dropped,
+            dropped: Some("3 attempts failed".into()),
+            reward_mean: None,
+            ..group()
+        };
+        let shown = table(&[group(), dropped]);
+        let lines: Vec<&str> = shown.lines().collect();
+        assert_eq!(lines.len(), 4, "{shown}");
+        assert!(
+            lines[1].starts_with("3/7      kept       0.5000 2:fedcba987654"),
+            "{shown}"
+        );
+        assert_eq!(lines[3], "         dropped: 3 attempts failed");
+    }
+
+    #[test]
+    fn groups_are_named_by_iteration_and_number() {
+        assert_eq!(group_id("3/7").unwrap().to_string(), "3/7");
+        assert!(group_id("37").is_err() && group_id("a/1").is_err());
+        assert!(stage("kept").is_ok());
+        assert!(stage("lost").unwrap_err().contains("dropped"));
+    }
+}

@@ -1,0 +1,94 @@
+//! Numbers, hashes and times for people.
+
+/// Eight heights of blocks between the lowest and the highest value.
+pub(crate) fn sparkline(values: &[f64]) -> String {
+    const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let low = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let height = |value: f64| ((value - low) / (high - low).max(1e-12) * 7.0).round() as usize;
+    values
+        .iter()
+        .map(|value| BLOCKS[height(*value).min(7)])
+        .collect()
+}
+
+/// At most `count` values that stand for all: each the mean of its share, in order.
+pub(crate) fn thinned(values: &[f64], count: usize) -> Vec<f64> {
+    if values.len() <= count {
+        return values.to_vec();
+    }
+    let border = |i: usize| i * values.len() / count;
+    (0..count)
+        .map(|i| {
+            let share = &values[border(i)..border(i + 1)];
+            share.iter().sum::<f64>() / share.len() as f64
+        })
+        .collect()
+}
+
+/// The first digits of a content hash, enough to tell versions apart.
+pub(crate) fn short(hash: &str) -> &str {
+    hash.get(..12).unwrap_or(hash)
+}
+
+/// `9.3 s`, `12.5 min`, `3.1 h`.
+pub(crate) fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 120.0 => format!("{s:.1} s"),
+        s if s < 7200.0 => format!("{:.1} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}
+
+/// `2026-11-24 20:30:04`, in UTC.
+pub(crate) fn utc(unix_ms: u64) -> String {
+    let seconds = unix_ms / 1000;
+    let (year, month, day) = date(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
+}
+
+/// Year, month and day of the Gregorian calendar, so many days after 1970-01-01.
+fn date(mut days: u64) -> (u64, u64, u64) {
+    let is_leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let mut year = 1970;
+    while days >= 365 + u64::from(is_leap(year)) {
+        days -= 365 + u64::from(is_leap(year));
+        year += 1;
+    }
+    let february = 28 + u64::from(is_leap(year));
+    let mut month = 1;
+    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
+        if days < length {
+            break;
+        }
+        days -= length;
+        month += 1;
+    }
+    (year, month, days + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sparkline_spans_its_range() {
+        assert_eq!(sparkline(&[0.0, 0.5, 1.0]), "▁▅█");
+        assert_eq!(sparkline(&[2.0, 2.0]), "▁▁");
+    }
+
+    #[test]
+    fn thinned_values_are_means_of_their_shares() {
+        assert_eq!(thinned(&[1.0, 3.0, 5.0, 7.0], 2), [2.0, 6.0]);
+        assert_eq!(thinned(&[1.0, 3.0, 5.0], 2), [1.0, 4.0]);
+        assert_eq!(thinned(&[1.0], 2), [1.0]);
+    }
+
+    #[test]
+    fn times_are_dates() {
+        assert_eq!(utc(0), "1970-01-01 00:00:00");
+        assert_eq!(utc(951_827_696_789), "2000-02-29 12:34:56");
+        assert_eq!(utc(1_735_689_599_999), "2024-12-31 23:59:59");
+    }
+}

@@ -1,0 +1,64 @@
+//! `retouch status`: one screen of what a run is doing, or the same as JSON.
+
+mod screen;
+
+use std::{io::IsTerminal, time::Duration};
+
+use anyhow::bail;
+use clap::Args;
+use retouch_proto::status::{RunState, RunStatus};
+
+use crate::control::{ControlClient, Target};
+
+#[cfg(test)]
+pub(crate) use self::screen::tests;
+pub(crate) use self::screen::{policy, step_stages};
+
+const REFRESH_EVERY: Duration = Duration::from_secs(1);
+const CLEAR_SCREEN: &str = "\x1b[2J\x1b[H";
+
+/// Show what a run is doing: one screen, or JSON.
+///
+/// One screen: the iteration, groups by state, the reward trend, the parts of a learner's step, every worker with its
+/// device, load, policy and silence, what stalls, and how long it will take.
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    target: Target,
+    /// Print the whole status as JSON: every worker, the iteration, groups by state, versions, rates, the last hundred
+    /// iterations. With --watch, one line a second.
+    #[arg(long)]
+    json: bool,
+    /// Show it again every second until the run ends; exit code 1 if it failed.
+    #[arg(long)]
+    watch: bool,
+}
+
+pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<()> {
+    let mut control = ControlClient::connect(&args.target).await?;
+    loop {
+        let status = control.status().await?;
+        print!("{}", args.text(&status)?);
+        if !args.watch {
+            return Ok(());
+        }
+        match status.state {
+            RunState::Finished => return Ok(()),
+            RunState::Failed => bail!("the run failed: {}", status.reason.unwrap_or_default()),
+            _ => tokio::time::sleep(REFRESH_EVERY).await,
+        }
+    }
+}
+
+impl StatusArgs {
+    fn text(&self, status: &RunStatus) -> anyhow::Result<String> {
+        Ok(match (self.json, self.watch) {
+            (true, true) => serde_json::to_string(status)? + "\n",
+            (true, false) => serde_json::to_string_pretty(status)? + "\n",
+            (false, true) if std::io::stdout().is_terminal() => {
+                CLEAR_SCREEN.to_owned() + &screen::text(status)
+            }
+            (false, _) => screen::text(status),
+        })
+    }
+}

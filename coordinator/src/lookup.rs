@@ -1,0 +1,158 @@
+//! What people find in a run's record: in the running coordinator, or beside it in the run folder.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use retouch_proto::lookup::{CandidateView, GroupQuery, GroupStage, GroupView, VersionView};
+use retouch_proto::status::{Event, PolicyStatus, RunStatus};
+use retouch_proto::{ContentHash, GroupId, RunConfig};
+
+use crate::dataset;
+use crate::machine::prompts::DatasetRow;
+use crate::serve::CONFIG_FILE_NAME;
+use crate::store::{Found, Reader, ScoreRow, StoreError};
+
+/// Who works on which group now.
+pub type AtWork = BTreeMap<GroupId, String>;
+
+/// Looks things up in one run's record.
+#[derive(Clone)]
+pub struct Lookup {
+    run_dir: PathBuf,
+    rows: Arc<[DatasetRow]>,
+}
+
+impl Lookup {
+    /// For a run whose dataset is at hand.
+    pub fn new(run_dir: PathBuf, rows: Arc<[DatasetRow]>) -> Self {
+        Self { run_dir, rows }
+    }
+
+    /// For a run folder that nobody serves. Without its dataset, prompts stay empty.
+    pub fn of_folder(run_dir: &Path) -> Self {
+        let config = std::fs::read_to_string(run_dir.join(CONFIG_FILE_NAME)).unwrap_or_default();
+        let rows = RunConfig::from_toml(&config)
+            .ok()
+            .and_then(|config| dataset::read(Path::new(&config.dataset.path)).ok());
+        Self::new(run_dir.to_owned(), rows.unwrap_or_default().into())
+    }
+
+    /// Groups that the query describes, newest iteration first.
+    ///
+    /// # Errors
+    /// If the record can't be read.
+    pub fn groups(
+        &self,
+        query: &GroupQuery,
+        at_work: &AtWork,
+    ) -> Result<Vec<GroupView>, StoreError> {
+        let reader = Reader::open(&self.run_dir)?;
+        let prompt = query.prompt.as_ref().map(|prompt| prompt.to_lowercase());
+        let mut found = Vec::new();
+        reader.find(query, |group| {
+            let view = self.view(&group, at_work);
+            let says = |prompt: &String| view.prompt.to_lowercase().contains(prompt);
+            let wanted = prompt.as_ref().is_none_or(says)
+                && query.stage.is_none_or(|stage| stage == view.state);
+            if wanted {
+                found.push((group, view));
+            }
+            if found.len() < query.limit as usize {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        })?;
+        let scored = found.into_iter().map(|(group, mut view)| {
+            let scores = reader.scores(group.attempt, group.group.index)?;
+            view.candidates = candidates(&group, scores);
+            Ok(view)
+        });
+        scored.collect()
+    }
+
+    /// What each committed iteration left behind, oldest first.
+    ///
+    /// # Errors
+    /// If the record can't be read.
+    pub fn versions(&self) -> Result<Vec<VersionView>, StoreError> {
+        Reader::open(&self.run_dir)?.versions()
+    }
+
+    /// The last events, oldest first.
+    ///
+    /// # Errors
+    /// If the record can't be read.
+    pub fn events(&self, count: usize) -> Result<Vec<Event>, StoreError> {
+        Reader::open(&self.run_dir)?.last_events(count)
+    }
+
+    fn view(&self, found: &Found, at_work: &AtWork) -> GroupView {
+        let row = self.rows.get(found.dataset_row as usize);
+        let text = |of: fn(&DatasetRow) -> &String| row.map(of).cloned().unwrap_or_default();
+        let at_work = at_work
+            .get(&found.group)
+            .cloned()
+            .filter(|_| !found.rewound);
+        let timings = found.sampled.as_ref().map(|sampled| sampled.timings);
+        GroupView {
+            group: found.group,
+            state: under_way(found.stage, &at_work),
+            rewound: found.rewound,
+            dataset_row: found.dataset_row,
+            prompt: text(|row| &row.prompt),
+            requirement: text(|row| &row.requirement),
+            image: text(|row| &row.image),
+            round: found.round,
+            policy: found.policy.map(|policy| PolicyStatus {
+                iteration: policy.iteration,
+                version: policy.hash().map(|hash| hash.to_string()),
+            }),
+            sampled_by: found.sampled_by.clone(),
+            sampled_s: timings.map(|t| t.encode_s + t.sample_s + t.decode_s),
+            scored_by: found.scored_by.clone(),
+            scored_s: found.scoring_s,
+            at_work,
+            reward_mean: found.reward_mean,
+            dropped: found.dropped.clone(),
+            candidates: Vec::new(),
+        }
+    }
+}
+
+/// The record does not say what is under way; who is at work does.
+fn under_way(stage: GroupStage, at_work: &Option<String>) -> GroupStage {
+    match stage {
+        GroupStage::Queued if at_work.is_some() => GroupStage::Sampling,
+        GroupStage::Sampled if at_work.is_some() => GroupStage::Scoring,
+        stage => stage,
+    }
+}
+
+fn candidates(found: &Found, scores: Vec<ScoreRow>) -> Vec<CandidateView> {
+    let images: Vec<ContentHash> = found
+        .sampled
+        .iter()
+        .flat_map(|sampled| &sampled.edits_png)
+        .map(|image| image.hash)
+        .collect();
+    let view = |(sample, row): (usize, ScoreRow)| CandidateView {
+        reward: row.score.reward,
+        advantage: row.advantage,
+        image: images.get(sample).copied(),
+        terms: row.score.terms,
+    };
+    scores.into_iter().enumerate().map(view).collect()
+}
+
+/// Who works on which group, as the status tells it.
+pub fn at_work(status: &RunStatus) -> AtWork {
+    let worker = |worker: &retouch_proto::status::WorkerStatus| {
+        let id = worker.id.to_string();
+        let groups = worker.groups.clone();
+        groups.into_iter().map(move |group| (group, id.clone()))
+    };
+    status.workers.iter().flat_map(worker).collect()
+}

@@ -1,0 +1,253 @@
+//! The run's numbers for TensorBoard: `events/` in the run folder, one file for each start of the coordinator.
+//!
+//! The format is a row of records, each its length, that length's checksum, an `Event` message and its checksum. Of
+//! the message only what scalars need is written, by hand: `wall_time = 1` (double), `step = 2`, `file_version = 3`,
+//! `summary = 5` with values of `tag = 1` and `simple_value = 2` (float).
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use retouch_proto::status::IterationMetrics;
+
+/// The folder in the run folder.
+pub(crate) const FOLDER_NAME: &str = "events";
+
+const VERSION: &str = "brain.Event:2";
+/// CRC-32C (Castagnoli), reflected.
+const POLYNOMIAL: u32 = 0x82f6_3b78;
+const MASK_DELTA: u32 = 0xa282_ead8;
+
+/// One file of scalars, written as iterations are committed.
+pub(crate) struct EventsFile {
+    file: File,
+}
+
+impl EventsFile {
+    /// Begins a file with the iterations of earlier starts, so that the newest file alone tells the whole run.
+    ///
+    /// # Errors
+    /// If the folder or file can't be written.
+    pub(crate) fn create(
+        run_dir: &Path,
+        history: &[IterationMetrics],
+        now_ms: u64,
+    ) -> io::Result<Self> {
+        let folder = run_dir.join(FOLDER_NAME);
+        fs::create_dir_all(&folder)?;
+        let (seconds, process) = (now_ms / 1000, std::process::id());
+        let path = folder.join(format!("events.out.tfevents.{seconds}.retouch.{process}"));
+        let mut events = Self {
+            file: File::create(path)?,
+        };
+        let mut version = wall_time(now_ms);
+        text_field(&mut version, 3, VERSION);
+        events.write(&version)?;
+        for metrics in history {
+            events.add(metrics, now_ms)?;
+        }
+        Ok(events)
+    }
+
+    /// Adds a committed iteration.
+    ///
+    /// # Errors
+    /// If the file can't be written.
+    pub(crate) fn add(&mut self, metrics: &IterationMetrics, now_ms: u64) -> io::Result<()> {
+        let mut event = wall_time(now_ms);
+        number_field(&mut event, 2, metrics.iteration.0.into());
+        bytes_field(&mut event, 5, &summary(&scalars(metrics)));
+        self.write(&event)
+    }
+
+    fn write(&mut self, event: &[u8]) -> io::Result<()> {
+        let length = (event.len() as u64).to_le_bytes();
+        let parts = [
+            &length[..],
+            &masked_checksum(&length).to_le_bytes(),
+            event,
+            &masked_checksum(event).to_le_bytes(),
+        ];
+        self.file.write_all(&parts.concat())
+    }
+}
+
+/// Everything about an iteration that is a number, by tag.
+fn scalars(metrics: &IterationMetrics) -> Vec<(String, f64)> {
+    let mut scalars: Vec<(String, f64)> = [
+        ("reward/mean", metrics.reward_mean),
+        ("reward/std", metrics.reward_std),
+        ("reward/std_in_group", metrics.reward_std_mean),
+        ("reward/zero_std_ratio", metrics.zero_std_ratio),
+        ("reward/judge_entropy", metrics.entropy_mean),
+        ("groups/drawn", metrics.groups.into()),
+        ("groups/kept", metrics.kept.into()),
+        ("groups/filter_rate", metrics.filter_rate),
+        ("groups/dropped", metrics.dropped.into()),
+        ("groups/stale", metrics.stale.into()),
+        ("groups/banned_total", metrics.banned_total.into()),
+        ("seconds/collect", metrics.stage_s.collect),
+        ("seconds/train", metrics.stage_s.train),
+        ("seconds/iteration", metrics.stage_s.wall),
+    ]
+    .map(|(tag, value)| (tag.to_owned(), value))
+    .into();
+    let top = metrics.reward_top.iter();
+    scalars.extend(top.map(|(percent, mean)| (format!("reward/top_{percent}"), *mean)));
+    let Some(train) = &metrics.train else {
+        return scalars;
+    };
+    let losses = [
+        ("train/policy_loss", train.policy_loss),
+        ("train/kl_div", train.kl_div),
+        ("train/old_kl_div", train.old_kl_div),
+        ("train/old_deviate", train.old_deviate),
+        ("train/x0_norm", train.x0_norm),
+        ("train/grad_norm", train.grad_norm),
+    ];
+    scalars.extend(losses.map(|(tag, value)| (tag.to_owned(), value)));
+    let stages = train.stages();
+    scalars
+        .extend(stages.map(|(stage, s)| (format!("step_seconds/{}", stage.replace(' ', "_")), s)));
+    scalars
+}
+
+fn summary(scalars: &[(String, f64)]) -> Vec<u8> {
+    let mut summary = Vec::new();
+    for (tag, value) in scalars {
+        let mut scalar = Vec::new();
+        text_field(&mut scalar, 1, tag);
+        scalar.push(2 << 3 | 5);
+        scalar.extend((*value as f32).to_le_bytes());
+        bytes_field(&mut summary, 1, &scalar);
+    }
+    summary
+}
+
+fn wall_time(now_ms: u64) -> Vec<u8> {
+    let mut event = vec![1 << 3 | 1];
+    event.extend((now_ms as f64 / 1e3).to_le_bytes());
+    event
+}
+
+fn number_field(message: &mut Vec<u8>, field: u8, value: u64) {
+    message.push(field << 3);
+    varint(message, value);
+}
+
+fn text_field(message: &mut Vec<u8>, field: u8, value: &str) {
+    bytes_field(message, field, value.as_bytes());
+}
+
+fn bytes_field(message: &mut Vec<u8>, field: u8, value: &[u8]) {
+    message.push(field << 3 | 2);
+    varint(message, value.len() as u64);
+    message.extend(value);
+}
+
+fn varint(message: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        message.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    message.push(value as u8);
+}
+
+/// Records that hold checksums themselves must not fool one: hence the rotation and the constant.
+fn masked_checksum(bytes: &[u8]) -> u32 {
+    checksum(bytes).rotate_right(15).wrapping_add(MASK_DELTA)
+}
+
+fn checksum(bytes: &[u8]) -> u32 {
+    let step = |crc: u32| (crc >> 1) ^ (POLYNOMIAL & (crc & 1).wrapping_neg());
+    let byte = |crc: u32, byte: &u8| (0..8).fold(crc ^ u32::from(*byte), |crc, _| step(crc));
+    !bytes.iter().fold(!0, byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use retouch_proto::Iteration;
+    use retouch_proto::task::TrainMetrics;
+
+    use super::*;
+
+    /// Takes the records of a file apart, checking every checksum.
+    fn records(mut bytes: &[u8]) -> Vec<Vec<u8>> {
+        let mut records = Vec::new();
+        while !bytes.is_empty() {
+            let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            let check = |of: &[u8], at: usize| {
+                let told = u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+                assert_eq!(masked_checksum(of), told);
+            };
+            let event = &bytes[12..12 + length];
+            check(&bytes[..8], 8);
+            check(event, 12 + length);
+            records.push(event.to_vec());
+            bytes = &bytes[16 + length..];
+        }
+        records
+    }
+
+    fn metrics(iteration: u32) -> IterationMetrics {
+        IterationMetrics {
+            iteration: Iteration(iteration),
+            reward_mean: 0.5,
+            train: Some(TrainMetrics::default()),
+            ..IterationMetrics::default()
+        }
+    }
+
+    #[test]
+    fn the_checksum_is_crc_32c() {
+        // The check value of the polynomial's catalogue entry.
+        assert_eq!(checksum(b"123456789"), 0xe306_9283);
+        assert_eq!(checksum(b""), 0);
+    }
+
+    #[test]
+    fn a_file_begins_with_its_version_and_has_a_record_for_each_iteration() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut events = EventsFile::create(folder.path(), &[metrics(1)], 1_500).unwrap();
+        events.add(&metrics(300), 2_000).unwrap();
+        let entries: Vec<_> = fs::read_dir(folder.path().join(FOLDER_NAME))
+            .unwrap()
+            .collect();
+        assert_eq!(entries.len(), 1);
+        let bytes = fs::read(entries[0].as_ref().unwrap().path()).unwrap();
+        let records = records(&bytes);
+        assert_eq!(records.len(), 3);
+        let time = |seconds: f64| [&[9][..], &seconds.to_le_bytes()].concat();
+        assert_eq!(
+            records[0],
+            [time(1.5), b"\x1a\x0dbrain.Event:2".to_vec()].concat()
+        );
+        assert_eq!(records[1][..11], [time(1.5), vec![16, 1]].concat());
+        assert_eq!(
+            records[2][..12],
+            [time(2.0), vec![16, 0xac, 2]].concat(),
+            "300 takes two bytes"
+        );
+        let scalar = [
+            &b"\x0a\x12\x0a\x0breward/mean\x15"[..],
+            &0.5_f32.to_le_bytes(),
+        ]
+        .concat();
+        let has = |record: &[u8]| record.windows(scalar.len()).any(|part| part == scalar);
+        assert!(has(&records[1]) && has(&records[2]));
+    }
+
+    #[test]
+    fn what_was_not_trained_has_no_loss() {
+        let tags = |metrics: &IterationMetrics| -> Vec<String> {
+            scalars(metrics).into_iter().map(|(tag, _)| tag).collect()
+        };
+        let untrained = IterationMetrics {
+            train: None,
+            ..metrics(1)
+        };
+        assert!(tags(&metrics(1)).contains(&"train/policy_loss".to_owned()));
+        assert!(tags(&metrics(1)).contains(&"step_seconds/data_wait".to_owned()));
+        assert!(!tags(&untrained).iter().any(|tag| tag.starts_with("train/")));
+    }
+}
