@@ -70,22 +70,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
         unsafe { self.load_ptr(from.as_ptr()) }
     }
 
-    /// A slice shorter than a vector, padded with zeros.
-    #[inline(always)]
-    fn load_partial(self, from: &[f32]) -> Self::F32 {
-        assert!(from.len() <= Self::LANES);
-        // SAFETY: exactly the slice is read.
-        unsafe { self.load_first(from.as_ptr(), from.len()) }
-    }
-
-    /// As many lanes as fit.
-    #[inline(always)]
-    fn store_partial(self, to: &mut [f32], value: Self::F32) {
-        assert!(to.len() <= Self::LANES);
-        // SAFETY: exactly the slice is written.
-        unsafe { self.store_first(to.as_mut_ptr(), value, to.len()) }
-    }
-
     /// `LANES` numbers at `from`, or the `count` that are left, padded with zeros.
     ///
     /// # Safety
@@ -188,9 +172,9 @@ pub(crate) trait Simd: Copy + Send + Sync {
         count: usize,
     ) -> [Self::F32; N] {
         let mut x = [self.splat(0.0); N];
-        for n in 0..N {
+        for (x, input) in x.iter_mut().zip(inputs) {
             // SAFETY: passed on.
-            x[n] = unsafe { self.load_up_to(inputs[n].as_ptr().wrapping_add(at), count) };
+            *x = unsafe { self.load_up_to(input.as_ptr().wrapping_add(at), count) };
         }
         x
     }
@@ -285,10 +269,7 @@ mod tests {
 
     #[inline(always)]
     fn exp_kernel<S: Simd>(s: S, x: &mut [f32]) {
-        for chunk in x.chunks_mut(S::LANES) {
-            let y = s.exp(s.load_partial(chunk));
-            s.store_partial(chunk, y);
-        }
+        s.accumulate([], x, |[], x| s.exp(x));
     }
 
     simd_fn! { fn exp_best(x: &mut [f32]) = exp_kernel; }
