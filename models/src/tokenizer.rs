@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokenizers::{PostProcessor, Tokenizer as Inner, TruncationDirection};
 
-use crate::weights::{LoadError, read_config};
+use crate::weights::{LoadError, read_config, require_file};
 
 const FILE: &str = "tokenizer.json";
 const CONFIG_FILE: &str = "tokenizer_config.json";
@@ -64,7 +64,7 @@ impl Tokenizer {
     /// # Errors
     /// If a file can't be read or is broken.
     pub fn load(folder: &Path) -> Result<Self, LoadError> {
-        let config: Config = read_config(&folder.join(CONFIG_FILE))?;
+        let config: Config = read_config(&require_file(folder, CONFIG_FILE, "a tokenizer")?)?;
         let path = folder.join(FILE);
         let inner = if path.is_file() {
             Inner::from_file(&path).map_err(|source| LoadError::format(&path, source))?
@@ -161,6 +161,11 @@ impl TokenizeError {
 /// CLIP's tokenizer from the files that it was first published as.
 fn clip_from_vocab(folder: &Path, config: &Config) -> Result<Inner, LoadError> {
     let path = folder.join(VOCAB_FILE);
+    if !path.is_file() {
+        let reason =
+            format!("no tokenizer: neither {FILE} nor {VOCAB_FILE} with {MERGES_FILE} is there");
+        return Err(LoadError::format(folder, reason));
+    }
     let vocab: Value = read_config(&path)?;
     let merges = read_merges(&folder.join(MERGES_FILE))?;
     let special = |token: &Option<Token>, usual: &'static str| {

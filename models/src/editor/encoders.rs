@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use image::RgbImage;
 
 use super::latents::LatentFormat;
@@ -13,7 +13,7 @@ use crate::tokenizer::Tokenizer;
 use crate::weights::LoadError;
 
 /// Most pixels that are decoded at once; more images go one batch after another.
-const DECODED_PIXELS_MAX: usize = 1 << 20;
+pub(crate) const DECODED_PIXELS_MAX: usize = 1 << 20;
 
 /// What turns texts and images into what the transformer sees, and back.
 #[derive(Debug, Clone)]
@@ -31,15 +31,17 @@ pub struct Encoders {
 }
 
 impl Encoders {
-    /// The encoders of a diffusers pipeline folder.
+    /// The encoders of a diffusers pipeline folder; the text encoders' weights become `dtype`, the
+    /// VAE's f32.
     ///
     /// # Errors
     /// If a part can't be loaded.
-    pub fn load(folder: &Path, device: &Device) -> Result<Self, LoadError> {
+    pub fn load(folder: &Path, device: &Device, dtype: DType) -> Result<Self, LoadError> {
+        let part = |name: &str| folder.join(name);
         Ok(Self {
-            vae: AutoencoderKl::load(&folder.join("vae"), device)?,
-            text_encoder: ClipText::load(&folder.join("text_encoder"), device)?,
-            text_encoder_2: T5Encoder::load(&folder.join("text_encoder_2"), device)?,
+            vae: AutoencoderKl::load(&part("vae"), device)?,
+            text_encoder: ClipText::load_as(&part("text_encoder"), device, dtype)?,
+            text_encoder_2: T5Encoder::load_as(&part("text_encoder_2"), device, dtype)?,
             tokenizer: Tokenizer::load(&folder.join("tokenizer"))?,
             tokenizer_2: Tokenizer::load(&folder.join("tokenizer_2"))?,
         })
@@ -83,7 +85,9 @@ impl Encoders {
             .tokenizer_2
             .encode_padded(prompt, max_sequence_length)?;
         let tokens = self.text_encoder_2.forward(row(ids), None);
-        Ok((pooled.squeeze_dim(0), tokens.squeeze_dim(0)))
+        let wide = |x: Tensor<2>| x.cast(DType::F32);
+        let tokens = tokens.squeeze_dim(0);
+        Ok((wide(pooled).squeeze_dim(0), wide(tokens)))
     }
 
     /// The packed latents of an image whose sides are multiples of a token's.

@@ -11,7 +11,7 @@ use super::{Editor, Encoders, ImageSize, LatentFormat, Parts};
 use crate::autoencoder_kl::AutoencoderKlConfig;
 use crate::flux::FluxTransformer;
 use crate::scheduler::FlowMatchScheduler;
-use crate::weights::{LoadError, read_config, write_config};
+use crate::weights::{LoadError, read_config, require_file, write_config};
 
 const INDEX_FILE: &str = "model_index.json";
 const PIPELINE_CLASS: &str = "FluxKontextPipeline";
@@ -31,7 +31,7 @@ impl Editor {
         Self::load_as(folder, device, parts, DType::F32)
     }
 
-    /// As [`Editor::load`], with the transformer's weights in the given float type.
+    /// As [`Editor::load`], with the weights of the transformer and of the text encoders in the given float type.
     ///
     /// # Errors
     /// As [`Editor::load`].
@@ -41,12 +41,15 @@ impl Editor {
         parts: Parts,
         dtype: DType,
     ) -> Result<Self, LoadError> {
-        check_class(&folder.join(INDEX_FILE))?;
-        let vae: AutoencoderKlConfig = read_config(&folder.join("vae").join("config.json"))?;
+        check_class(&require_file(folder, INDEX_FILE, "a base editor")?)?;
+        let vae = AutoencoderKlConfig::load(&folder.join("vae"))?;
         let transformer = FluxTransformer::load_as(&folder.join("transformer"), device, dtype)?;
         let encoders = match parts {
             // No gradient ever reaches them: they stay off the autodiff device.
-            Parts::All => Some(Encoders::load(folder, &device.clone().without_autodiff())?),
+            Parts::All => {
+                let device = device.clone().without_autodiff();
+                Some(Encoders::load(folder, &device, dtype)?)
+            }
             Parts::Transformer => None,
         };
         let format = LatentFormat::of(&vae);

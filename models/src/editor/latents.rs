@@ -17,7 +17,7 @@ pub struct LatentFormat {
 
 impl LatentFormat {
     /// How `vae` encodes images.
-    pub(super) fn of(vae: &AutoencoderKlConfig) -> Self {
+    pub(crate) fn of(vae: &AutoencoderKlConfig) -> Self {
         Self {
             scale_factor: vae.scale_factor(),
             channels: vae.latent_channels,

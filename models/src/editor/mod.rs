@@ -16,9 +16,10 @@ mod size;
 mod tests;
 
 pub use condition::Condition;
+pub(crate) use encoders::DECODED_PIXELS_MAX;
 pub use encoders::Encoders;
 pub use error::EditError;
 pub use latents::LatentFormat;
 pub use pipeline::{Editor, Parts, Prepared, SampleOptions};
 pub use pixels::fit;
-pub use size::{ImageSize, SourceSize, output_size};
+pub use size::{ImageSize, SizeRule, SourceSize, output_size};
