@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use retouch_models::editor::ImageSize;
+use retouch_models::editor::{ImageSize, SizeRule};
 use retouch_tiny::dataset::{Dataset, Row, Targets};
 
 /// Images are only tried, so they are made small at once.
@@ -134,7 +134,7 @@ fn check_row(folder: &Path, line: &str) -> anyhow::Result<()> {
         .into_iter()
         .flatten()
     {
-        retouch_rollout_worker::source::load(folder, image, THUMBNAIL)?;
+        retouch_rollout_worker::source::load(folder, image, SizeRule::Fixed(THUMBNAIL))?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use retouch_models::{
     device,
     editor::{EditRequest, Editor, ImageSize, NEGATIVE_PROMPT, Parts, SampleOptions, SourceSize},
-    lora::load_peft,
+    lora::load_adapter,
     noise,
     solver::Solver,
 };
@@ -29,7 +29,7 @@ pub(crate) struct EditArgs {
     /// The base editor: a diffusers folder.
     #[arg(long)]
     model: PathBuf,
-    /// An adapter: a PEFT folder, such as runs/NAME/adapters/HASH.
+    /// An adapter: a PEFT folder, such as runs/NAME/adapters/HASH, or diffusers' file.
     #[arg(long)]
     adapter: Option<PathBuf>,
     /// Height of the result in pixels; the image's own, rounded down, if absent.
@@ -62,6 +62,9 @@ pub(crate) struct EditArgs {
     /// Decides the initial noise.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Number type of the weights: f32 or bf16.
+    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
+    dtype: String,
     /// Where to compute: `cpu` or `cuda:0`.
     #[arg(long, default_value = "cpu")]
     device: String,
@@ -91,10 +94,11 @@ pub(crate) fn run(args: EditArgs) -> anyhow::Result<()> {
     let device = device::parse(&args.device)?;
     let sources = std::iter::once(&args.source).chain(&args.image);
     let sources: Vec<RgbImage> = sources.map(|path| open(path)).collect::<Result<_, _>>()?;
-    let editor = Editor::load(&args.model, &device, Parts::All)?;
+    let dtype = device::float_type(&args.dtype).context("clap lets no other type pass")?;
+    let editor = Editor::load_as(&args.model, &device, Parts::All, dtype)?;
     let adapter = args.adapter.as_deref();
     let adapter = adapter
-        .map(|folder| load_peft(folder, editor.projections(), &device))
+        .map(|path| load_adapter(path, editor.projections(), &device))
         .transpose()?;
     let unit = editor.latent_format().unit();
     let round = |side: u32| side as usize / unit * unit;

@@ -12,6 +12,7 @@ mod groups;
 mod grpc;
 mod join;
 mod launch;
+mod model;
 mod report;
 mod roles;
 mod sft;
@@ -62,6 +63,8 @@ enum Command {
     Evaluate(evaluate::EvaluateArgs),
     /// Train an editor by supervision: flow matching on pairs with targets.
     Sft(sft::SftArgs),
+    /// Check the folder of a base editor or a judge before a run loads it.
+    Model(model::ModelArgs),
     /// Make or check a dataset folder.
     Dataset(dataset::DatasetArgs),
     /// Check a run file or show it with every default filled in.
@@ -104,6 +107,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Edit(args) => edit::run(args),
         Command::Evaluate(args) => evaluate::run(args),
         Command::Sft(args) => sft::run(args),
+        Command::Model(args) => model::run(args),
         Command::Dataset(args) => dataset::run(args),
         Command::Config(command) => config::run(command),
         Command::Coordinator(args) => roles::coordinator(args),

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use common::{config, editor, group, iteration, state, step, step_on};
+use burn::tensor::DType;
+use common::{config, editor, editor_as, group, iteration, sized_group, state, step, step_on};
 use retouch_learner::shards::{self, BoxError, Local, ShardReduce};
 use retouch_learner::state::LearnerState;
 use retouch_learner::step::{
@@ -91,6 +92,62 @@ fn on_ranks(world: usize, groups: &[SealedGroup]) -> Vec<Result<StepOutput, Step
         hub(&from_ranks, &to_ranks).unwrap();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
+}
+
+/// Groups of different aspects and numbers of tokens, as sources of any size give them.
+fn groups_of_many_sizes(editor: &Editor) -> Vec<SealedGroup> {
+    [
+        (0, 3, [2, 2]),
+        (1, 4, [1, 3]),
+        (2, 2, [3, 2]),
+        (3, 3, [4, 1]),
+    ]
+    .map(|(index, size, tokens)| sized_group(editor, index, size, tokens))
+    .into()
+}
+
+#[test]
+fn groups_of_many_sizes_train_together_whatever_the_ranks() {
+    let editor = editor();
+    let groups = groups_of_many_sizes(&editor);
+    let alone = on_ranks(1, &groups).remove(0).unwrap();
+    assert_eq!(alone.metrics.samples, 12);
+    for output in on_ranks(4, &groups) {
+        assert!(output.unwrap().state == alone.state);
+    }
+    // Every group counts: leaving one out changes the step.
+    for left_out in 0..groups.len() {
+        let mut others = groups.clone();
+        others.remove(left_out);
+        let without = on_ranks(1, &others).remove(0).unwrap();
+        assert!(
+            without.state != alone.state,
+            "group {left_out} does not count"
+        );
+    }
+}
+
+#[test]
+fn a_half_precision_base_gives_nearly_the_same_gradients() {
+    let [full, half] = [DType::F32, DType::BF16].map(|dtype| {
+        let (editor, config) = (editor_as(dtype), config());
+        let (state, groups) = (state(&editor, &config), groups(&editor));
+        step(&editor, &config, &state, &groups).unwrap()
+    });
+    // Adam's first moment is the gradient but for a factor, after the clipping.
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter()
+            .zip(b)
+            .map(|(a, b)| f64::from(*a) * f64::from(*b))
+            .sum()
+    };
+    let (a, b) = (&full.state.adam_m[..], &half.state.adam_m[..]);
+    let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+    println!("cosine of the gradients {cosine:.6}");
+    assert!(cosine > 0.999, "{cosine}");
+    let (a, b) = (full.metrics.policy_loss, half.metrics.policy_loss);
+    assert!((a - b).abs() < 0.02 * a.abs(), "{a} {b}");
+    assert_ne!(a, b, "the second base is no narrower");
 }
 
 #[test]

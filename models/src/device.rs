@@ -1,6 +1,6 @@
-//! Devices by name.
+//! Devices and float types by name.
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 
 /// A device that is unknown, or not in this build.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +30,16 @@ pub fn parse(name: &str) -> Result<Device, DeviceError> {
             .ok_or_else(unknown)?,
     };
     cuda(name, index)
+}
+
+/// The float type called `f32`, `bf16` or `f16`, if it is one of these.
+pub fn float_type(name: &str) -> Option<DType> {
+    Some(match name {
+        "f32" => DType::F32,
+        "bf16" => DType::BF16,
+        "f16" => DType::F16,
+        _ => return None,
+    })
 }
 
 #[cfg(feature = "cuda")]

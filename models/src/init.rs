@@ -27,6 +27,11 @@ impl Init {
         }
     }
 
+    /// For modules whose parameters are never made, only asked for their names and shapes.
+    pub fn unused() -> Self {
+        Self::new(0, &Device::flex())
+    }
+
     /// The device of the parameters.
     pub fn device(&self) -> &Device {
         &self.device

@@ -27,6 +27,7 @@ pub mod tokenizer;
 
 pub mod editor;
 pub mod exchange;
+pub mod inspect;
 pub mod scheduler;
 pub mod solver;
 

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokenizers::{PostProcessor, Tokenizer as Inner, TruncationDirection};
 
-use crate::weights::{LoadError, read_config};
+use crate::weights::{LoadError, read_config, require_file};
 
 const FILE: &str = "tokenizer.json";
 const CONFIG_FILE: &str = "tokenizer_config.json";
@@ -71,7 +71,7 @@ impl Tokenizer {
     /// # Errors
     /// If a file can't be read or is broken.
     pub fn load(folder: &Path) -> Result<Self, LoadError> {
-        let config: Config = read_config(&folder.join(CONFIG_FILE))?;
+        let config: Config = read_config(&require_file(folder, CONFIG_FILE, "a tokenizer")?)?;
         let path = folder.join(FILE);
         let inner = if path.is_file() {
             Inner::from_file(&path).map_err(|source| LoadError::format(&path, source))?

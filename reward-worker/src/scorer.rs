@@ -6,9 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use bytes::Bytes;
 use image::{ImageFormat, ImageReader, Limits, RgbImage};
+use retouch_models::device;
 use retouch_models::judge::{Judge, JudgeError, JudgeRequest, JudgeScore, Template, TemplateError};
 use retouch_proto::{
     config::{RewardConfig, RewardKind, RewardTerm},
@@ -154,10 +155,12 @@ impl Scorer {
     /// If a file is missing or broken, or no term has any weight.
     pub fn load(config: &RewardConfig, device: &Device) -> Result<Self, ScorerError> {
         let mut judges = HashMap::new();
+        let dtype =
+            device::float_type(config.dtype.as_str()).expect("both sides name the same types");
         let terms = config
             .terms
             .iter()
-            .map(|term| Term::load(term, device, &mut judges));
+            .map(|term| Term::load(term, device, dtype, &mut judges));
         let terms = terms.collect::<Result<Vec<_>, _>>()?;
         if terms.iter().map(|term| term.weight).sum::<f64>() > 0.0 {
             return Ok(Self { terms });
@@ -210,13 +213,14 @@ impl Term {
     fn load(
         term: &RewardTerm,
         device: &Device,
+        dtype: DType,
         judges: &mut HashMap<String, Arc<Judge>>,
     ) -> Result<Self, ScorerError> {
         let RewardKind::Mllm = term.kind;
         let judge = match judges.get(&term.path) {
             Some(judge) => judge.clone(),
             None => {
-                let judge = Arc::new(load_judge(term, device)?);
+                let judge = Arc::new(load_judge(term, device, dtype)?);
                 judges.insert(term.path.clone(), judge.clone());
                 judge
             }
@@ -253,9 +257,9 @@ impl Term {
     }
 }
 
-fn load_judge(term: &RewardTerm, device: &Device) -> Result<Judge, ScorerError> {
+fn load_judge(term: &RewardTerm, device: &Device, dtype: DType) -> Result<Judge, ScorerError> {
     let path = PathBuf::from(&term.path);
-    Judge::load(&path, device).map_err(|source| ScorerError::Judge {
+    Judge::load_as(&path, device, dtype).map_err(|source| ScorerError::Judge {
         term: term.name.clone(),
         path,
         source: Box::new(source),

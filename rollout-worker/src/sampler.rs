@@ -2,9 +2,10 @@
 
 use std::{path::Path, sync::Arc, time::Instant};
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
 use retouch_models::{
+    device,
     editor::{
         Condition, EditError, EditRequest, Editor, ImageSize, Parts, SampleOptions, SourceSize,
     },
@@ -15,7 +16,7 @@ use retouch_models::{
 };
 use retouch_proto::{
     ContentHash, GroupId,
-    config::{Dtype, RunConfig},
+    config::RunConfig,
     seed::{self, Purpose},
     task::RolloutTimings,
 };
@@ -61,7 +62,7 @@ pub struct GroupInput {
     pub prompt: String,
     /// The source image's path, which names it in the cache.
     pub path: String,
-    /// The source image in the model's size.
+    /// The source image in the size that its edits will have.
     pub source: Arc<RgbImage>,
     /// The adapter, none for the bare base model.
     pub version: Option<Version>,
@@ -104,7 +105,6 @@ pub struct Sampler {
 #[derive(Clone, Debug)]
 struct Settings {
     run_seed: u64,
-    size: ImageSize,
     max_sequence_length: usize,
     sample: SampleOptions,
     lora: LoraConfig,
@@ -121,7 +121,8 @@ impl Sampler {
             Path::new(&config.model.path),
             &device,
             Parts::All,
-            dtype(config.model.dtype),
+            device::float_type(config.model.dtype.as_str())
+                .expect("both sides name the same types"),
         )?;
         Ok(Self {
             editor,
@@ -176,7 +177,7 @@ impl Sampler {
             negative_prompt: self.settings.sample.negative_prompt(),
             sources: std::slice::from_ref(&*input.source),
             source_size: SourceSize::Result,
-            size: self.settings.size,
+            size: ImageSize::of(&input.source),
             max_sequence_length: self.settings.max_sequence_length,
         };
         let editor = &self.editor;
@@ -205,7 +206,7 @@ impl Sampler {
 
     /// Independent noise for every candidate, derived from where it stands (A9). [K, S, C]
     fn noise(&self, input: &GroupInput) -> Tensor<3> {
-        let [tokens, channels] = self.editor.latent_shape(self.settings.size);
+        let [tokens, channels] = self.editor.latent_shape(ImageSize::of(&input.source));
         let GroupId { iteration, index } = input.group;
         let values = (0..input.group_size).flat_map(|sample| {
             let (run_seed, sample) = (self.settings.run_seed, sample as u32);
@@ -228,10 +229,6 @@ impl Settings {
     fn of(config: &RunConfig) -> Self {
         Self {
             run_seed: config.seed,
-            size: ImageSize {
-                height: config.model.height as usize,
-                width: config.model.width as usize,
-            },
             max_sequence_length: config.model.max_sequence_length as usize,
             sample: SampleOptions {
                 num_inference_steps: config.rollout.num_inference_steps as usize,
@@ -250,13 +247,6 @@ impl Settings {
                 target_modules: config.lora.target_modules.clone(),
             },
         }
-    }
-}
-
-fn dtype(dtype: Dtype) -> DType {
-    match dtype {
-        Dtype::F32 => DType::F32,
-        Dtype::Bf16 => DType::BF16,
     }
 }
 

@@ -6,7 +6,8 @@ use std::{
 };
 
 use image::{ImageReader, Limits, RgbImage};
-use retouch_models::editor::{ImageSize, fit};
+use retouch_models::editor::{ImageSize, SizeRule, fit};
+use retouch_proto::config::{ModelConfig, Sizing};
 use thiserror::Error;
 
 /// Longest side of an image file that is read.
@@ -54,13 +55,26 @@ impl SourceError {
     }
 }
 
+/// How a run file has images sized.
+pub fn size_rule(model: &ModelConfig) -> SizeRule {
+    let size = ImageSize {
+        height: model.height as usize,
+        width: model.width as usize,
+    };
+    match model.sizing {
+        Sizing::Fixed => SizeRule::Fixed(size),
+        Sizing::Aspect => SizeRule::Area(size.height * size.width),
+        Sizing::Preferred => SizeRule::Preferred,
+    }
+}
+
 /// Loads the image at `path` in the dataset folder: the largest part in the middle
-/// that has the model's proportions, resized to the model's size.
+/// that has the proportions of the rule's size for it, resized to that size.
 ///
 /// # Errors
 ///
 /// If the path leads out of the folder, or the file is missing or broken.
-pub fn load(folder: &Path, path: &str, size: ImageSize) -> Result<RgbImage, SourceError> {
+pub fn load(folder: &Path, path: &str, rule: SizeRule) -> Result<RgbImage, SourceError> {
     let file = inside(folder, path)?;
     let mut reader = ImageReader::open(&file)
         .and_then(ImageReader::with_guessed_format)
@@ -76,7 +90,8 @@ pub fn load(folder: &Path, path: &str, size: ImageSize) -> Result<RgbImage, Sour
     let image = reader
         .decode()
         .map_err(|source| SourceError::Decode { path: file, source })?;
-    Ok(fit(&image.to_rgb8(), size))
+    let image = image.to_rgb8();
+    Ok(fit(&image, rule.size(ImageSize::of(&image))))
 }
 
 /// The file behind the path, symbolic links followed, if it is in the folder.
@@ -109,8 +124,8 @@ mod tests {
 
     use super::*;
 
-    fn size(height: usize, width: usize) -> ImageSize {
-        ImageSize { height, width }
+    fn size(height: usize, width: usize) -> SizeRule {
+        SizeRule::Fixed(ImageSize { height, width })
     }
 
     fn dataset() -> tempfile::TempDir {
@@ -137,6 +152,19 @@ mod tests {
         let small = load(folder.path(), "images/0.png", size(8, 8)).unwrap();
         assert_eq!(small.dimensions(), (8, 8));
         assert!(small.get_pixel(0, 0).0[0] > 180 && small.get_pixel(7, 7).0[0] < 70);
+    }
+
+    #[test]
+    fn a_rule_may_keep_the_aspect() {
+        let folder = dataset();
+        let rule = size_rule(&ModelConfig {
+            sizing: Sizing::Aspect,
+            height: 64,
+            width: 96,
+            ..ModelConfig::default()
+        });
+        let kept = load(folder.path(), "images/0.png", rule).unwrap();
+        assert_eq!(kept.dimensions(), (96, 64));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use image::{ImageFormat, RgbImage};
-use retouch_models::{device, editor::ImageSize, weights::LoadError};
+use retouch_models::{device, editor::SizeRule, weights::LoadError};
 use retouch_proto::{
     BlobRef, ContentHash,
     config::RunConfig,
@@ -81,20 +81,16 @@ pub async fn run(options: WorkerOptions) -> Result<(), RolloutError> {
 #[derive(Debug)]
 struct Rollouts {
     dataset: PathBuf,
-    size: ImageSize,
+    rule: SizeRule,
     blobs: Blobs,
     sampler: DeviceThread<Sampler>,
 }
 
 impl Rollouts {
     fn new(config: &RunConfig, blobs: Blobs, sampler: DeviceThread<Sampler>) -> Self {
-        let size = ImageSize {
-            height: config.model.height as usize,
-            width: config.model.width as usize,
-        };
         Self {
             dataset: PathBuf::from(&config.dataset.path),
-            size,
+            rule: source::size_rule(&config.model),
             blobs,
             sampler,
         }
@@ -138,8 +134,8 @@ impl Rollouts {
     }
 
     async fn load_source(&self, task: &RolloutTask) -> Result<Arc<RgbImage>, TaskFailure> {
-        let (folder, path, size) = (self.dataset.clone(), task.image.clone(), self.size);
-        let loaded = spawn_blocking(move || source::load(&folder, &path, size)).await;
+        let (folder, path, rule) = (self.dataset.clone(), task.image.clone(), self.rule);
+        let loaded = spawn_blocking(move || source::load(&folder, &path, rule)).await;
         let loaded = loaded.map_err(|error| failure(error, false))?;
         loaded.map(Arc::new).map_err(|error| {
             let retryable = error.is_retryable();

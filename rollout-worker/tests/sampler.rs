@@ -111,6 +111,57 @@ fn candidates_differ_and_latents_are_what_was_decoded() {
     assert_eq!(editor.decode(x0, &condition).expect("encoders"), made.edits);
 }
 
+/// Of all values of two blobs of latents.
+fn cosine(a: &[u8], b: &[u8]) -> f64 {
+    let values = |bytes: &[u8]| -> Vec<f64> {
+        let latents = exchange::latents_from_bytes(bytes, &Device::flex()).expect("latents");
+        latents.into_data().iter().collect()
+    };
+    let (a, b) = (values(a), values(b));
+    let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
+    dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt()
+}
+
+#[test]
+fn half_precision_samples_nearly_the_same_with_and_without_an_adapter() {
+    for version in [None, Some(version())] {
+        let input = GroupInput {
+            version,
+            ..input(0, 2)
+        };
+        let [full, half] = [Dtype::F32, Dtype::Bf16].map(|dtype| {
+            let mut config = config();
+            config.model.dtype = dtype;
+            let mut sampler = Sampler::load(&config, Device::flex()).expect("the golden pipeline");
+            sampler.sample_group(&input).expect("a group")
+        });
+        let cosine = cosine(&full.x0, &half.x0);
+        println!("cosine of the latents {cosine:.6}");
+        assert!(cosine > 0.999, "{cosine}");
+        assert_ne!(full.x0, half.x0, "the second base is no narrower");
+    }
+}
+
+#[test]
+fn groups_are_as_large_as_their_sources() {
+    let mut sampler = sampler();
+    for (width, height) in [(16, 24), (32, 16), (16, 16)] {
+        let input = GroupInput {
+            source: Arc::new(RgbImage::from_pixel(width, height, Rgb([9, 80, 200]))),
+            path: format!("images/{width}x{height}.png"),
+            ..input(0, 2)
+        };
+        let made = sampler.sample_group(&input).expect("a group");
+        assert_eq!(made.edits[1].dimensions(), (width, height));
+        let condition =
+            Condition::from_bytes(&made.condition, &Device::flex()).expect("a condition");
+        assert_eq!(
+            (condition.size.width, condition.size.height),
+            (width as usize, height as usize)
+        );
+    }
+}
+
 #[test]
 fn the_version_decides_what_is_sampled() {
     let mut sampler = sampler();

@@ -17,8 +17,10 @@ use clap::Args;
 use indicatif::ProgressBar;
 use retouch_models::{
     device,
-    editor::{Condition, EditRequest, Editor, ImageSize, Parts, SampleOptions, SourceSize},
-    lora::{LoraAdapter, load_peft},
+    editor::{
+        Condition, EditRequest, Editor, ImageSize, Parts, SampleOptions, SizeRule, SourceSize,
+    },
+    lora::{LoraAdapter, load_adapter},
     noise,
 };
 use retouch_proto::{
@@ -26,6 +28,7 @@ use retouch_proto::{
     seed::{Purpose, derive},
 };
 use retouch_reward_worker::scorer::{Group, Scorer};
+use retouch_rollout_worker::source::{self, size_rule};
 use retouch_tiny::{
     Split,
     dataset::{Row, read_cases, read_rows},
@@ -69,7 +72,6 @@ pub(crate) struct Evaluation {
     scorer: Scorer,
     pairs: Vec<Pair>,
     options: SampleOptions,
-    size: ImageSize,
     max_sequence_length: usize,
     seed: u64,
 }
@@ -85,13 +87,11 @@ impl Evaluation {
     /// The evaluation that a run file describes, for the adapter in `folder`.
     pub(crate) fn of_run(config: &RunConfig, adapter: &Path) -> anyhow::Result<Self> {
         let device = device::parse(&config.model.device)?;
-        let editor = Editor::load(Path::new(&config.model.path), &device, Parts::All)?;
-        let adapter = load_peft(adapter, editor.projections(), &device)?;
+        let dtype = device::float_type(config.model.dtype.as_str());
+        let dtype = dtype.context("both sides name the same types")?;
+        let editor = Editor::load_as(Path::new(&config.model.path), &device, Parts::All, dtype)?;
+        let adapter = load_adapter(adapter, editor.projections(), &device)?;
         let scorer = Scorer::load(&config.reward, &device::parse(&config.reward.device)?)?;
-        let size = ImageSize {
-            height: config.model.height as usize,
-            width: config.model.width as usize,
-        };
         Ok(Self {
             editor,
             adapter,
@@ -99,7 +99,7 @@ impl Evaluation {
             pairs: read_pairs(
                 Path::new(&config.dataset.path),
                 config.evaluation.pairs as usize,
-                size,
+                size_rule(&config.model),
             )?,
             options: SampleOptions {
                 num_inference_steps: config.evaluation.num_inference_steps as usize,
@@ -107,7 +107,6 @@ impl Evaluation {
                 guidance_scale: config.evaluation.guidance_scale,
                 true_cfg_scale: config.evaluation.true_cfg_scale,
             },
-            size,
             max_sequence_length: config.model.max_sequence_length as usize,
             seed: config.seed,
         })
@@ -163,7 +162,7 @@ impl Evaluation {
             negative_prompt: self.options.negative_prompt(),
             sources: std::slice::from_ref(source),
             source_size: SourceSize::Result,
-            size: self.size,
+            size: ImageSize::of(source),
             max_sequence_length: self.max_sequence_length,
         })?;
         let edits = [None, Some(&self.adapter)]
@@ -206,7 +205,7 @@ impl Evaluation {
         condition: &Condition,
         adapter: Option<&LoraAdapter>,
     ) -> anyhow::Result<image::RgbImage> {
-        let [tokens, channels] = self.editor.latent_shape(self.size);
+        let [tokens, channels] = self.editor.latent_shape(condition.size);
         let seed = derive(self.seed, Purpose::EvaluationNoise, 0, index as u32, 0, 0);
         let noise = noise::normal(seed, [1, tokens, channels], self.editor.device());
         let x0 = self.editor.sample(condition, noise, &self.options, adapter);
@@ -226,7 +225,7 @@ fn task_name(pair: &Pair) -> String {
 }
 
 /// The first `count` held-out pairs with their images, and their cases where the dataset has them.
-fn read_pairs(folder: &Path, count: usize, size: ImageSize) -> anyhow::Result<Vec<Pair>> {
+fn read_pairs(folder: &Path, count: usize, rule: SizeRule) -> anyhow::Result<Vec<Pair>> {
     let rows = read_rows(folder, Split::Test)?;
     if rows.len() < count {
         bail!(
@@ -244,7 +243,7 @@ fn read_pairs(folder: &Path, count: usize, size: ImageSize) -> anyhow::Result<Ve
     rows.into_iter()
         .take(count)
         .map(|row| {
-            let source = retouch_rollout_worker::source::load(folder, &row.image, size)?;
+            let source = source::load(folder, &row.image, rule)?;
             Ok(Pair {
                 row,
                 source,

@@ -7,9 +7,10 @@ use std::{
     time::Instant,
 };
 
-use burn::tensor::{DType, Device};
+use burn::tensor::Device;
 use bytes::Bytes;
 use retouch_models::{
+    device,
     editor::{Condition, Editor, Parts},
     exchange,
     lora::LoraAdapter,
@@ -17,7 +18,7 @@ use retouch_models::{
 };
 use retouch_proto::{
     ContentHash, GroupId, LeaseId,
-    config::{Dtype, RunConfig},
+    config::RunConfig,
     seed::{self, Purpose},
     task::{TrainGroup, TrainMetrics},
 };
@@ -110,15 +111,12 @@ impl Trainer {
         run_dir: PathBuf,
         ranks: Ranks,
     ) -> Result<Self, LoadError> {
-        let dtype = match config.model.dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::Bf16 => DType::BF16,
-        };
+        let dtype = device::float_type(config.model.dtype.as_str());
         let editor = Editor::load_as(
             Path::new(&config.model.path),
             &device,
             Parts::Transformer,
-            dtype,
+            dtype.expect("both sides name the same types"),
         )?;
         Ok(Self {
             editor,

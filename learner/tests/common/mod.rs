@@ -4,7 +4,7 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use retouch_learner::shards::{Local, ShardReduce};
 use retouch_learner::state::LearnerState;
 use retouch_learner::step::{
@@ -27,7 +27,11 @@ pub fn pipeline() -> PathBuf {
 }
 
 pub fn editor() -> Editor {
-    Editor::load(&pipeline(), &Device::flex(), Parts::Transformer).unwrap()
+    editor_as(DType::F32)
+}
+
+pub fn editor_as(dtype: DType) -> Editor {
+    Editor::load_as(&pipeline(), &Device::flex(), Parts::Transformer, dtype).unwrap()
 }
 
 /// The published settings with a small adapter.
@@ -62,8 +66,22 @@ pub fn state(editor: &Editor, config: &StepConfig) -> LearnerState {
 
 /// A group with random latents, condition and advantages.
 pub fn group(editor: &Editor, index: u32, size: usize) -> SealedGroup {
+    sized_group(editor, index, size, [2, 2])
+}
+
+/// A group whose images have the given numbers of tokens in height and width.
+pub fn sized_group(
+    editor: &Editor,
+    index: u32,
+    size: usize,
+    [rows, columns]: [usize; 2],
+) -> SealedGroup {
     let device = Device::flex();
-    let image = ImageSize::square(2 * editor.latent_format().unit());
+    let unit = editor.latent_format().unit();
+    let image = ImageSize {
+        height: rows * unit,
+        width: columns * unit,
+    };
     let [tokens, channels] = editor.latent_shape(image);
     let Base::FluxKontext(base) = &editor.base else {
         panic!("the golden pipeline is a FluxKontextPipeline");

@@ -8,7 +8,7 @@ use super::decoder::Decoder;
 use super::encoder::Encoder;
 use crate::init::Init;
 use crate::layers::Conv2d;
-use crate::weights::{DIFFUSERS_FILE, LoadError, Names, Weights, read_config, save_folder};
+use crate::weights::{DIFFUSERS_FILE, LoadError, Names, Table, Weights, save_folder};
 
 const NAMES: Names = Names {
     prefix: "",
@@ -46,10 +46,13 @@ impl AutoencoderKl {
     /// # Errors
     /// If its files can't be read or do not fit each other.
     pub fn load(folder: &Path, device: &Device) -> Result<Self, LoadError> {
-        let path = folder.join("config.json");
-        let config: AutoencoderKlConfig = read_config(&path)?;
-        config.check(&path)?;
+        let config = AutoencoderKlConfig::load(folder)?;
         Self::from_weights(&config, &Weights::from_folder(folder)?, device, DType::F32)
+    }
+
+    /// Names and shapes of the tensors of a model of this configuration.
+    pub fn table(config: &AutoencoderKlConfig) -> Table {
+        Table::of(&Self::init(config, &Init::unused()), &NAMES)
     }
 
     /// A model of the given weights.

@@ -1,4 +1,8 @@
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
+
+use crate::weights::{LoadError, read_class};
 
 /// The published configuration; a missing field has transformers' default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -52,6 +56,14 @@ impl Default for ClipTextConfig {
 }
 
 impl ClipTextConfig {
+    /// The configuration of a transformers folder.
+    ///
+    /// # Errors
+    /// If it can't be read or is another class's.
+    pub fn load(folder: &Path) -> Result<Self, LoadError> {
+        read_class(&folder.join("config.json"), "CLIPTextModel")
+    }
+
     /// Where a row of tokens is pooled.
     pub(super) fn pooled_position(&self, ids: &[i64]) -> usize {
         const LEGACY: i64 = 2;

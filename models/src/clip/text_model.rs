@@ -7,7 +7,7 @@ use super::ClipTextConfig;
 use super::encoder_layer::EncoderLayer;
 use crate::init::Init;
 use crate::layers::{Embedding, LayerNorm};
-use crate::weights::{LoadError, Names, TRANSFORMERS_FILE, Weights, read_config, save_folder};
+use crate::weights::{LoadError, Names, TRANSFORMERS_FILE, Table, Weights, save_folder};
 
 /// As published; transformers 5 leaves the prefix out.
 const NAMES: Names = Names {
@@ -19,6 +19,13 @@ const NAMES_WITHOUT_PREFIX: Names = Names {
     prefix: "",
     ..NAMES
 };
+
+fn names_in(weights: &Weights) -> Names {
+    match weights.names().any(|name| name.starts_with("text_model.")) {
+        true => NAMES,
+        false => NAMES_WITHOUT_PREFIX,
+    }
+}
 
 /// CLIP's text encoder.
 #[derive(Module, Debug)]
@@ -75,8 +82,26 @@ impl ClipText {
     /// # Errors
     /// If its files can't be read or do not fit each other.
     pub fn load(folder: &Path, device: &Device) -> Result<Self, LoadError> {
-        let config = read_config(&folder.join("config.json"))?;
-        Self::from_weights(&config, &Weights::from_folder(folder)?, device, DType::F32)
+        Self::load_as(folder, device, DType::F32)
+    }
+
+    /// As [`ClipText::load`], with weights of the given float type.
+    ///
+    /// # Errors
+    /// As [`ClipText::load`].
+    pub fn load_as(folder: &Path, device: &Device, dtype: DType) -> Result<Self, LoadError> {
+        let config = ClipTextConfig::load(folder)?;
+        Self::from_weights(&config, &Weights::from_folder(folder)?, device, dtype)
+    }
+
+    /// Names and shapes of the tensors of a published model of this configuration.
+    pub fn table(config: &ClipTextConfig) -> Table {
+        Table::of(&Self::init(config, &Init::unused()), &NAMES)
+    }
+
+    /// The same under the names that this file uses.
+    pub fn table_in(config: &ClipTextConfig, weights: &Weights) -> Table {
+        Table::of(&Self::init(config, &Init::unused()), &names_in(weights))
     }
 
     /// A model of the given weights.
@@ -89,13 +114,8 @@ impl ClipText {
         device: &Device,
         dtype: DType,
     ) -> Result<Self, LoadError> {
-        let published = weights.names().any(|name| name.starts_with("text_model."));
-        let names = if published {
-            NAMES
-        } else {
-            NAMES_WITHOUT_PREFIX
-        };
-        weights.load_as(Self::init(config, &Init::new(0, device)), &names, dtype)
+        let module = Self::init(config, &Init::new(0, device));
+        weights.load_as(module, &names_in(weights), dtype)
     }
 
     /// Saves the model as a transformers folder, with the published names.

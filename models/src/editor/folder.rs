@@ -9,7 +9,7 @@ use super::base::Files;
 use super::{Base, Editor, Parts, TextStart};
 use crate::init::Init;
 use crate::scheduler::FlowMatchScheduler;
-use crate::weights::{LoadError, read_config};
+use crate::weights::{LoadError, read_config, require_file};
 
 pub(super) const INDEX_FILE: &str = "model_index.json";
 
@@ -85,7 +85,7 @@ impl Editor {
 }
 
 fn class_of(folder: &Path) -> Result<String, LoadError> {
-    let index: ModelIndex = read_config(&folder.join(INDEX_FILE))?;
+    let index: ModelIndex = read_config(&require_file(folder, INDEX_FILE, "a base editor")?)?;
     Ok(index.class_name)
 }
 

@@ -13,7 +13,7 @@ use crate::scheduler::FlowMatchScheduler;
 use crate::solver::{self, Solver};
 
 /// Most pixels that are decoded at once; more images go one batch after another.
-const DECODED_PIXELS_MAX: usize = 1 << 20;
+pub(crate) const DECODED_PIXELS_MAX: usize = 1 << 20;
 
 /// The negative prompt that published results were made with.
 pub const NEGATIVE_PROMPT: &str = " ";

@@ -1,5 +1,7 @@
 use std::fmt;
 
+use image::RgbImage;
+
 /// Height and width of an image in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ImageSize {
@@ -19,6 +21,39 @@ pub enum SourceSize {
     /// What the base model prefers: for Kontext, the nearest in aspect of the sizes that it was trained on; for
     /// Qwen-Image-Edit, about a megapixel of its own aspect.
     Preferred,
+}
+
+/// How the size of edited images follows from that of their source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SizeRule {
+    /// One size for all: the middle of the source is cut out.
+    Fixed(ImageSize),
+    /// The source's aspect, with about this many pixels.
+    Area(usize),
+    /// The nearest in aspect of the sizes that Kontext was trained on.
+    Preferred,
+}
+
+/// Sides of images whose size follows from their source are multiples of this, which is a token of every
+/// published editor.
+const SIDE_UNIT: usize = 16;
+
+impl SizeRule {
+    /// The size of what is made of an image of size `source`.
+    pub fn size(self, source: ImageSize) -> ImageSize {
+        match self {
+            Self::Fixed(size) => size,
+            Self::Area(area) => {
+                let size = output_size(source, area, SIDE_UNIT);
+                // The longest strips would have no tokens across.
+                ImageSize {
+                    height: size.height.max(SIDE_UNIT),
+                    width: size.width.max(SIDE_UNIT),
+                }
+            }
+            Self::Preferred => preferred_size(source, 1),
+        }
+    }
 }
 
 /// (width, height) of the sizes that Kontext was trained on, about a megapixel each.
@@ -48,6 +83,14 @@ impl ImageSize {
         Self {
             height: side,
             width: side,
+        }
+    }
+
+    /// The size of an image.
+    pub fn of(image: &RgbImage) -> Self {
+        Self {
+            height: image.height() as usize,
+            width: image.width() as usize,
         }
     }
 
@@ -148,6 +191,22 @@ mod tests {
             output_size(ImageSize::square(1024), 1024 * 1024, 16),
             ImageSize::square(1024)
         );
+    }
+
+    #[test]
+    fn sizes_follow_the_source_where_they_should() {
+        let source = ImageSize {
+            height: 1080,
+            width: 1920,
+        };
+        let fixed = ImageSize::square(512);
+        assert_eq!(SizeRule::Fixed(fixed).size(source), fixed);
+        let size = |height, width| ImageSize { height, width };
+        // 16 : 9 at 512 x 512 pixels, cut to whole tokens.
+        assert_eq!(SizeRule::Area(512 * 512).size(source), size(384, 672));
+        assert_eq!(SizeRule::Area(512 * 512).size(size(300, 300)), fixed);
+        assert_eq!(SizeRule::Area(64 * 64).size(size(10, 4000)), size(16, 1280));
+        assert_eq!(SizeRule::Preferred.size(source), size(752, 1392));
     }
 
     #[test]

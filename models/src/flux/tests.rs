@@ -1,9 +1,13 @@
+use std::path::Path;
+
 use burn::tensor::{DType, Device, Tensor};
 
 use super::*;
 use crate::golden::Case;
 use crate::init::Init;
-use crate::lora::{LoraAdapter, LoraConfig, load_diffusers, load_peft, save_diffusers, save_peft};
+use crate::lora::{
+    LoraAdapter, LoraConfig, load_adapter, load_diffusers, load_peft, save_diffusers, save_peft,
+};
 use crate::weights::{Names, read_config, tensors_of};
 
 fn model(case: &Case) -> FluxTransformer {
@@ -115,9 +119,12 @@ fn an_adapter_of_another_model_is_refused_with_all_names() {
     let error = load_peft(folder.path(), &others, &Device::flex()).unwrap_err();
     let message = error.to_string();
     assert!(
-        message.contains("unexpected (4): base_model.model.single_transformer_blocks.0.attn.to_q"),
+        message.contains("the adapter does not fit this model"),
         "{message}"
     );
+    let names =
+        "unexpected (4): base_model.model.single_transformer_blocks.0.attn.to_q.lora_A.weight";
+    assert!(message.contains(names), "{message}");
 }
 
 fn small_input() -> FluxInput {
@@ -143,6 +150,62 @@ fn merging_an_adapter_gives_its_outputs_and_leaves_the_base_alone() {
         merged.forward(small_input(), None) - model.forward(small_input(), Some(&adapter));
     assert!(difference.abs().max().into_scalar::<f32>() < 1e-5);
     assert_eq!(model.forward(small_input(), None).into_data(), before);
+    let unmerged = merged.unmerged(&adapter).forward(small_input(), None);
+    let difference = unmerged - model.forward(small_input(), None);
+    assert!(difference.abs().max().into_scalar::<f32>() < 1e-5);
+}
+
+#[test]
+fn an_adapter_is_found_in_either_form_and_its_absence_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, config) = (small_model(), lora_config());
+    let (adapter, projections) = (adapter(&model), model.projections());
+    let load = |path: &Path| load_adapter(path, projections, &Device::flex());
+    let message = load(folder.path()).unwrap_err().to_string();
+    assert!(message.ends_with(
+        "no adapter: neither adapter_config.json nor pytorch_lora_weights.safetensors is there"
+    ));
+    save_diffusers(folder.path(), &adapter, &config, projections).unwrap();
+    let file = folder.path().join("pytorch_lora_weights.safetensors");
+    assert_eq!(load(folder.path()).unwrap().to_flat(), adapter.to_flat());
+    assert_eq!(load(&file).unwrap().to_flat(), adapter.to_flat());
+    std::fs::remove_file(file).unwrap();
+    save_peft(folder.path(), &adapter, &config, projections).unwrap();
+    assert_eq!(load(folder.path()).unwrap().scale(), 3.0);
+}
+
+#[test]
+fn ranks_and_alphas_of_single_layers_come_from_the_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, config) = (small_model(), lora_config());
+    let (adapter, projections) = (adapter(&model), model.projections());
+    save_peft(folder.path(), &adapter, &config, projections).unwrap();
+    let path = folder.path().join("adapter_config.json");
+    let mut json: serde_json::Value = read_config(&path).unwrap();
+    json["alpha_pattern"] = serde_json::json!({"to_out.0": 1.5});
+    json["rank_pattern"] = serde_json::json!({"to_q": 2});
+    std::fs::write(&path, json.to_string()).unwrap();
+    let loaded = load_peft(folder.path(), projections, &Device::flex()).unwrap();
+    let product = |adapter: &LoraAdapter, slot: usize| {
+        let pair = adapter.pair(slot).unwrap();
+        pair.b.val().matmul(pair.a.val()) * adapter.scale()
+    };
+    for (slot, projection) in projections.iter().enumerate() {
+        if adapter.pair(slot).is_some() {
+            // alpha 1.5 in 6's place is a quarter of the update.
+            let factor = if projection.name.ends_with("to_out.0") {
+                0.25
+            } else {
+                1.0
+            };
+            let difference = product(&loaded, slot) - product(&adapter, slot) * factor;
+            assert!(
+                difference.abs().max().into_scalar::<f32>() < 1e-5,
+                "{}",
+                projection.name
+            );
+        }
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::init::Init;
 use crate::layers::Linear;
 use crate::lora::{self, LoraAdapter, Projection, Scope};
 use crate::ops;
-use crate::weights::{DIFFUSERS_FILE, LoadError, Names, Weights, read_config, save_folder};
+use crate::weights::{DIFFUSERS_FILE, LoadError, Names, Table, Weights, save_folder};
 
 const NAMES: Names = Names {
     prefix: "",
@@ -110,10 +110,13 @@ impl FluxTransformer {
     /// # Errors
     /// As [`FluxTransformer::load`].
     pub fn load_as(folder: &Path, device: &Device, dtype: DType) -> Result<Self, LoadError> {
-        let path = folder.join("config.json");
-        let config: FluxTransformerConfig = read_config(&path)?;
-        config.check(&path)?;
+        let config = FluxTransformerConfig::load(folder)?;
         Self::from_weights(&config, &Weights::from_folder(folder)?, device, dtype)
+    }
+
+    /// Names and shapes of the tensors of a model of this configuration.
+    pub fn table(config: &FluxTransformerConfig) -> Table {
+        Table::of(&Self::init(config, &Init::unused()), &NAMES)
     }
 
     /// A model of the given weights.
@@ -155,6 +158,11 @@ impl FluxTransformer {
     /// The model with an adapter's products added to its weights; what is not targeted is shared.
     pub fn merged(&self, adapter: &LoraAdapter) -> Self {
         lora::merge(self.clone(), &NAMES, &self.projections, adapter)
+    }
+
+    /// The base of a model that an adapter was merged into, but for rounding.
+    pub fn unmerged(&self, adapter: &LoraAdapter) -> Self {
+        lora::unmerge(self.clone(), &NAMES, &self.projections, adapter)
     }
 
     /// The velocity, as the reference's forward gives it.

@@ -45,9 +45,8 @@ impl LoraLinear {
         let Some((pair, scale)) = pair else {
             return ops::linear(x, self.weight.val(), bias);
         };
-        let dtype = x.dtype();
-        // The factors stay f32 in memory; they follow a half-precision base only here.
-        let (a, b) = (pair.a.val().cast(dtype), pair.b.val().cast(dtype));
+        // The factors stay f32 beside a half-precision base: the op takes both.
+        let (a, b) = (pair.a.val(), pair.b.val());
         ops::lora_linear(x, self.weight.val(), bias, a, b, scale)
     }
 }

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use super::{LoraAdapter, Projection};
 use crate::weights::Names;
@@ -15,10 +15,31 @@ pub(crate) fn merge<M: Module>(
     projections: &[Projection],
     adapter: &LoraAdapter,
 ) -> M {
+    add_products(module, names, projections, adapter, adapter.scale())
+}
+
+/// The module without the adapter's products, W - scale B A: what [`merge`] was given, but for rounding.
+pub(crate) fn unmerge<M: Module>(
+    module: M,
+    names: &Names,
+    projections: &[Projection],
+    adapter: &LoraAdapter,
+) -> M {
+    add_products(module, names, projections, adapter, -adapter.scale())
+}
+
+fn add_products<M: Module>(
+    module: M,
+    names: &Names,
+    projections: &[Projection],
+    adapter: &LoraAdapter,
+    scale: f64,
+) -> M {
     let slots = projections.iter().enumerate();
     module.map(&mut Merger {
         names,
         adapter,
+        scale,
         slots: slots
             .map(|(slot, p)| (format!("{}.weight", p.name), slot))
             .collect(),
@@ -29,6 +50,7 @@ pub(crate) fn merge<M: Module>(
 struct Merger<'a> {
     names: &'a Names,
     adapter: &'a LoraAdapter,
+    scale: f64,
     /// Slots by the names of the weights.
     slots: BTreeMap<String, usize>,
     path: Vec<String>,
@@ -48,10 +70,11 @@ impl ModuleMapper for Merger<'_> {
         let Some(pair) = slot.and_then(|slot| self.adapter.pair(*slot)) else {
             return param;
         };
-        let product = pair.b.val().matmul(pair.a.val()) * self.adapter.scale();
+        let product = pair.b.val().matmul(pair.a.val()) * self.scale;
         param.map(|weight| {
-            let product = product.reshape(weight.dims()).cast(weight.dtype());
-            weight + product
+            // Added before rounding to a narrow base's type, so that it is rounded once.
+            let (dtype, product) = (weight.dtype(), product.reshape(weight.dims()));
+            (weight.cast(DType::F32) + product).cast(dtype)
         })
     }
 }

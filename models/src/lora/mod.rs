@@ -4,13 +4,15 @@
 //! targeted one. The policy, the old policy and no adapter at all share one base.
 
 mod adapter;
+mod factors;
+mod interchange;
 mod linear;
 mod merge;
-mod peft;
+mod peft_config;
 #[cfg(test)]
 mod tests;
 
 pub use adapter::{LoraAdapter, LoraConfig, LoraPair};
+pub use interchange::{load_adapter, load_diffusers, load_peft, save_diffusers, save_peft};
 pub use linear::{LoraLinear, Projection, Scope};
-pub(crate) use merge::merge;
-pub use peft::{load_diffusers, load_peft, save_diffusers, save_peft};
+pub(crate) use merge::{merge, unmerge};

@@ -7,7 +7,7 @@ use super::fused::{self, FusedOp};
 use super::norm_kernels::add_row;
 use super::plain;
 use super::product::{Matrix, MatrixMut, Onto, multiply};
-use super::values::{dense, sum_blocks, tensor, values, width, written};
+use super::values::{dense, kept, sum_blocks, tensor, values, width, written};
 
 /// `x weight^T + bias`, with the weight as checkpoints store it.
 ///
@@ -48,7 +48,7 @@ pub fn linear<const D: usize>(
 /// # Shapes
 /// - x: `[..., in_features]`
 /// - weight: `[out_features, in_features]`, bias: `[out_features]`
-/// - a: `[rank, in_features]`, b: `[out_features, rank]`
+/// - a: `[rank, in_features]`, b: `[out_features, rank]`; they may be wider than the rest
 /// - output: `[..., out_features]`
 pub fn lora_linear<const D: usize>(
     x: Tensor<D>,
@@ -119,7 +119,8 @@ impl<const N: usize> FusedOp<N> for Linear {
     type Saved = Saved;
 
     fn forward(&self, inputs: [FlexTensor; N], tracked: [bool; N]) -> (FlexTensor, Saved) {
-        let inputs = inputs.map(dense);
+        let given = inputs;
+        let inputs = given.clone().map(dense);
         let (x, weight) = (matrix(&inputs[0]), matrix(&inputs[1]));
         let onto = inputs
             .get(2)
@@ -127,8 +128,8 @@ impl<const N: usize> FusedOp<N> for Linear {
         let y = product(x, weight.transposed(), 1.0, onto);
         let y = with_width(y, &inputs[0], weight.rows);
         let saved = Saved {
-            x: tracked[1].then(|| inputs[0].clone()),
-            weight: tracked[0].then(|| inputs[1].clone()),
+            x: tracked[1].then(|| kept(&given[0], &inputs[0])),
+            weight: tracked[0].then(|| kept(&given[1], &inputs[1])),
         };
         (y, saved)
     }
@@ -140,7 +141,8 @@ impl<const N: usize> FusedOp<N> for Linear {
         tracked: [bool; N],
     ) -> [Option<FlexTensor>; N] {
         let grad = dense(grad);
-        let Saved { x, weight } = &saved;
+        let Saved { x, weight } = saved;
+        let (x, weight) = (x.map(dense), weight.map(dense));
         std::array::from_fn(|i| {
             tracked[i].then(|| match i {
                 0 => input_grad(&grad, weight.as_ref().expect("saved")),
@@ -171,7 +173,8 @@ impl<const N: usize> FusedOp<N> for LoraLinear {
     type Saved = LoraSaved;
 
     fn forward(&self, inputs: [FlexTensor; N], tracked: [bool; N]) -> (FlexTensor, LoraSaved) {
-        let inputs = inputs.map(dense);
+        let given = inputs;
+        let inputs = given.clone().map(dense);
         let [x, weight, a, b] = std::array::from_fn(|i| matrix(&inputs[i]));
         let onto = inputs
             .get(4)
@@ -185,8 +188,8 @@ impl<const N: usize> FusedOp<N> for LoraLinear {
         let y = with_width(y, &inputs[0], weight.rows);
         let saved = LoraSaved {
             down: tensor(down, [rows, a.rows]),
-            x: (tracked[1] || tracked[2]).then(|| inputs[0].clone()),
-            weight: tracked[0].then(|| inputs[1].clone()),
+            x: (tracked[1] || tracked[2]).then(|| kept(&given[0], &inputs[0])),
+            weight: tracked[0].then(|| kept(&given[1], &inputs[1])),
             a: inputs[2].clone(),
             b: inputs[3].clone(),
         };
@@ -200,6 +203,11 @@ impl<const N: usize> FusedOp<N> for LoraLinear {
         tracked: [bool; N],
     ) -> [Option<FlexTensor>; N] {
         let grad = dense(grad);
+        let saved = LoraSaved {
+            x: saved.x.map(dense),
+            weight: saved.weight.map(dense),
+            ..saved
+        };
         // The gradient of `down`, wanted by all but `weight`, `b` and the bias.
         let down_grad = (tracked[0] || tracked[2]).then(|| input_grad(&grad, &saved.b));
         let x = || saved.x.as_ref().expect("saved");

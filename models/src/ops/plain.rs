@@ -33,6 +33,7 @@ pub(crate) fn lora_linear<const D: usize>(
     b: Tensor<2>,
     scale: f64,
 ) -> Tensor<D> {
+    let (a, b) = (a.cast(x.dtype()), b.cast(x.dtype()));
     let update = linear(linear(x.clone(), a, None), b, None);
     linear(x, weight, bias) + update * scale
 }
@@ -114,10 +115,20 @@ pub(crate) fn layer_norm<const D: usize>(
     affine(normalize(x, eps), weight, bias)
 }
 
+/// Statistics of narrow types are taken in f32, as the references do.
+fn wide<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    match x.dtype() {
+        DType::BF16 | DType::F16 => x.cast(DType::F32),
+        _ => x,
+    }
+}
+
 fn normalize<const D: usize>(x: Tensor<D>, eps: f64) -> Tensor<D> {
+    let dtype = x.dtype();
+    let x = wide(x);
     let centered = x.clone() - x.mean_dim(D - 1);
     let variance = (centered.clone() * centered.clone()).mean_dim(D - 1);
-    centered / (variance + eps).sqrt()
+    (centered / (variance + eps).sqrt()).cast(dtype)
 }
 
 fn affine<const D: usize>(
@@ -136,8 +147,10 @@ fn affine<const D: usize>(
 }
 
 pub(crate) fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Tensor<D> {
+    let dtype = x.dtype();
+    let x = wide(x);
     let mean_square = (x.clone() * x.clone()).mean_dim(D - 1);
-    x / (mean_square + eps).sqrt() * weight.unsqueeze()
+    (x / (mean_square + eps).sqrt() * wide(weight).unsqueeze()).cast(dtype)
 }
 
 pub(crate) fn layer_norm_modulate(
@@ -167,26 +180,32 @@ pub(crate) fn rms_norm_rope(
     heads: usize,
     eps: f64,
 ) -> Tensor<4> {
-    let x = rms_norm(split_heads(x, heads), weight, eps);
+    let dtype = x.dtype();
+    let x = rms_norm(wide(split_heads(x, heads)), wide(weight), eps);
     let [batch, _, length, head_dim] = x.dims();
     let half = head_dim / 2;
     let table = |t: Tensor<2>| t.reshape([1, 1, length, half, 1]);
-    let (cos, sin) = (table(cos), table(sin));
+    let (cos, sin) = (table(wide(cos)), table(wide(sin)));
     let pairs = x.reshape([batch, heads, length, half, 2]);
     let (even, odd) = (pairs.clone().narrow(4, 0, 1), pairs.narrow(4, 1, 1));
     let rotated_even = even.clone() * cos.clone() - odd.clone() * sin.clone();
     let rotated_odd = even * sin + odd * cos;
-    Tensor::cat(vec![rotated_even, rotated_odd], 4).reshape([batch, heads, length, head_dim])
+    let rotated = Tensor::cat(vec![rotated_even, rotated_odd], 4);
+    rotated
+        .reshape([batch, heads, length, head_dim])
+        .cast(dtype)
 }
 
 pub(crate) fn rope_half(x: Tensor<4>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<4> {
-    let half = x.dims()[3] / 2;
+    let (half, dtype) = (x.dims()[3] / 2, x.dtype());
+    let x = wide(x);
     let (first, second) = (
         x.clone().narrow(3, 0, half),
         x.clone().narrow(3, half, half),
     );
     let rotated = Tensor::cat(vec![second.neg(), first], 3);
-    x * cos.unsqueeze_dim::<4>(1) + rotated * sin.unsqueeze_dim::<4>(1)
+    let table = |t: Tensor<3>| wide(t).unsqueeze_dim::<4>(1);
+    (x * table(cos) + rotated * table(sin)).cast(dtype)
 }
 
 pub(crate) fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {

@@ -1,23 +1,33 @@
-//! Reading and making the flex backend's f32 tensors.
+//! Reading and making the flex backend's tensors. Kernels compute in f32: narrower tensors are widened
+//! on their way in, and results narrowed on their way out.
 
-use burn::tensor::{Bytes, DType, Shape};
+use burn::tensor::{Bytes, DType, Element, Shape};
 use burn_flex::{FlexTensor, Layout};
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 /// Numbers per task of a pass over memory.
 const CHUNK: usize = 1 << 14;
 
-/// The tensor with contiguous values, copied only if they are not.
+/// The tensor with contiguous f32 values, copied only if they are not.
 pub(crate) fn dense(tensor: FlexTensor) -> FlexTensor {
-    if tensor.is_contiguous() {
+    let tensor = if tensor.is_contiguous() {
         tensor
     } else {
         tensor.to_contiguous()
+    };
+    match tensor.dtype() {
+        DType::BF16 => widened(&tensor, bf16::to_f32),
+        DType::F16 => widened(&tensor, f16::to_f32),
+        _ => tensor,
     }
 }
 
-/// The tensor with a contiguous last dimension, copied only if it is not.
+/// The f32 tensor with a contiguous last dimension, copied only if it is not.
 pub(crate) fn dense_rows(tensor: FlexTensor) -> FlexTensor {
+    if tensor.dtype() != DType::F32 {
+        return dense(tensor);
+    }
     let strides = tensor.layout().strides();
     let usable = strides.last().is_none_or(|&last| last == 1) && strides.iter().all(|&s| s >= 0);
     if usable {
@@ -25,6 +35,49 @@ pub(crate) fn dense_rows(tensor: FlexTensor) -> FlexTensor {
     } else {
         tensor.to_contiguous()
     }
+}
+
+/// What a backward pass keeps of an input that was made [`dense`]: the input itself if it is narrower,
+/// or training would hold a wide copy of every weight.
+pub(crate) fn kept(given: &FlexTensor, dense: &FlexTensor) -> FlexTensor {
+    match given.dtype() {
+        DType::F32 => dense.clone(),
+        _ => given.clone(),
+    }
+}
+
+fn widened<E: Element + bytemuck::Pod>(tensor: &FlexTensor, wide: fn(E) -> f32) -> FlexTensor {
+    let narrow: &[E] = tensor.as_slice().expect("a contiguous tensor");
+    let values = written(narrow.len(), |out| {
+        for_row_blocks(out, 1, CHUNK, |start, out| {
+            let narrow = &narrow[start..];
+            out.iter_mut()
+                .zip(narrow)
+                .for_each(|(out, &x)| *out = wide(x));
+        });
+    });
+    tensor_like(values, tensor)
+}
+
+/// An f32 tensor as `dtype`.
+pub(crate) fn narrowed(tensor: FlexTensor, dtype: DType) -> FlexTensor {
+    match dtype {
+        DType::BF16 => converted(tensor, dtype, bf16::from_f32),
+        DType::F16 => converted(tensor, dtype, f16::from_f32),
+        _ => tensor,
+    }
+}
+
+fn converted<E: Element + bytemuck::Pod + Send>(
+    tensor: FlexTensor,
+    dtype: DType,
+    narrow: fn(f32) -> E,
+) -> FlexTensor {
+    let tensor = dense(tensor);
+    let chunks = values(&tensor).par_iter().with_min_len(CHUNK);
+    let elements: Vec<E> = chunks.map(|&x| narrow(x)).collect();
+    let layout = Layout::contiguous(tensor.layout().shape().clone());
+    FlexTensor::new(Bytes::from_elems(elements), layout, dtype)
 }
 
 /// The values of a tensor that is [`dense`].

@@ -26,7 +26,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use crate::init::Init;
 use crate::ops::{self, AttentionMask};
-use crate::weights::{LoadError, TRANSFORMERS_FILE, Weights, read_config, save_folder};
+use crate::weights::{LoadError, TRANSFORMERS_FILE, Table, Weights, save_folder};
 pub(crate) use layers::rows;
 
 /// The model: vision tower, decoder, output layer.
@@ -75,8 +75,20 @@ impl Qwen2_5Vl {
     /// # Errors
     /// As [`Qwen2_5Vl::load`].
     pub fn load_as(folder: &Path, device: &Device, dtype: DType) -> Result<Self, LoadError> {
-        let config: Qwen2_5VlConfig = read_config(&folder.join("config.json"))?;
+        let config = Qwen2_5VlConfig::load(folder)?;
         Self::from_weights(&config, &Weights::from_folder(folder)?, device, dtype)
+    }
+
+    /// Names and shapes of the tensors of a published model of this configuration.
+    pub fn table(config: &Qwen2_5VlConfig) -> Table {
+        let names = names::published(config.tie_word_embeddings);
+        Table::of(&Self::init(config, &Init::unused()), &names)
+    }
+
+    /// The same under the names that this file uses.
+    pub fn table_in(config: &Qwen2_5VlConfig, weights: &Weights) -> Table {
+        let names = names::of_model(weights, config.tie_word_embeddings);
+        Table::of(&Self::init(config, &Init::unused()), &names)
     }
 
     /// Takes the weights from a file whose names may be of either layout.

@@ -33,12 +33,21 @@ const VISION: Names = Names {
     ..PUBLISHED
 };
 
-/// The whole model's names in this file. With tied embeddings, a copy in the output layer is passed over.
+/// The whole model's names in published files.
+pub(super) fn published(tied: bool) -> Names {
+    with_ties(PUBLISHED, tied)
+}
+
+/// The whole model's names in this file.
 pub(super) fn of_model(weights: &Weights, tied: bool) -> Names {
-    let names = match has_prefix(weights, "model.visual.") {
-        true => NESTED,
-        false => PUBLISHED,
-    };
+    match has_prefix(weights, "model.visual.") {
+        true => with_ties(NESTED, tied),
+        false => published(tied),
+    }
+}
+
+/// With tied embeddings, a copy in the output layer is passed over.
+fn with_ties(names: Names, tied: bool) -> Names {
     if !tied {
         return names;
     }

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::weights::LoadError;
+use crate::weights::{LoadError, read_class};
 
 const GATED_GELU: &str = "gated-gelu";
 
@@ -50,7 +50,18 @@ impl Default for T5Config {
 }
 
 impl T5Config {
-    pub(super) fn check(&self, path: &Path) -> Result<(), LoadError> {
+    /// The configuration of a transformers folder.
+    ///
+    /// # Errors
+    /// If it can't be read, is another class's, or asks for something that this model does not have.
+    pub fn load(folder: &Path) -> Result<Self, LoadError> {
+        let path = folder.join("config.json");
+        let config: Self = read_class(&path, "T5EncoderModel")?;
+        config.check(&path)?;
+        Ok(config)
+    }
+
+    fn check(&self, path: &Path) -> Result<(), LoadError> {
         if self.feed_forward_proj == GATED_GELU {
             return Ok(());
         }

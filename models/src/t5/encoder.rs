@@ -7,7 +7,7 @@ use super::T5Config;
 use super::block::T5Block;
 use crate::init::Init;
 use crate::layers::{Embedding, RmsNorm};
-use crate::weights::{LoadError, Names, TRANSFORMERS_FILE, Weights, read_config, save_folder};
+use crate::weights::{LoadError, Names, TRANSFORMERS_FILE, Table, Weights, save_folder};
 
 const NAMES: Names = Names {
     prefix: "",
@@ -63,10 +63,13 @@ impl T5Encoder {
     /// # Errors
     /// As [`T5Encoder::load`].
     pub fn load_as(folder: &Path, device: &Device, dtype: DType) -> Result<Self, LoadError> {
-        let path = folder.join("config.json");
-        let config: T5Config = read_config(&path)?;
-        config.check(&path)?;
+        let config = T5Config::load(folder)?;
         Self::from_weights(&config, &Weights::from_folder(folder)?, device, dtype)
+    }
+
+    /// Names and shapes of the tensors of a model of this configuration.
+    pub fn table(config: &T5Config) -> Table {
+        Table::of(&Self::init(config, &Init::unused()), &NAMES)
     }
 
     /// A model of the given weights.

@@ -25,6 +25,13 @@ const QWEN_PIECES: &str = concat!(
 
 /// The tokenizer of the class that the configuration names; CLIP's if it names none.
 pub(super) fn load(folder: &Path, config: &Config) -> Result<Inner, LoadError> {
+    if !folder.join(VOCAB_FILE).is_file() {
+        let reason = format!(
+            "no tokenizer: neither {} nor {VOCAB_FILE} with {MERGES_FILE} is there",
+            super::FILE
+        );
+        return Err(LoadError::format(folder, reason));
+    }
     let class = config.tokenizer_class.as_deref().unwrap_or("");
     if class.starts_with("Qwen2Tokenizer") {
         qwen(folder, config)

@@ -1,6 +1,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::fold::folded;
+
 /// Why a model, adapter or tensor file could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -33,18 +35,34 @@ pub enum LoadError {
         supported: &'static str,
     },
     /// The tensors do not fit the module.
-    #[error("{}: tensors do not fit the configuration{}{}{}", path.display(),
-        List("missing", missing), List("unexpected", unexpected), List("wrong shape", misshaped))]
+    #[error("{}: tensors do not fit the configuration{misfit}", path.display())]
     Mismatch {
         /// The file or folder.
         path: PathBuf,
-        /// Names that the module needs and the file lacks.
-        missing: Vec<String>,
-        /// Names that the file has and the module does not know.
-        unexpected: Vec<String>,
-        /// Tensors of another shape than the module's.
-        misshaped: Vec<Misshaped>,
+        /// All that does not fit.
+        misfit: Misfit,
     },
+    /// An adapter's factors do not fit the model's layers.
+    #[error("{}: the adapter does not fit this model, it was trained for another{misfit}", path.display())]
+    OtherModel {
+        /// The file.
+        path: PathBuf,
+        /// All that does not fit.
+        misfit: Misfit,
+    },
+}
+
+/// What does not fit between a file and what is to be loaded from it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Misfit {
+    /// Names that the model needs and the file lacks.
+    pub missing: Vec<String>,
+    /// Names that the file has and the model does not know.
+    pub unexpected: Vec<String>,
+    /// Tensors of another shape than the model's.
+    pub misshaped: Vec<Misshaped>,
+    /// Tensors of an element type that no model is stored in.
+    pub unreadable: Vec<String>,
 }
 
 /// A tensor whose shape differs from the one that the configuration implies.
@@ -74,35 +92,50 @@ impl LoadError {
     }
 }
 
-impl fmt::Display for Misshaped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            name,
-            found,
-            expected,
-        } = self;
-        write!(f, "{name} is {found:?}, expected {expected:?}")
+impl Misfit {
+    /// Whether everything fits.
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// One line for each kind of misfit, with all its names; those of alike layers are folded into
+    /// one, such as `blocks.{0..18}.bias`.
+    pub fn lines(&self) -> Vec<String> {
+        let shapes =
+            |tensor: &Misshaped| format!(" is {:?}, expected {:?}", tensor.found, tensor.expected);
+        let misshaped = self
+            .misshaped
+            .iter()
+            .map(|tensor| (tensor.name.as_str(), shapes(tensor)));
+        let kinds = [
+            ("missing", self.missing.len(), folded(plain(&self.missing))),
+            (
+                "unexpected",
+                self.unexpected.len(),
+                folded(plain(&self.unexpected)),
+            ),
+            ("wrong shape", self.misshaped.len(), folded(misshaped)),
+            (
+                "element type not supported",
+                self.unreadable.len(),
+                folded(plain(&self.unreadable)),
+            ),
+        ];
+        let kinds = kinds.into_iter().filter(|(_, count, _)| *count > 0);
+        kinds
+            .map(|(title, count, lines)| format!("{title} ({count}): {}", lines.join(", ")))
+            .collect()
     }
 }
 
-/// One part of the message, cut short: a wrong configuration may miss thousands of names.
-struct List<'a, T>(&'static str, &'a [T]);
+fn plain(names: &[String]) -> impl Iterator<Item = (&str, String)> {
+    names.iter().map(|name| (name.as_str(), String::new()))
+}
 
-impl<T: fmt::Display> fmt::Display for List<'_, T> {
+impl fmt::Display for Misfit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const SHOWN_MAX: usize = 8;
-        let Self(title, items) = self;
-        if items.is_empty() {
-            return Ok(());
-        }
-        write!(f, "; {title} ({}): ", items.len())?;
-        for (i, item) in items.iter().take(SHOWN_MAX).enumerate() {
-            let comma = if i == 0 { "" } else { ", " };
-            write!(f, "{comma}{item}")?;
-        }
-        if items.len() > SHOWN_MAX {
-            write!(f, ", ...")?;
-        }
-        Ok(())
+        self.lines()
+            .iter()
+            .try_for_each(|line| write!(f, "; {line}"))
     }
 }

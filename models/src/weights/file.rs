@@ -1,13 +1,13 @@
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use memmap2::Mmap;
-use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
+use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 
-use super::LoadError;
+use super::element::{convert, element_type};
+use super::part::Part;
+use super::{LoadError, read_config};
 
 /// The weight file's name in folders that diffusers writes.
 pub const DIFFUSERS_FILE: &str = "diffusion_pytorch_model.safetensors";
@@ -16,17 +16,11 @@ pub const TRANSFORMERS_FILE: &str = "model.safetensors";
 
 /// The named tensors of one safetensors file, of a folder's shards, or of bytes in memory.
 ///
-/// Files are memory-mapped: a tensor's pages are read when the tensor is.
+/// Files are memory-mapped: a tensor's pages are read when the tensor is, and let go of then.
 pub struct Weights {
     path: PathBuf,
     parts: Vec<Part>,
     part_of: BTreeMap<String, usize>,
-}
-
-struct Part {
-    bytes: Box<dyn AsRef<[u8]> + Send + Sync>,
-    data_start: usize,
-    header: Metadata,
 }
 
 #[derive(Deserialize)]
@@ -64,7 +58,7 @@ impl Weights {
     /// # Errors
     /// If it can't be read or is not a safetensors file.
     pub fn from_file(path: &Path) -> Result<Self, LoadError> {
-        Self::from_parts(path, vec![Part::map(path)?])
+        Ok(Self::from_parts(path, vec![Part::map(path)?]))
     }
 
     /// The tensors of a safetensors file in memory; `path` only names it in errors.
@@ -75,28 +69,44 @@ impl Weights {
         path: &Path,
         bytes: impl AsRef<[u8]> + Send + Sync + 'static,
     ) -> Result<Self, LoadError> {
-        Self::from_parts(path, vec![Part::new(path, Box::new(bytes))?])
+        Ok(Self::from_parts(path, vec![Part::memory(path, bytes)?]))
     }
 
     fn from_shards(folder: &Path, index: &Path) -> Result<Self, LoadError> {
-        let ShardIndex { weight_map } = super::read_config(index)?;
+        let ShardIndex { weight_map } = read_config(index)?;
         let mut shards: Vec<&String> = weight_map.values().collect();
         shards.sort();
         shards.dedup();
+        let missing: Vec<&str> = shards
+            .iter()
+            .filter(|name| !folder.join(name).is_file())
+            .map(|name| name.as_str())
+            .collect();
+        if !missing.is_empty() {
+            let count = format!(
+                "{} of its {} shards are missing",
+                missing.len(),
+                shards.len()
+            );
+            return Err(LoadError::format(
+                index,
+                format!("{count}: {}", missing.join(", ")),
+            ));
+        }
         let parts = shards.into_iter().map(|name| Part::map(&folder.join(name)));
-        Self::from_parts(folder, parts.collect::<Result<_, _>>()?)
+        Ok(Self::from_parts(folder, parts.collect::<Result<_, _>>()?))
     }
 
-    fn from_parts(path: &Path, parts: Vec<Part>) -> Result<Self, LoadError> {
+    fn from_parts(path: &Path, parts: Vec<Part>) -> Self {
         let mut part_of = BTreeMap::new();
         for (i, part) in parts.iter().enumerate() {
             part_of.extend(part.header.offset_keys().into_iter().map(|name| (name, i)));
         }
-        Ok(Self {
+        Self {
             path: path.to_owned(),
             parts,
             part_of,
-        })
+        }
     }
 
     /// The file or folder that the tensors come from.
@@ -119,18 +129,43 @@ impl Weights {
         Some(&self.entry(name)?.1.shape)
     }
 
+    /// The element type of tensor `name` as files call it, such as `BF16`.
+    pub fn dtype_name(&self, name: &str) -> Option<String> {
+        Some(format!("{:?}", self.entry(name)?.1.dtype))
+    }
+
+    /// Bytes of tensor `name` in its file.
+    pub fn byte_len(&self, name: &str) -> Option<usize> {
+        let (start, end) = self.entry(name)?.1.data_offsets;
+        Some(end - start)
+    }
+
+    /// Whether models may be stored in the element type of tensor `name`, if it is there.
+    pub(super) fn is_readable(&self, name: &str) -> bool {
+        self.entry(name)
+            .is_none_or(|(_, info)| element_type(info.dtype).is_some())
+    }
+
     /// The values of tensor `name` as the file has them; `None` if it is not there or its element
     /// type is none of those that models are stored in.
     pub fn data(&self, name: &str) -> Option<TensorData> {
         let (part, info) = self.entry(name)?;
-        let (start, end) = info.data_offsets;
-        let bytes = &(*part.bytes).as_ref()[part.data_start..][start..end];
         let dtype = element_type(info.dtype)?;
-        Some(TensorData::from_bytes_vec(
-            bytes.to_vec(),
-            info.shape.clone(),
-            dtype,
-        ))
+        let (start, end) = info.data_offsets;
+        let bytes = part.read(start..end, <[u8]>::to_vec);
+        Some(TensorData::from_bytes_vec(bytes, info.shape.clone(), dtype))
+    }
+
+    /// The values of tensor `name` as `wanted`, with no copy of them in between; `None` as
+    /// [`Weights::data`].
+    pub fn data_as(&self, name: &str, wanted: DType) -> Option<TensorData> {
+        let (part, info) = self.entry(name)?;
+        let dtype = element_type(info.dtype)?;
+        let (start, end) = info.data_offsets;
+        match part.read(start..end, |bytes| convert(bytes, dtype, wanted)) {
+            Some(values) => Some(TensorData::from_bytes(values, info.shape.clone(), wanted)),
+            None => Some(self.data(name)?.convert_dtype(wanted)),
+        }
     }
 
     /// Tensor `name` as f32 of rank `D`.
@@ -142,7 +177,7 @@ impl Weights {
         name: &str,
         device: &Device,
     ) -> Result<Tensor<D>, LoadError> {
-        let data = self.data_of_rank(name, D)?.convert_dtype(DType::F32);
+        let data = self.of_rank(name, D, self.data_as(name, DType::F32))?;
         Ok(Tensor::from_data(data, (device, DType::F32)))
     }
 
@@ -155,11 +190,17 @@ impl Weights {
         name: &str,
         device: &Device,
     ) -> Result<Tensor<D, Int>, LoadError> {
-        Ok(Tensor::from_data(self.data_of_rank(name, D)?, device))
+        let data = self.of_rank(name, D, self.data(name))?;
+        Ok(Tensor::from_data(data, device))
     }
 
-    fn data_of_rank(&self, name: &str, rank: usize) -> Result<TensorData, LoadError> {
-        let data = self.data(name).ok_or_else(|| {
+    fn of_rank(
+        &self,
+        name: &str,
+        rank: usize,
+        data: Option<TensorData>,
+    ) -> Result<TensorData, LoadError> {
+        let data = data.ok_or_else(|| {
             LoadError::format(&self.path, format!("no readable tensor is named {name}"))
         })?;
         if data.rank() == rank {
@@ -176,38 +217,4 @@ impl Weights {
         let part = &self.parts[*self.part_of.get(name)?];
         Some((part, part.header.info(name)?))
     }
-}
-
-impl Part {
-    fn map(path: &Path) -> Result<Self, LoadError> {
-        let file = File::open(path).map_err(|source| LoadError::io(path, source))?;
-        // SAFETY: the map is read-only, and weight files are replaced by renaming, never written
-        // in place, so its pages do not change under us.
-        let map = unsafe { Mmap::map(&file) }.map_err(|source| LoadError::io(path, source))?;
-        Self::new(path, Box::new(map))
-    }
-
-    fn new(path: &Path, bytes: Box<dyn AsRef<[u8]> + Send + Sync>) -> Result<Self, LoadError> {
-        let (header_len, header) = SafeTensors::read_metadata((*bytes).as_ref())
-            .map_err(|source| LoadError::format(path, source))?;
-        Ok(Self {
-            bytes,
-            // The header is preceded by its own length in eight bytes.
-            data_start: header_len + 8,
-            header,
-        })
-    }
-}
-
-fn element_type(dtype: Dtype) -> Option<DType> {
-    Some(match dtype {
-        Dtype::F64 => DType::F64,
-        Dtype::F32 => DType::F32,
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
-        Dtype::I64 => DType::I64,
-        Dtype::I32 => DType::I32,
-        Dtype::U8 => DType::U8,
-        _ => return None,
-    })
 }

@@ -1,9 +1,7 @@
-use std::collections::BTreeSet;
-
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Tensor};
 
-use super::{LoadError, Misshaped, Names, Weights};
+use super::{LoadError, Names, Table, Weights};
 
 impl Weights {
     /// Fills every float parameter of `module` with the tensor of its name, as f32.
@@ -12,7 +10,8 @@ impl Weights {
     /// away. Devices and gradient settings stay as the module has them.
     ///
     /// # Errors
-    /// [`LoadError::Mismatch`] with all names that are missing, unexpected or of another shape.
+    /// [`LoadError::Mismatch`] with all names that are missing, unexpected or of another shape,
+    /// before any of the tensors is read.
     pub fn load<M: Module>(&self, module: M, names: &Names) -> Result<M, LoadError> {
         self.load_as(module, names, DType::F32)
     }
@@ -27,17 +26,19 @@ impl Weights {
         names: &Names,
         dtype: DType,
     ) -> Result<M, LoadError> {
-        let mut loader = Loader {
+        let misfit = Table::of(&module, names).misfit(self);
+        if !misfit.is_none() {
+            return Err(LoadError::Mismatch {
+                path: self.path().to_owned(),
+                misfit,
+            });
+        }
+        Ok(module.map(&mut Loader {
             weights: self,
             names,
             dtype,
             path: Vec::new(),
-            used: BTreeSet::new(),
-            missing: Vec::new(),
-            misshaped: Vec::new(),
-        };
-        let module = module.map(&mut loader);
-        loader.finish().map(|()| module)
+        }))
     }
 }
 
@@ -46,29 +47,6 @@ struct Loader<'a> {
     names: &'a Names,
     dtype: DType,
     path: Vec<String>,
-    used: BTreeSet<String>,
-    missing: Vec<String>,
-    misshaped: Vec<Misshaped>,
-}
-
-impl Loader<'_> {
-    fn finish(self) -> Result<(), LoadError> {
-        let unexpected: Vec<String> = self
-            .weights
-            .names()
-            .filter(|name| self.names.owns(name) && !self.used.contains(*name))
-            .map(str::to_owned)
-            .collect();
-        if self.missing.is_empty() && unexpected.is_empty() && self.misshaped.is_empty() {
-            return Ok(());
-        }
-        Err(LoadError::Mismatch {
-            path: self.weights.path().to_owned(),
-            missing: self.missing,
-            unexpected,
-            misshaped: self.misshaped,
-        })
-    }
 }
 
 impl ModuleMapper for Loader<'_> {
@@ -82,29 +60,9 @@ impl ModuleMapper for Loader<'_> {
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let name = self.names.key(&self.path.join("."));
-        self.used.insert(name.clone());
-        let Some(found) = self.weights.shape(&name) else {
-            self.missing.push(name);
-            return param;
-        };
-        let expected = param.lazy_shape().as_slice().to_vec();
-        if found != expected {
-            let found = found.to_vec();
-            self.misshaped.push(Misshaped {
-                name,
-                found,
-                expected,
-            });
-            return param;
-        }
-        let Some(data) = self.weights.data(&name) else {
-            self.missing
-                .push(format!("{name} (in a readable element type)"));
-            return param;
-        };
-        let device = param.lazy_device();
-        let data = data.convert_dtype(self.dtype);
-        let id = param.id;
+        let data = self.weights.data_as(&name, self.dtype);
+        let data = data.expect("a tensor that the table found");
+        let (device, id) = (param.lazy_device(), param.id);
         param.transform_for_load(Tensor::from_data(data, (&device, self.dtype)), id)
     }
 }

@@ -66,7 +66,7 @@ fn a_saved_folder_loads_back_to_the_same_tensors() {
     assert_eq!(names, expected);
     let loaded = weights.load(self::net(2), &NAMES).unwrap();
     assert_eq!(tensors_of(&loaded, &NAMES), tensors_of(&net, &NAMES));
-    let config: serde_json::Value = read_config(&folder.path().join("config.json")).unwrap();
+    let config: Value = read_config(&folder.path().join("config.json")).unwrap();
     assert_eq!(config["a"], 1);
 }
 
@@ -107,6 +107,89 @@ fn every_name_that_does_not_fit_is_in_one_error() {
         error,
         "net: tensors do not fit the configuration; missing (1): blocks.0.bias; unexpected (1): \
          extra.weight; wrong shape (1): blocks.1.weight is [3, 2], expected [2, 3]"
+    );
+}
+
+#[test]
+fn names_of_alike_layers_are_folded_in_the_error() {
+    let weights = Weights::from_bytes(
+        "net".as_ref(),
+        to_safetensors(&TensorMap::new(), &Default::default()),
+    );
+    let error = weights
+        .unwrap()
+        .load(net(2), &NAMES)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("missing (4): blocks.0.bias, blocks.{0..1}.weight, proj.0.weight"),
+        "{error}"
+    );
+}
+
+#[test]
+fn shards_that_are_missing_or_truncated_are_named() {
+    let folder = folder();
+    let all = tensors_of(&net(1), &NAMES);
+    write_safetensors(
+        &folder.path().join("a.safetensors"),
+        &all,
+        &Default::default(),
+    )
+    .unwrap();
+    let index = serde_json::json!({"weight_map": {
+        "blocks.0.bias": "a.safetensors", "blocks.0.weight": "b.safetensors", "proj.0.weight": "c.safetensors",
+    }});
+    write_config(&folder.path().join("model.safetensors.index.json"), &index).unwrap();
+    let error = || {
+        Weights::from_folder(folder.path())
+            .err()
+            .unwrap()
+            .to_string()
+    };
+    assert!(
+        error().ends_with("2 of its 3 shards are missing: b.safetensors, c.safetensors"),
+        "{}",
+        error()
+    );
+    let whole = fs::read(folder.path().join("a.safetensors")).unwrap();
+    fs::write(folder.path().join("c.safetensors"), &whole).unwrap();
+    fs::write(
+        folder.path().join("b.safetensors"),
+        &whole[..whole.len() - 4],
+    )
+    .unwrap();
+    assert!(
+        error().contains("b.safetensors: its") && error().contains("truncated"),
+        "{}",
+        error()
+    );
+    fs::write(folder.path().join("b.safetensors"), &whole[..20]).unwrap();
+    assert!(
+        error().contains("b.safetensors: its 20 bytes end before its header does"),
+        "{}",
+        error()
+    );
+}
+
+#[test]
+fn element_types_that_no_model_is_stored_in_are_named() {
+    let header = br#"{"w":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}"#;
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header);
+    bytes.extend([0, 0]);
+    let weights = Weights::from_bytes("f8".as_ref(), bytes).unwrap();
+    #[derive(Module, Debug)]
+    struct One {
+        w: Param<Tensor<1>>,
+    }
+    let one = One {
+        w: Init::unused().zeros([2]),
+    };
+    let error = weights.load(one, &Names::SAME).unwrap_err().to_string();
+    assert!(
+        error.ends_with("element type not supported (1): w"),
+        "{error}"
     );
 }
 

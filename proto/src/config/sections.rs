@@ -40,6 +40,18 @@ choice! {
 }
 
 choice! {
+    /// How the size of edited images follows from their source.
+    Sizing {
+        /// `height` x `width`: the middle of the source is cut out.
+        Fixed = "fixed",
+        /// The source's aspect, with as many pixels as `height` x `width`.
+        Aspect = "aspect",
+        /// The nearest in aspect of the sizes that FLUX.1-Kontext was trained on, about a megapixel each.
+        Preferred = "preferred",
+    }
+}
+
+choice! {
     /// The sampler.
     Solver {
         /// The plain ODE step.
@@ -138,6 +150,8 @@ choice! {
 pub struct ModelConfig {
     /// Folder in the diffusers layout.
     pub path: String,
+    /// How the size of edited images follows from their source: `fixed`, `aspect` or `preferred`.
+    pub sizing: Sizing,
     /// Height of edited images in pixels.
     pub height: u32,
     /// Width of edited images in pixels.
@@ -154,6 +168,7 @@ impl Default for ModelConfig {
     fn default() -> Self {
         Self {
             path: "models/FLUX.1-Kontext-dev".into(),
+            sizing: Sizing::Fixed,
             height: 512,
             width: 512,
             max_sequence_length: 128,
@@ -219,6 +234,8 @@ impl Default for RolloutConfig {
 pub struct RewardConfig {
     /// Permute rewards inside each group before advantages: the control that must not learn.
     pub permute: bool,
+    /// Number type of the judges' weights.
+    pub dtype: Dtype,
     /// Where reward workers compute: `cpu` or `cuda:0`.
     pub device: String,
     /// What is scored; a sample's reward is the weighted mean.
@@ -229,6 +246,7 @@ impl Default for RewardConfig {
     fn default() -> Self {
         Self {
             permute: false,
+            dtype: Dtype::Bf16,
             device: "cuda:0".into(),
             terms: vec![RewardTerm::default()],
         }

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::autoencoder_kl::AutoencoderKl;
 use crate::clip::ClipText;
@@ -26,15 +26,16 @@ pub struct FluxKontextEncoders {
 }
 
 impl FluxKontextEncoders {
-    /// The encoders of a diffusers pipeline folder.
+    /// The encoders of a diffusers pipeline folder; the text encoders' weights become `dtype`, the VAE's f32.
     ///
     /// # Errors
     /// If a part can't be loaded.
-    pub fn load(folder: &Path, device: &Device) -> Result<Self, LoadError> {
+    pub fn load(folder: &Path, device: &Device, dtype: DType) -> Result<Self, LoadError> {
+        let part = |name: &str| folder.join(name);
         Ok(Self {
-            vae: AutoencoderKl::load(&folder.join("vae"), device)?,
-            text_encoder: ClipText::load(&folder.join("text_encoder"), device)?,
-            text_encoder_2: T5Encoder::load(&folder.join("text_encoder_2"), device)?,
+            vae: AutoencoderKl::load(&part("vae"), device)?,
+            text_encoder: ClipText::load_as(&part("text_encoder"), device, dtype)?,
+            text_encoder_2: T5Encoder::load_as(&part("text_encoder_2"), device, dtype)?,
             tokenizer: Tokenizer::load(&folder.join("tokenizer"))?,
             tokenizer_2: Tokenizer::load(&folder.join("tokenizer_2"))?,
         })
@@ -82,9 +83,9 @@ impl FluxKontextEncoders {
         let pooled = self.text_encoder.forward(ids).pooler_output;
         let ids = self::ids(&self.tokenizer_2, prompts, max_sequence_length, device)?;
         Ok(PromptBatch {
-            tokens: self.text_encoder_2.forward(ids, None),
+            tokens: self.text_encoder_2.forward(ids, None).cast(DType::F32),
             lengths: vec![max_sequence_length; prompts.len()],
-            pooled: Some(pooled),
+            pooled: Some(pooled.cast(DType::F32)),
         })
     }
 }

@@ -99,13 +99,13 @@ impl BaseModel for FluxKontext {
 
     fn load(files: Files<'_>) -> Result<Self, LoadError> {
         let Files { folder, device, .. } = files;
-        let vae: AutoencoderKlConfig = read_config(&folder.join("vae").join("config.json"))?;
+        let vae = AutoencoderKlConfig::load(&folder.join("vae"))?;
         let transformer = folder.join("transformer");
         let transformer = FluxTransformer::load_as(&transformer, device, files.dtype)?;
         // No gradient ever reaches them: they stay off the autodiff device.
         let plain = device.clone().without_autodiff();
         let encoders = match files.parts {
-            Parts::All => Some(FluxKontextEncoders::load(folder, &plain)?),
+            Parts::All => Some(FluxKontextEncoders::load(folder, &plain, files.dtype)?),
             Parts::Transformer => None,
         };
         let model = Self {
@@ -122,7 +122,7 @@ impl BaseModel for FluxKontext {
         let config = read_config(&folder.join("transformer").join("config.json"))?;
         let transformer = FluxTransformer::init(&config, init).map(&mut Quiet::default());
         let encoders = match text {
-            TextStart::Weights => FluxKontextEncoders::load(folder, device)?,
+            TextStart::Weights => FluxKontextEncoders::load(folder, device, files.dtype)?,
             TextStart::Random => FluxKontextEncoders::random_text(folder, device, init)?,
         };
         let model = Self::new(transformer, encoders);
@@ -242,7 +242,8 @@ impl BaseModel for FluxKontext {
     }
 }
 
-fn format_of(vae: &AutoencoderKlConfig) -> LatentFormat {
+/// How `vae` encodes images.
+pub(crate) fn format_of(vae: &AutoencoderKlConfig) -> LatentFormat {
     LatentFormat {
         scale_factor: vae.scale_factor(),
         channels: vae.latent_channels,

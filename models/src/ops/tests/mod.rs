@@ -2,6 +2,7 @@
 
 mod attention;
 mod images;
+mod narrow;
 mod rows;
 
 use burn::prelude::*;

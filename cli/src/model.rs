@@ -1,0 +1,229 @@
+//! `retouch model`: what a model folder holds and needs, without loading it.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, Subcommand, ValueEnum};
+use retouch_models::{
+    device,
+    editor::ImageSize,
+    inspect::{Component, Estimate, Inspection, Role, Workload, estimate, inspect},
+    lora::LoraConfig,
+};
+use retouch_proto::{RunConfig, config::load};
+use serde_json::json;
+
+use crate::exit::UsageError;
+
+/// Checks model folders.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArgs {
+    #[command(subcommand)]
+    command: ModelCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ModelCommand {
+    /// Read the headers of a folder's weights: its parts, what does not fit, and the memory that each role needs.
+    Check(CheckArgs),
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// A base editor (diffusers' layout) or a judge (transformers' layout).
+    folder: PathBuf,
+    /// The memory of this role only.
+    #[arg(long, value_enum)]
+    role: Option<RoleName>,
+    /// The run file that says how much is done at once; its defaults if absent.
+    #[arg(long, value_name = "RUN_FILE")]
+    run: Option<PathBuf>,
+    /// Set one field over the run file, such as `model.dtype=f32`; may be given often.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Print JSON, for programs.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum RoleName {
+    /// Samples groups of edits.
+    RolloutWorker,
+    /// Scores groups.
+    RewardWorker,
+    /// Trains the adapter.
+    Learner,
+}
+
+impl From<RoleName> for Role {
+    fn from(name: RoleName) -> Self {
+        match name {
+            RoleName::RolloutWorker => Self::RolloutWorker,
+            RoleName::RewardWorker => Self::RewardWorker,
+            RoleName::Learner => Self::Learner,
+        }
+    }
+}
+
+pub(crate) fn run(args: ModelArgs) -> anyhow::Result<()> {
+    let ModelCommand::Check(args) = args.command;
+    check(&args)
+}
+
+fn check(args: &CheckArgs) -> anyhow::Result<()> {
+    let config = load(args.run.as_deref(), std::env::vars(), &args.sets)
+        .map_err(|errors| UsageError(errors.to_string()))?;
+    let inspection = inspect(&args.folder)?;
+    let problems: Vec<&str> = inspection.all_problems().collect();
+    // A folder whose configurations can't be read has no sizes to add up.
+    let estimates = match problems.is_empty() {
+        true => estimates(&inspection, args.role.map(Role::from), &config)?,
+        false => Vec::new(),
+    };
+    if args.json {
+        let value = json!({"inspection": inspection, "problems": problems, "memory": estimates});
+        println!("{value:#}");
+    } else {
+        print_parts(&inspection);
+        estimates.iter().for_each(print_estimate);
+        problems
+            .iter()
+            .for_each(|problem| println!("problem: {problem}"));
+    }
+    match problems.len() {
+        0 => Ok(()),
+        count => Err(UsageError(format!("{}: {count} problem(s)", args.folder.display())).into()),
+    }
+}
+
+fn estimates(
+    inspection: &Inspection,
+    role: Option<Role>,
+    config: &RunConfig,
+) -> anyhow::Result<Vec<Estimate>> {
+    let fitting = Role::ALL
+        .into_iter()
+        .filter(|role| role.needs() == inspection.kind);
+    let roles: Vec<Role> = role.map_or_else(|| fitting.collect(), |role| vec![role]);
+    let estimates = roles.into_iter().map(|role| {
+        let workload = workload(config, role)?;
+        Ok(estimate(inspection, role, &workload)?)
+    });
+    estimates.collect()
+}
+
+/// What a run's settings have a role do at once.
+fn workload(config: &RunConfig, role: Role) -> anyhow::Result<Workload> {
+    let dtype = match role {
+        Role::RewardWorker => config.reward.dtype,
+        Role::RolloutWorker | Role::Learner => config.model.dtype,
+    };
+    Ok(Workload {
+        dtype: device::float_type(dtype.as_str()).context("both sides name the same types")?,
+        size: ImageSize {
+            height: config.model.height as usize,
+            width: config.model.width as usize,
+        },
+        group_size: config.rollout.group_size as usize,
+        max_sequence_length: config.model.max_sequence_length as usize,
+        micro_batch_size: config.learner.micro_batch_size as usize,
+        lanes: lanes(config),
+        shards: (config.learner.gradient_shards / config.learner.ranks.max(1)) as usize,
+        lora: LoraConfig {
+            rank: config.lora.rank as usize,
+            alpha: config.lora.alpha,
+            target_modules: config.lora.target_modules.clone(),
+        },
+    })
+}
+
+/// A learner on a CPU has a lane a thread.
+fn lanes(config: &RunConfig) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    match (
+        config.learner.device.as_str(),
+        config.cluster.threads_per_worker as usize,
+    ) {
+        ("cpu", 0) => cores,
+        ("cpu", threads) => threads,
+        _ => 1,
+    }
+}
+
+fn print_parts(inspection: &Inspection) {
+    let Inspection {
+        folder,
+        kind,
+        class,
+        ..
+    } = inspection;
+    println!("{}: {kind}, {class}", folder.display());
+    inspection.components.iter().for_each(print_part);
+}
+
+fn print_part(part: &Component) {
+    let Component {
+        name,
+        class,
+        tensors,
+        problems,
+    } = part;
+    let state = if problems.is_empty() {
+        "ok"
+    } else {
+        "does not fit"
+    };
+    let tensors = tensors.as_ref().map_or(String::new(), |tensors| {
+        let stored = tensors
+            .stored
+            .iter()
+            .map(|(dtype, bytes)| format!("{dtype} {}", size(*bytes)));
+        let stored = stored.collect::<Vec<_>>().join(", ");
+        format!(
+            "  {} tensors, {} parameters, {stored}",
+            tensors.count, tensors.parameters
+        )
+    });
+    println!("  {name:<16} {class}{tensors}  {state}");
+}
+
+fn print_estimate(estimate: &Estimate) {
+    println!("{} needs {}:", estimate.role, size(estimate.bytes));
+    for line in &estimate.lines {
+        println!(
+            "  {:>10}  {}: {}",
+            size(line.bytes),
+            line.what,
+            line.arithmetic
+        );
+    }
+}
+
+/// Bytes as people read them.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["B", "KiB", "MiB", "GiB"];
+    let unit = (0..UNITS.len() - 1).find(|&unit| bytes >> (10 * (unit + 1)) == 0);
+    let unit = unit.unwrap_or(UNITS.len() - 1);
+    match unit {
+        0 => format!("{bytes} B"),
+        _ => format!(
+            "{:.1} {}",
+            bytes as f64 / (1u64 << (10 * unit)) as f64,
+            UNITS[unit]
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_the_largest_unit_that_fits() {
+        assert_eq!(size(1023), "1023 B");
+        assert_eq!(size(1536), "1.5 KiB");
+        assert_eq!(size(23_802_816_640), "22.2 GiB");
+        assert_eq!(size(5 << 50), "5242880.0 GiB");
+    }
+}

@@ -1,0 +1,72 @@
+//! The classes that a published folder may name, each with the code that knows it.
+
+use std::path::Path;
+
+use crate::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
+use crate::clip::{ClipText, ClipTextConfig};
+use crate::flux::{FluxTransformer, FluxTransformerConfig};
+use crate::judge::JudgeProcessor;
+use crate::qwen2_5_vl::{Qwen2_5Vl, Qwen2_5VlConfig};
+use crate::scheduler::FlowMatchScheduler;
+use crate::t5::{T5Config, T5Encoder};
+use crate::tokenizer::Tokenizer;
+use crate::weights::{LoadError, Table, Weights};
+
+/// The pipelines that are editors.
+pub(super) const PIPELINES: [&str; 1] = ["FluxKontextPipeline"];
+
+/// The models that are judges.
+pub(super) const JUDGES: [&str; 1] = ["Qwen2_5_VLForConditionalGeneration"];
+
+/// What is known of a class.
+#[derive(Clone, Copy)]
+pub(super) enum Class {
+    /// A model: the table of its folder's configuration, under the names that the weights use.
+    Model(fn(&Path, Option<&Weights>) -> Result<Table, LoadError>),
+    /// A part without weights: whether it can be loaded.
+    Other(fn(&Path) -> Result<(), String>),
+}
+
+/// What is known of the class called `name`.
+pub(super) fn class(name: &str) -> Option<Class> {
+    Some(match name {
+        "FluxTransformer2DModel" => Class::Model(|folder, _| {
+            Ok(FluxTransformer::table(&FluxTransformerConfig::load(
+                folder,
+            )?))
+        }),
+        "AutoencoderKL" => {
+            Class::Model(|folder, _| Ok(AutoencoderKl::table(&AutoencoderKlConfig::load(folder)?)))
+        }
+        "T5EncoderModel" => {
+            Class::Model(|folder, _| Ok(T5Encoder::table(&T5Config::load(folder)?)))
+        }
+        "CLIPTextModel" => Class::Model(|folder, weights| {
+            let config = ClipTextConfig::load(folder)?;
+            Ok(match weights {
+                Some(weights) => ClipText::table_in(&config, weights),
+                None => ClipText::table(&config),
+            })
+        }),
+        "Qwen2_5_VLForConditionalGeneration" => Class::Model(|folder, weights| {
+            let config = Qwen2_5VlConfig::load(folder)?;
+            Ok(match weights {
+                Some(weights) => Qwen2_5Vl::table_in(&config, weights),
+                None => Qwen2_5Vl::table(&config),
+            })
+        }),
+        "FlowMatchEulerDiscreteScheduler" => {
+            Class::Other(|folder| told(FlowMatchScheduler::load(folder)))
+        }
+        "JudgeProcessor" => Class::Other(|folder| {
+            let config = Qwen2_5VlConfig::load(folder).map_err(|error| error.to_string())?;
+            told(JudgeProcessor::load(folder, &config))
+        }),
+        name if name.contains("Tokenizer") => Class::Other(|folder| told(Tokenizer::load(folder))),
+        _ => return None,
+    })
+}
+
+fn told<T, E: std::fmt::Display>(result: Result<T, E>) -> Result<(), String> {
+    result.map(drop).map_err(|error| error.to_string())
+}

@@ -1,0 +1,149 @@
+//! The memory that each role needs for a model, in parts that can be checked by hand.
+//!
+//! Weights, adapters, optimizer state and caches are counted; what passes through a network at once is a
+//! multiple of its tokens' width, measured on small models (`models/tests/memory_estimates.rs`).
+
+use std::fmt;
+use std::path::Path;
+
+use burn::tensor::DType;
+use serde::Serialize;
+
+use super::folder::{FolderKind, Inspection};
+use super::{editor_memory, judge_memory};
+use crate::editor::ImageSize;
+use crate::lora::LoraConfig;
+use crate::weights::LoadError;
+
+/// What a process does with a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Samples groups of edits.
+    RolloutWorker,
+    /// Scores groups.
+    RewardWorker,
+    /// Trains the adapter.
+    Learner,
+}
+
+impl Role {
+    /// Every role that holds a model.
+    pub const ALL: [Self; 3] = [Self::RolloutWorker, Self::RewardWorker, Self::Learner];
+
+    /// What its model is.
+    pub fn needs(self) -> FolderKind {
+        match self {
+            Self::RolloutWorker | Self::Learner => FolderKind::Editor,
+            Self::RewardWorker => FolderKind::Judge,
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::RolloutWorker => "rollout-worker",
+            Self::RewardWorker => "reward-worker",
+            Self::Learner => "learner",
+        })
+    }
+}
+
+/// What a role has to do at once.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Workload {
+    /// The float type of the weights.
+    pub dtype: DType,
+    /// Size of the edited images and of the source.
+    pub size: ImageSize,
+    /// Edits of a group.
+    pub group_size: usize,
+    /// Prompt tokens of an editor.
+    pub max_sequence_length: usize,
+    /// (sample, timestep) pairs in one forward pass of a learner.
+    pub micro_batch_size: usize,
+    /// Micro batches that a learner works on at a time: one on a GPU, one a thread on a CPU.
+    pub lanes: usize,
+    /// Gradient sums that a learner holds.
+    pub shards: usize,
+    /// The adapter.
+    pub lora: LoraConfig,
+}
+
+/// One part of an estimate.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct MemoryLine {
+    /// What it is for.
+    pub what: String,
+    /// How it comes about.
+    pub arithmetic: String,
+    /// The product.
+    pub bytes: u64,
+}
+
+/// The memory that a role needs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Estimate {
+    /// The role.
+    pub role: Role,
+    /// The parts, which are there at the same time.
+    pub lines: Vec<MemoryLine>,
+    /// Their sum.
+    pub bytes: u64,
+}
+
+/// What a role needs for the model in an inspected folder.
+///
+/// # Errors
+/// If the role needs another kind of model, or a configuration can't be read.
+pub fn estimate(
+    inspection: &Inspection,
+    role: Role,
+    workload: &Workload,
+) -> Result<Estimate, LoadError> {
+    let folder: &Path = &inspection.folder;
+    if role.needs() != inspection.kind {
+        let (needed, found) = (role.needs(), inspection.kind);
+        let reason = format!("the {role} needs {needed}, the folder holds {found}");
+        return Err(LoadError::format(folder, reason));
+    }
+    let lines = match role {
+        Role::RolloutWorker => editor_memory::rollout(folder, workload)?,
+        Role::Learner => editor_memory::learner(folder, workload)?,
+        Role::RewardWorker => judge_memory::reward(folder, workload)?,
+    };
+    Ok(Estimate {
+        role,
+        bytes: lines.iter().map(|line| line.bytes).sum(),
+        lines,
+    })
+}
+
+impl MemoryLine {
+    /// A product of named factors, such as `[(11901408320, "values"), (2, "B")]`.
+    pub(super) fn product(what: impl Into<String>, factors: &[(u64, &str)]) -> Self {
+        let words = factors
+            .iter()
+            .map(|(count, unit)| format!("{count} {unit}").trim_end().to_owned());
+        Self {
+            what: what.into(),
+            arithmetic: words.collect::<Vec<_>>().join(" x "),
+            bytes: factors.iter().map(|(count, _)| count).product(),
+        }
+    }
+
+    /// The weights of a model.
+    pub(super) fn weights(what: &str, parameters: u64, dtype: DType) -> Self {
+        let size = dtype.size() as u64;
+        let unit = format!("B ({})", dtype_name(dtype));
+        Self::product(
+            format!("{what} weights"),
+            &[(parameters, "values"), (size, &unit)],
+        )
+    }
+}
+
+fn dtype_name(dtype: DType) -> String {
+    format!("{dtype:?}").to_lowercase()
+}

@@ -1,0 +1,208 @@
+//! What `inspect::estimate` promises against what is allocated. Alone in its process, with an allocator that counts.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use burn::module::Module;
+use burn::tensor::{DType, Device, Tensor};
+use image::RgbImage;
+use retouch_models::editor::{Editor, ImageSize, Parts, SampleOptions};
+use retouch_models::flux::{FluxTransformer, FluxTransformerConfig};
+use retouch_models::init::Init;
+use retouch_models::inspect::{Estimate, Role, Workload, estimate, inspect};
+use retouch_models::judge::{Judge, JudgeRequest, Template};
+use retouch_models::lora::{LoraAdapter, LoraConfig};
+use retouch_models::noise;
+use retouch_models::solver::Solver;
+
+/// The system's allocator, with the bytes that are out now and that were at most.
+struct Counting;
+
+static NOW: AtomicUsize = AtomicUsize::new(0);
+static MOST: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let now = NOW.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
+        MOST.fetch_max(now, Ordering::Relaxed);
+        // SAFETY: the caller's promises are the system's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        NOW.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promises are the system's.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The most that `work` had allocated beyond what was there before.
+fn peak(work: impl FnOnce()) -> u64 {
+    let before = NOW.load(Ordering::Relaxed);
+    MOST.store(before, Ordering::Relaxed);
+    work();
+    (MOST.load(Ordering::Relaxed) - before) as u64
+}
+
+const SIZE: ImageSize = ImageSize {
+    height: 64,
+    width: 96,
+};
+
+/// A small pipeline with a transformer of the given heads.
+fn pipeline(folder: &Path, heads: usize, axes: [usize; 3]) {
+    let cases = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tools/parity/cases");
+    let small = cases.join("kontext_pipeline__dpm2_truncated_prompt/pipeline");
+    let device = Device::flex();
+    let small = Editor::load(&small, &device, Parts::All).unwrap();
+    let config = FluxTransformerConfig {
+        num_layers: 2,
+        num_single_layers: 4,
+        attention_head_dim: axes.iter().sum(),
+        num_attention_heads: heads,
+        axes_dims_rope: axes.to_vec(),
+        ..small.transformer.config().clone()
+    };
+    let transformer = FluxTransformer::init(&config, &Init::new(1, &device));
+    let encoders = small.encoders.unwrap();
+    let editor = Editor::new(transformer, small.scheduler.clone(), encoders, &device);
+    editor.save(folder).unwrap();
+}
+
+fn lora() -> LoraConfig {
+    LoraConfig {
+        rank: 4,
+        alpha: 8.0,
+        target_modules: ["to_q", "to_k", "to_v", "to_out.0"]
+            .map(str::to_owned)
+            .to_vec(),
+    }
+}
+
+fn workload(dtype: DType) -> Workload {
+    Workload {
+        dtype,
+        size: SIZE,
+        group_size: 4,
+        max_sequence_length: 12,
+        micro_batch_size: 3,
+        lanes: 1,
+        shards: 1,
+        lora: lora(),
+    }
+}
+
+fn adapter(editor: &Editor, device: &Device) -> LoraAdapter {
+    let flat = noise::normal_values(1, lora().flat_len(editor.projections()));
+    LoraAdapter::from_flat(&lora(), editor.projections(), &flat, device)
+}
+
+/// Loads, encodes, samples a group and decodes it.
+fn roll_out(folder: &Path, dtype: DType) {
+    let device = Device::flex();
+    let editor = Editor::load_as(folder, &device, Parts::All, dtype).unwrap();
+    let adapters = [adapter(&editor, &device), adapter(&editor, &device)];
+    let source = RgbImage::new(SIZE.width as u32, SIZE.height as u32);
+    let condition = editor.encode("make it red", &source, SIZE, 12).unwrap();
+    let [tokens, channels] = editor.latent_shape(SIZE);
+    let noise = noise::normal(1, [4, tokens, channels], &device);
+    let options = SampleOptions {
+        num_inference_steps: 2,
+        solver: Solver::Dpm2,
+        guidance_scale: 1.0,
+    };
+    let x0 = editor.sample(&condition, noise, &options, Some(&adapters[1]));
+    assert_eq!(editor.decode(x0, &condition).unwrap().len(), 4);
+}
+
+/// Loads, and takes a gradient on a micro batch.
+fn learn(folder: &Path, dtype: DType) {
+    let device = Device::flex();
+    let encoders = Editor::load(folder, &device, Parts::All).unwrap();
+    let source = RgbImage::new(SIZE.width as u32, SIZE.height as u32);
+    let condition = encoders.encode("make it red", &source, SIZE, 12).unwrap();
+    drop(encoders);
+    MOST.store(NOW.load(Ordering::Relaxed), Ordering::Relaxed);
+    let editor = Editor::load_as(folder, &device, Parts::Transformer, dtype).unwrap();
+    let adapter = adapter(&editor, &device.clone().autodiff());
+    let [tokens, channels] = editor.latent_shape(SIZE);
+    let x = noise::normal(1, [3, tokens, channels], &device);
+    let t = Tensor::from_floats([0.9, 0.5, 0.1], &device);
+    let velocity = editor.velocity(x, t, &condition, 1.0, Some(&adapter));
+    let gradients = velocity.square().mean().backward();
+    assert_eq!(
+        adapter.flat_gradients(&gradients).len(),
+        adapter.num_params()
+    );
+}
+
+fn print(name: &str, estimate: &Estimate, peak: u64) {
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let (promised, taken) = (mib(estimate.bytes), mib(peak));
+    println!("{name}: estimated {promised:.2} MiB, allocated {taken:.2} MiB");
+    for line in &estimate.lines {
+        let bytes = mib(line.bytes);
+        println!("  {bytes:8.2} MiB  {}: {}", line.what, line.arithmetic);
+    }
+}
+
+/// Scores a group with the judge of the quickstart.
+fn judge(folder: &Path, dtype: DType) {
+    let judge = Judge::load_as(folder, &Device::flex(), dtype).unwrap();
+    let template = Template::load(&folder.join("template.txt")).unwrap();
+    let image = || RgbImage::new(SIZE.width as u32, SIZE.height as u32);
+    let request = JudgeRequest {
+        source: &image(),
+        edits: &[image(), image(), image(), image()],
+        prompt: "make the circle red",
+        requirement: "keep the rest",
+        template: Some(&template),
+    };
+    assert_eq!(judge.score(&request).unwrap().len(), 4);
+}
+
+/// An estimate and what was allocated in fact.
+fn measure(folder: &Path, role: Role, dtype: DType, work: fn(&Path, DType)) -> (u64, u64) {
+    let inspection = inspect(folder).unwrap();
+    let estimate = estimate(&inspection, role, &workload(dtype)).unwrap();
+    let peak = peak(|| work(folder, dtype));
+    print(&format!("{role}, {dtype:?}"), &estimate, peak);
+    (estimate.bytes, peak)
+}
+
+/// One test: what another one allocates meanwhile would count.
+#[test]
+fn roles_take_no_more_and_not_much_less_than_estimated() {
+    let folder = tempfile::tempdir().unwrap();
+    let [wide, narrow] = ["wide", "narrow"].map(|name| folder.path().join(name));
+    // In the one, tokens are what takes memory, in the other, pixels.
+    pipeline(&wide, 4, [16, 24, 24]);
+    pipeline(&narrow, 1, [2, 2, 4]);
+    let mut measured = Vec::new();
+    for dtype in [DType::F32, DType::BF16] {
+        measured.push(measure(&wide, Role::RolloutWorker, dtype, roll_out));
+        measured.push(measure(&wide, Role::Learner, dtype, learn));
+    }
+    measured.push(measure(&narrow, Role::RolloutWorker, DType::F32, roll_out));
+    // A template of a published judge is longer than this one's, so that only the upper bound holds.
+    let judges = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../assets/tiny/judge");
+    let scored =
+        [DType::F32, DType::BF16].map(|dtype| measure(&judges, Role::RewardWorker, dtype, judge));
+    for (estimated, peak) in measured.iter().chain(&scored) {
+        assert!(
+            peak <= estimated,
+            "{peak} B allocated, {estimated} estimated"
+        );
+    }
+    for (estimated, peak) in measured {
+        assert!(
+            2 * peak >= estimated,
+            "{peak} B allocated, {estimated} estimated"
+        );
+    }
+}
