@@ -5,4 +5,5 @@ mod driver;
 mod life;
 mod losing;
 mod reporting;
+mod staleness;
 mod training;
