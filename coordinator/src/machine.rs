@@ -29,8 +29,8 @@ mod reports;
 mod results;
 pub mod schedule;
 mod seal;
-#[cfg(test)]
-mod simulator;
+#[cfg(any(test, feature = "simulator"))]
+pub mod simulator;
 mod stalls;
 mod status;
 #[cfg(test)]
@@ -97,6 +97,8 @@ pub struct Machine {
     checkpoint_asked: bool,
     shortage_since_ms: Option<u64>,
     state_lost_since_ms: Option<u64>,
+    /// A blob that an open group needs may have lost its last owner.
+    looks_for_lost: bool,
     /// Until then, blobs of the record that nobody has may still be reported by their holders.
     adopting_until_ms: Option<u64>,
     totals: Totals,
@@ -139,6 +141,7 @@ impl Machine {
             checkpoint_asked: false,
             shortage_since_ms: None,
             state_lost_since_ms: None,
+            looks_for_lost: true,
             adopting_until_ms: None,
             totals: record.totals,
             history: record.history.into(),
@@ -155,7 +158,7 @@ impl Machine {
             machine.prompts.ban(row, at);
         }
         machine.forget_old_policies();
-        machine.restore_open(record.open);
+        machine.restore_open(record.open, record.drawn_to);
         machine
             .alarms
             .insert((now_ms + STALL_CHECK_MS, Alarm::Stalls));
@@ -163,7 +166,7 @@ impl Machine {
         machine
     }
 
-    fn restore_open(&mut self, open: Vec<record::OpenRecord>) {
+    fn restore_open(&mut self, open: Vec<record::OpenRecord>, drawn_to: u64) {
         let restored = open
             .into_iter()
             .map(|record| OpenIteration::restored(record, self.now_ms));
@@ -189,6 +192,13 @@ impl Machine {
             }
         } else if let Some(position) = self.positions.get(&self.committed.iteration.next()) {
             self.prompts.go_to(*position);
+        }
+        // An older iteration may have drawn replacements after a newer one was opened.
+        let groups = self.open.values().flat_map(|open| open.groups());
+        let positions = groups.map(|group| group.drawn.position);
+        let drawn_to = positions.chain([drawn_to]).max().unwrap_or(0);
+        if drawn_to > self.prompts.position() {
+            self.prompts.go_to(drawn_to);
         }
     }
 
@@ -237,7 +247,12 @@ impl Machine {
         {
             let (_, alarm) = self.alarms.pop_first().expect("looked at above");
             match alarm {
-                Alarm::Worker(worker) => self.worker_alarm(worker),
+                Alarm::Worker(id) => {
+                    if let Some(worker) = self.workers.get_mut(&id) {
+                        worker.alarm_ms = None;
+                    }
+                    self.worker_alarm(id);
+                }
                 Alarm::Lease(lease) => self.lease_alarm(lease),
                 Alarm::Look => {}
                 Alarm::Stalls => self.look_for_stalls(),

@@ -1,13 +1,15 @@
 //! The durable record: one SQLite file, one transaction per batch of inputs (A8).
 //!
 //! [`Store`] is the coordinator's: it writes what the machine says and loads what the machine
-//! starts from. [`Reader`] is for reports and people, and may read while a run goes on.
+//! starts from. [`Reader`] is for reports and people, and may read while a run goes on. RECORD.md says
+//! what is in the tables.
 
 mod error;
 mod find;
 mod load;
 mod reader;
 mod schema;
+mod snapshot;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -20,6 +22,7 @@ pub use error::StoreError;
 pub(crate) use find::Found;
 pub use reader::{GroupRow, IterationRow, IterationStatus, Reader, ScoreRow};
 
+use self::snapshot::Snapshots;
 use crate::machine::record::{Entry, Record};
 
 /// The record's file in the run folder.
@@ -29,14 +32,15 @@ pub const FILE_NAME: &str = "run.db";
 pub struct Store {
     connection: Connection,
     path: PathBuf,
+    snapshots: Snapshots,
 }
 
 impl Store {
     /// Opens or creates the record in a run folder, counts the start, and loads what was recorded.
     ///
     /// # Errors
-    /// If the file can't be read or written, has another schema, or belongs to a run that a
-    /// changed configuration or dataset (`rows_hash`) can't go on with.
+    /// If the file can't be read or written, is corrupt, was written by a newer program, or belongs
+    /// to a run that a changed configuration or dataset (`rows_hash`) can't go on with.
     pub fn open(
         folder: &Path,
         config: &RunConfig,
@@ -46,12 +50,36 @@ impl Store {
         let opened = Connection::open(&path).map_err(|error| StoreError::sqlite(&path, error))?;
         let mut store = Self {
             connection: opened,
+            snapshots: Snapshots::new(path.clone()),
             path,
         };
+        store.check_pages()?;
+        store.keep_old_schema()?;
         let incarnation = store.on(schema::prepare)??;
         store.check_identity(config, rows_hash)?;
         let record = store.on(|connection| load::record(connection, incarnation))??;
         Ok((store, record))
+    }
+
+    /// What was damaged from outside is better found now than met in the middle of a run.
+    fn check_pages(&mut self) -> Result<(), StoreError> {
+        let query = "PRAGMA quick_check(1)";
+        let found: String =
+            self.on(|connection| connection.query_row(query, [], |row| row.get(0)))?;
+        match found.as_str() {
+            "ok" => Ok(()),
+            _ => Err(StoreError::corrupt(&self.path, found)),
+        }
+    }
+
+    /// A record that is about to be brought up to another schema is kept as it was beside it.
+    fn keep_old_schema(&mut self) -> Result<(), StoreError> {
+        let version = self.on(|connection| schema::version(connection))?;
+        let kept = self.path.with_extension(format!("db.schema{version}"));
+        if schema::is_old(version) && !kept.exists() {
+            snapshot::take(&self.path, &kept)?;
+        }
+        Ok(())
     }
 
     /// Runs a database operation, and says which file if it fails.
@@ -115,7 +143,13 @@ impl Store {
                 write::entry(&transaction, entry)?;
             }
             transaction.commit()
-        })
+        })?;
+        let checkpoints = entries.iter().filter_map(|entry| match entry {
+            Entry::Checkpointed(checkpoint) => Some(checkpoint.committed.iteration),
+            _ => None,
+        });
+        checkpoints.for_each(|iteration| self.snapshots.begin(iteration));
+        Ok(())
     }
 
     /// The last events, oldest first.

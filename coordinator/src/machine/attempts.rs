@@ -76,6 +76,7 @@ impl Machine {
         {
             self.blobs.remove_owners(*hash);
         }
+        self.looks_for_lost = true;
         let Some(group) = self.group_mut(id) else {
             return;
         };
@@ -103,6 +104,7 @@ impl Machine {
         };
         self.end_work_on(id);
         self.set_group_state(id, state);
+        self.looks_for_lost = true;
         self.remake_if_lost(id);
     }
 

@@ -44,14 +44,13 @@ impl Blobs {
         }
     }
 
-    /// A worker no longer holds this.
-    pub fn remove(&mut self, worker: &WorkerId, hash: ContentHash) {
-        if let Some(entry) = self.known.get_mut(&hash) {
-            entry.owners.remove(worker);
-        }
+    /// A worker no longer holds this; tells whether that was the last of a blob that is wanted.
+    pub fn remove(&mut self, worker: &WorkerId, hash: ContentHash) -> bool {
         if let Some(held) = self.held.get_mut(worker) {
             held.remove(&hash);
         }
+        let entry = self.known.get_mut(&hash);
+        entry.is_some_and(|entry| entry.owners.remove(worker) && entry.owners.is_empty())
     }
 
     /// A worker and all it held is gone.
@@ -83,6 +82,11 @@ impl Blobs {
             held.retain(|hash| wanted.contains(hash));
         }
         self.held.retain(|_, held| !held.is_empty());
+    }
+
+    /// Blobs that are kept track of.
+    pub fn tracked(&self) -> usize {
+        self.known.len()
     }
 
     /// Whether anyone has the blob.

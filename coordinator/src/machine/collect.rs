@@ -82,8 +82,9 @@ impl Machine {
     }
 
     fn add_group(&mut self, iteration: Iteration, row: u32, round: u32) {
+        let position = self.prompts.position();
         let open = self.open.get_mut(&iteration).expect("opened by the caller");
-        let drawn = open.draw(row, round);
+        let drawn = open.draw(row, round, position);
         self.record(Entry::Drawn(drawn));
     }
 

@@ -1,8 +1,8 @@
 //! The end of a training step: an iteration happened, entirely or not at all (A8).
 
-use retouch_proto::BlobRef;
 use retouch_proto::status::{EventKind, IterationMetrics};
 use retouch_proto::task::TrainResult;
+use retouch_proto::{BlobRef, GroupId};
 
 use super::record::{Blob, Checkpoint, Committed, CommittedEntry, Entry, KeptGroup, Policy};
 use super::training::{Purpose, Retry, Training};
@@ -104,16 +104,22 @@ impl Machine {
         self.committed = committed;
         self.policies.push(committed.policy);
         self.forget_old_policies();
-        self.record_commit(metrics, sealed.kept, banned);
+        self.record_commit(metrics, (sealed.kept, sealed.stale), banned);
         self.forget_unwanted();
+        self.looks_for_lost = true;
         self.retry = Retry::default();
         self.progress();
     }
 
-    fn record_commit(&mut self, metrics: IterationMetrics, kept: Vec<KeptGroup>, banned: Vec<u32>) {
+    fn record_commit(
+        &mut self,
+        metrics: IterationMetrics,
+        (kept, stale): (Vec<KeptGroup>, Vec<GroupId>),
+        banned: Vec<u32>,
+    ) {
         let position = self.prompts.position();
-        let next_position = *self
-            .positions
+        // If the next one is open already, it began elsewhere, and drawing goes on here all the same.
+        self.positions
             .entry(metrics.iteration.next())
             .or_insert(position);
         self.history.push_back(metrics.clone());
@@ -126,8 +132,9 @@ impl Machine {
             committed,
             metrics,
             kept,
+            stale,
             banned,
-            next_position,
+            next_position: position,
             totals,
         };
         self.record(Entry::Committed(Box::new(entry)));

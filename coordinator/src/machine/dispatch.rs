@@ -254,14 +254,9 @@ impl Machine {
             return Vec::new();
         };
         let count = worker.prefetch.len().min(PREFETCH_MAX);
-        let hashes: Vec<_> = worker.prefetch.drain(..count).collect();
-        let groups = self.open.values().flat_map(|open| open.groups());
-        let wanted =
-            |blob: &Blob| hashes.contains(&blob.hash) && self.blobs.is_available(blob.hash);
-        let blobs: Vec<Blob> = match hashes.is_empty() {
-            true => Vec::new(),
-            false => groups.flat_map(Group::latents).filter(wanted).collect(),
-        };
+        let mut blobs: Vec<Blob> = worker.prefetch.drain(..count).collect();
+        // Whoever is gone since, or no longer wanted, is not worth a fetch.
+        blobs.retain(|blob| self.blobs.is_available(blob.hash));
         blobs.into_iter().map(|blob| self.reference(blob)).collect()
     }
 

@@ -178,6 +178,8 @@ pub struct Sealed {
     pub sealed_ms: u64,
     /// Groups to train on, in order.
     pub kept: Vec<KeptGroup>,
+    /// Groups left out because their samples are too old (A6).
+    pub stale: Vec<GroupId>,
     /// Rows whose pairs met the paper's rule.
     pub solved: Vec<u32>,
     /// Numbers that follow from the groups.
@@ -208,13 +210,18 @@ impl OpenIteration {
     }
 
     /// Adds a drawn group.
-    pub fn draw(&mut self, row: u32, round: u32) -> DrawnGroup {
+    pub fn draw(&mut self, row: u32, round: u32, position: u64) -> DrawnGroup {
         let index = self.groups.len() as u32;
         let group = GroupId {
             iteration: self.iteration,
             index,
         };
-        let drawn = DrawnGroup { group, row, round };
+        let drawn = DrawnGroup {
+            group,
+            row,
+            round,
+            position,
+        };
         self.insert(Group::new(drawn));
         drawn
     }

@@ -140,6 +140,8 @@ pub struct DrawnGroup {
     pub row: u32,
     /// The refill round; 0 is the first draw.
     pub round: u32,
+    /// Where in the prompt order drawing went on after it; 0 in old records.
+    pub position: u64,
 }
 
 /// Everything about an iteration that happened.
@@ -151,9 +153,11 @@ pub struct CommittedEntry {
     pub metrics: IterationMetrics,
     /// The groups that were trained on.
     pub kept: Vec<KeptGroup>,
+    /// Groups that have scores and were left out because their samples are too old (A6).
+    pub stale: Vec<GroupId>,
     /// Rows whose pairs are banned from now on.
     pub banned: Vec<u32>,
-    /// Where the next iteration begins in the prompt order, unless it has begun already.
+    /// Where drawing goes on in the prompt order; the next iteration begins there unless it has begun.
     pub next_position: u64,
     /// Counters so far.
     pub totals: Totals,
@@ -183,6 +187,8 @@ pub struct Record {
     pub checkpoint: Checkpoint,
     /// Where iterations after the checkpoint began in the prompt order.
     pub positions: Vec<(Iteration, u64)>,
+    /// Where drawing went on when the last iteration was committed, or taken back to.
+    pub drawn_to: u64,
     /// Banned rows, with the iteration that banned them.
     pub banned: Vec<(u32, Iteration)>,
     /// Iterations that were open.
@@ -204,6 +210,7 @@ impl Record {
             policies: vec![Policy::BASE],
             checkpoint: Checkpoint::START,
             positions: Vec::new(),
+            drawn_to: 0,
             banned: Vec::new(),
             open: Vec::new(),
             history: Vec::new(),

@@ -2,7 +2,7 @@
 
 use retouch_proto::GroupId;
 use retouch_proto::WorkerId;
-use retouch_proto::status::{EventKind, Presence};
+use retouch_proto::status::EventKind;
 use retouch_proto::worker::Role;
 
 use super::Machine;
@@ -18,11 +18,9 @@ impl Machine {
 
     /// A generation is over because it is [lost](Presence::Lost) or has [left](Presence::Left).
     pub(super) fn end_worker(&mut self, id: &WorkerId, presence: Presence, why: &str) {
-        let Some(worker) = self.workers.get_mut(id) else {
+        let Some(worker) = self.workers.end(id, presence) else {
             return;
         };
-        worker.presence = presence;
-        worker.prefetch.clear();
         let (role, generation) = (worker.role, worker.generation);
         let leases: Vec<_> = worker.leases.iter().copied().collect();
         self.blobs.remove_worker(id);
@@ -47,7 +45,7 @@ impl Machine {
                 EventKind::WorkerLost
             };
             self.event(kind, format!("{role} worker {id}: {why}"));
-            self.remake_lost_images();
+            self.looks_for_lost = true;
         }
     }
 
@@ -61,9 +59,14 @@ impl Machine {
             .is_some_and(|until_ms| until_ms <= self.now_ms)
         {
             self.adopting_until_ms = None;
-            self.remake_lost_images();
+            self.looks_for_lost = true;
         }
-        self.give_up_lost_policies();
+        // Looking at every group is for the steps in which something may have been lost.
+        if self.looks_for_lost && self.adopting_until_ms.is_none() {
+            self.looks_for_lost = false;
+            self.remake_lost_images();
+            self.give_up_lost_policies();
+        }
         if self.training.is_none() && !self.is_state_available() {
             self.wait_for_state();
         } else {
@@ -80,17 +83,13 @@ impl Machine {
 
     fn is_everyone_back(&self) -> bool {
         let cluster = &self.config.cluster;
-        let back =
-            |role, expected: u32| self.workers.alive(role).count() >= expected.max(1) as usize;
+        let back = |role, expected: u32| self.workers.count_alive(role) >= expected.max(1) as usize;
         back(Role::Rollout, cluster.rollout_workers)
             && back(Role::Learner, self.config.learner.ranks)
     }
 
     /// Groups that wait for a judge but whose images nobody has are sampled again.
-    pub(super) fn remake_lost_images(&mut self) {
-        if self.adopting_until_ms.is_some() {
-            return;
-        }
+    fn remake_lost_images(&mut self) {
         let waiting = self.open.values().flat_map(|open| open.sampled());
         let ids: Vec<GroupId> = waiting.map(|group| group.drawn.group).collect();
         ids.into_iter().for_each(|id| self.remake_if_lost(id));
@@ -111,7 +110,7 @@ impl Machine {
     /// With stale samples allowed, a group may wait for a policy that nobody holds any more: it is
     /// sampled anew by the present one.
     fn give_up_lost_policies(&mut self) {
-        if self.config.rollout.staleness_max == 0 || self.adopting_until_ms.is_some() {
+        if self.config.rollout.staleness_max == 0 {
             return;
         }
         let queued = self.open.values().flat_map(|open| open.queued());
@@ -154,7 +153,7 @@ impl Machine {
         }
         let since_ms = *self.state_lost_since_ms.get_or_insert(self.now_ms);
         let until_ms = since_ms + self.config.cluster.rank_grace_s * 1000;
-        let learners = self.workers.alive(Role::Learner).count();
+        let learners = self.workers.count_alive(Role::Learner);
         let all_back = learners >= self.config.learner.ranks as usize;
         if all_back || (learners > 0 && until_ms <= self.now_ms) {
             self.rewind();

@@ -21,6 +21,7 @@ impl Machine {
         if self.workers.get(&id).is_some_and(|old| old.is_alive()) {
             self.lose_worker(&id, "registered again");
         }
+        self.clear_worker_alarm(&id);
         let (holds, running) = (registration.holds.clone(), registration.running.clone());
         let role = registration.role;
         let generation = self.workers.register(registration, self.now_ms);
@@ -90,7 +91,7 @@ impl Machine {
         let id = report.worker.clone();
         self.blobs.add(&id, report.blobs_added.iter().copied());
         for hash in &report.blobs_dropped {
-            self.blobs.remove(&id, *hash);
+            self.looks_for_lost |= self.blobs.remove(&id, *hash);
         }
         self.take_results(&id, report.results.clone());
         // Results want their answer at once, and so does whoever has no room for work.
@@ -123,9 +124,6 @@ impl Machine {
                 self.set_worker_alarm(&id);
             }
         }
-        if !report.blobs_dropped.is_empty() {
-            self.remake_lost_images();
-        }
     }
 
     /// Answers without saying anything: nobody acts on this answer.
@@ -148,7 +146,18 @@ impl Machine {
         };
         let held_until_ms = worker.held.as_ref().map_or(u64::MAX, |held| held.until_ms);
         let at_ms = worker.lost_at_ms.min(held_until_ms);
+        self.clear_worker_alarm(id);
         self.alarms.insert((at_ms, Alarm::Worker(id.clone())));
+        if let Some(worker) = self.workers.get_mut(id) {
+            worker.alarm_ms = Some(at_ms);
+        }
+    }
+
+    pub(super) fn clear_worker_alarm(&mut self, id: &WorkerId) {
+        let worker = self.workers.get_mut(id);
+        if let Some(at_ms) = worker.and_then(|worker| worker.alarm_ms.take()) {
+            self.alarms.remove(&(at_ms, Alarm::Worker(id.clone())));
+        }
     }
 
     pub(super) fn worker_alarm(&mut self, id: WorkerId) {

@@ -7,7 +7,7 @@ use retouch_proto::{ContentHash, GroupId, LeaseId, WorkerId};
 
 use super::groups::{GroupState, same_bits};
 use super::leases::{Lease, Work};
-use super::record::{Entry, SampledEntry};
+use super::record::{Blob, Entry, SampledEntry};
 use super::{Alarm, Machine};
 use crate::filter;
 
@@ -45,6 +45,7 @@ impl Machine {
 
     pub(super) fn close_lease(&mut self, id: LeaseId) -> Option<Lease> {
         let lease = self.leases.close(id)?;
+        self.alarms.remove(&(lease.deadline_ms, Alarm::Lease(id)));
         if let Some(worker) = self.workers.get_mut(&lease.worker) {
             worker.leases.remove(&id);
         }
@@ -201,14 +202,13 @@ impl Machine {
         let Some(learner) = learners.get(id.index as usize * learners.len() / groups) else {
             return;
         };
-        let hashes: Vec<ContentHash> = self
+        let latents: Vec<Blob> = self
             .group(id)
             .into_iter()
             .flat_map(|group| group.latents())
-            .map(|blob| blob.hash)
             .collect();
         if let Some(worker) = self.workers.get_mut(learner) {
-            worker.prefetch.extend(hashes);
+            worker.prefetch.extend(latents);
             self.touch(learner);
         }
     }

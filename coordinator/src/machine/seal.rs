@@ -27,6 +27,7 @@ impl Machine {
         let kept = self.kept(&scored, &rewards, &keep);
         let solved = self.solved(&scored, &rewards);
         let mut metrics = self.metrics(open, &scored, &rewards);
+        let stale: Vec<GroupId> = stale.iter().map(|group| group.drawn.group).collect();
         metrics.stale = stale.len() as u32;
         metrics.kept = kept.len() as u32;
         metrics.filtered = metrics.scored - metrics.kept;
@@ -36,6 +37,7 @@ impl Machine {
         let sealed = Sealed {
             sealed_ms: self.now_ms,
             kept,
+            stale,
             solved,
             metrics,
         };

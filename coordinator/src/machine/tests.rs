@@ -8,4 +8,5 @@ mod life;
 mod looking;
 mod losing;
 mod reporting;
+mod staleness;
 mod training;

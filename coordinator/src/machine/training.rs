@@ -388,6 +388,7 @@ impl Machine {
         {
             self.blobs.remove_owners(*hash);
         }
+        self.looks_for_lost = true;
         self.retry.fetch_failures += 1;
         if self.retry.fetch_failures >= FETCH_FAILURES_MAX {
             return self.fail(format!("training failed: {problem}"));

@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 
 use retouch_proto::status::Presence;
 use retouch_proto::worker::{Registration, Report, Role};
-use retouch_proto::{BlobAddress, ContentHash, Generation, LeaseId, WorkerId};
+use retouch_proto::{BlobAddress, Generation, LeaseId, WorkerId};
 
 use super::io::Ticket;
 use super::leaving::Order;
-use super::record::Policy;
+use super::record::{Blob, Policy};
 
 /// A worker is lost when it has been silent for so many heartbeats.
 const HEARTBEATS_MISSED_MAX: u64 = 3;
@@ -34,6 +34,8 @@ pub struct Worker {
     pub last_seen_ms: u64,
     /// When it is lost unless it says something.
     pub lost_at_ms: u64,
+    /// When the machine looks at it again; one alarm at a time (A7).
+    pub alarm_ms: Option<u64>,
     /// The newest report's number.
     pub sequence: u64,
     /// The report that waits for an answer.
@@ -41,7 +43,7 @@ pub struct Worker {
     /// What it is to work on.
     pub leases: BTreeSet<LeaseId>,
     /// Blobs it will need soon and was not told about.
-    pub prefetch: Vec<ContentHash>,
+    pub prefetch: Vec<Blob>,
     /// Tasks done.
     pub done: u64,
     /// Tasks failed.
@@ -78,6 +80,7 @@ impl Worker {
             presence: Presence::Loading,
             last_seen_ms: now_ms,
             lost_at_ms: now_ms,
+            alarm_ms: None,
             sequence: 0,
             held: None,
             leases: BTreeSet::new(),
@@ -128,6 +131,7 @@ pub struct Workers {
     by_id: BTreeMap<WorkerId, Worker>,
     by_ticket: BTreeMap<Ticket, WorkerId>,
     by_role: BTreeMap<Role, BTreeSet<WorkerId>>,
+    alive: BTreeMap<Role, usize>,
     next_generation: u64,
     heartbeat_ms: u64,
 }
@@ -139,6 +143,7 @@ impl Workers {
             by_id: BTreeMap::new(),
             by_ticket: BTreeMap::new(),
             by_role: BTreeMap::new(),
+            alive: BTreeMap::new(),
             next_generation: u64::from(incarnation) << 32,
             heartbeat_ms,
         }
@@ -158,7 +163,17 @@ impl Workers {
             }
         }
         self.by_role.entry(role).or_default().insert(id);
+        *self.alive.entry(role).or_default() += 1;
         generation
+    }
+
+    /// A worker's generation is over, [lost](Presence::Lost) or [left](Presence::Left); `None` if it was over already.
+    pub fn end(&mut self, id: &WorkerId, presence: Presence) -> Option<&mut Worker> {
+        let worker = self.by_id.get_mut(id).filter(|worker| worker.is_alive())?;
+        worker.presence = presence;
+        worker.prefetch.clear();
+        *self.alive.entry(worker.role).or_default() -= 1;
+        Some(worker)
     }
 
     /// How long a worker may be silent.
@@ -231,6 +246,11 @@ impl Workers {
     /// All of them, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&WorkerId, &Worker)> {
         self.by_id.iter()
+    }
+
+    /// How many of a role live.
+    pub fn count_alive(&self, role: Role) -> usize {
+        self.alive.get(&role).copied().unwrap_or(0)
     }
 
     /// The living ones of a role, by name.

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::snapshot::newest_snapshot;
+
 /// Why a record can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -13,13 +15,34 @@ pub enum StoreError {
         /// What happened.
         source: rusqlite::Error,
     },
-    /// Written by another version of the program.
-    #[error("the record has schema version {found}, this program reads {expected}")]
+    /// Written by a newer version of the program.
+    #[error(
+        "the record has schema version {found}, this program knows versions up to {newest}; take \
+         the program that wrote it, or a newer one"
+    )]
     SchemaVersion {
         /// What the file says.
         found: i64,
-        /// What would be right.
-        expected: i64,
+        /// The newest that is known.
+        newest: i64,
+    },
+    /// The file was damaged from outside.
+    #[error("{path} is corrupt: {problem}; {}", advice(.snapshot.as_deref()))]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        problem: String,
+        /// The newest snapshot of it.
+        snapshot: Option<PathBuf>,
+    },
+    /// A copy of it can't be written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The copy.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
     },
     /// Something in it makes no sense.
     #[error("the record is damaged: {what}: {problem}")]
@@ -51,11 +74,37 @@ pub enum StoreError {
     },
 }
 
+/// What can be done about a corrupt record.
+fn advice(snapshot: Option<&Path>) -> String {
+    match snapshot {
+        Some(snapshot) => format!(
+            "move it and the files beside it (-wal, -shm) away and copy {} in its place: the run goes on from there",
+            snapshot.display()
+        ),
+        None => "there is no snapshot of it under checkpoints; give another run_dir".to_owned(),
+    }
+}
+
 impl StoreError {
     pub(super) fn sqlite(path: &Path, source: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        if matches!(
+            source.sqlite_error_code(),
+            Some(DatabaseCorrupt | NotADatabase)
+        ) {
+            return Self::corrupt(path, source.to_string());
+        }
         Self::Sqlite {
             path: path.to_owned(),
             source,
+        }
+    }
+
+    pub(super) fn corrupt(path: &Path, problem: String) -> Self {
+        Self::Corrupt {
+            path: path.to_owned(),
+            problem,
+            snapshot: path.parent().and_then(newest_snapshot),
         }
     }
 

@@ -39,6 +39,7 @@ pub(super) fn record(connection: &Connection, incarnation: u32) -> Loaded<Record
         record.committed = record.checkpoint.committed;
     }
     record.positions = positions(connection, record.checkpoint.committed.iteration)?;
+    record.drawn_to = drawn_to(connection)?;
     record.banned = banned(connection)?;
     record.history = match iteration_metrics(connection, RECENT)? {
         Ok(history) => history,
@@ -98,6 +99,13 @@ fn positions(connection: &Connection, after: Iteration) -> rusqlite::Result<Vec<
     rows.collect()
 }
 
+/// Where drawing went on after the last commit.
+fn drawn_to(connection: &Connection) -> rusqlite::Result<u64> {
+    let query = "SELECT next_position FROM iterations WHERE status = 'committed' ORDER BY iteration DESC LIMIT 1";
+    let position = connection.query_row(query, [], |row| unsigned(row, 0));
+    position.optional().map(|position| position.unwrap_or(0))
+}
+
 fn banned(connection: &Connection) -> rusqlite::Result<Vec<(u32, Iteration)>> {
     let mut statement =
         connection.prepare("SELECT dataset_row, iteration FROM bans ORDER BY iteration")?;
@@ -133,8 +141,8 @@ struct Row {
 }
 
 fn groups(connection: &Connection, id: i64, iteration: Iteration) -> Loaded<Vec<GroupRecord>> {
-    let query = "SELECT idx, dataset_row, round, policy, sampled, scoring_s, dropped, scored_by IS NOT NULL \
-                 FROM groups WHERE iteration_id = ?1 ORDER BY idx";
+    let query = "SELECT idx, dataset_row, round, policy, sampled, scoring_s, dropped, scored_by IS NOT NULL, \
+                 coalesce(position, 0) FROM groups WHERE iteration_id = ?1 ORDER BY idx";
     let mut statement = connection.prepare(query)?;
     let rows = statement.query_map([id], |row| {
         let group = GroupId {
@@ -146,6 +154,7 @@ fn groups(connection: &Connection, id: i64, iteration: Iteration) -> Loaded<Vec<
                 group,
                 row: row.get(1)?,
                 round: row.get(2)?,
+                position: unsigned(row, 8)?,
             },
             policy: row.get(3)?,
             sampled: row.get(4)?,

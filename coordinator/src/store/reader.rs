@@ -7,7 +7,7 @@ use retouch_proto::task::SampleScore;
 use retouch_proto::{ContentHash, Iteration};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
-use super::{FILE_NAME, StoreError};
+use super::{FILE_NAME, StoreError, schema};
 use crate::machine::record::Checkpoint;
 
 /// Reads a record, while the run goes on or after it.
@@ -69,12 +69,17 @@ pub struct ScoreRow {
 }
 
 impl Reader {
-    /// Opens the record of a run folder.
+    /// Opens the record of a run folder, an older program's too.
+    ///
+    /// # Errors
+    /// If there is none, it is corrupt, or a newer program wrote it.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         let path = folder.join(FILE_NAME);
         let opened = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY);
         let connection = opened.map_err(|error| StoreError::sqlite(&path, error))?;
-        Ok(Self { connection, path })
+        let reader = Self { connection, path };
+        reader.on(schema::check_version)??;
+        Ok(reader)
     }
 
     pub(super) fn on<T>(

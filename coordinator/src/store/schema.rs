@@ -4,9 +4,12 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::StoreError;
 
-const VERSION: i64 = 1;
+/// What each version adds to the one before; a new file goes through all of them, so that an old
+/// one becomes the same.
+const MIGRATIONS: [&str; 2] = [FIRST, SECOND];
+const VERSION: i64 = MIGRATIONS.len() as i64;
 
-const TABLES: &str = "
+pub(super) const FIRST: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 -- One row per attempt at an iteration: a rewound one stays beside its replay.
 CREATE TABLE iterations (
@@ -66,6 +69,29 @@ CREATE TABLE events (
 );
 ";
 
+const SECOND: &str = "
+-- Where in the prompt order drawing went on after the group.
+ALTER TABLE groups ADD COLUMN position INTEGER;
+-- Whether the group has scores and was left out because its samples are too old.
+ALTER TABLE groups ADD COLUMN stale INTEGER NOT NULL DEFAULT 0;
+-- What became of every group of every attempt.
+CREATE VIEW fates AS
+SELECT
+    iterations.id AS iteration_id, iterations.iteration, iterations.status, idx, dataset_row, round,
+    CASE
+        WHEN dropped IS NOT NULL THEN 'dropped'
+        WHEN kept = 1 THEN 'trained'
+        WHEN stale = 1 THEN 'stale'
+        WHEN kept = 0 THEN 'filtered'
+        WHEN scored_by IS NOT NULL THEN 'scored'
+        WHEN sampled_by IS NOT NULL THEN 'sampled'
+        ELSE 'drawn'
+    END AS fate,
+    dropped AS reason, reward_mean, sampled_by, scored_by,
+    policy ->> '$.iteration' AS policy_iteration
+FROM groups JOIN iterations ON iterations.id = groups.iteration_id;
+";
+
 /// Sections and keys that may differ when a run goes on: they change no sample (A9).
 const FREE_KEYS: [&str; 8] = [
     "preset",
@@ -78,28 +104,44 @@ const FREE_KEYS: [&str; 8] = [
     "learner.checkpoint_every",
 ];
 
-/// Sets up a connection, creates the tables in a new file, and counts this start.
+/// Sets up a connection, brings the tables up to this program's version, and counts this start.
 pub(super) fn prepare(connection: &mut Connection) -> rusqlite::Result<Result<u32, StoreError>> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     // A commit is durable when it returns, whatever happens to the machine.
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
-    let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if let Err(error) = check_version(connection)? {
+        return Ok(Err(error));
+    }
+    let found = version(connection)?;
     let transaction = connection.transaction()?;
-    match found {
-        0 => transaction.execute_batch(TABLES)?,
-        VERSION => {}
-        _ => {
-            return Ok(Err(StoreError::SchemaVersion {
-                found,
-                expected: VERSION,
-            }));
-        }
+    for migration in &MIGRATIONS[found as usize..] {
+        transaction.execute_batch(migration)?;
     }
     transaction.pragma_update(None, "user_version", VERSION)?;
     let incarnation = next_incarnation(&transaction)?;
     transaction.commit()?;
     Ok(Ok(incarnation))
+}
+
+/// Which version the file has; 0 is an empty one.
+pub(super) fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+/// Whether an older program's record is to be brought up to this one's.
+pub(super) fn is_old(version: i64) -> bool {
+    (1..VERSION).contains(&version)
+}
+
+/// Refuses what a newer program wrote.
+pub(super) fn check_version(connection: &Connection) -> rusqlite::Result<Result<(), StoreError>> {
+    let found = version(connection)?;
+    let known = (0..=VERSION).contains(&found);
+    Ok(known.then_some(()).ok_or(StoreError::SchemaVersion {
+        found,
+        newest: VERSION,
+    }))
 }
 
 fn next_incarnation(connection: &Connection) -> rusqlite::Result<u32> {

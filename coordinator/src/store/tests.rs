@@ -1,13 +1,26 @@
 //! What a store refuses, and what it tells readers. (That it gives back what was written is
 //! tested with the simulated runs.)
 
+use std::path::Path;
+
 use retouch_proto::RunConfig;
 use retouch_proto::config::{Preset, preset};
 use retouch_proto::status::{Event, EventKind};
 
 use super::{FILE_NAME, Reader, Store, StoreError};
-use crate::machine::record::Entry;
+use crate::machine::record::{Checkpoint, Entry};
 use retouch_proto::Iteration;
+use rusqlite::Connection;
+
+fn event(sequence: u64) -> Entry {
+    Entry::Event(Event {
+        sequence,
+        time_unix_ms: 1,
+        iteration: Iteration(1),
+        kind: EventKind::Control,
+        message: "m".into(),
+    })
+}
 
 fn refused(change: impl FnOnce(&mut RunConfig), rows: &str) -> Result<(), StoreError> {
     let folder = tempfile::tempdir().unwrap();
@@ -50,9 +63,9 @@ fn another_dataset_is_refused() {
 }
 
 #[test]
-fn another_schema_is_refused() {
+fn a_newer_schema_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let connection = rusqlite::Connection::open(folder.path().join(FILE_NAME)).unwrap();
+    let connection = Connection::open(folder.path().join(FILE_NAME)).unwrap();
     connection.pragma_update(None, "user_version", 99).unwrap();
     drop(connection);
     let error = Store::open(folder.path(), &preset(Preset::Tiny), "rows")
@@ -60,7 +73,8 @@ fn another_schema_is_refused() {
         .unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the record has schema version 99, this program reads 1"
+        "the record has schema version 99, this program knows versions up to 2; take the program that \
+         wrote it, or a newer one"
     );
 }
 
@@ -86,15 +100,6 @@ fn a_file_that_is_no_database_is_told_by_name() {
 fn a_batch_is_written_whole_or_not_at_all() {
     let folder = tempfile::tempdir().unwrap();
     let (mut store, _) = Store::open(folder.path(), &preset(Preset::Tiny), "rows").unwrap();
-    let event = |sequence| {
-        Entry::Event(Event {
-            sequence,
-            time_unix_ms: 1,
-            iteration: Iteration(1),
-            kind: EventKind::Control,
-            message: "m".into(),
-        })
-    };
     store.write(&[event(1)]).unwrap();
     // The second event repeats a number, which fails after the first was inserted.
     store.write(&[event(2), event(1)]).unwrap_err();
@@ -106,4 +111,78 @@ fn a_batch_is_written_whole_or_not_at_all() {
         .map(|event| event.sequence)
         .collect();
     assert_eq!(sequences, [1]);
+}
+
+/// A record as the first version of the program left it.
+fn first_schema(folder: &Path) -> Connection {
+    let connection = Connection::open(folder.join(FILE_NAME)).unwrap();
+    connection.execute_batch(super::schema::FIRST).unwrap();
+    connection.pragma_update(None, "user_version", 1).unwrap();
+    let rows = "
+        INSERT INTO meta VALUES ('incarnation', '4');
+        INSERT INTO iterations VALUES (1, 1, 'open', 0, NULL, NULL);
+        INSERT INTO groups (iteration_id, idx, dataset_row, round) VALUES (1, 0, 7, 0);
+    ";
+    connection.execute_batch(rows).unwrap();
+    connection
+}
+
+#[test]
+fn an_old_record_is_brought_up_to_date_and_kept_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(first_schema(folder.path()));
+    Reader::open(folder.path()).expect("old records can be read as they are");
+    let (store, record) = Store::open(folder.path(), &preset(Preset::Tiny), "rows").unwrap();
+    assert_eq!(record.incarnation, 5);
+    assert_eq!(record.open[0].groups[0].drawn.row, 7);
+    drop(store);
+    let version = |name: &str| -> i64 {
+        let connection = Connection::open(folder.path().join(name)).unwrap();
+        let query = "SELECT count(*) FROM groups";
+        let groups: i64 = connection.query_row(query, [], |row| row.get(0)).unwrap();
+        assert_eq!(groups, 1, "{name}");
+        super::schema::version(&connection).unwrap()
+    };
+    assert_eq!((version("run.db"), version("run.db.schema1")), (2, 1));
+}
+
+#[test]
+fn a_record_with_damaged_pages_is_refused_and_its_snapshot_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(FILE_NAME);
+    let config = preset(Preset::Tiny);
+    let (mut store, _) = Store::open(folder.path(), &config, "rows").unwrap();
+    let events: Vec<Entry> = (1..2_000).map(event).collect();
+    store.write(&events).unwrap();
+    store
+        .write(&[Entry::Checkpointed(Checkpoint::START)])
+        .unwrap();
+    drop(store);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let len = bytes.len();
+    bytes[len / 2..len / 2 + 8_192].fill(0x5a);
+    std::fs::write(&path, bytes).unwrap();
+    let error = Store::open(folder.path(), &config, "rows")
+        .map(drop)
+        .unwrap_err()
+        .to_string();
+    let snapshot = folder.path().join("checkpoints/0/run.db");
+    let told = error.contains("is corrupt") && error.contains(&snapshot.display().to_string());
+    assert!(told, "{error}");
+    std::fs::copy(&snapshot, &path).unwrap();
+    let (_, record) = Store::open(folder.path(), &config, "rows").unwrap();
+    assert_eq!((record.incarnation, record.event_sequence), (2, 1_999));
+}
+
+#[test]
+fn a_snapshot_is_taken_while_the_record_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(folder.path(), &preset(Preset::Tiny), "rows").unwrap();
+    store
+        .write(&[event(1), Entry::Checkpointed(Checkpoint::START)])
+        .unwrap();
+    (2..100).for_each(|sequence| store.write(&[event(sequence)]).unwrap());
+    drop(store);
+    let snapshot = Reader::open(&folder.path().join("checkpoints/0")).unwrap();
+    assert!(!snapshot.last_events(1).unwrap().is_empty());
 }

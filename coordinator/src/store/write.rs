@@ -33,10 +33,12 @@ pub(super) fn entry(connection: &Connection, entry: &Entry) -> rusqlite::Result<
 
 fn drawn(connection: &Connection, drawn: &DrawnGroup) -> rusqlite::Result<()> {
     let insert = format!(
-        "INSERT INTO groups (iteration_id, idx, dataset_row, round) VALUES ({OPEN_ID}, ?2, ?3, ?4)"
+        "INSERT INTO groups (iteration_id, idx, dataset_row, round, position) \
+         VALUES ({OPEN_ID}, ?2, ?3, ?4, ?5)"
     );
     let GroupId { iteration, index } = drawn.group;
-    let values = params![iteration.0, index, drawn.row, drawn.round];
+    let position = drawn.position.cast_signed();
+    let values = params![iteration.0, index, drawn.row, drawn.round, position];
     connection
         .prepare_cached(&insert)?
         .execute(values)
@@ -87,6 +89,11 @@ fn checkpointed(connection: &Connection, checkpoint: &Checkpoint) -> rusqlite::R
 }
 
 fn rewound(connection: &Connection, to: Iteration) -> rusqlite::Result<()> {
+    // Drawing goes on where the first of the iterations began that are taken back.
+    let update = "UPDATE iterations SET next_position = began.position \
+         FROM (SELECT position FROM iterations WHERE iteration = ?1 + 1 AND status IN ('open', 'committed')) AS began \
+         WHERE iteration = ?1 AND status = 'committed'";
+    connection.execute(update, [to.0])?;
     connection.execute(
         "UPDATE iterations SET status = 'rewound' WHERE iteration > ?1",
         [to.0],
@@ -166,6 +173,10 @@ fn committed(connection: &Connection, entry: &CommittedEntry) -> rusqlite::Resul
         .kept
         .iter()
         .try_for_each(|kept| kept_group(connection, kept))?;
+    let update = format!("UPDATE groups SET stale = 1 WHERE iteration_id = {OPEN_ID} AND idx = ?2");
+    for stale in &entry.stale {
+        connection.execute(&update, params![iteration, stale.index])?;
+    }
     for row in &entry.banned {
         let insert = "INSERT OR IGNORE INTO bans (dataset_row, iteration) VALUES (?1, ?2)";
         connection.execute(insert, params![row, iteration])?;

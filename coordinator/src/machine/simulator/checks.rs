@@ -1,20 +1,23 @@
 //! What must hold after every step.
 
+pub(super) mod record;
+
 use std::collections::BTreeMap;
 
 use retouch_proto::worker::Role;
 
 use crate::machine::Machine;
+use crate::machine::control::Phase;
 use crate::machine::groups::GroupState;
+use crate::machine::io::Output;
 use crate::machine::leases::Work;
-use crate::machine::record::{Entry, SampledEntry};
-use retouch_proto::{ContentHash, Iteration};
 
 /// Checks the machine itself.
 pub(super) fn machine(machine: &Machine) {
     leases(machine);
     groups(machine);
     training(machine);
+    bounds(machine);
     let deadline_ms = machine
         .next_deadline()
         .expect("the machine always has something to look at");
@@ -142,86 +145,77 @@ fn training(machine: &Machine) {
     }
 }
 
-/// Checks the record as it is written.
-#[derive(Default)]
-pub(super) struct RecordCheck {
-    committed: u32,
-    checkpointed: u32,
-    /// The version after each iteration, to see replays repeat it.
-    versions: BTreeMap<u32, Option<ContentHash>>,
-    pub(super) rewinds: u64,
-    pub(super) commits: u64,
+/// A7: nothing grows with the length of the run.
+fn bounds(machine: &Machine) {
+    let config = &machine.config;
+    let groups = machine.open.values().map(|open| open.groups().len()).sum();
+    let ahead = config.rollout.staleness_max as usize + 1;
+    let draws = 1 + config.filter.refill_rounds_max as usize;
+    let groups_max = ahead * draws * config.rollout.groups_per_iteration as usize;
+    let (workers, leases) = (
+        machine.workers.iter().count(),
+        machine.leases.iter().count(),
+    );
+    let within = |what: &str, count: usize, max: usize| {
+        assert!(
+            count <= max,
+            "{count} {what}, at most {max} make sense (A7)"
+        );
+    };
+    within("groups in flight", groups, groups_max);
+    within(
+        "alarms",
+        machine.alarms.len(),
+        workers + leases + groups_max + 16,
+    );
+    let blobs_max = (groups_max + 8) * (config.rollout.group_size as usize + 8);
+    within(
+        "blobs that are kept track of",
+        machine.blobs.tracked(),
+        blobs_max,
+    );
+    within("policies", machine.policies.len(), ahead + 1);
+    for (_, worker) in machine.workers.iter() {
+        within(
+            "hints for one worker",
+            worker.prefetch.len(),
+            2 * groups_max,
+        );
+    }
 }
 
-impl RecordCheck {
-    /// `repeatable`: replays must repeat what was rewound, to the bit.
-    pub(super) fn entry(&mut self, entry: &Entry, staleness_max: u32, repeatable: bool) {
-        match entry {
-            Entry::Opened { iteration, .. } => {
-                assert!(
-                    iteration.0 > self.committed,
-                    "a committed iteration was opened again (A8)"
-                );
-            }
-            Entry::Sampled(sampled) => {
-                let SampledEntry { policy, result, .. } = &**sampled;
-                assert_eq!(policy.hash(), result.version, "A6");
-                let newest = result.group.iteration.0 - 1;
-                assert!(
-                    policy.iteration.0 + staleness_max >= newest,
-                    "a stale sample was taken (A6)"
-                );
-            }
-            Entry::Scored { result, .. } => {
-                for (edit, score) in result.edits.iter().zip(&result.scores) {
-                    let judged = [0.95, 0.5, f64::from(edit.0[0]) / 255.0].contains(&score.reward);
-                    assert!(judged, "a score that no judge gave was recorded (A5)");
-                }
-            }
-            Entry::Committed(entry) => {
-                let iteration = entry.committed.iteration;
-                assert_eq!(
-                    iteration.0,
-                    self.committed + 1,
-                    "iterations are committed one after the other (A8)"
-                );
-                self.committed = iteration.0;
-                self.commits += 1;
-                let stale = entry.metrics.stale;
-                assert!(
-                    stale == 0 || staleness_max > 0,
-                    "{stale} groups of iteration {iteration} are stale"
-                );
-                let version = entry.committed.policy.hash();
-                let before = self.versions.insert(iteration.0, version);
-                let repeats = before.is_none_or(|before| before == version);
-                assert!(
-                    repeats || !repeatable,
-                    "the replay of iteration {iteration} made something else (A8, A9)"
-                );
-                assert!(
-                    entry
-                        .kept
-                        .windows(2)
-                        .all(|pair| pair[0].group < pair[1].group),
-                    "kept groups in order"
-                );
-            }
-            Entry::Checkpointed(checkpoint) => {
-                assert_eq!(checkpoint.committed.iteration.0, self.committed, "A8");
-                self.checkpointed = self.committed;
-            }
-            Entry::Rewound { from, to } => {
-                assert_eq!(from.0, self.committed);
-                assert_eq!(
-                    *to,
-                    Iteration(self.checkpointed),
-                    "rewinds go to the last checkpoint (A8)"
-                );
-                self.committed = to.0;
-                self.rewinds += 1;
-            }
-            Entry::Drawn(_) | Entry::Dropped { .. } | Entry::Event(_) => {}
-        }
+/// One batch of inputs makes no more outputs than there is to say.
+pub(super) fn outputs(outputs: &[Output], machine: &Machine) {
+    let groups: usize = machine.open.values().map(|open| open.groups().len()).sum();
+    let max = 8 * (machine.workers.iter().count() + groups) + 64;
+    assert!(
+        outputs.len() <= max,
+        "{} outputs of one batch, at most {max} make sense (A7)",
+        outputs.len()
+    );
+}
+
+/// A machine made from the record alone goes on where this one is. (Of a paused or ending run it
+/// would rightly go further.)
+pub(super) fn rebuilt(machine: &Machine, rebuilt: &Machine) {
+    if machine.phase != Phase::Running {
+        return;
     }
+    let view = |machine: &Machine| {
+        let open = machine.open.values();
+        (
+            machine.committed,
+            machine.checkpoint,
+            machine.prompts.position(),
+            machine.prompts.banned(),
+            machine.history.len(),
+            open.map(|open| (open.iteration, open.groups().len()))
+                .collect::<Vec<_>>(),
+        )
+    };
+    assert_eq!(
+        view(machine),
+        view(rebuilt),
+        "the record makes another machine (A8)"
+    );
 }

@@ -1,180 +1,419 @@
-//! The coordinator of the virtual world: machine, record and what people do.
+//! The coordinator of the virtual world: machine, record, and the shell between them and the rest.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use retouch_proto::LeaseId;
+use retouch_proto::task::Task;
+use retouch_proto::worker::ReportReply;
 
 use super::checks;
-use super::world::{Answer, Caller, Event, World};
+use super::checks::record::RecordCheck;
+use super::memory::Memory;
+use super::network::{Answer, Way};
+use super::world::{Event, World};
 use crate::machine::Machine;
 use crate::machine::io::{Command, Input, Outcome, Output, Ticket};
-use crate::machine::record::Entry;
-use retouch_proto::WorkerId;
+use crate::machine::record::{Entry, Policy};
+
+/// A machine is rebuilt from the record and compared after one batch of so many.
+const REBUILD_EVERY: u64 = 16;
+
+/// Who waits for an answer of the machine.
+pub(super) struct Caller {
+    pub(super) worker: usize,
+    pub(super) life: u64,
+    pub(super) sequence: u64,
+    pub(super) asked_ms: u64,
+}
+
+/// When a coordinator dies that is to die at a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AtWrite {
+    Before,
+    After,
+}
+
+/// A coordinator process, while there is one, and what outlives it.
+pub(super) struct Seat {
+    pub(super) machine: Option<Machine>,
+    pub(super) memory: Memory,
+    pub(super) check: RecordCheck,
+    pub(super) callers: BTreeMap<Ticket, Caller>,
+    hung_up: BTreeSet<Ticket>,
+    pub(super) stopped_until_ms: u64,
+    pub(super) dies: Option<AtWrite>,
+    /// What its clock shows beyond the world's time.
+    pub(super) clock_ahead_ms: i64,
+    /// Batches written so far, over all lives.
+    pub(super) writes: u64,
+    /// If set, it dies at the write of that number.
+    pub(super) dies_at: Option<(u64, AtWrite)>,
+    inbox: VecDeque<Input>,
+    tickets: u64,
+    /// The earliest alarm that is planned.
+    alarm_ms: Option<u64>,
+    /// Who was given each lease: nobody else may ever be.
+    given: HashMap<LeaseId, (usize, u64)>,
+}
+
+impl Seat {
+    pub(super) fn new() -> Self {
+        Self {
+            machine: None,
+            memory: Memory::new(),
+            check: RecordCheck::default(),
+            callers: BTreeMap::new(),
+            hung_up: BTreeSet::new(),
+            stopped_until_ms: 0,
+            dies: None,
+            clock_ahead_ms: 0,
+            writes: 0,
+            dies_at: None,
+            inbox: VecDeque::new(),
+            tickets: 0,
+            alarm_ms: None,
+            given: HashMap::new(),
+        }
+    }
+
+    pub(super) fn ticket(&mut self) -> Ticket {
+        self.tickets += 1;
+        Ticket(self.tickets)
+    }
+
+    /// Nothing of the process is left.
+    fn vacate(&mut self) {
+        self.machine = None;
+        self.callers.clear();
+        self.hung_up.clear();
+        self.inbox.clear();
+        self.stopped_until_ms = 0;
+        self.dies = None;
+        self.alarm_ms = None;
+    }
+}
 
 impl World {
+    /// The time that the coordinator sees.
+    pub(super) fn clock_ms(&self) -> u64 {
+        self.now_ms.saturating_add_signed(self.seat.clock_ahead_ms)
+    }
+
     pub(super) fn start_coordinator(&mut self) {
-        if self.machine.is_some() {
+        if self.seat.machine.is_some() {
             return;
         }
-        self.coordinator_starts += 1;
-        let record = self.memory.load();
-        let machine = Machine::new(self.config.clone(), self.rows.clone(), record, self.now_ms);
-        self.machine = Some(machine);
+        if self.now_ms < self.disk_full_until_ms {
+            self.tell("coordinator", || {
+                "can't start: no space left on disk".into()
+            });
+            let delay_ms = self.random.within(100..500);
+            return self.after(delay_ms, Event::CoordinatorStarts);
+        }
+        self.tally.coordinator_starts += 1;
+        let record = self.seat.memory.load();
+        self.tell("coordinator", || {
+            let committed = record.committed.iteration;
+            format!("starts from iteration {committed} of the record")
+        });
+        self.seat.machine = Some(self.machine_from(record));
         self.let_out();
     }
 
-    pub(super) fn handle(&mut self, input: Input) {
-        let Some(machine) = &mut self.machine else {
+    fn machine_from(&self, record: crate::machine::record::Record) -> Machine {
+        let (config, rows) = (self.scenario.config.clone(), self.scenario.rows.clone());
+        Machine::new(config, rows, record, self.clock_ms())
+    }
+
+    /// Queues something for the coordinator, which looks at its queue a moment later.
+    pub(super) fn ask(&mut self, input: Input) {
+        if self.seat.machine.is_none() {
+            return;
+        }
+        if self.seat.inbox.is_empty() {
+            let delay_ms = self.random.within(0..3);
+            self.after(delay_ms, Event::Shell);
+        }
+        self.seat.inbox.push_back(input);
+    }
+
+    /// All that has arrived is one batch, as in the real shell.
+    pub(super) fn shell(&mut self) {
+        let inputs = std::mem::take(&mut self.seat.inbox);
+        if !inputs.is_empty() {
+            self.handle(inputs);
+        }
+    }
+
+    fn handle(&mut self, inputs: impl IntoIterator<Item = Input>) {
+        let clock_ms = self.clock_ms();
+        let Some(machine) = &mut self.seat.machine else {
             return;
         };
-        machine.handle(self.now_ms, input);
+        for input in inputs {
+            if let Input::HungUp(ticket) = &input {
+                self.seat.callers.remove(ticket);
+                self.seat.hung_up.insert(*ticket);
+            }
+            machine.handle(clock_ms, input);
+            checks::machine(machine);
+        }
         self.let_out();
     }
 
     /// What the shell does: first the record, then everything else. It may die in between.
-    pub(super) fn let_out(&mut self) {
-        let Some(machine) = &mut self.machine else {
+    fn let_out(&mut self) {
+        let Some(machine) = &mut self.seat.machine else {
             return;
         };
         let outputs: Vec<Output> = std::iter::from_fn(|| machine.poll()).collect();
-        checks::machine(machine);
-        let deadline_ms = machine.next_deadline().expect("checked above");
-        if self.faults.coordinator_crash_ms > 0 && self.fault(0.002) {
-            return self.coordinator_dies();
+        checks::outputs(&outputs, machine);
+        let wrote = outputs.iter().any(|o| matches!(o, Output::Record(_)));
+        if wrote && !self.write_batch(&outputs) {
+            return;
         }
-        for output in &outputs {
+        self.plan_alarm();
+        let mut outcome = None;
+        for output in outputs {
+            match output {
+                Output::Exit(exit) => outcome = Some(exit),
+                other => self.output(other),
+            }
+        }
+        self.check_callers();
+        if let Some(outcome) = outcome {
+            self.exit(outcome);
+        }
+    }
+
+    /// Writes a batch, all of it or nothing; tells whether the coordinator is alive afterwards.
+    fn write_batch(&mut self, outputs: &[Output]) -> bool {
+        self.seat.writes += 1;
+        let dies = match self.seat.dies_at {
+            Some((write, when)) if write == self.seat.writes => Some(when),
+            _ => self.seat.dies,
+        };
+        if self.now_ms < self.disk_full_until_ms {
+            self.coordinator_dies("its record can't be written: no space left on disk");
+            return false;
+        }
+        if dies == Some(AtWrite::Before) {
+            self.coordinator_dies("it is killed before it has written");
+            return false;
+        }
+        for output in outputs {
             if let Output::Record(entry) = output {
                 self.write(entry);
             }
         }
-        if self.faults.coordinator_crash_ms > 0 && self.fault(0.002) {
-            return self.coordinator_dies();
+        self.check_record();
+        if dies == Some(AtWrite::After) {
+            self.coordinator_dies("it is killed when it has written and said nothing yet");
+            return false;
         }
-        self.after(deadline_ms - self.now_ms, Event::Deadline);
-        outputs.into_iter().for_each(|output| self.output(output));
-        let now_ms = self.now_ms;
-        let patience_ms = self.config.cluster.report_wait_ms_max;
-        let waits = |caller: &Caller| now_ms - caller.asked_ms > patience_ms;
+        true
+    }
+
+    fn write(&mut self, entry: &Entry) {
+        let repeatable = self.scenario.is_repeatable()
+            && !self.scenario.faults.can_fail_tasks()
+            && !self.scenario.faults.other_devices;
+        let staleness_max = self.scenario.config.rollout.staleness_max;
+        let seat = &mut self.seat;
+        seat.check
+            .entry(entry, &seat.memory, staleness_max, repeatable);
+        seat.memory.write(entry);
+        if let Entry::Event(event) = entry {
+            self.tell("coordinator", || event.message.clone());
+        }
+        #[cfg(test)]
+        self.recorded.push(entry.clone());
+    }
+
+    /// The record alone must say what the machine would go on with.
+    fn check_record(&mut self) {
+        let machine = self.seat.machine.as_ref().expect("it just wrote");
+        self.seat.memory.check_against(machine);
+        if self.seat.writes.is_multiple_of(REBUILD_EVERY) {
+            self.tally.rebuilt += 1;
+            let rebuilt = self.machine_from(self.seat.memory.record());
+            checks::rebuilt(machine, &rebuilt);
+        }
+    }
+
+    /// Plans the next alarm, unless an earlier one is planned already.
+    fn plan_alarm(&mut self) {
+        let Some(machine) = &self.seat.machine else {
+            return;
+        };
+        let due_ms = machine.next_deadline().expect("checked");
+        let delay_ms = due_ms.saturating_sub(self.clock_ms());
+        let at_ms = self.now_ms + delay_ms;
+        if self.seat.alarm_ms.is_none_or(|planned| at_ms < planned) {
+            self.seat.alarm_ms = Some(at_ms);
+            self.after(delay_ms, Event::Deadline);
+        }
+    }
+
+    pub(super) fn deadline(&mut self) {
+        if self.seat.alarm_ms.is_some_and(|at_ms| at_ms <= self.now_ms) {
+            self.seat.alarm_ms = None;
+        }
+        let clock_ms = self.clock_ms();
+        let machine = self.seat.machine.as_ref();
+        let due = machine.and_then(|machine| machine.next_deadline());
+        if due.is_some_and(|due_ms| due_ms <= clock_ms) {
+            self.handle([Input::Tick]);
+        } else {
+            self.plan_alarm();
+        }
+    }
+
+    /// The clock shows another time than a moment ago.
+    pub(super) fn clock_jumps(&mut self, by_ms: i64) {
+        self.seat.clock_ahead_ms += by_ms;
+        // Whoever measured before the jump does not measure the jump.
+        for caller in self.seat.callers.values_mut() {
+            caller.asked_ms = caller.asked_ms.saturating_add_signed(by_ms);
+        }
+        self.seat.alarm_ms = None;
+        self.plan_alarm();
+    }
+
+    fn check_callers(&mut self) {
+        let clock_ms = self.clock_ms();
+        // A stopped or set back coordinator can't answer in time.
+        let patience_ms = self.scenario.config.cluster.report_wait_ms_max + 12_000;
+        let waits = |caller: &Caller| clock_ms.saturating_sub(caller.asked_ms) > patience_ms;
         assert!(
-            !self.callers.values().any(waits),
+            !self.seat.callers.values().any(waits),
             "a report was held for too long (A7)"
         );
     }
 
-    pub(super) fn write(&mut self, entry: &Entry) {
-        let faults = &self.faults;
-        let repeatable =
-            !faults.other_devices && faults.task_fails == 0.0 && faults.task_hangs == 0.0;
-        let staleness_max = self.config.rollout.staleness_max;
-        self.check
-            .entry(entry, staleness_max, repeatable && staleness_max == 0);
-        self.memory.write(entry);
-        if self.keep_entries {
-            self.recorded.push(entry.clone());
-        }
-    }
-
-    pub(super) fn output(&mut self, output: Output) {
+    fn output(&mut self, output: Output) {
         match output {
-            Output::Record(_) | Output::Event(_) | Output::Controlled(..) => {}
+            Output::Record(_) | Output::Event(_) | Output::Controlled(..) | Output::Exit(_) => {}
             Output::Registered(ticket, generation) => {
                 self.deliver(ticket, |_| Answer::Registered(generation));
             }
             Output::Reply(ticket, reply) => {
-                self.deliver(ticket, |sequence| Answer::Reply {
-                    sequence,
-                    reply: reply.clone(),
-                });
+                self.check_assignments(ticket, &reply);
+                self.deliver(ticket, |sequence| Answer::Reply { sequence, reply });
             }
-            Output::Exit(outcome) => self.exit(outcome),
         }
     }
 
-    pub(super) fn deliver(&mut self, ticket: Ticket, answer: impl Fn(u64) -> Answer) {
-        let caller = self
-            .callers
-            .remove(&ticket)
-            .expect("every ticket is answered once");
+    /// A hung-up caller gets no answer, and nobody gets two.
+    fn deliver(&mut self, ticket: Ticket, answer: impl FnOnce(u64) -> Answer) {
+        let Some(caller) = self.seat.callers.remove(&ticket) else {
+            let hung_up = self.seat.hung_up.remove(&ticket);
+            return assert!(hung_up, "every ticket is answered once");
+        };
         let Caller {
             worker,
             life,
             sequence,
             ..
         } = caller;
-        self.send(|| Event::Answered {
+        let answer = Box::new(answer(sequence));
+        let event = Event::Answered {
             worker,
             life,
-            answer: answer(sequence),
-        });
+            answer,
+        };
+        self.send(worker, Way::Down, event);
     }
 
-    pub(super) fn exit(&mut self, outcome: Outcome) {
-        if outcome.failure.is_some() || outcome.iteration.0 == self.config.iterations {
+    /// Work is given out under leases of one worker's life, and never of what is not recorded.
+    fn check_assignments(&mut self, ticket: Ticket, reply: &ReportReply) {
+        let Some(caller) = self.seat.callers.get(&ticket) else {
+            return;
+        };
+        let holder = (caller.worker, caller.life);
+        for assignment in &reply.assignments {
+            let given = self.seat.given.entry(assignment.lease).or_insert(holder);
+            assert_eq!(
+                *given, holder,
+                "lease {} was given to two (A10)",
+                assignment.lease
+            );
+            self.check_versions(&assignment.task);
+        }
+    }
+
+    fn check_versions(&self, task: &Task) {
+        let memory = &self.seat.memory;
+        match task {
+            Task::Rollout(task) => {
+                let version = task.version.as_ref().map(|version| version.hash);
+                let newest = task.group.iteration.0 - 1;
+                let oldest = newest.saturating_sub(self.scenario.config.rollout.staleness_max);
+                let fits = |policy: &Policy| {
+                    policy.hash() == version && (oldest..=newest).contains(&policy.iteration.0)
+                };
+                assert!(
+                    memory.policies().any(|policy| fits(&policy)),
+                    "group {} is to be sampled with a version that the record does not have, or that is stale (A6)",
+                    task.group
+                );
+            }
+            Task::Train(task) => {
+                let state = task.state.as_ref().map(|state| state.hash);
+                let committed = memory.committed();
+                assert_eq!(
+                    state,
+                    committed.state.map(|state| state.hash),
+                    "a step starts from a state that is not recorded (A8)"
+                );
+                let writes_down = task.groups.is_empty() && task.iteration == committed.iteration;
+                assert!(
+                    writes_down || task.iteration == committed.iteration.next(),
+                    "iteration {} is trained after {} (A8)",
+                    task.iteration,
+                    committed.iteration
+                );
+            }
+            Task::Score(_) => {}
+        }
+    }
+
+    fn exit(&mut self, outcome: Outcome) {
+        if outcome.failure.is_some() || outcome.iteration.0 == self.scenario.config.iterations {
+            self.tell("coordinator", || "exits: the run is over".into());
             self.outcome = Some(outcome);
             return;
         }
         // Drained or stopped: everything is started again with the same run folder.
-        self.machine = None;
-        self.callers.clear();
+        self.tell("coordinator", || {
+            "exits; everything is started again in the same run folder".into()
+        });
+        self.seat.vacate();
         for worker in 0..self.workers.len() {
-            self.kill(worker);
-            self.after(100, Event::Starts { worker });
+            if self.workers[worker].alive {
+                self.kill(worker);
+                self.after(100, Event::Starts { worker });
+            }
         }
         self.after(50, Event::CoordinatorStarts);
     }
 
-    pub(super) fn deadline(&mut self) {
-        let due = self
-            .machine
-            .as_ref()
-            .and_then(|machine| machine.next_deadline());
-        if due.is_some_and(|due_ms| due_ms <= self.now_ms) {
-            self.handle(Input::Tick);
-        }
-    }
-
-    pub(super) fn coordinator_crash(&mut self) {
-        self.coordinator_dies();
-        self.again(self.faults.coordinator_crash_ms, Event::CoordinatorCrash);
-    }
-
-    pub(super) fn coordinator_dies(&mut self) {
-        if self.machine.take().is_some() {
-            self.callers.clear();
-            let delay_ms = self.random.within(10..3_000);
+    pub(super) fn coordinator_dies(&mut self, how: &str) {
+        if self.seat.machine.is_some() {
+            self.tell("coordinator", || how.to_owned());
+            self.seat.vacate();
+            let delay_ms = self.random.within(10..2_000);
             self.after(delay_ms, Event::CoordinatorStarts);
         }
     }
 
-    pub(super) fn person(&mut self) {
-        match self.random.within(0..10) {
-            0 => self.command(Command::Drain),
-            1 => self.command(Command::Stop),
-            2 => self.command(Command::Checkpoint),
-            3 => {
-                let worker = self.somebody();
-                self.command(Command::DrainWorker(worker));
-            }
-            4 => {
-                let worker = self.somebody();
-                self.command(Command::RestartWorker(worker));
-            }
-            _ => {
-                self.command(Command::Pause);
-                self.after(700, Event::Resumes);
-            }
-        }
-        self.again(self.faults.command_ms, Event::Person);
-    }
-
-    fn somebody(&mut self) -> WorkerId {
-        let worker = self.random.within(0..self.workers.len() as u64) as usize;
-        self.workers[worker].id.clone()
-    }
-
+    /// Somebody gives a command.
     pub(super) fn command(&mut self, command: Command) {
-        let ticket = self.ticket();
-        self.handle(Input::Control(ticket, command));
+        let ticket = self.seat.ticket();
+        self.ask(Input::Control(ticket, command));
     }
 
-    pub(super) fn ticket(&mut self) -> Ticket {
-        self.next_ticket += 1;
-        Ticket(self.next_ticket)
+    pub(super) fn resume(&mut self) {
+        self.command(Command::Resume);
     }
 }

@@ -24,6 +24,10 @@ pub(in crate::machine) struct Fake {
     pub(in crate::machine) alive: bool,
     /// Computes other bits than most.
     pub(in crate::machine) odd_device: bool,
+    /// Finishes what it has and takes no more.
+    pub(in crate::machine) leaving: bool,
+    /// Where its present life serves blobs.
+    pub(in crate::machine) address: BlobAddress,
     pub(in crate::machine) generation: Option<Generation>,
     pub(in crate::machine) sequence: u64,
     pub(in crate::machine) running: BTreeMap<LeaseId, Task>,
@@ -38,13 +42,16 @@ pub(in crate::machine) struct Fake {
 
 impl Fake {
     pub(in crate::machine) fn new(role: Role, number: usize, slots: u32) -> Self {
+        let id = WorkerId::new(format!("{role}-{number}")).expect("a valid name");
         Self {
-            id: WorkerId::new(format!("{role}-{number}")).expect("a valid name"),
+            address: address_of(&id, 0),
+            id,
             role,
             slots,
             life: 0,
             alive: false,
             odd_device: false,
+            leaving: false,
             generation: None,
             sequence: 0,
             running: BTreeMap::new(),
@@ -61,6 +68,7 @@ impl Fake {
         let fresh = Self::new(self.role, 0, self.slots);
         let (id, life, odd_device) = (self.id.clone(), self.life + 1, self.odd_device);
         *self = Self {
+            address: address_of(&id, life),
             id,
             life,
             odd_device,
@@ -81,7 +89,7 @@ impl Fake {
             role: self.role,
             slots: self.slots,
             device: "fake".into(),
-            blob_address: BlobAddress::Grpc(format!("{}:{}", self.id, self.life % 60_000 + 1)),
+            blob_address: self.address.clone(),
             collective_address: learner.then(|| "127.0.0.1:1".parse().expect("an address")),
             holds: self.blobs.iter().copied().collect(),
             running: running.collect(),
@@ -101,8 +109,14 @@ impl Fake {
             worker: self.id.clone(),
             generation,
             sequence: self.sequence,
-            state: WorkerState::Ready,
-            slots_free: self.slots - self.running.len() as u32,
+            state: match self.leaving {
+                true => WorkerState::Leaving,
+                false => WorkerState::Ready,
+            },
+            slots_free: match self.leaving {
+                true => 0,
+                false => self.slots - self.running.len() as u32,
+            },
             running: self.running.keys().copied().collect(),
             results: self.results.clone(),
             blobs_added: self.added.iter().copied().collect(),
@@ -171,6 +185,10 @@ impl Fake {
     }
 }
 
+fn address_of(id: &WorkerId, life: u64) -> BlobAddress {
+    BlobAddress::Grpc(format!("{id}:{}", life % 60_000 + 1))
+}
+
 pub(in crate::machine) fn group_of(task: &Task) -> Option<GroupId> {
     match task {
         Task::Rollout(task) => Some(task.group),
@@ -228,26 +246,19 @@ pub(in crate::machine) fn score(task: &ScoreTask) -> ScoreResult {
 
 /// The learner: the state is the hash of everything that went into it.
 pub(in crate::machine) fn train(task: &TrainTask) -> TrainResult {
-    let before = task
-        .state
-        .as_ref()
-        .map_or_else(first_state, |state| state.hash);
-    let mut state = before;
-    for group in &task.groups {
-        let advantages: Vec<u64> = group
-            .advantages
-            .iter()
-            .map(|advantage| advantage.to_bits())
-            .collect();
-        let version = group.version.unwrap_or_else(first_version);
-        state = hash_of(&[
-            &state.to_string(),
-            &group.group.to_string(),
-            &group.x0.hash.to_string(),
-            &version.to_string(),
-            &format!("{advantages:?}"),
-        ]);
-    }
+    let before = task.state.as_ref().map(|state| state.hash);
+    let groups = task.groups.iter();
+    let state = state_after(
+        before,
+        groups.map(|group| {
+            (
+                group.group,
+                group.x0.hash,
+                group.version,
+                &group.advantages[..],
+            )
+        }),
+    );
     TrainResult {
         iteration: task.iteration,
         epoch: task.collective.epoch,
@@ -258,6 +269,29 @@ pub(in crate::machine) fn train(task: &TrainTask) -> TrainResult {
             .then(|| hash_of(&["ema", &state.to_string()])),
         metrics: TrainMetrics::default(),
     }
+}
+
+/// What a step learns from a group: its name, latents, version and advantages.
+pub(in crate::machine) type Lesson<'a> = (GroupId, ContentHash, Option<ContentHash>, &'a [f64]);
+
+/// The state after a step: the hash of everything that went into it.
+pub(in crate::machine) fn state_after<'a>(
+    before: Option<ContentHash>,
+    lessons: impl Iterator<Item = Lesson<'a>>,
+) -> ContentHash {
+    let before = before.unwrap_or_else(first_state);
+    lessons.fold(before, |state, (group, x0, version, advantages)| {
+        let mut bytes = Vec::with_capacity(256);
+        bytes.extend_from_slice(&state.0);
+        bytes.extend_from_slice(&group.iteration.0.to_le_bytes());
+        bytes.extend_from_slice(&group.index.to_le_bytes());
+        bytes.extend_from_slice(&x0.0);
+        bytes.extend_from_slice(&version.unwrap_or_else(first_version).0);
+        advantages
+            .iter()
+            .for_each(|advantage| bytes.extend_from_slice(&advantage.to_bits().to_le_bytes()));
+        ContentHash::of(&bytes)
+    })
 }
 
 fn first_state() -> ContentHash {

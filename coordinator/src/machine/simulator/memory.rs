@@ -1,17 +1,18 @@
 //! The record as a plain data structure: what the store keeps in SQLite, and a model to compare
 //! the store with.
 
-use crate::machine::record::{Entry, GroupRecord, OpenRecord, Record};
+use retouch_proto::status::IterationMetrics;
 use retouch_proto::{GroupId, Iteration};
+
+use crate::machine::Machine;
+use crate::machine::groups::{Group, GroupState, same_bits};
+use crate::machine::record::{Committed, Entry, GroupRecord, OpenRecord, Policy, Record};
 
 /// A record in memory.
 pub(super) struct Memory {
     record: Record,
     /// Every commit that was not taken back, for rewinds.
-    commits: Vec<(
-        crate::machine::record::Committed,
-        retouch_proto::status::IterationMetrics,
-    )>,
+    commits: Vec<(Committed, IterationMetrics)>,
     rows_banned: Vec<(u32, Iteration)>,
 }
 
@@ -27,25 +28,38 @@ impl Memory {
     /// What a coordinator that starts now finds.
     pub(super) fn load(&mut self) -> Record {
         self.record.incarnation += 1;
-        let mut record = self.record.clone();
-        record.banned = self.rows_banned.clone();
-        record.history = self
-            .commits
-            .iter()
-            .map(|(_, metrics)| metrics.clone())
-            .collect();
-        record.policies = vec![crate::machine::record::Policy::BASE];
-        for (committed, _) in &self.commits {
-            record.policies.push(committed.policy);
-            record.committed = *committed;
+        self.record()
+    }
+
+    /// What is recorded.
+    pub(super) fn record(&self) -> Record {
+        let history = self.commits.iter().map(|(_, metrics)| metrics.clone());
+        Record {
+            committed: self.committed(),
+            policies: self.policies().collect(),
+            banned: self.rows_banned.clone(),
+            history: history.collect(),
+            ..self.record.clone()
         }
-        if self.commits.is_empty() {
-            record.committed = crate::machine::record::Committed::START;
+    }
+
+    /// The base and every version that was published and not taken back.
+    pub(super) fn policies(&self) -> impl Iterator<Item = Policy> {
+        let published = self.commits.iter().map(|(committed, _)| committed.policy);
+        std::iter::once(Policy::BASE)
+            .chain(published)
+            .chain([self.committed().policy])
+    }
+
+    /// The last iteration that happened; as its checkpoint has it, if there is one.
+    pub(super) fn committed(&self) -> Committed {
+        let last = self.commits.last();
+        let committed = last.map_or(Committed::START, |(committed, _)| *committed);
+        let checkpointed = self.record.checkpoint.committed;
+        match checkpointed.iteration == committed.iteration {
+            true => checkpointed,
+            false => committed,
         }
-        if record.checkpoint.committed.iteration == record.committed.iteration {
-            record.committed = record.checkpoint.committed;
-        }
-        record
     }
 
     pub(super) fn write(&mut self, entry: &Entry) {
@@ -68,7 +82,7 @@ impl Memory {
                     scored: None,
                     dropped: None,
                 };
-                self.open(drawn.group.iteration).groups.push(group);
+                self.open_mut(drawn.group.iteration).groups.push(group);
             }
             Entry::Sampled(sampled) => {
                 let group = self.group(sampled.result.group);
@@ -86,7 +100,10 @@ impl Memory {
                 self.rows_banned
                     .extend(entry.banned.iter().map(|row| (*row, iteration)));
                 self.record.totals = entry.totals;
-                self.set_position(iteration.next(), entry.next_position);
+                self.record.drawn_to = entry.next_position;
+                if self.open(iteration.next()).is_none() {
+                    self.set_position(iteration.next(), entry.next_position);
+                }
                 self.commits.push((entry.committed, entry.metrics.clone()));
             }
             Entry::Checkpointed(checkpoint) => self.record.checkpoint = *checkpoint,
@@ -98,6 +115,12 @@ impl Memory {
                 self.record
                     .positions
                     .retain(|(iteration, _)| *iteration <= to.next());
+                let began = self
+                    .record
+                    .positions
+                    .iter()
+                    .find(|(at, _)| *at == to.next());
+                self.record.drawn_to = began.map_or(0, |(_, position)| *position);
             }
             Entry::Event(event) => self.record.event_sequence = event.sequence,
         }
@@ -110,13 +133,58 @@ impl Memory {
         self.record.positions.push((iteration, position));
     }
 
-    fn open(&mut self, iteration: Iteration) -> &mut OpenRecord {
+    /// An iteration that is not committed.
+    pub(super) fn open(&self, iteration: Iteration) -> Option<&OpenRecord> {
+        let mut open = self.record.open.iter();
+        open.find(|open| open.iteration == iteration)
+    }
+
+    fn open_mut(&mut self, iteration: Iteration) -> &mut OpenRecord {
         let mut open = self.record.open.iter_mut();
         open.find(|open| open.iteration == iteration)
             .expect("an open iteration")
     }
 
     fn group(&mut self, id: GroupId) -> &mut GroupRecord {
-        &mut self.open(id.iteration).groups[id.index as usize]
+        &mut self.open_mut(id.iteration).groups[id.index as usize]
+    }
+
+    /// Whatever the machine would not want to lose is here (A8).
+    pub(super) fn check_against(&self, machine: &Machine) {
+        assert_eq!(machine.committed, self.committed(), "not recorded (A8)");
+        assert_eq!(machine.checkpoint, self.record.checkpoint, "A8");
+        assert_eq!(machine.event_sequence, self.record.event_sequence, "A8");
+        let opened = self.record.open.iter().map(|open| open.iteration);
+        assert!(
+            machine.is_over() || opened.eq(machine.open.keys().copied()),
+            "other iterations are recorded as open than are (A8)"
+        );
+        for open in machine.open.values() {
+            let record = self.open(open.iteration).expect("looked at above");
+            assert_eq!(open.groups().len(), record.groups.len(), "A8");
+            open.groups()
+                .iter()
+                .zip(&record.groups)
+                .for_each(|(group, record)| check_group(group, record));
+        }
+    }
+}
+
+/// Samples that are of no use any more may still be recorded, but what is known is recorded.
+fn check_group(group: &Group, record: &GroupRecord) {
+    let id = group.drawn.group;
+    assert_eq!(group.drawn, record.drawn, "group {id} (A8)");
+    if let Some(sampled) = &group.sampled {
+        let recorded = record.sampled.as_ref().map(|(_, sampled)| sampled);
+        let same = recorded.is_some_and(|recorded| same_bits(recorded, sampled));
+        assert!(same, "the sampling of group {id} is not recorded (A8)");
+    }
+    if let Some(scored) = &group.scored {
+        let recorded = record.scored.as_ref() == Some(scored);
+        assert!(recorded, "the scores of group {id} are not recorded (A8)");
+    }
+    if let GroupState::Dropped(reason) = group.state() {
+        let recorded = record.dropped.as_ref() == Some(reason);
+        assert!(recorded, "nothing records why group {id} was dropped (A5)");
     }
 }

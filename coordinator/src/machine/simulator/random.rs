@@ -23,6 +23,12 @@ impl Random {
 
     /// True with this probability.
     pub(super) fn chance(&mut self, probability: f64) -> bool {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64 <= probability && probability > 0.0
+        probability > 0.0 && (self.next() >> 11) as f64 / (1_u64 << 53) as f64 <= probability
+    }
+
+    /// One of these, if there are any.
+    pub(super) fn pick<T: Copy>(&mut self, among: &[T]) -> Option<T> {
+        let index = self.within(0..among.len() as u64) as usize;
+        among.get(index).copied()
     }
 }

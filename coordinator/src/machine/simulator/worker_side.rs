@@ -1,11 +1,13 @@
 //! The workers of the virtual world: what they do with answers and tasks, and how they die.
 
 use retouch_proto::task::{Task, TaskFailure, TaskOutcome, TaskResult};
-use retouch_proto::worker::{Directive, ReportReply, Role};
-use retouch_proto::{BlobAddress, BlobRef, ContentHash, Epoch, LeaseId};
+use retouch_proto::worker::{Directive, ReportReply};
+use retouch_proto::{BlobRef, Epoch, LeaseId};
 
 use super::fakes;
-use super::world::{ANSWER_MS_MAX, Answer, Event, HEARTBEAT_MS, Message, World};
+use super::network::{Answer, Message, Way};
+use super::scenario::Stage;
+use super::world::{ANSWER_MS_MAX, Condition, Event, HEARTBEAT_MS, World};
 
 impl World {
     pub(super) fn lives(&self, worker: usize, life: u64) -> bool {
@@ -14,9 +16,14 @@ impl World {
     }
 
     pub(super) fn start_worker(&mut self, worker: usize) {
-        if !self.workers[worker].alive {
-            self.worker_starts += 1;
+        if !self.workers[worker].alive && !self.conditions[worker].away {
+            self.tally.worker_starts += 1;
             self.workers[worker].restart();
+            self.conditions[worker] = Condition::default();
+            let life = self.workers[worker].life;
+            self.tell(self.workers[worker].id.as_str(), || {
+                format!("starts, life {life}")
+            });
             self.register(worker);
         }
     }
@@ -27,13 +34,12 @@ impl World {
         fake.outstanding = None;
         fake.sequence = 0;
         let (life, registration) = (fake.life, fake.registration());
-        self.send(|| {
-            Event::Arrives(Message::Register {
-                worker,
-                life,
-                registration: registration.clone(),
-            })
-        });
+        let message = Message::Register {
+            worker,
+            life,
+            registration,
+        };
+        self.send(worker, Way::Up, Event::Arrives(Box::new(message)));
         self.after(
             ANSWER_MS_MAX,
             Event::AnswerOverdue {
@@ -49,13 +55,12 @@ impl World {
         let life = fake.life;
         let Some(report) = fake.report() else { return };
         let sequence = report.sequence;
-        self.send(|| {
-            Event::Arrives(Message::Report {
-                worker,
-                life,
-                report: report.clone(),
-            })
-        });
+        let message = Message::Report {
+            worker,
+            life,
+            report,
+        };
+        self.send(worker, Way::Up, Event::Arrives(Box::new(message)));
         self.after(
             ANSWER_MS_MAX,
             Event::AnswerOverdue {
@@ -64,6 +69,13 @@ impl World {
                 sequence,
             },
         );
+    }
+
+    /// Time for the next report, unless something was reported since.
+    pub(super) fn report_due(&mut self, worker: usize, life: u64, sequence: u64) {
+        if self.lives(worker, life) && self.workers[worker].sequence == sequence {
+            self.report(worker);
+        }
     }
 
     pub(super) fn answer_overdue(&mut self, worker: usize, life: u64, sequence: u64) {
@@ -121,6 +133,9 @@ impl World {
             self.kill(worker);
             return self.after(2_000, Event::Starts { worker });
         }
+        if fake.leaving && fake.running.is_empty() && fake.results.is_empty() {
+            return self.leave(worker);
+        }
         for lease in &reply.cancel {
             fake.running.remove(lease);
         }
@@ -146,6 +161,16 @@ impl World {
         );
     }
 
+    /// A drained worker has nothing left to do. It may come back.
+    fn leave(&mut self, worker: usize) {
+        self.tell(self.workers[worker].id.as_str(), || "has left".into());
+        self.kill(worker);
+        match self.random.chance(0.5) {
+            true => self.conditions[worker].away = true,
+            false => self.after(3_000, Event::Starts { worker }),
+        }
+    }
+
     pub(super) fn begin_task(&mut self, worker: usize, lease: LeaseId, task: Task) {
         let fake = &mut self.workers[worker];
         let known = fake.running.contains_key(&lease)
@@ -164,10 +189,18 @@ impl World {
             _ => None,
         };
         fake.running.insert(lease, task);
-        if self.fault(self.faults.task_hangs) {
+        let fake = &self.workers[worker];
+        self.tell(fake.id.as_str(), || described(&fake.running[&lease]));
+        let condition = self.conditions[worker];
+        if self.now_ms < condition.hangs_until_ms {
             return;
         }
-        let delay_ms = self.random.within(50..400);
+        let slow = if self.now_ms < condition.slow_until_ms {
+            20
+        } else {
+            1
+        };
+        let delay_ms = self.random.within(250..800) * slow;
         match train {
             None => self.after(
                 delay_ms,
@@ -191,12 +224,14 @@ impl World {
     ) {
         let ranks = self.barriers.entry(epoch).or_default();
         ranks.insert((worker, lease));
-        if ranks.len() < world {
+        let complete = ranks.len() == world;
+        self.meet_doom(worker);
+        if !complete || !self.workers[worker].alive {
             return;
         }
         for (worker, lease) in self.barriers.remove(&epoch).unwrap_or_default() {
             let life = self.workers[worker].life;
-            let delay_ms = self.random.within(100..600);
+            let delay_ms = self.random.within(800..1_500);
             self.after(
                 delay_ms,
                 Event::TaskEnds {
@@ -215,26 +250,57 @@ impl World {
         let Some(task) = self.workers[worker].running.remove(&lease) else {
             return;
         };
-        let missing: Vec<BlobRef> = fakes::inputs(&task)
-            .into_iter()
-            .filter(|blob| !self.fetch(worker, blob))
-            .collect();
-        let outcome = if !missing.is_empty() {
-            let lost_blobs = missing.iter().map(|blob| blob.hash).collect();
-            TaskOutcome::Failed(TaskFailure {
-                reason: "lost blobs".into(),
-                lost_blobs,
-                retryable: true,
-            })
-        } else if self.fault(self.faults.task_fails) {
-            failed("bad luck")
-        } else {
-            self.do_task(worker, &task)
-        };
+        let outcome = self.attempt(worker, &task);
+        if let TaskOutcome::Failed(failure) = &outcome {
+            self.tell(self.workers[worker].id.as_str(), || {
+                format!("fails: {}", failure.reason)
+            });
+        }
         self.workers[worker]
             .results
             .push(TaskResult { lease, outcome });
         self.report(worker);
+    }
+
+    fn attempt(&mut self, worker: usize, task: &Task) -> TaskOutcome {
+        let missing: Vec<BlobRef> = fakes::inputs(task)
+            .into_iter()
+            .filter(|blob| !self.fetch(worker, blob))
+            .collect();
+        if !missing.is_empty() {
+            let lost_blobs = missing.iter().map(|blob| blob.hash).collect();
+            return TaskOutcome::Failed(TaskFailure {
+                reason: "lost blobs".into(),
+                lost_blobs,
+                retryable: true,
+            });
+        }
+        if let Some(retryable) = self.poisoned(task) {
+            self.tally.poisoned += 1;
+            return failed(POISON, retryable);
+        }
+        if self.fault(self.scenario.faults.task_fails) {
+            self.tally.tasks_failed += 1;
+            return failed("bad luck", true);
+        }
+        if matches!(task, Task::Train(task) if task.checkpoint)
+            && self.now_ms < self.disk_full_until_ms
+        {
+            return failed("no space left on disk", true);
+        }
+        self.do_task(worker, task)
+    }
+
+    /// Whether the task can never be done, and whether its worker knows.
+    fn poisoned(&self, task: &Task) -> Option<bool> {
+        let poison = self.scenario.poison?;
+        let prompt = match (task, poison.stage) {
+            (Task::Rollout(task), Stage::Rollout) => &task.prompt,
+            (Task::Score(task), Stage::Score) => &task.prompt,
+            _ => return None,
+        };
+        let poisoned = *prompt == self.scenario.rows[poison.row as usize].prompt;
+        poisoned.then_some(poison.retryable)
     }
 
     pub(super) fn do_task(&mut self, worker: usize, task: &Task) -> TaskOutcome {
@@ -263,43 +329,12 @@ impl World {
 
     pub(super) fn task_breaks(&mut self, worker: usize, life: u64, lease: LeaseId) {
         if self.lives(worker, life) && self.workers[worker].running.remove(&lease).is_some() {
-            let outcome = failed("a peer closed the connection");
+            let outcome = failed("a peer closed the connection", true);
             self.workers[worker]
                 .results
                 .push(TaskResult { lease, outcome });
             self.report(worker);
         }
-    }
-
-    /// Whether the worker has the blob or can get it from one of the owners it was told.
-    pub(super) fn fetch(&self, worker: usize, blob: &BlobRef) -> bool {
-        let held_by = |owner: &BlobAddress| match owner {
-            BlobAddress::File(path) => self.disk.get(path) == Some(&blob.hash),
-            BlobAddress::Grpc(_) => self.workers.iter().any(|fake| {
-                fake.alive
-                    && fake.registration().blob_address == *owner
-                    && fake.blobs.contains(&blob.hash)
-            }),
-        };
-        self.workers[worker].blobs.contains(&blob.hash) || blob.owners.iter().any(held_by)
-    }
-
-    pub(super) fn worker_crash(&mut self) {
-        let worker = self.random.within(0..self.workers.len() as u64) as usize;
-        self.kill(worker);
-        let is_learner = self.workers[worker].role == Role::Learner;
-        let others = self
-            .workers
-            .iter()
-            .filter(|fake| fake.role == Role::Learner && fake.alive)
-            .count();
-        let vanishes =
-            self.faults.learners_vanish && is_learner && others > 0 && self.random.chance(0.3);
-        if !vanishes {
-            let delay_ms = self.random.within(10..6_000);
-            self.after(delay_ms, Event::Starts { worker });
-        }
-        self.again(self.faults.worker_crash_ms, Event::WorkerCrash);
     }
 
     pub(super) fn kill(&mut self, worker: usize) {
@@ -309,6 +344,7 @@ impl World {
         let life = fake.life;
         // Its connection breaks, and the coordinator may notice.
         let waiting = self
+            .seat
             .callers
             .iter()
             .find(|(_, caller)| caller.worker == worker && caller.life == life);
@@ -316,7 +352,7 @@ impl World {
             && self.random.chance(0.5)
         {
             let ticket = *ticket;
-            self.after(5, Event::Arrives(Message::HungUp(ticket)));
+            self.after(5, Event::Arrives(Box::new(Message::HungUp(ticket))));
         }
         self.break_barriers(worker);
     }
@@ -347,27 +383,26 @@ impl World {
             }
         }
     }
+}
 
-    /// A bounded store drops something, not the newest states (the protocol forbids that).
-    pub(super) fn blob_loss(&mut self) {
-        let worker = self.random.within(0..self.workers.len() as u64) as usize;
-        if self.workers[worker].role == Role::Rollout {
-            let mut blobs: Vec<ContentHash> = self.workers[worker].blobs.iter().copied().collect();
-            blobs.sort();
-            let number = self.random.next() as usize;
-            if let Some(hash) = blobs.get(number % blobs.len().max(1)) {
-                self.workers[worker].lose(*hash);
-            }
-        }
-        self.again(self.faults.blob_loss_ms, Event::BlobLoss);
+/// Why tasks of a poisoned row fail.
+pub(super) const POISON: &str = "poison";
+
+fn described(task: &Task) -> String {
+    match task {
+        Task::Rollout(task) => format!("samples group {}", task.group),
+        Task::Score(task) => format!("scores group {}", task.group),
+        Task::Train(task) => format!(
+            "is rank {} of {} for iteration {} in epoch {:x}",
+            task.collective.rank, task.collective.world, task.iteration, task.collective.epoch.0
+        ),
     }
 }
 
-fn failed(reason: &str) -> TaskOutcome {
-    let reason = reason.to_owned();
+fn failed(reason: &str, retryable: bool) -> TaskOutcome {
     TaskOutcome::Failed(TaskFailure {
-        reason,
+        reason: reason.to_owned(),
         lost_blobs: Vec::new(),
-        retryable: true,
+        retryable,
     })
 }

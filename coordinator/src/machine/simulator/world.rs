@@ -1,36 +1,47 @@
-//! The virtual world: a clock, a network, processes that come and go, and a disk.
+//! The virtual world: a clock, a queue of what happens next, processes that come and go, a disk.
 
-use std::cmp::Reverse;
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 
-use retouch_proto::worker::{Registration, Report, ReportReply, Role};
-use retouch_proto::{ContentHash, Epoch, Generation, LeaseId, RunConfig};
+use retouch_proto::status::RunStatus;
+use retouch_proto::worker::Role;
+use retouch_proto::{ContentHash, Epoch, LeaseId};
 
-use super::checks::RecordCheck;
+use super::coordinator_side::Seat;
 use super::fakes::Fake;
-use super::faults::Faults;
+use super::faults::Strike;
+#[cfg(test)]
 use super::memory::Memory;
+use super::network::{Answer, Message, Network};
 use super::random::Random;
-use crate::machine::Machine;
-use crate::machine::io::{Command, Input, Outcome, Ticket};
-use crate::machine::prompts::DatasetRow;
+use super::scenario::Scenario;
+use super::story::Story;
+use super::tally::Tally;
+use crate::machine::io::Outcome;
+#[cfg(test)]
 use crate::machine::record::Entry;
 
-/// Virtual time after which a run that has not ended never will.
-const END_MS: u64 = 4 * 3_600_000;
+/// When the world begins; far from zero, so that clocks can be behind.
+pub(super) const START_MS: u64 = 1_000_000_000;
+/// A run must be over so long after the last fault (liveness).
+const LIVENESS_MS: u64 = 15 * 60_000;
 /// Fakes report this often while they are busy.
-pub(super) const HEARTBEAT_MS: u64 = 400;
+pub(super) const HEARTBEAT_MS: u64 = 700;
 /// Fakes give up waiting for an answer.
 pub(super) const ANSWER_MS_MAX: u64 = 4_000;
 
 /// What happens next, somewhere.
 #[derive(Clone, Debug)]
 pub(super) enum Event {
-    Arrives(Message),
+    /// A message reaches the coordinator.
+    Arrives(Box<Message>),
+    /// The coordinator looks at what has arrived.
+    Shell,
+    /// A message reaches a worker.
     Answered {
         worker: usize,
         life: u64,
-        answer: Answer,
+        answer: Box<Answer>,
     },
     ReportDue {
         worker: usize,
@@ -56,98 +67,108 @@ pub(super) enum Event {
         worker: usize,
     },
     Deadline,
-    WorkerCrash,
-    BlobLoss,
-    CoordinatorCrash,
     CoordinatorStarts,
-    Person,
     Resumes,
+    Strikes,
 }
 
-#[derive(Clone, Debug)]
-pub(super) enum Message {
-    Register {
-        worker: usize,
-        life: u64,
-        registration: Registration,
-    },
-    Report {
-        worker: usize,
-        life: u64,
-        report: Report,
-    },
-    HungUp(Ticket),
+impl Event {
+    /// The worker whose process it happens in.
+    fn worker(&self) -> Option<usize> {
+        match self {
+            Self::Answered { worker, .. }
+            | Self::ReportDue { worker, .. }
+            | Self::AnswerOverdue { worker, .. }
+            | Self::TaskEnds { worker, .. }
+            | Self::TaskBreaks { worker, .. } => Some(*worker),
+            _ => None,
+        }
+    }
 }
 
-#[derive(Clone, Debug)]
-pub(super) enum Answer {
-    Registered(Generation),
-    Reply { sequence: u64, reply: ReportReply },
+/// An event at its time; the earliest is the greatest, so that a heap gives it first.
+pub(super) struct Planned {
+    at_ms: u64,
+    order: u64,
+    event: Event,
 }
 
-/// Who waits for an answer of the machine.
-pub(super) struct Caller {
-    pub(super) worker: usize,
-    pub(super) life: u64,
-    pub(super) sequence: u64,
-    pub(super) asked_ms: u64,
+impl Planned {
+    fn key(&self) -> (u64, u64) {
+        (self.at_ms, self.order)
+    }
+}
+
+impl PartialEq for Planned {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Planned {}
+
+impl PartialOrd for Planned {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Planned {
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.key().cmp(&self.key())
+    }
+}
+
+/// Until when a worker is not itself.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Condition {
+    pub(super) stopped_until_ms: u64,
+    pub(super) slow_until_ms: u64,
+    pub(super) hangs_until_ms: u64,
+    /// It is not there and does not come back by itself.
+    pub(super) away: bool,
 }
 
 /// A simulated run.
 pub(super) struct World {
-    pub(super) config: RunConfig,
-    pub(super) rows: Vec<DatasetRow>,
-    pub(super) faults: Faults,
+    pub(super) scenario: Scenario,
     pub(super) random: Random,
     pub(super) now_ms: u64,
-    pub(super) order: u64,
-    pub(super) queue: BinaryHeap<Reverse<(u64, u64)>>,
-    pub(super) events: HashMap<u64, Event>,
-    pub(super) machine: Option<Machine>,
-    pub(super) memory: Memory,
-    pub(super) check: RecordCheck,
+    order: u64,
+    queue: BinaryHeap<Planned>,
+    pub(super) seat: Seat,
+    pub(super) network: Network,
     pub(super) workers: Vec<Fake>,
-    pub(super) next_ticket: u64,
-    pub(super) callers: BTreeMap<Ticket, Caller>,
+    pub(super) conditions: Vec<Condition>,
     /// Ranks that have begun an epoch's step.
     pub(super) barriers: BTreeMap<Epoch, BTreeSet<(usize, LeaseId)>>,
     pub(super) disk: HashMap<String, ContentHash>,
+    pub(super) disk_full_until_ms: u64,
+    /// The next learner that begins a step vanishes in it.
+    pub(super) learner_is_doomed: bool,
+    pub(super) strikes_left: Vec<u64>,
     pub(super) outcome: Option<Outcome>,
+    #[cfg(test)]
     pub(super) recorded: Vec<Entry>,
-    pub(super) keep_entries: bool,
-    pub(super) steps: u64,
-    pub(super) coordinator_starts: u64,
-    pub(super) worker_starts: u64,
+    pub(super) story: Story,
+    pub(super) tally: Tally,
 }
 
 /// How a simulated run ended.
 pub(super) struct Ended {
     pub(super) outcome: Outcome,
-    pub(super) steps: u64,
-    pub(super) virtual_ms: u64,
-    pub(super) rewinds: u64,
-    pub(super) coordinator_starts: u64,
-    pub(super) worker_starts: u64,
+    pub(super) tally: Tally,
+    /// Reasons of groups that were given up, in the iterations that count.
+    pub(super) dropped: Vec<(u32, String)>,
+    #[cfg(test)]
     pub(super) recorded: Vec<Entry>,
+    #[cfg(test)]
     pub(super) memory: Memory,
 }
 
-/// How many fakes of each role.
-#[derive(Clone, Copy)]
-pub(super) struct Cast {
-    pub(super) rollout: usize,
-    pub(super) reward: usize,
-    pub(super) learner: usize,
-}
-
 impl World {
-    pub(super) fn new(
-        config: RunConfig,
-        rows: Vec<DatasetRow>,
-        cast: Cast,
-        faults: Faults,
-        seed: u64,
-    ) -> Self {
+    pub(super) fn new(scenario: Scenario) -> Self {
+        let cast = scenario.cast;
         let slots = |role| if role == Role::Learner { 1 } else { 2 };
         let fakes = [
             (Role::Rollout, cast.rollout),
@@ -157,131 +178,157 @@ impl World {
         let fakes = fakes
             .into_iter()
             .flat_map(|(role, count)| (0..count).map(move |n| (role, n)));
+        let workers: Vec<Fake> = fakes
+            .map(|(role, n)| Fake::new(role, n, slots(role)))
+            .collect();
+        let mut strikes_left: Vec<u64> = scenario
+            .faults
+            .strikes_ms
+            .iter()
+            .map(|at_ms| START_MS + at_ms)
+            .collect();
+        strikes_left.reverse();
         let mut world = Self {
-            config,
-            rows,
-            faults,
-            random: Random::new(seed),
-            now_ms: 1_000_000,
+            random: Random::new(scenario.seed ^ 0x7261_6e64),
+            now_ms: START_MS,
             order: 0,
             queue: BinaryHeap::new(),
-            events: HashMap::new(),
-            machine: None,
-            memory: Memory::new(),
-            check: RecordCheck::default(),
-            workers: fakes
-                .map(|(role, n)| Fake::new(role, n, slots(role)))
-                .collect(),
-            next_ticket: 0,
-            callers: BTreeMap::new(),
+            seat: Seat::new(),
+            network: Network::new(workers.len()),
+            conditions: vec![Condition::default(); workers.len()],
+            workers,
             barriers: BTreeMap::new(),
             disk: HashMap::new(),
+            disk_full_until_ms: 0,
+            learner_is_doomed: false,
+            strikes_left,
             outcome: None,
+            #[cfg(test)]
             recorded: Vec::new(),
-            keep_entries: false,
-            steps: 0,
-            coordinator_starts: 0,
-            worker_starts: 0,
+            story: Story::default(),
+            tally: Tally::default(),
+            scenario,
         };
-        world.faults.until_ms += world.now_ms;
         world.begin();
         world
     }
 
-    /// Keeps every entry, to write them to a store afterwards.
-    pub(super) fn keep_entries(mut self) -> Self {
-        self.keep_entries = true;
+    /// Has what happens told.
+    pub(super) fn told_to(mut self, story: Story) -> Self {
+        self.story = story;
         self
     }
 
-    pub(super) fn begin(&mut self) {
-        if self.faults.other_devices {
-            self.workers[0].odd_device = true;
-        }
+    fn begin(&mut self) {
+        self.workers[0].odd_device = self.scenario.faults.other_devices;
         self.after(0, Event::CoordinatorStarts);
+        // Rollout workers come first in the list, and the late ones are the last of them.
+        let rollout = self.scenario.cast.rollout;
+        let late = self.scenario.cast.late.min(rollout - 1);
         for worker in 0..self.workers.len() {
-            let delay_ms = self.random.within(0..500);
+            if (rollout - late..rollout).contains(&worker) {
+                self.conditions[worker].away = true;
+                continue;
+            }
+            let delay_ms = self.random.within(0..200);
             self.after(delay_ms, Event::Starts { worker });
         }
-        self.again(self.faults.worker_crash_ms, Event::WorkerCrash);
-        self.again(self.faults.coordinator_crash_ms, Event::CoordinatorCrash);
-        self.again(self.faults.blob_loss_ms, Event::BlobLoss);
-        self.again(self.faults.command_ms, Event::Person);
+        self.plan_strike();
     }
 
-    /// Plans a fault around every so often, as long as there are faults.
-    pub(super) fn again(&mut self, mean_ms: u64, event: Event) {
-        let delay_ms = self.random.within(1..2 * mean_ms.max(1));
-        if mean_ms > 0 && self.now_ms + delay_ms < self.faults.until_ms {
-            self.after(delay_ms, event);
+    pub(super) fn plan_strike(&mut self) {
+        if let Some(at_ms) = self.strikes_left.pop() {
+            self.after(at_ms.saturating_sub(self.now_ms), Event::Strikes);
         }
     }
 
     pub(super) fn after(&mut self, delay_ms: u64, event: Event) {
         self.order += 1;
-        self.queue
-            .push(Reverse((self.now_ms + delay_ms, self.order)));
-        self.events.insert(self.order, event);
+        self.queue.push(Planned {
+            at_ms: self.now_ms + delay_ms,
+            order: self.order,
+            event,
+        });
     }
 
     /// Runs to the end.
     pub(super) fn run(mut self) -> Ended {
+        let end_ms = START_MS + self.scenario.faults.until_ms + LIVENESS_MS;
         while self.outcome.is_none() {
-            let Reverse((at_ms, order)) = self.queue.pop().expect("something always happens");
-            let event = self.events.remove(&order).expect("planned");
+            let Planned { at_ms, event, .. } = self.queue.pop().expect("something always happens");
             self.now_ms = self.now_ms.max(at_ms);
             assert!(
-                self.now_ms < END_MS,
-                "the run does not end (liveness): {:#?}",
+                self.now_ms < end_ms,
+                "liveness: faults stopped {} s ago and the run does not end: {}",
+                LIVENESS_MS / 1000,
                 self.stuck()
             );
             self.happen(event);
-            self.steps += 1;
+            self.tally.steps += 1;
         }
+        self.ended()
+    }
+
+    fn ended(mut self) -> Ended {
+        let outcome = self.outcome.take().expect("the run is over");
+        self.tally.runs += 1;
+        self.tally.writes += self.seat.writes;
+        self.tally.virtual_ms += self.now_ms - START_MS;
+        let check = self.seat.check;
+        check.count(&mut self.tally);
         Ended {
-            outcome: self.outcome.expect("looked at above"),
-            steps: self.steps,
-            virtual_ms: self.now_ms - 1_000_000,
-            rewinds: self.check.rewinds,
-            coordinator_starts: self.coordinator_starts,
-            worker_starts: self.worker_starts,
+            outcome,
+            dropped: check.dropped(),
+            tally: self.tally,
+            #[cfg(test)]
             recorded: self.recorded,
-            memory: self.memory,
+            #[cfg(test)]
+            memory: self.seat.memory,
         }
     }
 
-    pub(super) fn stuck(&self) -> Option<retouch_proto::status::RunStatus> {
-        self.machine
-            .as_ref()
-            .map(|machine| machine.status(self.now_ms))
+    fn stuck(&self) -> String {
+        let status = |machine: &crate::machine::Machine| machine.status(self.clock_ms());
+        let status: Option<RunStatus> = self.seat.machine.as_ref().map(status);
+        format!("{status:#?}")
     }
 
     pub(super) fn is_faulty(&self) -> bool {
-        self.now_ms < self.faults.until_ms
+        self.now_ms < START_MS + self.scenario.faults.until_ms
     }
 
+    /// Whether something goes wrong now that goes wrong with this probability.
     pub(super) fn fault(&mut self, probability: f64) -> bool {
         self.is_faulty() && self.random.chance(probability)
     }
 
-    pub(super) fn happen(&mut self, event: Event) {
+    pub(super) fn tell(&self, who: &str, what: impl FnOnce() -> String) {
+        self.story.tell(self.now_ms - START_MS, who, what);
+    }
+
+    /// Counts and tells a strike.
+    pub(super) fn struck(&mut self, strike: Strike, who: &str, what: impl FnOnce() -> String) {
+        self.tally.strikes[strike as usize] += 1;
+        self.tell(who, || format!("*** {}", what()));
+    }
+
+    fn happen(&mut self, event: Event) {
+        if let Some(until_ms) = self.stopped_until_ms(&event) {
+            return self.after(until_ms - self.now_ms, event);
+        }
         match event {
-            Event::Arrives(message) => self.arrive(message),
+            Event::Arrives(message) => self.arrive(*message),
+            Event::Shell => self.shell(),
             Event::Answered {
                 worker,
                 life,
                 answer,
-            } => self.answered(worker, life, answer),
+            } => self.answered(worker, life, *answer),
             Event::ReportDue {
                 worker,
                 life,
                 sequence,
-            } => {
-                // Only if nothing was reported since.
-                if self.lives(worker, life) && self.workers[worker].sequence == sequence {
-                    self.report(worker);
-                }
-            }
+            } => self.report_due(worker, life, sequence),
             Event::AnswerOverdue {
                 worker,
                 life,
@@ -299,81 +346,18 @@ impl World {
             } => self.task_breaks(worker, life, lease),
             Event::Starts { worker } => self.start_worker(worker),
             Event::Deadline => self.deadline(),
-            Event::WorkerCrash => self.worker_crash(),
-            Event::BlobLoss => self.blob_loss(),
-            Event::CoordinatorCrash => self.coordinator_crash(),
             Event::CoordinatorStarts => self.start_coordinator(),
-            Event::Person => self.person(),
-            Event::Resumes => self.command(Command::Resume),
+            Event::Resumes => self.resume(),
+            Event::Strikes => self.strike(),
         }
     }
 
-    /// Late, lost or doubled.
-    pub(super) fn send(&mut self, event: impl Fn() -> Event) {
-        if self.fault(self.faults.lost) {
-            return;
-        }
-        let copies = if self.fault(self.faults.doubled) {
-            2
-        } else {
-            1
+    /// A stopped process does nothing; what was to happen in it happens when it goes on.
+    fn stopped_until_ms(&self, event: &Event) -> Option<u64> {
+        let until_ms = match event {
+            Event::Shell | Event::Deadline => self.seat.stopped_until_ms,
+            other => self.conditions[other.worker()?].stopped_until_ms,
         };
-        let latency_ms_max = if self.is_faulty() {
-            self.faults.latency_ms_max
-        } else {
-            5
-        };
-        for _ in 0..copies {
-            let latency_ms = self.random.within(1..latency_ms_max + 1);
-            self.after(latency_ms, event());
-        }
-    }
-
-    pub(super) fn arrive(&mut self, message: Message) {
-        if self.machine.is_none() {
-            return;
-        }
-        let ticket = self.ticket();
-        let asked_ms = self.now_ms;
-        match message {
-            Message::Register {
-                worker,
-                life,
-                registration,
-            } => {
-                self.callers.insert(
-                    ticket,
-                    Caller {
-                        worker,
-                        life,
-                        sequence: 0,
-                        asked_ms,
-                    },
-                );
-                self.handle(Input::Register(ticket, registration));
-            }
-            Message::Report {
-                worker,
-                life,
-                report,
-            } => {
-                let sequence = report.sequence;
-                self.callers.insert(
-                    ticket,
-                    Caller {
-                        worker,
-                        life,
-                        sequence,
-                        asked_ms,
-                    },
-                );
-                self.handle(Input::Report(ticket, report));
-            }
-            Message::HungUp(ticket) => {
-                if self.callers.remove(&ticket).is_some() {
-                    self.handle(Input::HungUp(ticket));
-                }
-            }
-        }
+        (until_ms > self.now_ms).then_some(until_ms)
     }
 }

@@ -1,0 +1,105 @@
+//! Copies of the record in the checkpoints: with a checkpoint's files they are all that a run needs
+//! to go on elsewhere.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use retouch_proto::Iteration;
+use rusqlite::{Connection, OpenFlags};
+
+use super::{FILE_NAME, StoreError};
+
+/// The run folder's folder of checkpoints.
+const CHECKPOINTS: &str = "checkpoints";
+
+/// Takes snapshots beside the run, one at a time; the last one is waited for at the end.
+pub(super) struct Snapshots {
+    path: PathBuf,
+    running: Option<JoinHandle<()>>,
+}
+
+impl Snapshots {
+    /// Of the record in this file.
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            running: None,
+        }
+    }
+
+    /// Begins a snapshot for a checkpoint. A run does not end because of a failed one: the record
+    /// itself is safe.
+    pub(super) fn begin(&mut self, iteration: Iteration) {
+        self.wait();
+        let path = self.path.clone();
+        let snapshot = move || {
+            let folder = path.with_file_name(CHECKPOINTS).join(iteration.to_string());
+            let taken = fs::create_dir_all(&folder)
+                .map_err(|error| format!("{}: {error}", folder.display()))
+                .and_then(|()| {
+                    take(&path, &folder.join(FILE_NAME)).map_err(|error| error.to_string())
+                });
+            if let Err(problem) = taken {
+                tracing::warn!(
+                    iteration = iteration.0,
+                    "no snapshot of the record: {problem}"
+                );
+            }
+        };
+        self.running = Some(thread::spawn(snapshot));
+    }
+
+    fn wait(&mut self) {
+        if let Some(running) = self.running.take() {
+            // What went wrong in it has been told.
+            let _ = running.join();
+        }
+    }
+}
+
+impl Drop for Snapshots {
+    fn drop(&mut self) {
+        self.wait();
+    }
+}
+
+/// Copies a record as it is now, whole, while others write to it.
+///
+/// # Errors
+/// If it can't be read, or the copy can't be written.
+pub(super) fn take(record: &Path, copy: &Path) -> Result<(), StoreError> {
+    let partial = copy.with_extension("partial");
+    let failed = |error| StoreError::sqlite(record, error);
+    let io = |source| StoreError::Io {
+        path: copy.to_owned(),
+        source,
+    };
+    if partial.exists() {
+        fs::remove_file(&partial).map_err(io)?;
+    }
+    let connection =
+        Connection::open_with_flags(record, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed)?;
+    connection
+        .busy_timeout(Duration::from_secs(5))
+        .map_err(failed)?;
+    connection
+        .execute("VACUUM INTO ?1", [partial.to_string_lossy()])
+        .map_err(failed)?;
+    fs::File::open(&partial)
+        .and_then(|file| file.sync_all())
+        .and_then(|()| fs::rename(&partial, copy))
+        .map_err(io)
+}
+
+/// The snapshot of the last checkpoint in a run folder that has one.
+pub(super) fn newest_snapshot(folder: &Path) -> Option<PathBuf> {
+    let checkpoints = fs::read_dir(folder.join(CHECKPOINTS)).ok()?;
+    let iteration = |entry: &fs::DirEntry| entry.file_name().to_str()?.parse::<u32>().ok();
+    let snapshots = checkpoints.flatten().filter_map(|entry| {
+        let snapshot = entry.path().join(FILE_NAME);
+        snapshot.exists().then_some((iteration(&entry)?, snapshot))
+    });
+    snapshots.max().map(|(_, snapshot)| snapshot)
+}
