@@ -47,6 +47,8 @@ pub struct RunConfig {
     pub advantage: AdvantageConfig,
     /// Training.
     pub learner: LearnerConfig,
+    /// What is told as an alarm.
+    pub alarms: AlarmConfig,
     /// The adapter.
     pub lora: LoraConfig,
     /// Processes, deadlines and limits.
@@ -70,6 +72,7 @@ impl Default for RunConfig {
             filter: FilterConfig::default(),
             advantage: AdvantageConfig::default(),
             learner: LearnerConfig::default(),
+            alarms: AlarmConfig::default(),
             lora: LoraConfig::default(),
             cluster: ClusterConfig::default(),
             evaluation: EvaluationConfig::default(),

@@ -338,6 +338,7 @@ pub enum EventKind {
     Rewound,
     RanksDisagree,
     Stalled,
+    Alarm,
     Control,
     Finished,
     Failed,
@@ -345,7 +346,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::WorkerJoined,
         Self::WorkerLost,
         Self::GroupDropped,
@@ -359,6 +360,7 @@ impl EventKind {
         Self::Rewound,
         Self::RanksDisagree,
         Self::Stalled,
+        Self::Alarm,
         Self::Control,
         Self::Finished,
         Self::Failed,
@@ -380,6 +382,7 @@ impl EventKind {
             Self::Rewound => "rewound",
             Self::RanksDisagree => "ranks-disagree",
             Self::Stalled => "stalled",
+            Self::Alarm => "alarm",
             Self::Control => "control",
             Self::Finished => "finished",
             Self::Failed => "failed",

@@ -101,7 +101,8 @@ impl Machine {
         self.committed = committed;
         self.policies.push(committed.policy);
         self.forget_old_policies();
-        self.record_commit(metrics, sealed.kept, banned);
+        self.record_commit(metrics.clone(), sealed.kept, banned);
+        self.watch(&metrics);
         self.forget_unwanted();
         self.retry = Retry::default();
         self.progress();
