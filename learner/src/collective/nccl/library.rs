@@ -111,8 +111,12 @@ impl Library {
     }
 
     pub(super) fn load(file: &str) -> Result<Self, NcclError> {
-        let missing = |error: libloading::Error| NcclError::NoLibrary {
-            reason: error.to_string(),
+        let missing = |error: libloading::Error| {
+            // The loader's own words, which name the file.
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            NcclError::NoLibrary {
+                reason: cause.unwrap_or_else(|| format!("{file}: {error}")),
+            }
         };
         // SAFETY: NCCL's initializers have no preconditions.
         let library = unsafe { libloading::Library::new(file) }.map_err(missing)?;

@@ -113,7 +113,7 @@ fn joining_without_a_device_names_rank_and_device_at_once() {
 /// What `tcp` is tested for, where there are devices.
 fn sums_are_the_same_on_every_rank(world: usize) {
     let elements = 100_003;
-    let shard = |index: usize| -> Vec<f32> {
+    let shard = move |index: usize| -> Vec<f32> {
         (0..elements)
             .map(|i| ((i * 37 + index * 101) as f32).sin())
             .collect()
