@@ -6,10 +6,11 @@
 //!
 //! Reading order: [`io`] and [`record`] are the border; [`workers`], [`leases`], [`blobs`],
 //! [`groups`] and [`prompts`] are the state; `reports` takes in what workers say, `results` what
-//! they did and `attempts` what they failed to do; `collect` opens and refills iterations, `seal` finds what to train on, `training` makes them happen and
-//! `commit` has them happened; `recovery` handles what is lost and `leaving` who is sent away; `dispatch` gives out work and answers; [`schedule`] and
-//! [`membership`] are the pure decisions; `control`, `status` and `stalls` are for people.
+//! they did and `attempts` what they failed to do; `collect` opens and refills iterations, `seal` finds what to train on, `training` makes them happen
+//! (`mint` before, where ranks meet through NCCL) and `commit` has them happened; `recovery` handles what is lost and `leaving` who is sent away; `dispatch` gives out work and answers;
+//! [`schedule`] and [`membership`] are the pure decisions; `control`, `status`, `stalls` and `alarms` are for people.
 
+mod alarms;
 mod attempts;
 pub mod blobs;
 mod collect;
@@ -22,6 +23,7 @@ pub mod io;
 pub mod leases;
 mod leaving;
 pub mod membership;
+mod mint;
 pub mod prompts;
 pub mod record;
 mod recovery;
@@ -50,6 +52,7 @@ use self::groups::{Group, OpenIteration};
 use self::io::{Input, Output};
 use self::leases::Leases;
 use self::membership::Collective;
+use self::mint::Minting;
 use self::prompts::{DatasetRow, Prompts};
 use self::record::{Checkpoint, Committed, Entry, Policy, Record};
 use self::status::Throughput;
@@ -92,6 +95,7 @@ pub struct Machine {
     positions: BTreeMap<Iteration, u64>,
     open: BTreeMap<Iteration, OpenIteration>,
     training: Option<Training>,
+    minting: Option<Minting>,
     retry: training::Retry,
     /// A person wants a checkpoint of what is committed.
     checkpoint_asked: bool,
@@ -107,6 +111,7 @@ pub struct Machine {
     event_sequence: u64,
     progress_ms: u64,
     stalled: BTreeSet<String>,
+    ringing: alarms::Ringing,
     /// Workers whose answer may be due.
     touched: BTreeSet<WorkerId>,
     /// Workers that could take a task.
@@ -137,6 +142,7 @@ impl Machine {
             positions: record.positions.into_iter().collect(),
             open: BTreeMap::new(),
             training: None,
+            minting: None,
             retry: training::Retry::default(),
             checkpoint_asked: false,
             shortage_since_ms: None,
@@ -149,6 +155,7 @@ impl Machine {
             event_sequence: record.event_sequence,
             progress_ms: now_ms,
             stalled: BTreeSet::new(),
+            ringing: BTreeSet::new(),
             touched: BTreeSet::new(),
             free: FreeWorkers::default(),
             alarms: BTreeSet::new(),

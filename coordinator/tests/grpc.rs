@@ -238,6 +238,7 @@ fn outcome(task: Task) -> TaskOutcome {
                 },
             })
         }
+        Task::Mint(_) => unreachable!("one rank meets nobody"),
     }
 }
 

@@ -1,138 +1,198 @@
-//! The sum of gradient shards over ranks on loopback, against copying the bytes alone.
+//! The sum of gradients over ranks on loopback, beside torch's gloo:
+//!
+//!     PYTHON=python3 cargo bench --package retouch-learner --bench all_reduce
+//!
+//! Both sides take turns, sum by sum, so that whatever else the machine does hits both. Every
+//! round begins with a barrier and is timed by rank 0. Prints the fastest and the median round.
+//! Without `PYTHON`, only ours.
 
 use std::{
-    io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    io::{BufRead, BufReader, Write},
+    net::SocketAddr,
+    path::Path,
+    process::{Child, ChildStdout, Command, Stdio},
     sync::mpsc,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use retouch_learner::collective::{Aborter, Deadlines, Listener, Membership, TcpCollective};
 
-/// An adapter of 16 M values, 64 MiB.
-const ELEMENTS: usize = 1 << 24;
-const SHARDS: usize = 8;
+#[global_allocator]
+static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const MIB: [usize; 4] = [1, 4, 16, 64];
+const WORLDS: [usize; 2] = [2, 4];
+/// Rounds that are not counted, and that are.
+const WARM: usize = 2;
+const ROUNDS: usize = 15;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Ranks 1.. as threads that sum as often as they are told to.
-struct Peers {
-    rounds: Vec<mpsc::Sender<u64>>,
+/// Our ranks: this thread is rank 0, the others sum as many elements as they are told.
+struct Ours {
+    first: TcpCollective,
+    told: Vec<mpsc::Sender<usize>>,
     threads: Vec<JoinHandle<()>>,
 }
 
-fn collective(world: usize) -> (TcpCollective, Peers) {
-    let listeners: Vec<Listener> = (0..world)
-        .map(|_| Listener::bind(([127, 0, 0, 1], 0).into(), [0; 32]).expect("a port"))
-        .collect();
-    let peers: Vec<SocketAddr> = listeners.iter().map(Listener::address).collect();
-    let join = move |rank: usize, listener: &Listener| {
-        let membership = Membership {
-            epoch: 1,
-            rank,
-            peers: peers.clone(),
-            shards: SHARDS,
-        };
-        let deadlines = Deadlines {
-            join: PATIENCE,
-            arrival: PATIENCE,
-            stall: PATIENCE,
-        };
-        TcpCollective::join(listener, membership, deadlines, &Aborter::default())
-            .expect("all ranks come")
-    };
-    let mut listeners = listeners.into_iter().enumerate();
-    let (_, first) = listeners.next().expect("at least one rank");
-    let mut peers = Peers {
-        rounds: Vec::new(),
-        threads: Vec::new(),
-    };
-    for (rank, listener) in listeners {
-        let (sender, rounds) = mpsc::channel();
-        let join = join.clone();
-        peers.rounds.push(sender);
-        peers.threads.push(std::thread::spawn(move || {
-            let mut collective = join(rank, &listener);
-            for count in rounds {
-                for _ in 0..count {
-                    collective.all_reduce(sums()).expect("all ranks stay");
+impl Ours {
+    fn start(world: usize) -> Self {
+        let mut listeners: Vec<Listener> = (0..world)
+            .map(|_| Listener::bind(([127, 0, 0, 1], 0).into(), [0; 32]).expect("a port"))
+            .collect();
+        let peers: Vec<SocketAddr> = listeners.iter().map(Listener::address).collect();
+        let (mut told, mut threads) = (Vec::new(), Vec::new());
+        for (rank, listener) in listeners.drain(1..).enumerate() {
+            let (sender, rounds) = mpsc::channel();
+            let peers = peers.clone();
+            told.push(sender);
+            threads.push(std::thread::spawn(move || {
+                let mut collective = join(&listener, rank + 1, peers);
+                for elements in rounds {
+                    sum(&mut collective, elements);
                 }
-            }
-        }));
+            }));
+        }
+        Self {
+            first: join(&listeners[0], 0, peers),
+            told,
+            threads,
+        }
     }
-    (join(0, &first), peers)
-}
 
-/// One node's sum is enough: adding a rank's own shards is not what is measured.
-fn sums() -> Vec<Vec<f32>> {
-    vec![vec![0.5; ELEMENTS]]
-}
-
-fn all_reduce(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("all_reduce_64MiB");
-    group
-        .sample_size(10)
-        .throughput(Throughput::Bytes(4 * ELEMENTS as u64));
-    for world in [2, 4, 8] {
-        let (mut collective, peers) = collective(world);
-        group.bench_function(BenchmarkId::new("ranks", world), |bencher| {
-            bencher.iter_custom(|rounds| {
-                peers
-                    .rounds
-                    .iter()
-                    .for_each(|peer| peer.send(rounds).expect("the peer lives"));
-                let mut busy = Duration::ZERO;
-                for _ in 0..rounds {
-                    let sums = sums();
-                    let begin = Instant::now();
-                    collective.all_reduce(sums).expect("all ranks stay");
-                    busy += begin.elapsed();
-                }
-                busy
-            });
-        });
-        drop(peers.rounds);
-        peers
-            .threads
-            .into_iter()
-            .for_each(|thread| thread.join().expect("no panic"));
+    fn round(&mut self, elements: usize) -> f64 {
+        let tell = |rank: &mpsc::Sender<usize>| rank.send(elements).expect("the rank lives");
+        self.told.iter().for_each(tell);
+        sum(&mut self.first, elements)
     }
-    group.finish();
+
+    fn end(self) {
+        drop(self.told);
+        let threads = self.threads.into_iter();
+        threads.for_each(|thread| thread.join().expect("no panic"));
+    }
 }
 
-/// What loopback gives at best: both directions at once, nothing added.
-fn loopback(criterion: &mut Criterion) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("bound");
-    let bytes = 4 * ELEMENTS / 2;
-    std::thread::spawn(move || {
-        let (stream, _) = listener.accept().expect("the bench connects");
-        while swap(&stream, bytes) {}
-    });
-    let stream = TcpStream::connect(address).expect("it listens");
-    let mut group = criterion.benchmark_group("loopback_32MiB_each_way");
-    group
-        .sample_size(10)
-        .throughput(Throughput::Bytes(2 * bytes as u64));
-    group.bench_function("swap", |bencher| bencher.iter(|| swap(&stream, bytes)));
-    group.finish();
+fn join(listener: &Listener, rank: usize, peers: Vec<SocketAddr>) -> TcpCollective {
+    let membership = Membership {
+        epoch: 1,
+        rank,
+        shards: peers.len(),
+        peers,
+    };
+    let deadlines = Deadlines {
+        join: PATIENCE,
+        arrival: PATIENCE,
+        stall: PATIENCE,
+    };
+    TcpCollective::join(listener, membership, deadlines, &Aborter::default())
+        .expect("all ranks come")
 }
 
-fn swap(stream: &TcpStream, bytes: usize) -> bool {
-    let chunk = vec![1; 256 * 1024];
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for _ in 0..bytes / chunk.len() {
-                if { stream }.write_all(&chunk).is_err() {
-                    return;
-                }
-            }
-        });
-        let mut scratch = vec![0; 256 * 1024];
-        (0..bytes / scratch.len()).all(|_| { stream }.read_exact(&mut scratch).is_ok())
-    })
+/// Milliseconds of one sum.
+fn sum(collective: &mut TcpCollective, elements: usize) -> f64 {
+    let shards = vec![vec![0.5; elements]];
+    collective.barrier().expect("all ranks stay");
+    let begin = Instant::now();
+    let sum = collective.all_reduce(shards).expect("all ranks stay");
+    let time = begin.elapsed().as_secs_f64() * 1e3;
+    assert_eq!(sum[elements - 1], 0.5 * collective.world() as f32);
+    time
 }
 
-criterion_group!(benches, all_reduce, loopback);
-criterion_main!(benches);
+/// Gloo's ranks: one process each, told line by line how many elements to sum.
+struct Gloo {
+    ranks: Vec<(Child, BufReader<ChildStdout>)>,
+    _store: tempfile::TempDir,
+}
+
+impl Gloo {
+    fn start(python: &str, world: usize) -> Self {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tools/bench/gloo.py");
+        let store = tempfile::tempdir().expect("a temporary folder");
+        let start = |rank: usize| {
+            let mut child = Command::new(python)
+                .arg(&script)
+                .args([rank.to_string(), world.to_string()])
+                .arg(store.path().join("store"))
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("$PYTHON starts");
+            let answers = BufReader::new(child.stdout.take().expect("piped"));
+            (child, answers)
+        };
+        Self {
+            ranks: (0..world).map(start).collect(),
+            _store: store,
+        }
+    }
+
+    fn round(&mut self, elements: usize) -> f64 {
+        for (child, _) in &mut self.ranks {
+            let asked = child.stdin.as_mut().expect("piped");
+            writeln!(asked, "{elements}").expect("the rank lives");
+        }
+        let answer = |(_, answers): &mut (Child, BufReader<ChildStdout>)| -> f64 {
+            let mut line = String::new();
+            answers.read_line(&mut line).expect("the rank answers");
+            line.trim().parse().expect("a number")
+        };
+        let times: Vec<f64> = self.ranks.iter_mut().map(answer).collect();
+        times[0]
+    }
+}
+
+impl Drop for Gloo {
+    fn drop(&mut self) {
+        for (child, _) in &mut self.ranks {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn describe(times: &mut [f64]) -> (f64, f64) {
+    times.sort_by(f64::total_cmp);
+    (times[0], times[times.len() / 2])
+}
+
+fn compare(mib: usize, ours: &mut Ours, gloo: &mut Option<Gloo>) {
+    let elements = mib << 18;
+    let (mut own, mut other) = (Vec::new(), Vec::new());
+    for round in 0..WARM + ROUNDS {
+        let both = (
+            ours.round(elements),
+            gloo.as_mut().map(|gloo| gloo.round(elements)),
+        );
+        if round >= WARM {
+            own.push(both.0);
+            other.extend(both.1);
+        }
+    }
+    let (least, median) = describe(&mut own);
+    print!("  {mib:3} MiB  tcp min {least:7.2} median {median:7.2} ms");
+    if other.is_empty() {
+        return println!();
+    }
+    let (gloo_least, gloo_median) = describe(&mut other);
+    let (by_least, by_median) = (gloo_least / least, gloo_median / median);
+    println!(
+        "   gloo min {gloo_least:7.2} median {gloo_median:7.2} ms   tcp is {by_least:.2} times as fast by min, {by_median:.2} by median"
+    );
+}
+
+fn main() {
+    let python = std::env::var("PYTHON").ok();
+    let load = std::fs::read_to_string("/proc/loadavg").expect("Linux");
+    println!("all-reduce of f32 on loopback; load {}", load.trim());
+    for world in WORLDS {
+        println!("{world} ranks");
+        let mut ours = Ours::start(world);
+        let mut gloo = python.as_ref().map(|python| Gloo::start(python, world));
+        for mib in MIB {
+            compare(mib, &mut ours, &mut gloo);
+        }
+        ours.end();
+    }
+}

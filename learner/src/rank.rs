@@ -15,7 +15,8 @@ use crate::plan::{self, Draws, MicroBatch};
 use crate::shards;
 use crate::state::LearnerState;
 use crate::step::{
-    Culprit, GroupData, Iteration, Observer, SampledBy, SealedGroup, StepError, StepProgress,
+    Culprit, Excluded, GroupData, Iteration, Observer, SampledBy, SealedGroup, StepError,
+    StepProgress,
 };
 
 /// Values that each shard reports beside its gradient.
@@ -31,6 +32,7 @@ pub(crate) struct Rank<'a> {
     samplers: Vec<Option<LoraAdapter>>,
     /// Per group of this rank, what its forward passes share.
     conditions: Vec<Option<Prepared>>,
+    excluded: &'a Excluded,
 }
 
 /// Asks whether to go on, before some more pairs are done.
@@ -40,6 +42,7 @@ impl<'a> Rank<'a> {
     pub(crate) fn new(
         iteration: Iteration<'a>,
         state: &'a LearnerState,
+        excluded: &'a Excluded,
     ) -> Result<Self, StepError> {
         iteration.check_adapter("trained adapter", &state.theta)?;
         let samplers = iteration.groups.iter().map(|group| {
@@ -62,6 +65,7 @@ impl<'a> Rank<'a> {
             theta: &state.theta,
             samplers: samplers.collect::<Result<_, StepError>>()?,
             conditions: iteration.groups.iter().map(prepare).collect(),
+            excluded,
             iteration,
         })
     }
@@ -74,7 +78,14 @@ impl<'a> Rank<'a> {
         observe: &mut Observer<'_>,
     ) -> Result<Vec<Vec<f32>>, StepError> {
         let (plan, draws) = (self.iteration.plan(), self.draws());
-        let batches = |shard| plan::shard_batches(&plan, shard, &self.group_sizes, &draws);
+        let batches = |shard| {
+            let mut batches = plan::shard_batches(&plan, shard, &self.group_sizes, &draws);
+            for batch in &mut batches {
+                batch.retain(|pair| !self.excluded.contains(&pair.sample));
+            }
+            batches.retain(|batch| !batch.is_empty());
+            batches
+        };
         let work: Vec<_> = owned.map(|shard| (shard, batches(shard))).collect();
         let total = work
             .iter()

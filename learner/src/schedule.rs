@@ -21,6 +21,14 @@ pub fn ema_decay(step: u64, decay_max: f64) -> f64 {
     ((1.0 + step) / (10.0 + step)).min(decay_max)
 }
 
+/// The learning rate of update `step`: grows evenly to its full value in update `warmup_steps`.
+pub fn warm_up(learning_rate: f64, step: u64, warmup_steps: u64) -> f64 {
+    if step >= warmup_steps {
+        return learning_rate;
+    }
+    learning_rate * step as f64 / warmup_steps as f64
+}
+
 /// `average <- keep average + (1 - keep) target`, element by element.
 ///
 /// # Panics
@@ -56,6 +64,13 @@ mod tests {
         assert_eq!(eta(75), 0.0);
         assert_eq!(eta(77), 0.015);
         assert_eq!(eta(1_000), 0.999);
+    }
+
+    #[test]
+    fn the_learning_rate_grows_evenly_and_then_stays() {
+        let rates = [1, 2, 4, 5, 100].map(|step| warm_up(0.4, step, 4));
+        assert_eq!(rates, [0.1, 0.2, 0.4, 0.4, 0.4]);
+        assert_eq!(warm_up(0.4, 1, 0), 0.4);
     }
 
     #[test]

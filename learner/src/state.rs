@@ -33,6 +33,8 @@ pub struct LearnerState {
 pub struct UpdateConfig {
     /// The optimizer.
     pub adamw: AdamWConfig,
+    /// Updates in which the learning rate grows to that of the optimizer.
+    pub warmup_steps: u64,
     /// Longest gradient that is applied as it is.
     pub max_grad_norm: f64,
     /// How the old policy follows.
@@ -44,8 +46,12 @@ pub struct UpdateConfig {
 impl UpdateConfig {
     /// What update number `step`, counted from 1, does.
     pub fn at(&self, step: u64) -> Update {
+        let learning_rate = schedule::warm_up(self.adamw.learning_rate, step, self.warmup_steps);
         Update {
-            adamw: self.adamw,
+            adamw: AdamWConfig {
+                learning_rate,
+                ..self.adamw
+            },
             max_grad_norm: self.max_grad_norm,
             eta: schedule::eta(self.old_policy, step),
             ema_decay: schedule::ema_decay(step, self.ema_decay_max),
@@ -70,6 +76,7 @@ impl Default for UpdateConfig {
     fn default() -> Self {
         Self {
             adamw: AdamWConfig::default(),
+            warmup_steps: 0,
             max_grad_norm: 1.0,
             old_policy: OldPolicy::Default,
             ema_decay_max: 0.9,

@@ -8,6 +8,7 @@
 //!    of (sample, timestep) pairs ([`shards`](crate::shards)).
 //! 4. One optimizer update follows ([`state`](crate::state)).
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -16,16 +17,22 @@ use burn::tensor::Tensor;
 use retouch_models::editor::{Condition, Editor};
 use retouch_models::lora::LoraConfig;
 use retouch_proto::RunConfig;
-use retouch_proto::config::DrawsPer;
+use retouch_proto::config::{DrawsPer, NotFinite};
 use retouch_proto::ids::{GroupId, Iteration as IterationNumber};
 
 use crate::adamw::AdamWConfig;
 use crate::metrics::{StageTimes, StepMetrics, TermSums, timed};
 use crate::nft::NftConfig;
-use crate::plan::{self, PlanConfig};
+use crate::plan::{self, PlanConfig, Sample};
 use crate::rank::{self, Finding, Rank};
 use crate::shards::{self, BoxError, Ledger, ShardReduce};
 use crate::state::{LearnerState, UpdateConfig};
+
+/// One sample in so many may be dropped for not being finite.
+const DROPPED_MAX: usize = 10;
+
+/// Samples that an iteration is made without.
+pub(crate) type Excluded = BTreeSet<Sample>;
 
 /// What a training iteration depends on beside its groups and the state.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,6 +55,8 @@ pub struct StepConfig {
     pub num_inference_steps: usize,
     /// Guidance that the samples were made with.
     pub guidance_scale: f64,
+    /// What becomes of a sample whose loss is not finite.
+    pub not_finite: NotFinite,
 }
 
 /// A group that passed the filter.
@@ -212,6 +221,7 @@ impl StepConfig {
                     epsilon: learner.adam_epsilon,
                     weight_decay: learner.weight_decay,
                 },
+                warmup_steps: learner.warmup_iterations.into(),
                 max_grad_norm: learner.max_grad_norm,
                 old_policy: learner.old_policy,
                 ema_decay_max: learner.ema_decay_max,
@@ -227,6 +237,7 @@ impl StepConfig {
             draws_per: learner.draws_per,
             num_inference_steps: rollout.num_inference_steps as usize,
             guidance_scale: rollout.guidance_scale,
+            not_finite: learner.not_finite,
         }
     }
 }
@@ -246,17 +257,18 @@ impl fmt::Display for Culprit {
 /// The result depends on the input alone, not on ranks or threads. Without groups
 /// the state stays as it is. `observe` is called before every batch.
 ///
+/// What is wrong with a sample is found by the rank that has it and known to all. With
+/// [`NotFinite::Drop`] they all begin again without it.
+///
 /// # Errors
 ///
-/// See [`StepError`]. What is wrong with a sample is found by the rank that has it
-/// and reported alike by all.
+/// See [`StepError`].
 pub fn train_iteration(
     iteration: Iteration<'_>,
     state: &LearnerState,
     shards: &mut dyn ShardReduce,
     observe: &mut Observer<'_>,
 ) -> Result<StepOutput, StepError> {
-    let config = iteration.config;
     iteration.check()?;
     if iteration.groups.is_empty() {
         return Ok(StepOutput {
@@ -264,16 +276,39 @@ pub fn train_iteration(
             metrics: StepMetrics::default(),
         });
     }
+    let mut excluded = Excluded::new();
+    loop {
+        let result = attempt(iteration, state, shards, observe, &excluded);
+        let Err(error @ StepError::NotFinite { .. }) = result else {
+            return result;
+        };
+        let Some(sample) = iteration.droppable(&error, &excluded) else {
+            return Err(error);
+        };
+        tracing::warn!(%error, "the iteration is made again without the sample");
+        excluded.insert(sample);
+    }
+}
+
+fn attempt(
+    iteration: Iteration<'_>,
+    state: &LearnerState,
+    shards: &mut dyn ShardReduce,
+    observe: &mut Observer<'_>,
+    excluded: &Excluded,
+) -> Result<StepOutput, StepError> {
+    let config = iteration.config;
     let mut times = StageTimes::default();
     let owned = shards::owned(config.gradient_shards, shards.rank(), shards.world());
-    let sums = Rank::new(iteration, state)?.shard_sums(owned, &mut times, observe)?;
+    let sums = Rank::new(iteration, state, excluded)?.shard_sums(owned, &mut times, observe)?;
 
     let reduced = timed(&mut times.all_reduce, || shards.all_reduce(sums));
     let mut gradient = reduced.map_err(StepError::AllReduce)?;
     let rows = iteration.ledger().split_off(&mut gradient);
     iteration.blame(&rows)?;
 
-    let pairs = iteration.pairs();
+    let samples = iteration.group_sizes().iter().sum::<usize>() - excluded.len();
+    let pairs = samples * iteration.timesteps();
     gradient.iter_mut().for_each(|g| *g /= pairs as f32);
     let mut next = state.clone();
     let grad_norm = timed(&mut times.optimizer, || {
@@ -283,7 +318,7 @@ pub fn train_iteration(
         return Err(StepError::GradientNotFinite(grad_norm));
     }
     let metrics = StepMetrics {
-        samples: iteration.group_sizes().iter().sum(),
+        samples,
         grad_norm,
         eta: config.update.at(next.step).eta,
         times,
@@ -329,10 +364,25 @@ impl Iteration<'_> {
         }
     }
 
-    fn pairs(&self) -> usize {
+    fn timesteps(&self) -> usize {
         let plan = self.plan();
+        plan::training_timesteps(plan.timesteps, plan.timestep_fraction)
+    }
+
+    /// The sample that an error speaks of, if the iteration may go on without it. Where many are
+    /// not finite, the samples are not what is wrong.
+    fn droppable(&self, error: &StepError, excluded: &Excluded) -> Option<Sample> {
+        let StepError::NotFinite { group, sample, .. } = error else {
+            return None;
+        };
         let samples: usize = self.group_sizes().iter().sum();
-        samples * plan::training_timesteps(plan.timesteps, plan.timestep_fraction)
+        let most = samples.div_ceil(DROPPED_MAX);
+        let may = self.config.not_finite == NotFinite::Drop && excluded.len() < most;
+        let position = self.groups.iter().position(|g| g.group == *group)?;
+        may.then_some(Sample {
+            group: position,
+            index: *sample,
+        })
     }
 
     /// The first thing that some shard found not to be finite.

@@ -12,9 +12,10 @@ use common::{config, editor, editor_as, group, iteration, sized_group, state, st
 use retouch_learner::shards::{self, BoxError, Local, ShardReduce};
 use retouch_learner::state::LearnerState;
 use retouch_learner::step::{
-    Culprit, SampledBy, SealedGroup, StepError, StepOutput, train_iteration,
+    Culprit, SampledBy, SealedGroup, StepConfig, StepError, StepOutput, train_iteration,
 };
 use retouch_models::editor::Editor;
+use retouch_proto::config::NotFinite;
 
 fn groups(editor: &Editor) -> Vec<SealedGroup> {
     [(0, 5), (2, 5), (3, 4), (7, 5)]
@@ -64,7 +65,15 @@ fn hub(
 
 /// The same iteration on `world` ranks; every rank's result.
 fn on_ranks(world: usize, groups: &[SealedGroup]) -> Vec<Result<StepOutput, StepError>> {
-    let (editor, config) = (editor(), config());
+    on_ranks_with(world, groups, config())
+}
+
+fn on_ranks_with(
+    world: usize,
+    groups: &[SealedGroup],
+    config: StepConfig,
+) -> Vec<Result<StepOutput, StepError>> {
+    let editor = editor();
     let state = state(&editor, &config);
     let (to_hub, from_ranks) = channel();
     std::thread::scope(|scope| {
@@ -90,6 +99,9 @@ fn on_ranks(world: usize, groups: &[SealedGroup]) -> Vec<Result<StepOutput, Step
             }));
         }
         hub(&from_ranks, &to_ranks).unwrap();
+        drop(to_hub);
+        // An iteration may be made again.
+        while hub(&from_ranks, &to_ranks).is_ok() {}
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
 }
@@ -154,7 +166,7 @@ fn a_half_precision_base_gives_nearly_the_same_gradients() {
 fn rank_count_changes_no_bit() {
     let groups = groups(&editor());
     let alone = on_ranks(1, &groups).remove(0).unwrap();
-    for world in [2, 4] {
+    for world in [2, 4, 8] {
         for output in on_ranks(world, &groups) {
             let mut output = output.unwrap();
             assert!(output.state == alone.state, "{world} ranks");
@@ -256,6 +268,60 @@ fn what_is_not_finite_is_named_by_every_rank() {
     );
 }
 
+#[test]
+fn a_sample_that_is_not_finite_is_dropped_where_that_is_wanted() {
+    let editor = editor();
+    let config = StepConfig {
+        not_finite: NotFinite::Drop,
+        ..config()
+    };
+    // The last sample of the last group: without it, all others keep their numbers.
+    let mut groups = groups(&editor);
+    let mut shorter = groups.clone();
+    let last = shorter.last_mut().unwrap();
+    last.advantages.pop();
+    let data = last.data.as_mut().unwrap();
+    data.x0 = data.x0.clone().narrow(0, 0, 4);
+    let data = groups[3].data.as_mut().unwrap();
+    data.x0 = data
+        .x0
+        .clone()
+        .slice_fill([4..5, 0..1, 0..1], f32::INFINITY);
+    let outputs = on_ranks_with(2, &groups, config.clone());
+    let outputs: Vec<StepOutput> = outputs.into_iter().map(Result::unwrap).collect();
+    assert!(outputs[0].state == outputs[1].state);
+    let (without, all) = (
+        outputs[0].metrics,
+        step(&editor, &config, &state(&editor, &config), &shorter),
+    );
+    let all = all.unwrap();
+    assert_eq!((without.samples, without.pairs), (18, all.metrics.pairs));
+    let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-4;
+    assert!(
+        outputs[0]
+            .state
+            .theta
+            .iter()
+            .zip(&all.state.theta)
+            .all(close)
+    );
+    assert!((without.loss - all.metrics.loss).abs() < 1e-6);
+}
+
+#[test]
+fn many_that_are_not_finite_are_no_accident() {
+    let editor = editor();
+    let config = StepConfig {
+        not_finite: NotFinite::Drop,
+        ..config()
+    };
+    let mut groups = groups(&editor);
+    let data = groups[0].data.as_mut().unwrap();
+    data.x0 = data.x0.clone().mul_scalar(f32::NAN);
+    let error = step(&editor, &config, &state(&editor, &config), &groups).unwrap_err();
+    assert!(matches!(error, StepError::NotFinite { .. }), "{error}");
+}
+
 fn groups_with_advantage(editor: &Editor, advantage: f64) -> Vec<SealedGroup> {
     let mut groups = groups(editor);
     groups[0].advantages[1] = advantage;
@@ -337,13 +403,23 @@ fn an_observer_can_stop_the_iteration() {
 fn resuming_from_a_saved_state_changes_no_bit() {
     let (editor, config) = (editor(), config());
     let groups = groups(&editor);
-    let first = step(&editor, &config, &state(&editor, &config), &groups)
-        .unwrap()
-        .state;
-    let straight = step(&editor, &config, &first, &groups).unwrap().state;
-    let resumed = LearnerState::from_bytes(&first.to_bytes()).unwrap();
-    let resumed = step(&editor, &config, &resumed, &groups).unwrap().state;
-    assert_eq!(resumed.content_hash(), straight.content_hash());
+    let next = |state: &LearnerState| step(&editor, &config, state, &groups).unwrap().state;
+    let start = state(&editor, &config);
+    let mut straight = vec![start.clone()];
+    for i in 0..3 {
+        straight.push(next(&straight[i]));
+    }
+    for stopped_after in 0..3 {
+        let mut resumed = LearnerState::from_bytes(&straight[stopped_after].to_bytes()).unwrap();
+        for _ in stopped_after..3 {
+            resumed = next(&resumed);
+        }
+        assert_eq!(
+            resumed.content_hash(),
+            straight[3].content_hash(),
+            "stopped after {stopped_after}"
+        );
+    }
 }
 
 /// The rewarded samples become likelier, and more so than the punished ones.

@@ -11,6 +11,28 @@ pub enum DeviceError {
     /// The program was built without CUDA.
     #[error("device {0:?} needs a build with the cuda feature (cargo build --features cuda)")]
     NoCuda(String),
+    /// The driver is not installed.
+    #[cfg(feature = "cuda")]
+    #[error("device {0:?} needs NVIDIA's driver: libcuda.so.1 is not on this machine")]
+    NoDriver(String),
+    /// The driver does not work.
+    #[cfg(feature = "cuda")]
+    #[error("device {name:?} is out of reach: {reason}")]
+    Driver {
+        /// The device asked for.
+        name: String,
+        /// What the driver says.
+        reason: String,
+    },
+    /// There are fewer devices.
+    #[cfg(feature = "cuda")]
+    #[error("there is no device {name:?}: this machine has {count}, counted from cuda:0")]
+    Absent {
+        /// The device asked for.
+        name: String,
+        /// How many there are.
+        count: i32,
+    },
 }
 
 /// The device called `cpu`, `cuda` or `cuda:N`.
@@ -21,14 +43,7 @@ pub fn parse(name: &str) -> Result<Device, DeviceError> {
     if name == "cpu" {
         return Ok(Device::flex());
     }
-    let unknown = || DeviceError::Unknown(name.to_owned());
-    let index = match name.strip_prefix("cuda").ok_or_else(unknown)? {
-        "" => 0,
-        rest => rest
-            .strip_prefix(':')
-            .and_then(|n| n.parse().ok())
-            .ok_or_else(unknown)?,
-    };
+    let index = cuda_index(name).ok_or_else(|| DeviceError::Unknown(name.to_owned()))?;
     cuda(name, index)
 }
 
@@ -42,8 +57,31 @@ pub fn float_type(name: &str) -> Option<DType> {
     })
 }
 
+/// The number of the GPU called `cuda` or `cuda:N`; none for other names.
+pub fn cuda_index(name: &str) -> Option<usize> {
+    match name.strip_prefix("cuda")? {
+        "" => Some(0),
+        rest => rest.strip_prefix(':')?.parse().ok(),
+    }
+}
+
 #[cfg(feature = "cuda")]
-fn cuda(_name: &str, index: usize) -> Result<Device, DeviceError> {
+fn cuda(name: &str, index: usize) -> Result<Device, DeviceError> {
+    // SAFETY: the driver's initializers have no preconditions.
+    if !unsafe { cudarc::driver::sys::is_culib_present() } {
+        return Err(DeviceError::NoDriver(name.to_owned()));
+    }
+    let count = cudarc::driver::CudaContext::device_count();
+    let count = count.map_err(|error| DeviceError::Driver {
+        name: name.to_owned(),
+        reason: error.to_string(),
+    })?;
+    if index >= count.max(0) as usize {
+        return Err(DeviceError::Absent {
+            name: name.to_owned(),
+            count,
+        });
+    }
     Ok(Device::cuda(index))
 }
 

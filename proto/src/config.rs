@@ -49,6 +49,8 @@ pub struct RunConfig {
     pub advantage: AdvantageConfig,
     /// Training.
     pub learner: LearnerConfig,
+    /// What is told as an alarm.
+    pub alarms: AlarmConfig,
     /// The adapter.
     pub lora: LoraConfig,
     /// Processes, deadlines and limits.
@@ -72,6 +74,7 @@ impl Default for RunConfig {
             filter: FilterConfig::default(),
             advantage: AdvantageConfig::default(),
             learner: LearnerConfig::default(),
+            alarms: AlarmConfig::default(),
             lora: LoraConfig::default(),
             cluster: ClusterConfig::default(),
             evaluation: EvaluationConfig::default(),

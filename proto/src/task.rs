@@ -1,5 +1,6 @@
 //! The work: what is asked for and what comes back.
 
+use std::fmt;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,8 @@ pub enum Task {
     Score(ScoreTask),
     /// Train on a sealed iteration.
     Train(TrainTask),
+    /// Make what the ranks of an epoch find each other by.
+    Mint(MintTask),
 }
 
 /// Sample a group with the old policy. Candidate `k` starts from the noise of
@@ -156,6 +159,40 @@ pub struct CollectiveEpoch {
     pub world: u32,
     /// The collective addresses in rank order.
     pub peers: Vec<SocketAddr>,
+    /// What rank 0 minted for the epoch; `None` where ranks meet over sockets alone.
+    pub unique_id: Option<UniqueId>,
+}
+
+/// By which the ranks of one NCCL communicator find each other: opaque, good for one epoch.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct UniqueId(pub [u8; Self::BYTES]);
+
+impl UniqueId {
+    /// Its length, which is NCCL's.
+    pub const BYTES: usize = 128;
+}
+
+impl fmt::Debug for UniqueId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, ..] = self.0;
+        write!(f, "UniqueId({a:02x}{b:02x}{c:02x}{d:02x}..)")
+    }
+}
+
+/// Make the [`UniqueId`] of an epoch, as its rank 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MintTask {
+    /// The epoch it is for.
+    pub epoch: Epoch,
+}
+
+/// What rank 0 made for an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MintResult {
+    /// The epoch it is for.
+    pub epoch: Epoch,
+    /// What all its ranks are to be told.
+    pub unique_id: UniqueId,
 }
 
 /// A group to train on.
@@ -283,6 +320,8 @@ pub enum TaskOutcome {
     Score(ScoreResult),
     /// A training step.
     Train(TrainResult),
+    /// An epoch's unique id.
+    Mint(MintResult),
     /// None of these.
     Failed(TaskFailure),
 }

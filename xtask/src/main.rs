@@ -1,8 +1,9 @@
-//! Developer commands: `cargo xtask ci | tidy | tiny | sim | mutations | swarm`.
+//! Developer commands: `cargo xtask ci | tidy | cuda | nccl | tiny | sim | mutations | swarm`.
 //!
 //! This crate depends on nothing of the workspace, so that it builds in seconds and the checks can run cheapest first.
 
 mod mutations;
+mod nccl;
 mod tidy;
 
 use std::{
@@ -15,8 +16,10 @@ use anyhow::{Context, bail};
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  ci          every check, cheapest first: formatting, tidy, clippy with warnings as errors, all tests
+  ci          every check, cheapest first: formatting, tidy, clippy with warnings as errors, cuda, nccl, all tests
   tidy        checks of the source tree that no lint makes: file length, leftovers, invariants A1 and A2
+  cuda        clippy of what only GPU builds have; needs neither a GPU nor CUDA
+  nccl        tests with NCCL's real library, which is fetched with pip unless $RETOUCH_NCCL names it; needs no GPU
   tiny        makes the tiny assets anew: dataset, editor, judge (about an hour on two cores)
   sim         simulated runs of the coordinator with faults: --seeds N --workers M, --seed S tells the story of one,
               --schedule shows what asynchrony gains, --scale what an event costs
@@ -28,6 +31,8 @@ fn main() -> anyhow::Result<()> {
     match arguments.first().map(String::as_str) {
         Some("ci") => ci(),
         Some("tidy") => tidy::check(&root()),
+        Some("cuda") => cuda(),
+        Some("nccl") => nccl(),
         Some("tiny") => tiny(&arguments[1..]),
         Some("sim") => development("simulate", &arguments[1..]),
         Some("mutations") => mutations::check(&root()),
@@ -52,7 +57,28 @@ fn ci() -> anyhow::Result<()> {
         "--deny",
         "warnings",
     ])?;
+    cuda()?;
+    nccl()?;
     cargo(&["test", "--workspace"])
+}
+
+/// The build scripts of burn's CUDA backend fetch a compiler, except for documentation: types can
+/// be checked without it. The folder of its own keeps the features from rebuilding each other.
+fn cuda() -> anyhow::Result<()> {
+    let arguments = ["clippy", "--package", "retouch-cli", "--features", "cuda"];
+    let folder = ["--target-dir", "target/cuda", "--", "--deny", "warnings"];
+    execute(cargo_command(&[&arguments[..], &folder].concat()).env("DOCS_RS", "1"))
+}
+
+fn nccl() -> anyhow::Result<()> {
+    let library = nccl::library(&root())?;
+    let build = ["test", "--workspace", "--features", "retouch-cli/nccl"];
+    let tests = ["--lib", "--test", "nccl", "--", "nccl"];
+    execute(
+        cargo_command(&[&build[..], &tests].concat())
+            .env(nccl::VARIABLE, library)
+            .env("NCCL_SOCKET_IFNAME", "lo"),
+    )
 }
 
 /// One of the coordinator's development programs, optimised.
@@ -92,14 +118,23 @@ fn run(which: &[&str], options: &[String]) -> anyhow::Result<()> {
 }
 
 fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
-    println!("> cargo {}", arguments.join(" "));
-    let status = Command::new(env!("CARGO"))
-        .args(arguments)
-        .current_dir(root())
-        .status()
-        .with_context(|| format!("can't run cargo {}", arguments.join(" ")))?;
+    execute(&mut cargo_command(arguments))
+}
+
+fn cargo_command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(arguments).current_dir(root());
+    command
+}
+
+fn execute(command: &mut Command) -> anyhow::Result<()> {
+    let arguments: Vec<_> = command.get_args().map(|a| a.to_string_lossy()).collect();
+    let line = format!("cargo {}", arguments.join(" "));
+    println!("> {line}");
+    let status = command.status();
+    let status = status.with_context(|| format!("can't run {line}"))?;
     if !status.success() {
-        bail!("cargo {} failed: {status}", arguments.join(" "));
+        bail!("{line} failed: {status}");
     }
     Ok(())
 }

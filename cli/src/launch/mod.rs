@@ -17,8 +17,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Args;
+use retouch_models::device;
 use retouch_proto::RunConfig;
 
 use self::{progress::Progress, run_folder::RunFolder, supervisor::Supervisor};
@@ -45,6 +46,7 @@ pub(crate) struct LaunchArgs {
 pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
     let config = args.config.load()?;
     crate::config::check_files(&config)?;
+    check_devices(&config)?;
     let folder = RunFolder::open(&config)?;
     let started = Instant::now();
     println!("run folder {}", folder.path().display());
@@ -56,6 +58,14 @@ pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     report::make(&config, folder.path())
+}
+
+/// Checks that this build and machine have the devices of all roles, so that what is missing is
+/// said once and not by every process.
+fn check_devices(config: &RunConfig) -> anyhow::Result<()> {
+    device::parse(&config.model.device).context("model.device")?;
+    device::parse(&config.reward.device).context("reward.device")?;
+    retouch_learner::session::check_device(&config.learner).context("learner.device")
 }
 
 /// Starts all processes and waits until the coordinator says that the run is over.

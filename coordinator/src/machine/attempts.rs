@@ -21,6 +21,7 @@ impl Machine {
         let Some(lease) = lease else { return };
         match lease.work {
             Work::Train => self.train_failed(worker, failure),
+            Work::Mint => self.mint_failed(worker, failure),
             Work::Rollout(id) | Work::Score(id) if !failure.lost_blobs.is_empty() => {
                 self.fetch_failed(worker, id, failure);
             }
@@ -155,13 +156,17 @@ impl Machine {
             Work::Rollout(group) | Work::Score(group) => {
                 self.attempt_failed(&lease.worker, group, reason)
             }
-            Work::Train => {
+            work @ (Work::Train | Work::Mint) => {
                 let failure = TaskFailure {
                     reason,
                     lost_blobs: Vec::new(),
                     retryable: true,
                 };
-                self.train_failed(&lease.worker, failure);
+                if work == Work::Train {
+                    self.train_failed(&lease.worker, failure);
+                } else {
+                    self.mint_failed(&lease.worker, failure);
+                }
             }
         }
     }

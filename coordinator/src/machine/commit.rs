@@ -104,7 +104,8 @@ impl Machine {
         self.committed = committed;
         self.policies.push(committed.policy);
         self.forget_old_policies();
-        self.record_commit(metrics, (sealed.kept, sealed.stale), banned);
+        self.record_commit(metrics.clone(), (sealed.kept, sealed.stale), banned);
+        self.watch(&metrics);
         self.forget_unwanted();
         self.looks_for_lost = true;
         self.retry = Retry::default();

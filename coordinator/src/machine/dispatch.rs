@@ -204,6 +204,7 @@ impl Machine {
             Work::Rollout(group) => Task::Rollout(self.rollout_task(group)?),
             Work::Score(group) => Task::Score(self.score_task(group)?),
             Work::Train => Task::Train(self.train_task(id)?),
+            Work::Mint => Task::Mint(self.mint_task(id)?),
         };
         Some(Assignment {
             lease: id,

@@ -24,6 +24,8 @@ pub enum Work {
     Score(GroupId),
     /// To train as one rank.
     Train,
+    /// To mint an epoch's unique id.
+    Mint,
 }
 
 /// All leases.

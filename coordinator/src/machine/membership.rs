@@ -1,5 +1,6 @@
 //! Who trains together: the membership of the collective.
 
+use retouch_proto::task::UniqueId;
 use retouch_proto::{Epoch, Generation, WorkerId};
 
 /// A member of the collective.
@@ -12,8 +13,8 @@ pub enum Plan {
     Go(Vec<Member>),
     /// Ranks are missing; wait for them until this time.
     Wait(u64),
-    /// Nobody is there.
-    Nobody,
+    /// Fewer than may train, however long they are waited for.
+    TooFew,
 }
 
 /// What the plan depends on.
@@ -22,6 +23,10 @@ pub struct Candidates {
     pub ready: Vec<Member>,
     /// Ranks that the run asks for.
     pub ranks: usize,
+    /// The fewest that may train.
+    pub ranks_min: usize,
+    /// The most that may train.
+    pub ranks_max: usize,
     /// What the world size must divide (A9).
     pub gradient_shards: usize,
     /// Since when ranks are missing.
@@ -30,38 +35,37 @@ pub struct Candidates {
     pub grace_ms: u64,
 }
 
-/// All ranks if they are there; after the grace, the most that can share the gradient shards.
+/// The most that can share the gradient shards: at once if all ranks are there, else after the
+/// grace.
 pub fn plan(candidates: Candidates, now_ms: u64) -> Plan {
     let Candidates {
         mut ready,
         ranks,
+        ranks_min,
+        ranks_max,
         gradient_shards,
         short_since_ms,
         grace_ms,
     } = candidates;
-    if ready.len() >= ranks {
-        ready.truncate(ranks);
-        return Plan::Go(ready);
-    }
     let until_ms = short_since_ms + grace_ms;
-    if now_ms < until_ms {
+    if ready.len() < ranks && now_ms < until_ms {
         return Plan::Wait(until_ms);
     }
-    let world = (1..=ready.len())
+    let world = (ranks_min.max(1)..=ready.len().min(ranks_max))
         .rev()
-        .find(|world| gradient_shards % world == 0);
-    ready.truncate(world.unwrap_or(0));
-    if ready.is_empty() {
-        Plan::Nobody
-    } else {
-        Plan::Go(ready)
-    }
+        .find(|world| gradient_shards.is_multiple_of(*world));
+    let Some(world) = world else {
+        return Plan::TooFew;
+    };
+    ready.truncate(world);
+    Plan::Go(ready)
 }
 
 /// The present collective: one epoch per membership.
 pub struct Collective {
     next: u64,
     current: Option<(Epoch, Vec<Member>)>,
+    unique_id: Option<UniqueId>,
 }
 
 impl Collective {
@@ -70,6 +74,7 @@ impl Collective {
         Self {
             next: u64::from(incarnation) << 32,
             current: None,
+            unique_id: None,
         }
     }
 
@@ -81,6 +86,7 @@ impl Collective {
             return *epoch;
         }
         self.next += 1;
+        self.unique_id = None;
         self.current = Some((Epoch(self.next), members.to_vec()));
         Epoch(self.next)
     }
@@ -88,6 +94,17 @@ impl Collective {
     /// Ends the present epoch: something went wrong in it, and nobody may meet its remains.
     pub fn dissolve(&mut self) {
         self.current = None;
+        self.unique_id = None;
+    }
+
+    /// What rank 0 of the present epoch minted, once it has.
+    pub fn unique_id(&self) -> Option<UniqueId> {
+        self.unique_id
+    }
+
+    /// Notes what rank 0 of the present epoch minted.
+    pub fn set_unique_id(&mut self, id: UniqueId) {
+        self.unique_id = Some(id);
     }
 }
 
@@ -110,6 +127,8 @@ mod tests {
         let candidates = Candidates {
             ready: members(ready),
             ranks: 4,
+            ranks_min: 2,
+            ranks_max: 8,
             gradient_shards: 8,
             short_since_ms: 100,
             grace_ms: 50,
@@ -124,11 +143,17 @@ mod tests {
     }
 
     #[test]
+    fn those_who_joined_later_train_too_once_the_shards_can_be_shared() {
+        assert_eq!(planned(8, 100), Plan::Go(members(8)));
+        assert_eq!(planned(9, 100), Plan::Go(members(8)));
+    }
+
+    #[test]
     fn missing_ranks_are_waited_for_then_the_world_shrinks_to_a_divisor() {
         assert_eq!(planned(3, 149), Plan::Wait(150));
         assert_eq!(planned(3, 150), Plan::Go(members(2)));
-        assert_eq!(planned(1, 150), Plan::Go(members(1)));
-        assert_eq!(planned(0, 150), Plan::Nobody);
+        assert_eq!(planned(1, 150), Plan::TooFew, "two are the fewest");
+        assert_eq!(planned(0, 150), Plan::TooFew);
     }
 
     #[test]
@@ -138,7 +163,9 @@ mod tests {
         assert_eq!(collective.epoch(&members(2)), first);
         let second = collective.epoch(&members(1));
         assert_ne!(second, first);
+        collective.set_unique_id(UniqueId([7; UniqueId::BYTES]));
         collective.dissolve();
         assert!(collective.epoch(&members(1)) > second);
+        assert_eq!(collective.unique_id(), None, "it was of another epoch");
     }
 }

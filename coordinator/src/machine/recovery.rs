@@ -30,8 +30,10 @@ impl Machine {
                 continue;
             };
             self.totals.leases_lost += 1;
-            if let Work::Rollout(group) | Work::Score(group) = lease.work {
-                self.put_back(group);
+            match lease.work {
+                Work::Rollout(group) | Work::Score(group) => self.put_back(group),
+                Work::Train => {}
+                Work::Mint => self.stop_minting(),
             }
         }
         if self.is_training_without_result(id) {
@@ -172,6 +174,7 @@ impl Machine {
         for lease in leases {
             self.close_lease(lease);
         }
+        self.minting = None;
         self.open.clear();
         self.committed = self.checkpoint.committed;
         self.policies = vec![self.committed.policy];

@@ -20,6 +20,7 @@ impl Machine {
                 TaskOutcome::Rollout(result) => self.take_rollout(worker, lease, result),
                 TaskOutcome::Score(result) => self.take_score(worker, lease, result),
                 TaskOutcome::Train(result) => self.take_train(worker, result),
+                TaskOutcome::Mint(result) => self.take_mint(worker, result),
                 TaskOutcome::Failed(failure) => self.take_failure(worker, lease, failure),
             }
         }
@@ -196,7 +197,7 @@ impl Machine {
         let learners: Vec<WorkerId> = self
             .workers
             .alive(Role::Learner)
-            .take(self.config.learner.ranks as usize)
+            .take(self.ranks().1)
             .map(|(id, _)| id.clone())
             .collect();
         let Some(learner) = learners.get(id.index as usize * learners.len() / groups) else {

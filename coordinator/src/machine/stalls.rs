@@ -107,6 +107,7 @@ fn slow_message(lease: &Lease, lease_s: u64) -> String {
         Work::Rollout(group) => format!("sampling group {group}"),
         Work::Score(group) => format!("scoring group {group}"),
         Work::Train => "training".to_owned(),
+        Work::Mint => "minting the ranks' unique id".to_owned(),
     };
     format!(
         "{} has been {work} for more than half of lease_s = {lease_s}",

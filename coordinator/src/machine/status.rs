@@ -119,7 +119,7 @@ impl Machine {
             .filter_map(|lease| self.leases.get(*lease));
         let groups = works.filter_map(|lease| match lease.work {
             Work::Rollout(group) | Work::Score(group) => Some(group),
-            Work::Train => None,
+            Work::Train | Work::Mint => None,
         });
         WorkerStatus {
             id: id.clone(),

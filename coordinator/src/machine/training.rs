@@ -197,9 +197,14 @@ impl Machine {
                 self.shortage_since_ms.get_or_insert(self.now_ms);
                 return self.look_at(until_ms);
             }
-            Plan::Nobody => return,
+            // The shortage goes on: whoever joins is welcome at once.
+            Plan::TooFew => return,
         };
         self.shortage_since_ms = None;
+        let epoch = self.collective.epoch(&members);
+        if !self.can_meet(epoch, &members) {
+            return;
+        }
         let resharded = members.len() < self.config.learner.ranks as usize;
         if resharded {
             let message = format!(
@@ -209,7 +214,6 @@ impl Machine {
             );
             self.event(EventKind::Resharded, message);
         }
-        let epoch = self.collective.epoch(&members);
         let grant = |member: Member| {
             let lease = self.grant(&member.0, Work::Train);
             Rank {
@@ -242,19 +246,26 @@ impl Machine {
         let mut ready: Vec<Member> = ready
             .map(|(id, worker)| (id.clone(), worker.generation))
             .collect();
-        let ranks = self.config.learner.ranks as usize;
+        let (ranks, most) = self.ranks();
         ready.sort_by_key(|(id, _)| !state.is_some_and(|state| self.blobs.is_held_by(state, id)));
-        if ready.len() > ranks {
-            ready.truncate(ranks);
-        }
+        ready.truncate(most);
         ready.sort();
         Candidates {
             ready,
             ranks,
+            ranks_min: self.config.learner.ranks_min as usize,
+            ranks_max: most,
             gradient_shards: self.config.learner.gradient_shards as usize,
             short_since_ms: self.shortage_since_ms.unwrap_or(self.now_ms),
             grace_ms: self.config.cluster.rank_grace_s * 1000,
         }
+    }
+
+    /// Ranks that the run asks for, and the most that it takes.
+    pub(super) fn ranks(&self) -> (usize, usize) {
+        let learner = &self.config.learner;
+        let most = learner.ranks_max.max(learner.ranks);
+        (learner.ranks as usize, most as usize)
     }
 
     /// One rank's task.
@@ -270,6 +281,7 @@ impl Machine {
                 .iter()
                 .filter_map(|rank| self.collective_address(rank))
                 .collect(),
+            unique_id: self.collective.unique_id(),
         };
         let (iteration, checkpoint) = (training.iteration, training.checkpoint);
         let kept = match training.purpose {

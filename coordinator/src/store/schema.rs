@@ -93,14 +93,17 @@ FROM groups JOIN iterations ON iterations.id = groups.iteration_id;
 ";
 
 /// Sections and keys that may differ when a run goes on: they change no sample (A9).
-const FREE_KEYS: [&str; 8] = [
+const FREE_KEYS: [&str; 11] = [
     "preset",
     "name",
     "run_dir",
     "iterations",
+    "alarms",
     "cluster",
     "evaluation",
     "learner.ranks",
+    "learner.ranks_min",
+    "learner.ranks_max",
     "learner.checkpoint_every",
 ];
 

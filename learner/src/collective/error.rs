@@ -84,6 +84,28 @@ pub enum CollectiveError {
         /// What this rank is at.
         expected: String,
     },
+    /// NCCL, the driver or the device.
+    #[cfg(feature = "nccl")]
+    #[error("rank {rank} on {device}: {source}")]
+    Nccl {
+        /// This rank.
+        rank: usize,
+        /// Its device.
+        device: String,
+        /// What is wrong with it.
+        source: super::nccl::NcclError,
+    },
+    /// The epoch's task does not say by what its ranks find each other.
+    #[error("epoch {epoch} came without the unique id that rank 0 mints for NCCL")]
+    NoUniqueId {
+        /// The epoch.
+        epoch: u64,
+    },
+    /// The program was built without NCCL.
+    #[error(
+        "learner.collective = \"nccl\" needs a build with the cuda feature (cargo build --features cuda)"
+    )]
+    NotBuilt,
     /// This process was told to stop.
     #[error("aborted here")]
     Aborted,
@@ -95,13 +117,27 @@ impl CollectiveError {
         match self {
             Self::Listen { .. }
             | Self::TooManyRanks { .. }
+            | Self::NoUniqueId { .. }
+            | Self::NotBuilt
             | Self::Aborted
             | Self::Outdated { .. } => None,
             Self::Absent { rank, .. }
             | Self::Lost { rank, .. }
             | Self::Stalled { rank, .. }
             | Self::Disagrees { rank, .. } => Some(*rank),
+            #[cfg(feature = "nccl")]
+            Self::Nccl { rank, .. } => Some(*rank),
             Self::GaveUp { culprit, .. } => Some(*culprit),
+        }
+    }
+
+    /// Whether another attempt would meet the same: then the run can only end.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            #[cfg(feature = "nccl")]
+            Self::Nccl { source, .. } => source.is_lasting(),
+            Self::TooManyRanks { .. } | Self::NoUniqueId { .. } | Self::NotBuilt => true,
+            _ => false,
         }
     }
 }

@@ -4,6 +4,9 @@
 //! shard indices of [`tree_sum`](crate::shards::tree_sum) (A9), every wait has a
 //! deadline, and a failure names the rank that caused it (A7).
 //!
+//! Two ways: [`TcpCollective`] on CPUs, `NcclCollective` (with the feature `nccl`, which
+//! `cuda` implies) on GPUs, where NCCL chooses the order of sums.
+//!
 //! In reading order: [`Listener`] accepts peers for the life of a process,
 //! [`TcpCollective::join`] forms one epoch's collective, a `Link` carries
 //! messages to one peer, `plan` says who sends what to whom.
@@ -13,6 +16,8 @@ mod halving;
 mod hello;
 mod link;
 mod listener;
+#[cfg(feature = "nccl")]
+pub mod nccl;
 mod plan;
 mod scatter;
 mod tcp;
@@ -30,6 +35,43 @@ pub enum Collective {
     Local(Local),
     /// Plain sockets; bit-identical for every rank count.
     Tcp(TcpCollective),
+    /// GPU to GPU.
+    #[cfg(feature = "nccl")]
+    Nccl(nccl::NcclCollective),
+}
+
+impl Collective {
+    /// Gives every rank the values of rank `root`; all pass as many.
+    ///
+    /// # Errors
+    ///
+    /// If a rank is lost or stalls.
+    pub fn broadcast(
+        &mut self,
+        root: usize,
+        values: Vec<f32>,
+    ) -> Result<Vec<f32>, CollectiveError> {
+        match self {
+            Self::Local(_) => Ok(values),
+            Self::Tcp(tcp) => tcp.broadcast(root, values),
+            #[cfg(feature = "nccl")]
+            Self::Nccl(nccl) => nccl.broadcast(root, values),
+        }
+    }
+
+    /// Waits until every rank has come here.
+    ///
+    /// # Errors
+    ///
+    /// If a rank is lost or stalls.
+    pub fn barrier(&mut self) -> Result<(), CollectiveError> {
+        match self {
+            Self::Local(_) => Ok(()),
+            Self::Tcp(tcp) => tcp.barrier(),
+            #[cfg(feature = "nccl")]
+            Self::Nccl(nccl) => nccl.barrier(),
+        }
+    }
 }
 
 impl ShardReduce for Collective {
@@ -37,6 +79,8 @@ impl ShardReduce for Collective {
         match self {
             Self::Local(local) => local.rank(),
             Self::Tcp(tcp) => tcp.rank(),
+            #[cfg(feature = "nccl")]
+            Self::Nccl(nccl) => nccl.rank(),
         }
     }
 
@@ -44,6 +88,8 @@ impl ShardReduce for Collective {
         match self {
             Self::Local(local) => local.world(),
             Self::Tcp(tcp) => tcp.world(),
+            #[cfg(feature = "nccl")]
+            Self::Nccl(nccl) => nccl.world(),
         }
     }
 
@@ -51,6 +97,8 @@ impl ShardReduce for Collective {
         match self {
             Self::Local(local) => local.all_reduce(shards),
             Self::Tcp(tcp) => Ok(tcp.all_reduce(shards)?),
+            #[cfg(feature = "nccl")]
+            Self::Nccl(nccl) => Ok(nccl.all_reduce(shards)?),
         }
     }
 }

@@ -21,7 +21,7 @@ use super::{
     plan::{is_balanced, partners},
     scatter,
 };
-use crate::shards::tree_sum;
+use crate::shards::{owned, tree_sum};
 
 /// Pause between two attempts to reach a rank that does not listen yet.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
@@ -85,6 +85,12 @@ impl Aborter {
         {
             lobby.wake();
         }
+    }
+
+    /// Set by the first abort.
+    #[cfg(feature = "nccl")]
+    pub(super) fn stopped(&self) -> Arc<AtomicBool> {
+        self.stopped.clone()
     }
 
     fn watch(&self, lobby: &Arc<Lobby>) {
@@ -155,6 +161,40 @@ impl TcpCollective {
         }
         let result = self.reduce(shards);
         result.map_err(|error| self.fail(error))
+    }
+
+    /// Gives every rank the values of rank `root`, bit for bit; all pass as many.
+    ///
+    /// # Errors
+    ///
+    /// As [`all_reduce`](Self::all_reduce).
+    pub fn broadcast(
+        &mut self,
+        root: usize,
+        mut values: Vec<f32>,
+    ) -> Result<Vec<f32>, CollectiveError> {
+        if self.rank() != root {
+            // The one number that changes no other when it is added.
+            values.fill(-0.0);
+        }
+        let mut shards = vec![vec![-0.0; values.len()]; self.own_shards() - 1];
+        shards.push(values);
+        self.all_reduce(shards)
+    }
+
+    /// Waits until every rank has come here.
+    ///
+    /// # Errors
+    ///
+    /// If a rank is lost or stalls.
+    pub fn barrier(&mut self) -> Result<(), CollectiveError> {
+        // With an element for each rank, every message of the sum carries something.
+        let shards = vec![vec![0.0; self.world()]; self.own_shards()];
+        self.all_reduce(shards).map(drop)
+    }
+
+    fn own_shards(&self) -> usize {
+        owned(self.shards(), self.rank(), self.world()).len()
     }
 
     fn reduce(&mut self, shards: Vec<Vec<f32>>) -> Result<Vec<f32>, CollectiveError> {
@@ -335,7 +375,7 @@ impl TcpCollective {
     }
 
     /// Tells the other ranks who is to blame and closes everything.
-    fn fail(&mut self, error: CollectiveError) -> CollectiveError {
+    pub(super) fn fail(&mut self, error: CollectiveError) -> CollectiveError {
         self.broken = true;
         let culprit = self.blame(&error);
         for link in self.links.values() {

@@ -119,6 +119,44 @@ fn odd_shard_counts_and_short_vectors_are_summed_too() {
 }
 
 #[test]
+fn a_ranks_values_reach_every_rank_bit_for_bit() {
+    for (world, shards) in [(2, 8), (4, 4), (3, 7), (1, 2)] {
+        let values = vec![0.0, -0.0, 1e-40, f32::MAX, f32::INFINITY, -3.7];
+        let expected: Vec<u32> = values.iter().map(|v: &f32| v.to_bits()).collect();
+        let told = run_ranks(world, shards, PATIENT, move |rank, collective| {
+            let mut collective = collective.expect("all ranks come");
+            collective.barrier().expect("all ranks stay");
+            let own = if rank == world - 1 {
+                values.clone()
+            } else {
+                vec![rank as f32; 6]
+            };
+            collective
+                .broadcast(world - 1, own)
+                .expect("all ranks stay")
+        });
+        for (rank, told) in told.iter().enumerate() {
+            let told: Vec<u32> = told.iter().map(|v| v.to_bits()).collect();
+            assert_eq!(told, expected, "rank {rank} of {world}");
+        }
+    }
+}
+
+#[test]
+fn nobody_passes_a_barrier_before_the_last_has_come() {
+    for (world, shards) in [(2, 8), (4, 8), (3, 8)] {
+        let come = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let seen = run_ranks(world, shards, PATIENT, move |_, collective| {
+            let mut collective = collective.expect("all ranks come");
+            come.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            collective.barrier().expect("all ranks stay");
+            come.load(std::sync::atomic::Ordering::SeqCst)
+        });
+        assert_eq!(seen, vec![world; world]);
+    }
+}
+
+#[test]
 fn stalled_rank_is_named_by_everyone() {
     for world in [4, 3] {
         let begin = Instant::now();

@@ -2,9 +2,17 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use retouch_proto::{Epoch, LeaseId, task::CollectiveEpoch};
+#[cfg(feature = "nccl")]
+use retouch_models::device;
+use retouch_proto::{
+    Epoch, LeaseId,
+    config::{CollectiveKind, LearnerConfig},
+    task::CollectiveEpoch,
+};
 use tokio_util::sync::CancellationToken;
 
+#[cfg(feature = "nccl")]
+use crate::collective::nccl::{NcclCollective, NcclRank};
 use crate::{
     collective::{
         Aborter, Collective, CollectiveError, Deadlines, Listener, Membership, TcpCollective,
@@ -12,12 +20,45 @@ use crate::{
     shards::Local,
 };
 
+/// How ranks add their gradients up.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Way {
+    /// Over sockets.
+    Tcp,
+    /// Through NCCL.
+    #[cfg(feature = "nccl")]
+    Nccl {
+        /// The number of this rank's GPU, as in `cuda:N`.
+        device: usize,
+    },
+}
+
+impl Way {
+    /// What the run file asks for. `device` is where this rank computes; if that is not a
+    /// GPU, the run file says which one sums.
+    #[cfg_attr(not(feature = "nccl"), expect(unused_variables))]
+    pub(super) fn of(config: &LearnerConfig, device: &str) -> Result<Self, CollectiveError> {
+        match config.collective {
+            CollectiveKind::Tcp => Ok(Self::Tcp),
+            #[cfg(feature = "nccl")]
+            CollectiveKind::Nccl => Ok(Self::Nccl {
+                device: device::cuda_index(device)
+                    .or_else(|| device::cuda_index(&config.device))
+                    .unwrap_or(0),
+            }),
+            #[cfg(not(feature = "nccl"))]
+            CollectiveKind::Nccl => Err(CollectiveError::NotBuilt),
+        }
+    }
+}
+
 /// Where this rank meets the others.
 #[derive(Debug)]
 pub(super) struct Ranks {
     listener: Listener,
     deadlines: Deadlines,
     shards: usize,
+    way: Way,
     current: Option<(Epoch, Collective)>,
     at_work: AtWork,
 }
@@ -60,12 +101,14 @@ impl Ranks {
         listener: Listener,
         deadlines: Deadlines,
         shards: usize,
+        way: Way,
         at_work: AtWork,
     ) -> Self {
         Self {
             listener,
             deadlines,
             shards,
+            way,
             current: None,
             at_work,
         }
@@ -111,14 +154,27 @@ impl Ranks {
         if cancel.is_cancelled() {
             return Err(CollectiveError::Aborted);
         }
-        tracing::info!(epoch = %epoch.epoch, rank = epoch.rank, world = epoch.world, "meeting the other ranks");
+        tracing::info!(epoch = %epoch.epoch, rank = epoch.rank, world = epoch.world, id = ?epoch.unique_id, "meeting the other ranks");
         let membership = Membership {
             epoch: epoch.epoch.0,
             rank: epoch.rank as usize,
             peers: epoch.peers.clone(),
             shards: self.shards,
         };
-        TcpCollective::join(&self.listener, membership, self.deadlines, &aborter)
-            .map(Collective::Tcp)
+        match self.way {
+            Way::Tcp => TcpCollective::join(&self.listener, membership, self.deadlines, &aborter)
+                .map(Collective::Tcp),
+            #[cfg(feature = "nccl")]
+            Way::Nccl { device } => {
+                let here = NcclRank {
+                    device,
+                    unique_id: epoch.unique_id.ok_or(CollectiveError::NoUniqueId {
+                        epoch: epoch.epoch.0,
+                    })?,
+                };
+                NcclCollective::join(&self.listener, membership, here, self.deadlines, &aborter)
+                    .map(Collective::Nccl)
+            }
+        }
     }
 }

@@ -76,7 +76,8 @@ impl TrainError {
     /// cleared, but the same numbers give the same error.
     pub(super) fn is_retryable(&self) -> bool {
         match self {
-            Self::Collective(_) | Self::Checkpoint(_) => true,
+            Self::Collective(error) => !error.is_lasting(),
+            Self::Checkpoint(_) => true,
             Self::Step(step) => matches!(step, StepError::AllReduce(_) | StepError::Cancelled),
             Self::State(_) | Self::Blob { .. } | Self::UnknownVersion { .. } => false,
         }

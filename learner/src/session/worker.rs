@@ -10,7 +10,7 @@ use std::{
 use retouch_models::{device, weights::LoadError};
 use retouch_proto::{
     ContentHash,
-    config::RunConfig,
+    config::{LearnerConfig, RunConfig},
     task::{Task, TaskFailure, TaskOutcome, TrainResult, TrainTask},
     worker::Role,
 };
@@ -25,7 +25,8 @@ use tonic::service::Routes;
 
 use super::{
     inputs::{self, TrainInputs},
-    ranks::{AtWork, Ranks},
+    mint::mint,
+    ranks::{AtWork, Ranks, Way},
     trainer::{TrainError, Trained, Trainer},
 };
 use crate::collective::{CollectiveError, Deadlines, Listener};
@@ -67,6 +68,17 @@ pub enum LearnerError {
     Load(#[from] LoadError),
 }
 
+/// Checks that this build and machine have what a learner is to compute with.
+///
+/// # Errors
+///
+/// What is missing: the feature, the driver or the device.
+pub fn check_device(config: &LearnerConfig) -> Result<(), LearnerError> {
+    Way::of(config, &config.device)?;
+    device::parse(&config.device)?;
+    Ok(())
+}
+
 /// Joins a run and trains until it ends.
 ///
 /// # Errors
@@ -85,10 +97,12 @@ pub async fn run(options: WorkerOptions) -> Result<(), LearnerError> {
     let session = Session::connect(options, identity, Routes::default()).await?;
     let config = session.config().clone();
     process::set_compute_threads(config.cluster.threads_per_worker)?;
-    let device = device::parse(device.as_deref().unwrap_or(&config.learner.device))?;
+    let device = device.as_deref().unwrap_or(&config.learner.device);
+    let way = Way::of(&config.learner, device)?;
+    let device = device::parse(device)?;
     let at_work = AtWork::default();
     let shards = config.learner.gradient_shards as usize;
-    let ranks = Ranks::new(listener, deadlines(&config), shards, at_work.clone());
+    let ranks = Ranks::new(listener, deadlines(&config), shards, way, at_work.clone());
     let (loading, run_dir) = (config.clone(), session.run_dir().clone());
     let trainer =
         DeviceThread::start(move || Trainer::load(&loading, device, run_dir, ranks)).await??;
@@ -152,8 +166,17 @@ struct Training {
 impl Training {
     async fn answer(self: Arc<Self>, work: Work) -> TaskOutcome {
         let lease = work.assignment.lease;
-        let Task::Train(task) = work.assignment.task.clone() else {
-            return TaskOutcome::Failed(failure("a learner was given another role's task", false));
+        let task = match work.assignment.task.clone() {
+            Task::Train(task) => task,
+            Task::Mint(task) => {
+                return mint(task)
+                    .await
+                    .map_or_else(TaskOutcome::Failed, TaskOutcome::Mint);
+            }
+            Task::Rollout(_) | Task::Score(_) => {
+                let reason = "a learner was given another role's task";
+                return TaskOutcome::Failed(failure(reason, false));
+            }
         };
         let training = tokio::spawn(self.clone().train(work.clone(), task));
         tokio::select! {
@@ -227,7 +250,7 @@ impl Training {
     }
 }
 
-fn failure(reason: impl ToString, retryable: bool) -> TaskFailure {
+pub(super) fn failure(reason: impl ToString, retryable: bool) -> TaskFailure {
     TaskFailure {
         reason: reason.to_string(),
         lost_blobs: Vec::new(),

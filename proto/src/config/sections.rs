@@ -127,6 +127,16 @@ choice! {
 }
 
 choice! {
+    /// What becomes of a sample whose loss is NaN or infinite.
+    NotFinite {
+        /// The run ends there, with what was committed before.
+        Stop = "stop",
+        /// The iteration is made without it.
+        Drop = "drop",
+    }
+}
+
+choice! {
     /// How learner ranks sum gradients.
     CollectiveKind {
         /// The fixed tree over sockets: the same bits for every rank count (A9).
@@ -337,6 +347,10 @@ impl Default for AdvantageConfig {
 pub struct LearnerConfig {
     /// Learner processes.
     pub ranks: u32,
+    /// With fewer than these the run waits, however long they are missing.
+    pub ranks_min: u32,
+    /// Learners that joined later train too, up to these; 0 is `ranks`.
+    pub ranks_max: u32,
     /// Parts that gradients are summed over in a fixed tree (A9); divisible by `ranks`.
     pub gradient_shards: u32,
     /// Samples per forward.
@@ -347,6 +361,8 @@ pub struct LearnerConfig {
     pub kl_beta: f64,
     /// AdamW's.
     pub learning_rate: f64,
+    /// Updates in which the learning rate grows to its full value; 0 for none.
+    pub warmup_iterations: u32,
     /// AdamW's.
     pub adam_beta1: f64,
     /// AdamW's.
@@ -365,6 +381,8 @@ pub struct LearnerConfig {
     pub old_policy: OldPolicy,
     /// Limit of the EMA's decay.
     pub ema_decay_max: f64,
+    /// What becomes of a sample whose loss is NaN or infinite.
+    pub not_finite: NotFinite,
     /// Iterations between durable checkpoints.
     pub checkpoint_every: u32,
     /// How ranks sum gradients.
@@ -377,11 +395,14 @@ impl Default for LearnerConfig {
     fn default() -> Self {
         Self {
             ranks: 1,
+            ranks_min: 1,
+            ranks_max: 0,
             gradient_shards: 8,
             micro_batch_size: 3,
             nft_beta: 1.0,
             kl_beta: 1e-4,
             learning_rate: 3e-4,
+            warmup_iterations: 0,
             adam_beta1: 0.9,
             adam_beta2: 0.999,
             adam_epsilon: 1e-8,
@@ -391,9 +412,33 @@ impl Default for LearnerConfig {
             draws_per: DrawsPer::Sample,
             old_policy: OldPolicy::Default,
             ema_decay_max: 0.9,
+            not_finite: NotFinite::Stop,
             checkpoint_every: 10,
             collective: CollectiveKind::Tcp,
             device: "cuda:0".into(),
+        }
+    }
+}
+
+/// Thresholds of what is told as an alarm; 0 switches one off.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AlarmConfig {
+    /// Gradient norm before clipping: above it, updates are mostly clipped away.
+    pub grad_norm_max: f64,
+    /// Mean squared distance of the trained policy's velocity from the base's.
+    pub kl_max: f64,
+    /// Mean over groups of the standard deviation of rewards: below it, there is nothing left to
+    /// learn, or the judge is fooled.
+    pub reward_std_min: f64,
+}
+
+impl Default for AlarmConfig {
+    fn default() -> Self {
+        Self {
+            grad_norm_max: 100.0,
+            kl_max: 1.0,
+            reward_std_min: 0.005,
         }
     }
 }

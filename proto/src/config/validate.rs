@@ -1,7 +1,7 @@
 //! What must hold between values.
 
 use super::errors::{ConfigErrors, Problem};
-use super::{FilterRule, RunConfig};
+use super::{CollectiveKind, FilterRule, RunConfig};
 use crate::limits::{GROUP_SIZE_MAX, GROUPS_MAX, RANKS_MAX, TERMS_MAX};
 
 impl RunConfig {
@@ -76,6 +76,7 @@ pub(super) fn problems(config: &RunConfig, origin: impl Fn(&str) -> String) -> V
     reward(config, &mut checks);
     filter_and_advantage(config, &mut checks);
     learner(config, &mut checks);
+    alarms(config, &mut checks);
     lora(config, &mut checks);
     cluster(config, &mut checks);
     evaluation(config, &mut checks);
@@ -193,6 +194,17 @@ fn learner<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
         1,
         RANKS_MAX as u64,
     );
+    let ranks = u64::from(learner.ranks);
+    checks.range(
+        "learner.ranks_min",
+        learner.ranks_min.into(),
+        1,
+        ranks.max(1),
+    );
+    if learner.ranks_max != 0 {
+        let key = "learner.ranks_max";
+        checks.range(key, learner.ranks_max.into(), ranks, RANKS_MAX as u64);
+    }
     let divides = learner.ranks > 0 && learner.gradient_shards.is_multiple_of(learner.ranks);
     let right = format!("is not a multiple of learner.ranks = {}", learner.ranks);
     checks.must(
@@ -210,6 +222,12 @@ fn learner<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
     checks.number("learner.nft_beta", learner.nft_beta, 1e-6, 10.0);
     checks.number("learner.kl_beta", learner.kl_beta, 0.0, 1e3);
     checks.number("learner.learning_rate", learner.learning_rate, 0.0, 1.0);
+    checks.range(
+        "learner.warmup_iterations",
+        learner.warmup_iterations.into(),
+        0,
+        1_000_000,
+    );
     checks.number("learner.adam_beta1", learner.adam_beta1, 0.0, 0.999_999);
     checks.number("learner.adam_beta2", learner.adam_beta2, 0.0, 0.999_999_9);
     checks.number("learner.adam_epsilon", learner.adam_epsilon, 1e-30, 1.0);
@@ -238,6 +256,20 @@ fn learner<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
         1_000_000,
     );
     checks.device("learner.device", &learner.device);
+    let sums_on_gpus = learner.collective == CollectiveKind::Nccl;
+    checks.must(
+        !sums_on_gpus || learner.device != "cpu",
+        "learner.collective",
+        learner.collective,
+        "sums on GPUs, which learner.device = \"cpu\" has none of: choose tcp, or a device cuda:N",
+    );
+}
+
+fn alarms<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
+    let alarms = &config.alarms;
+    checks.number("alarms.grad_norm_max", alarms.grad_norm_max, 0.0, 1e12);
+    checks.number("alarms.kl_max", alarms.kl_max, 0.0, 1e12);
+    checks.number("alarms.reward_std_min", alarms.reward_std_min, 0.0, 0.5);
 }
 
 fn lora<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
@@ -330,6 +362,8 @@ mod tests {
         config.model.height = 100;
         config.learner.ranks = 3;
         config.learner.timestep_fraction = 0.1;
+        config.learner.collective = CollectiveKind::Nccl;
+        config.learner.device = "cpu".into();
         config.filter.tau_mean = f64::NAN;
         config.reward.terms.clear();
         config.cluster.listen = "here".into();
@@ -346,6 +380,7 @@ mod tests {
             "filter.tau_mean",
             "learner.gradient_shards",
             "learner.timestep_fraction",
+            "learner.collective",
             "cluster.listen",
         ];
         assert_eq!(keys, expected);

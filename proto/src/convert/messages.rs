@@ -58,6 +58,7 @@ fn train_task() -> TrainTask {
             rank: 1,
             world: 2,
             peers: vec!["10.0.0.1:1".parse().unwrap(), "[::1]:2".parse().unwrap()],
+            unique_id: Some(UniqueId([3; UniqueId::BYTES])),
         },
         state: Some(blob("state")),
         versions: vec![blob("version")],
@@ -153,6 +154,7 @@ fn assignments_round_trip() {
         Task::Rollout(rollout_task()),
         Task::Score(score),
         Task::Train(train_task()),
+        Task::Mint(MintTask { epoch: Epoch(9) }),
     ] {
         let assignment = assignment(task);
         assert_eq!(
@@ -173,6 +175,10 @@ fn reports_round_trip() {
         TaskOutcome::Rollout(rollout_result()),
         TaskOutcome::Score(score_result(0.5)),
         TaskOutcome::Train(train_result()),
+        TaskOutcome::Mint(MintResult {
+            epoch: Epoch(9),
+            unique_id: UniqueId([3; UniqueId::BYTES]),
+        }),
         TaskOutcome::Failed(failure),
     ]);
     assert_eq!(

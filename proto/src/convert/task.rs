@@ -19,6 +19,9 @@ impl From<Assignment> for pb::Assignment {
             Task::Rollout(task) => pb::assignment::Task::Rollout(task.into()),
             Task::Score(task) => pb::assignment::Task::Score(task.into()),
             Task::Train(task) => pb::assignment::Task::Train(task.into()),
+            Task::Mint(task) => pb::assignment::Task::Mint(pb::MintTask {
+                epoch: task.epoch.0,
+            }),
         };
         Self {
             lease: assignment.lease.0,
@@ -36,6 +39,9 @@ impl TryFrom<pb::Assignment> for Assignment {
             pb::assignment::Task::Rollout(task) => Task::Rollout(task.try_into()?),
             pb::assignment::Task::Score(task) => Task::Score(task.try_into()?),
             pb::assignment::Task::Train(task) => Task::Train(task.try_into()?),
+            pb::assignment::Task::Mint(task) => Task::Mint(MintTask {
+                epoch: Epoch(task.epoch),
+            }),
         };
         Ok(Self {
             lease: LeaseId(assignment.lease),
@@ -258,6 +264,7 @@ impl From<TrainTask> for pb::TrainTask {
                 rank: collective.rank,
                 world: collective.world,
                 peers: collective.peers.iter().map(ToString::to_string).collect(),
+                unique_id: collective.unique_id.map_or(Vec::new(), |id| id.0.to_vec()),
             }),
             state: task.state.map(Into::into),
             versions: task.versions.into_iter().map(Into::into).collect(),
@@ -303,6 +310,38 @@ impl TryFrom<pb::CollectiveEpoch> for CollectiveEpoch {
             rank: epoch.rank,
             world: epoch.world,
             peers,
+            unique_id: match epoch.unique_id.is_empty() {
+                true => None,
+                false => Some(unique_id("collective.unique_id", epoch.unique_id)?),
+            },
+        })
+    }
+}
+
+fn unique_id(field: &'static str, bytes: Vec<u8>) -> Result<UniqueId> {
+    let bytes = bytes.try_into().map_err(|bytes: Vec<u8>| {
+        let problem = format!("{} bytes, expected {}", bytes.len(), UniqueId::BYTES);
+        ConvertError::new(field, problem)
+    })?;
+    Ok(UniqueId(bytes))
+}
+
+impl From<MintResult> for pb::MintResult {
+    fn from(result: MintResult) -> Self {
+        Self {
+            epoch: result.epoch.0,
+            unique_id: result.unique_id.0.to_vec(),
+        }
+    }
+}
+
+impl TryFrom<pb::MintResult> for MintResult {
+    type Error = ConvertError;
+
+    fn try_from(result: pb::MintResult) -> Result<Self> {
+        Ok(Self {
+            epoch: Epoch(result.epoch),
+            unique_id: unique_id("mint.unique_id", result.unique_id)?,
         })
     }
 }
@@ -458,6 +497,7 @@ impl From<TaskResult> for pb::TaskResult {
             TaskOutcome::Rollout(result) => Outcome::Rollout(result.into()),
             TaskOutcome::Score(result) => Outcome::Score(result.into()),
             TaskOutcome::Train(result) => Outcome::Train(result.into()),
+            TaskOutcome::Mint(result) => Outcome::Mint(result.into()),
             TaskOutcome::Failed(failure) => Outcome::Failure(failure.into()),
         };
         Self {
@@ -476,6 +516,7 @@ impl TryFrom<pb::TaskResult> for TaskResult {
             Outcome::Rollout(result) => result.try_into().map(TaskOutcome::Rollout),
             Outcome::Score(result) => result.try_into().map(TaskOutcome::Score),
             Outcome::Train(result) => result.try_into().map(TaskOutcome::Train),
+            Outcome::Mint(result) => result.try_into().map(TaskOutcome::Mint),
             Outcome::Failure(failure) => failure.try_into().map(TaskOutcome::Failed),
         };
         Ok(Self {

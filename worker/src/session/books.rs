@@ -219,7 +219,7 @@ fn running_task(assignment: &Assignment) -> RunningTask {
     let (kind, group) = match &assignment.task {
         Task::Rollout(task) => (Role::Rollout, Some(task.group)),
         Task::Score(task) => (Role::Reward, Some(task.group)),
-        Task::Train(_) => (Role::Learner, None),
+        Task::Train(_) | Task::Mint(_) => (Role::Learner, None),
     };
     RunningTask {
         lease: assignment.lease,

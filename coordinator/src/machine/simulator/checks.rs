@@ -59,6 +59,7 @@ fn leases(machine: &Machine) {
                 let ranks = machine.training.iter().flat_map(|training| &training.ranks);
                 worker.role == Role::Learner && ranks.clone().any(|rank| rank.lease == *id)
             }
+            Work::Mint => worker.role == Role::Learner && machine.is_minting(*id),
         };
         assert!(
             matches,

@@ -193,7 +193,7 @@ pub(in crate::machine) fn group_of(task: &Task) -> Option<GroupId> {
     match task {
         Task::Rollout(task) => Some(task.group),
         Task::Score(task) => Some(task.group),
-        Task::Train(_) => None,
+        Task::Train(_) | Task::Mint(_) => None,
     }
 }
 
@@ -217,6 +217,14 @@ pub(in crate::machine) fn inputs(task: &Task) -> Vec<BlobRef> {
                 .cloned()
                 .collect()
         }
+        Task::Mint(_) => Vec::new(),
+    }
+}
+
+pub(in crate::machine) fn mint(task: &MintTask) -> MintResult {
+    MintResult {
+        epoch: task.epoch,
+        unique_id: UniqueId([task.epoch.0 as u8; UniqueId::BYTES]),
     }
 }
 

@@ -324,6 +324,7 @@ impl World {
                 }
                 TaskOutcome::Train(result)
             }
+            Task::Mint(task) => TaskOutcome::Mint(fakes::mint(task)),
         }
     }
 

@@ -254,6 +254,7 @@ impl Driver {
                 fake.blobs.extend([result.state.hash, result.version.hash]);
                 TaskOutcome::Train(result)
             }
+            Task::Mint(task) => TaskOutcome::Mint(fakes::mint(task)),
         }
     }
 

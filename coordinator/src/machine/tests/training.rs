@@ -1,5 +1,6 @@
 //! Collective steps: all ranks or none (A8, A9).
 
+use retouch_proto::config::CollectiveKind;
 use retouch_proto::status::EventKind;
 use retouch_proto::task::{Task, TaskOutcome, TrainTask};
 use retouch_proto::worker::Role;
@@ -47,6 +48,69 @@ fn all_ranks_get_the_same_task_and_their_own_rank() {
         a.groups
             .windows(2)
             .all(|pair| pair[0].group < pair[1].group)
+    );
+}
+
+/// Two ranks that meet through NCCL; the first has been asked for their unique id.
+fn minting() -> (Driver, Peer) {
+    let mut config = config();
+    config.learner.ranks = 2;
+    config.learner.collective = CollectiveKind::Nccl;
+    config.learner.device = "cuda:0".into();
+    let mut driver = Driver::with_all_roles(config);
+    let second = driver.join(Role::Learner, 1);
+    driver.work_until_training(&[FIRST]);
+    assert!(matches!(driver.tasks(FIRST)[..], [(_, Task::Mint(_))]));
+    (driver, second)
+}
+
+#[test]
+fn every_rank_is_told_what_rank_0_minted_for_the_epoch() {
+    let (mut driver, second) = minting();
+    assert!(driver.tasks(second).is_empty(), "rank 1 can't begin yet");
+    let (lease, task) = driver.tasks(FIRST).remove(0);
+    let outcome = driver.outcome(FIRST, &task);
+    let TaskOutcome::Mint(minted) = outcome else {
+        panic!("{outcome:?}")
+    };
+    driver.end(FIRST, lease, TaskOutcome::Mint(minted));
+    driver.work_until_training(&[FIRST, second]);
+    for peer in [FIRST, second] {
+        let collective = training(&driver, peer).collective;
+        assert_eq!(collective.unique_id, Some(minted.unique_id));
+        assert_eq!(collective.epoch, minted.epoch);
+    }
+    driver.work(FIRST);
+    driver.work(second);
+    driver.work_until_training(&[FIRST, second]);
+    let later = training(&driver, second).collective;
+    assert_eq!(later.unique_id, Some(minted.unique_id), "minted once");
+}
+
+#[test]
+fn the_rank_that_mints_may_be_lost_and_its_next_life_mints_anew() {
+    let (mut driver, second) = minting();
+    let (_, before) = driver.tasks(FIRST).remove(0);
+    driver.restart(FIRST);
+    driver.work_until_training(&[FIRST]);
+    let (lease, after) = driver.tasks(FIRST).remove(0);
+    let outcome = driver.outcome(FIRST, &after);
+    let (Task::Mint(before), Task::Mint(after)) = (before, after) else {
+        panic!("neither life was asked to train");
+    };
+    assert!(after.epoch > before.epoch);
+    driver.end(FIRST, lease, outcome);
+    driver.work_until_training(&[FIRST, second]);
+}
+
+#[test]
+fn a_rank_that_cannot_mint_ends_the_run_with_its_reason() {
+    let (mut driver, _) = minting();
+    driver.fail(FIRST, "no libnccl.so.2", false, Vec::new());
+    let events = driver.events(EventKind::Failed);
+    assert_eq!(
+        events,
+        ["training failed: rank 0 on learner-0: no libnccl.so.2"]
     );
 }
 

@@ -1,0 +1,155 @@
+//! Signs of a run that goes wrong, by name: told once when they begin, and again when they come
+//! back.
+
+use std::collections::BTreeSet;
+
+use retouch_proto::config::AlarmConfig;
+use retouch_proto::status::{EventKind, IterationMetrics};
+
+use super::Machine;
+
+/// The alarms that rang after the last iteration.
+pub(super) type Ringing = BTreeSet<&'static str>;
+
+impl Machine {
+    /// Looks at what an iteration was like.
+    pub(super) fn watch(&mut self, metrics: &IterationMetrics) {
+        let found = alarms(&self.config.alarms, metrics);
+        let fresh: Vec<String> = found
+            .iter()
+            .filter(|(name, _)| !self.ringing.contains(name))
+            .map(|(_, message)| message.clone())
+            .collect();
+        self.ringing = found.into_iter().map(|(name, _)| name).collect();
+        for message in fresh {
+            self.event(EventKind::Alarm, message);
+        }
+    }
+}
+
+/// Name and message of every alarm that rings. What was not measured rings nothing; what is not a
+/// number rings.
+fn alarms(config: &AlarmConfig, metrics: &IterationMetrics) -> Vec<(&'static str, String)> {
+    let iteration = metrics.iteration;
+    let mut found = Vec::new();
+    let mut check = |name: &'static str, rings: bool, message: String| {
+        if rings {
+            found.push((
+                name,
+                format!("{name} after iteration {iteration}: {message}"),
+            ));
+        }
+    };
+    let above = |value: f64, most: f64| most > 0.0 && (value > most || value.is_nan());
+    if let Some(train) = &metrics.train {
+        let most = config.grad_norm_max;
+        check(
+            "grad_norm",
+            above(train.grad_norm, most),
+            format!(
+                "{:.4} is above alarms.grad_norm_max = {most}",
+                train.grad_norm
+            ),
+        );
+        let most = config.kl_max;
+        check(
+            "kl",
+            above(train.kl_div, most),
+            format!("{:.6} is above alarms.kl_max = {most}", train.kl_div),
+        );
+    }
+    let (std, least) = (metrics.reward_std_mean, config.reward_std_min);
+    let below = metrics.scored > 0 && (std < least || (least > 0.0 && std.is_nan()));
+    check(
+        "reward_std",
+        below,
+        format!(
+            "the rewards of a group differ by {std:.4} on average, below alarms.reward_std_min = {least}: \
+             the judge may be fooled alike by all samples"
+        ),
+    );
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use retouch_proto::Iteration;
+    use retouch_proto::task::TrainMetrics;
+
+    use super::*;
+
+    const CONFIG: AlarmConfig = AlarmConfig {
+        grad_norm_max: 5.0,
+        kl_max: 0.5,
+        reward_std_min: 0.01,
+    };
+
+    fn names(grad_norm: f64, kl_div: f64, reward_std_mean: f64) -> Vec<&'static str> {
+        let train = TrainMetrics {
+            grad_norm,
+            kl_div,
+            ..TrainMetrics::default()
+        };
+        let metrics = IterationMetrics {
+            iteration: Iteration(7),
+            scored: 4,
+            reward_std_mean,
+            train: Some(train),
+            ..IterationMetrics::default()
+        };
+        let found = alarms(&CONFIG, &metrics);
+        found.into_iter().map(|(name, _)| name).collect()
+    }
+
+    #[test]
+    fn each_threshold_rings_its_own_alarm() {
+        assert_eq!(names(5.0, 0.5, 0.01), Vec::<&str>::new());
+        assert_eq!(names(5.1, 0.5, 0.01), ["grad_norm"]);
+        assert_eq!(names(1.0, 0.6, 0.01), ["kl"]);
+        assert_eq!(names(1.0, 0.1, 0.009), ["reward_std"]);
+        assert_eq!(
+            names(f64::NAN, f64::NAN, f64::NAN),
+            ["grad_norm", "kl", "reward_std"]
+        );
+    }
+
+    #[test]
+    fn messages_name_value_and_threshold() {
+        let metrics = IterationMetrics {
+            iteration: Iteration(7),
+            scored: 4,
+            reward_std_mean: 0.002,
+            ..IterationMetrics::default()
+        };
+        let found = alarms(&CONFIG, &metrics);
+        assert_eq!(found.len(), 1, "nothing was trained: {found:?}");
+        let message = &found[0].1;
+        for part in [
+            "reward_std after iteration 7",
+            "0.0020",
+            "alarms.reward_std_min = 0.01",
+        ] {
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn zero_switches_an_alarm_off() {
+        let off = AlarmConfig {
+            grad_norm_max: 0.0,
+            kl_max: 0.0,
+            reward_std_min: 0.0,
+        };
+        let train = TrainMetrics {
+            grad_norm: f64::NAN,
+            kl_div: 1e9,
+            ..TrainMetrics::default()
+        };
+        let metrics = IterationMetrics {
+            scored: 4,
+            train: Some(train),
+            ..IterationMetrics::default()
+        };
+        assert!(alarms(&off, &metrics).is_empty());
+    }
+}
