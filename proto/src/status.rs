@@ -401,7 +401,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::WorkerJoined,
         Self::WorkerLost,
         Self::WorkerLeft,
