@@ -6,7 +6,6 @@
 
 use std::ops::Range;
 
-use retouch_proto::config::DrawsPer;
 use retouch_proto::seed::{self, Purpose};
 
 use crate::shards::part;
@@ -104,8 +103,6 @@ pub struct Draws<'a> {
     pub iteration: u32,
     /// Every group's own number, by position.
     pub group_numbers: &'a [u32],
-    /// What draws for itself.
-    pub per: DrawsPer,
 }
 
 impl Draws<'_> {
@@ -127,11 +124,14 @@ impl Draws<'_> {
 
     fn seed(&self, purpose: Purpose, sample: Sample, step: u32) -> u64 {
         let group = self.group_numbers[sample.group];
-        let index = match self.per {
-            DrawsPer::Sample => sample.index as u32,
-            DrawsPer::Group => 0,
-        };
-        seed::derive(self.run_seed, purpose, self.iteration, group, index, step)
+        seed::derive(
+            self.run_seed,
+            purpose,
+            self.iteration,
+            group,
+            sample.index as u32,
+            step,
+        )
     }
 }
 
@@ -163,7 +163,6 @@ mod tests {
         run_seed: 1,
         iteration: 3,
         group_numbers: &[0, 2, 5, 6, 9, 11],
-        per: DrawsPer::Sample,
     };
 
     fn all_pairs(config: &PlanConfig, sizes: &[usize]) -> Vec<Pair> {
@@ -224,30 +223,6 @@ mod tests {
             of(all_pairs(&CONFIG, &[12; 6])),
             of(all_pairs(&other, &[4, 12]))
         );
-    }
-
-    #[test]
-    fn a_group_can_draw_once_for_all_its_samples() {
-        let draws = Draws {
-            per: DrawsPer::Group,
-            ..DRAWS
-        };
-        let drawn = |group, index| {
-            let sample = Sample { group, index };
-            let timesteps = draws.timesteps(&CONFIG, sample);
-            let noise = |(draw, &timestep)| {
-                draws.noise_seed(&Pair {
-                    sample,
-                    draw,
-                    timestep,
-                })
-            };
-            let noises: Vec<u64> = timesteps.iter().enumerate().map(noise).collect();
-            (timesteps, noises)
-        };
-        assert_eq!(drawn(1, 0), drawn(1, 7));
-        assert_ne!(drawn(1, 0).1, drawn(2, 0).1);
-        assert_ne!(drawn(1, 0).1[0], drawn(1, 0).1[1]);
     }
 
     #[test]

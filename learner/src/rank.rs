@@ -135,7 +135,6 @@ impl<'a> Rank<'a> {
             run_seed: self.iteration.run_seed,
             iteration: self.iteration.number.0,
             group_numbers: &self.group_numbers,
-            per: self.iteration.config.draws_per,
         }
     }
 }

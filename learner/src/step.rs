@@ -17,7 +17,7 @@ use burn::tensor::Tensor;
 use retouch_models::editor::{Condition, Editor};
 use retouch_models::lora::LoraConfig;
 use retouch_proto::RunConfig;
-use retouch_proto::config::{DrawsPer, NotFinite};
+use retouch_proto::config::NotFinite;
 use retouch_proto::ids::{GroupId, Iteration as IterationNumber};
 
 use crate::adamw::AdamWConfig;
@@ -49,8 +49,6 @@ pub struct StepConfig {
     pub micro_batch_size: usize,
     /// Share of the sampler's timesteps that each sample is trained at.
     pub timestep_fraction: f64,
-    /// What draws timesteps and noise of its own.
-    pub draws_per: DrawsPer,
     /// Steps of the sampler that made the samples.
     pub num_inference_steps: usize,
     /// Guidance that the samples were made with.
@@ -234,7 +232,6 @@ impl StepConfig {
             gradient_shards: learner.gradient_shards as usize,
             micro_batch_size: learner.micro_batch_size as usize,
             timestep_fraction: learner.timestep_fraction,
-            draws_per: learner.draws_per,
             num_inference_steps: rollout.num_inference_steps as usize,
             guidance_scale: rollout.guidance_scale,
             not_finite: learner.not_finite,

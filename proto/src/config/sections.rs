@@ -116,17 +116,6 @@ choice! {
 }
 
 choice! {
-    /// What draws training timesteps and noise of its own.
-    DrawsPer {
-        /// Every sample, as published.
-        Sample = "sample",
-        /// Every group, for all its samples alike: their advantages sum to zero, so that what they
-        /// have in common cancels. The same gradient on average, with less noise.
-        Group = "group",
-    }
-}
-
-choice! {
     /// What becomes of a sample whose loss is NaN or infinite.
     NotFinite {
         /// The run ends there, with what was committed before.
@@ -375,8 +364,6 @@ pub struct LearnerConfig {
     pub max_grad_norm: f64,
     /// Share of the sampler's timesteps that each sample is trained on.
     pub timestep_fraction: f64,
-    /// What draws timesteps and noise of its own.
-    pub draws_per: DrawsPer,
     /// How the old policy follows.
     pub old_policy: OldPolicy,
     /// Limit of the EMA's decay.
@@ -409,7 +396,6 @@ impl Default for LearnerConfig {
             weight_decay: 1e-4,
             max_grad_norm: 1.0,
             timestep_fraction: 0.99,
-            draws_per: DrawsPer::Sample,
             old_policy: OldPolicy::Default,
             ema_decay_max: 0.9,
             not_finite: NotFinite::Stop,
