@@ -46,6 +46,7 @@ pub(super) struct Batch {
 }
 
 /// Some rows' prompts.
+#[allow(clippy::large_enum_variant, reason = "there is one per batch")]
 pub(super) enum Text {
     /// For text encoders that are trained.
     Raw(Vec<String>),

@@ -21,6 +21,7 @@ pub(super) struct Encoder {
 
 /// The reference numbers the layers of all levels in one list.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a model has about ten")]
 enum DownLayer {
     Resnet(ResidualBlock),
     Downsample(Resample),

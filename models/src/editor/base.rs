@@ -151,12 +151,14 @@ macro_rules! base_models {
     ($($name:ident,)*) => {
         /// One of the base models.
         #[derive(Clone, Debug)]
+        #[allow(clippy::large_enum_variant, reason = "a process has one, and it is all handles")]
         pub enum Base {
             $(#[doc = concat!("See [`", stringify!($name), "`].")] $name($name),)*
         }
 
         /// What all steps of one condition share.
         #[derive(Clone, Debug)]
+        #[allow(clippy::large_enum_variant, reason = "there is one per condition")]
         pub(super) enum Context {
             $($name(<$name as BaseModel>::Context),)*
         }

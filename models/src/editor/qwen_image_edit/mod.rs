@@ -27,7 +27,6 @@ use crate::qwen_image::{
     ImageShape, QwenImageCondition, QwenImageContext, QwenImageTransformer,
     QwenImageTransformerConfig,
 };
-use crate::scheduler::NUM_TRAIN_TIMESTEPS;
 use crate::weights::{LoadError, write_config};
 
 /// Qwen-Image-Edit-2509.
@@ -232,8 +231,6 @@ impl BaseModel for QwenImageEdit {
         context: &QwenImageContext,
         adapter: Option<&LoraAdapter>,
     ) -> Tensor<3> {
-        // Through the sampler's clock, as the reference: the highest frequencies magnify its rounding.
-        let t = t * NUM_TRAIN_TIMESTEPS / NUM_TRAIN_TIMESTEPS;
         self.transformer
             .step(hidden_states, kept, t, context, adapter)
     }
