@@ -142,7 +142,7 @@ impl Check<'_> {
         }
         Err(LoadError::OtherModel {
             path: self.weights.path().to_owned(),
-            misfit: self.misfit,
+            misfit: Box::new(self.misfit),
         })
     }
 }

@@ -40,7 +40,7 @@ pub enum LoadError {
         /// The file or folder.
         path: PathBuf,
         /// All that does not fit.
-        misfit: Misfit,
+        misfit: Box<Misfit>,
     },
     /// An adapter's factors do not fit the model's layers.
     #[error("{}: the adapter does not fit this model, it was trained for another{misfit}", path.display())]
@@ -48,7 +48,7 @@ pub enum LoadError {
         /// The file.
         path: PathBuf,
         /// All that does not fit.
-        misfit: Misfit,
+        misfit: Box<Misfit>,
     },
 }
 

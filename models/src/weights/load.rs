@@ -30,7 +30,7 @@ impl Weights {
         if !misfit.is_none() {
             return Err(LoadError::Mismatch {
                 path: self.path().to_owned(),
-                misfit,
+                misfit: Box::new(misfit),
             });
         }
         Ok(module.map(&mut Loader {
