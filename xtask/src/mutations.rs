@@ -38,10 +38,10 @@ const MUTATIONS: [Mutation; 10] = [
         to: "let leases: Vec<retouch_proto::LeaseId> = Vec::new();",
     },
     Mutation {
-        bug: "samples of another version than the group's are taken (A6)",
-        file: "results.rs",
-        from: "if policy.hash() != result.version {",
-        to: "if false {",
+        bug: "a rewind is not recorded (A8)",
+        file: "recovery.rs",
+        from: "self.record(Entry::Rewound { from, to });",
+        to: "",
     },
     Mutation {
         bug: "scores of lost samples are kept for the samples that replace them (A5)",

@@ -28,7 +28,7 @@ mod story;
 mod strikes;
 mod tally;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod worker_side;
 mod world;
 

@@ -9,6 +9,7 @@ use retouch_proto::status::{Event, EventKind};
 
 use super::{FILE_NAME, Reader, Store, StoreError};
 use crate::machine::record::{Checkpoint, Entry};
+use crate::machine::simulator::tests::recorded_run;
 use retouch_proto::Iteration;
 use rusqlite::Connection;
 
@@ -185,4 +186,23 @@ fn a_snapshot_is_taken_while_the_record_is_written() {
     drop(store);
     let snapshot = Reader::open(&folder.path().join("checkpoints/0")).unwrap();
     assert!(!snapshot.last_events(1).unwrap().is_empty());
+}
+
+/// The documented questions have answers in the record of a run on which much went wrong.
+#[test]
+fn the_documented_queries_have_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, entries) = recorded_run();
+    let (mut store, _) = Store::open(folder.path(), &config, "rows").unwrap();
+    store.write(&entries).unwrap();
+    let connection = Connection::open(folder.path().join(FILE_NAME)).unwrap();
+    let document = include_str!("../../RECORD.md");
+    let queries: Vec<&str> = document.split("```sql").skip(1).collect();
+    assert!(queries.len() >= 9, "{} queries", queries.len());
+    for query in queries {
+        let query = query.split("```").next().unwrap();
+        let mut statement = connection.prepare(query).expect(query);
+        let mut rows = statement.query([]).expect(query);
+        assert!(rows.next().expect(query).is_some(), "no answer to {query}");
+    }
 }
