@@ -7,13 +7,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 use image::RgbImage;
-use retouch_models::editor::{Editor, ImageSize, Parts, SampleOptions};
+use retouch_models::editor::{
+    Editor, FluxKontext, FluxKontextEncoders, ImageSize, Parts, SampleOptions,
+};
 use retouch_models::flux::{FluxTransformer, FluxTransformerConfig};
 use retouch_models::init::Init;
 use retouch_models::inspect::{Estimate, Role, Workload, estimate, inspect};
 use retouch_models::judge::{Judge, JudgeRequest, Template};
 use retouch_models::lora::{LoraAdapter, LoraConfig};
 use retouch_models::noise;
+use retouch_models::scheduler::FlowMatchScheduler;
 use retouch_models::solver::Solver;
 
 /// The system's allocator, with the bytes that are out now and that were at most.
@@ -59,18 +62,19 @@ fn pipeline(folder: &Path, heads: usize, axes: [usize; 3]) {
     let cases = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tools/parity/cases");
     let small = cases.join("kontext_pipeline__dpm2_truncated_prompt/pipeline");
     let device = Device::flex();
-    let small = Editor::load(&small, &device, Parts::All).unwrap();
+    let encoders = FluxKontextEncoders::load(&small, &device, DType::F32).unwrap();
+    let scheduler = FlowMatchScheduler::load(&small.join("scheduler")).unwrap();
     let config = FluxTransformerConfig {
         num_layers: 2,
         num_single_layers: 4,
         attention_head_dim: axes.iter().sum(),
         num_attention_heads: heads,
         axes_dims_rope: axes.to_vec(),
-        ..small.transformer.config().clone()
+        ..FluxTransformerConfig::load(&small.join("transformer")).unwrap()
     };
     let transformer = FluxTransformer::init(&config, &Init::new(1, &device));
-    let encoders = small.encoders.unwrap();
-    let editor = Editor::new(transformer, small.scheduler.clone(), encoders, &device);
+    let base = FluxKontext::new(transformer, encoders);
+    let editor = Editor::new(base, scheduler, &device);
     editor.save(folder).unwrap();
 }
 
@@ -115,6 +119,7 @@ fn roll_out(folder: &Path, dtype: DType) {
         num_inference_steps: 2,
         solver: Solver::Dpm2,
         guidance_scale: 1.0,
+        true_cfg_scale: 1.0,
     };
     let x0 = editor.sample(&condition, noise, &options, Some(&adapters[1]));
     assert_eq!(editor.decode(x0, &condition).unwrap().len(), 4);

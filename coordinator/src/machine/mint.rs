@@ -8,6 +8,7 @@ use retouch_proto::{Epoch, LeaseId, WorkerId};
 use super::Machine;
 use super::leases::Work;
 use super::membership::Member;
+use super::training::Purpose;
 
 /// The minting under way.
 pub(super) struct Minting {
@@ -67,7 +68,7 @@ impl Machine {
         if !failure.retryable {
             return self.fail(format!("training failed: {problem}"));
         }
-        self.step_failed(vec![minting.member], problem);
+        self.step_failed(vec![minting.member], Purpose::Learn, problem);
     }
 
     /// Nobody waits for the id any more.

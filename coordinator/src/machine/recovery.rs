@@ -2,7 +2,7 @@
 
 use retouch_proto::GroupId;
 use retouch_proto::WorkerId;
-use retouch_proto::status::EventKind;
+use retouch_proto::status::{EventKind, Presence};
 use retouch_proto::worker::Role;
 
 use super::Machine;
