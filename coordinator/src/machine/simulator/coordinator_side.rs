@@ -374,7 +374,7 @@ impl World {
                     committed.iteration
                 );
             }
-            Task::Score(_) => {}
+            Task::Score(_) | Task::Mint(_) => {}
         }
     }
 

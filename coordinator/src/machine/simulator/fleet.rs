@@ -201,6 +201,7 @@ impl<'a> Fleet<'a> {
             Task::Rollout(task) => TaskOutcome::Rollout(fake.sample(task)),
             Task::Score(task) => TaskOutcome::Score(fakes::score(task)),
             Task::Train(task) => TaskOutcome::Train(fakes::train(task)),
+            Task::Mint(task) => TaskOutcome::Mint(fakes::mint(task)),
         };
         fake.blobs.clear();
         done.push(TaskResult { lease, outcome });
@@ -294,6 +295,7 @@ impl<'a> Fleet<'a> {
             Task::Rollout(_) => (self.durations.rollout_ms, 0),
             Task::Score(_) => (self.durations.score_ms, 1),
             Task::Train(_) => (self.durations.train_ms, 2),
+            Task::Mint(_) => (0, 2),
         };
         let share = 2.0 * (self.random.within(0..1_000_000) as f64 / 1e6) - 1.0;
         let ms = (ms as f64 * (1.0 + self.durations.jitter * share)).round() as u64;

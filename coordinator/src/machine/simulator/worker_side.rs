@@ -397,6 +397,7 @@ fn described(task: &Task) -> String {
             "is rank {} of {} for iteration {} in epoch {:x}",
             task.collective.rank, task.collective.world, task.iteration, task.collective.epoch.0
         ),
+        Task::Mint(task) => format!("mints the id of epoch {:x}", task.epoch.0),
     }
 }
 
