@@ -16,7 +16,7 @@ use anyhow::{Context, bail};
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  ci          every check, cheapest first: formatting, tidy, clippy with warnings as errors, nccl, all tests
+  ci          every check, cheapest first: formatting, tidy, clippy with warnings as errors, cuda, nccl, all tests
   tidy        checks of the source tree that no lint makes: file length, leftovers, invariants A1 and A2
   cuda        clippy of what only GPU builds have; needs neither a GPU nor CUDA
   nccl        tests with NCCL's real library, which is fetched with pip unless $RETOUCH_NCCL names it; needs no GPU
@@ -57,6 +57,7 @@ fn ci() -> anyhow::Result<()> {
         "--deny",
         "warnings",
     ])?;
+    cuda()?;
     nccl()?;
     cargo(&["test", "--workspace"])
 }
