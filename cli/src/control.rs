@@ -4,7 +4,10 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
 use clap::Args;
+use retouch_credentials::{Access, Principal};
+use retouch_worker::session::CoordinatorAddress;
 
+use crate::credentials::{CredentialArgs, in_run_folder};
 pub(crate) use crate::grpc::ControlClient;
 
 /// Which run a command means.
@@ -16,9 +19,8 @@ pub(crate) struct Target {
     /// The coordinator's address, host:port, for a run whose folder is not here.
     #[arg(long, value_name = "HOST:PORT", conflicts_with = "run")]
     coordinator: Option<String>,
-    /// The run's join token; read from the run folder where there is one.
-    #[arg(long, env = crate::launch::TOKEN_VARIABLE, hide_env_values = true)]
-    token: Option<String>,
+    #[command(flatten)]
+    credentials: CredentialArgs,
 }
 
 /// A command for a run.
@@ -50,7 +52,7 @@ impl Target {
         Self {
             run: Some(run),
             coordinator: None,
-            token: None,
+            credentials: CredentialArgs::default(),
         }
     }
 
@@ -62,17 +64,21 @@ impl Target {
         self.read(retouch_coordinator::ADDRESS_FILE_NAME)
     }
 
-    /// The join token, read from the run folder where none was given.
-    pub(crate) fn token(&self) -> anyhow::Result<String> {
-        match &self.token {
-            Some(token) => Ok(token.clone()),
-            None => self.read(retouch_coordinator::TOKEN_FILE_NAME),
-        }
+    /// Access as someone who controls the run: the run folder has it where nothing else was given.
+    pub(crate) async fn access(&self, address: &str) -> anyhow::Result<Access> {
+        let address = CoordinatorAddress::from(address.to_owned());
+        let own = self
+            .run
+            .as_deref()
+            .map(|run| in_run_folder(run, Principal::Control));
+        self.credentials
+            .access(Principal::Control, &address, own, ANSWER_MAX)
+            .await
     }
 
     fn read(&self, name: &str) -> anyhow::Result<String> {
         let Some(run) = &self.run else {
-            bail!("name a run folder, or give --coordinator and --token");
+            bail!("name a run folder, or give --coordinator with --credentials or --token");
         };
         let file = run.join(name);
         let text = std::fs::read_to_string(&file).with_context(|| {

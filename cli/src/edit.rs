@@ -56,9 +56,8 @@ pub(crate) struct EditArgs {
 
 pub(crate) fn run(args: EditArgs) -> anyhow::Result<()> {
     let device = device::parse(&args.device)?;
-    let source = image::open(&args.image)
-        .with_context(|| format!("can't read the image {}", args.image.display()))?
-        .to_rgb8();
+    let source = retouch_models::images::open(&args.image)
+        .with_context(|| format!("can't read the image {}", args.image.display()))?;
     let editor = Editor::load(&args.model, &device, Parts::All)?;
     let adapter = args.adapter.as_deref();
     let adapter = adapter

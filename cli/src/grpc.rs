@@ -1,57 +1,37 @@
 //! The Control service as a client of domain types (A2).
 
 use anyhow::Context;
+use retouch_credentials::access::Peer;
 use retouch_proto::{
     grpc::{
-        DrainRequest, PauseRequest, ResumeRequest, StatusRequest, StopRequest, TOKEN_METADATA_KEY,
+        DrainRequest, PauseRequest, ResumeRequest, StatusRequest, StopRequest,
         control_client::ControlClient as Client,
     },
     limits::MESSAGE_BYTES_MAX,
     status::RunStatus,
 };
-use tonic::{
-    Request, Status,
-    metadata::{Ascii, MetadataValue},
-    service::{Interceptor, interceptor::InterceptedService},
-    transport::{Channel, Endpoint},
-};
+use tonic::{Status, transport::Channel};
 
 use crate::control::{ANSWER_MAX, Target};
 
 /// A connection to a coordinator's Control service.
 pub(crate) struct ControlClient {
-    client: Client<InterceptedService<Channel, TokenSender>>,
-}
-
-/// Presents the join token with every call.
-#[derive(Clone)]
-struct TokenSender(MetadataValue<Ascii>);
-
-impl Interceptor for TokenSender {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request
-            .metadata_mut()
-            .insert(TOKEN_METADATA_KEY, self.0.clone());
-        Ok(request)
-    }
+    client: Client<Channel>,
 }
 
 impl ControlClient {
     pub(crate) async fn connect(target: &Target) -> anyhow::Result<Self> {
         let address = target.address()?;
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .with_context(|| format!("{address:?} is no address of the form host:port"))?
+        let access = target.access(&address).await?;
+        let endpoint = access
+            .endpoint(&address, Peer::Coordinator)?
             .connect_timeout(ANSWER_MAX)
             .timeout(ANSWER_MAX);
         let channel = endpoint
             .connect()
             .await
             .with_context(|| format!("no coordinator answers at {address}; the run may be over"))?;
-        let token = target
-            .token()?
-            .parse()
-            .context("the join token has other characters than ASCII")?;
-        let client = Client::with_interceptor(channel, TokenSender(token));
+        let client = Client::new(channel);
         Ok(Self {
             client: client.max_decoding_message_size(MESSAGE_BYTES_MAX),
         })

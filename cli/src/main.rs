@@ -4,6 +4,7 @@
 
 mod config;
 mod control;
+mod credentials;
 mod dataset;
 mod edit;
 mod evaluate;

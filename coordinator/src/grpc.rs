@@ -1,13 +1,14 @@
 //! The `Coordinator` and `Control` services: from messages to requests and back (A2).
 
 use std::pin::Pin;
+use std::sync::Arc;
 
+use retouch_credentials::{Access, Authority, Principal};
 use retouch_proto::grpc::control_server::{Control, ControlServer};
 use retouch_proto::grpc::coordinator_server::{Coordinator, CoordinatorServer};
 use retouch_proto::grpc::{
     ControlReply, DrainRequest, Event, EventsRequest, PauseRequest, RegisterReply, RegisterRequest,
     ReportReply, ReportRequest, ResumeRequest, StatusReply, StatusRequest, StopRequest,
-    TOKEN_METADATA_KEY,
 };
 use retouch_proto::limits::MESSAGE_BYTES_MAX;
 use retouch_proto::worker::{Registered, Registration, Report};
@@ -20,6 +21,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 use crate::machine::io::{Command, Ticket};
+use crate::roster::{Impostor, Roster};
 use crate::shell::{Handle, Refused, Request as ShellRequest};
 
 /// What both services need.
@@ -27,8 +29,12 @@ use crate::shell::{Handle, Refused, Request as ShellRequest};
 pub(crate) struct Services {
     /// The shell's queue.
     pub(crate) handle: Handle,
-    /// What callers must present, if anything.
-    pub(crate) token: Option<String>,
+    /// Who may call.
+    pub(crate) access: Access,
+    /// Issues certificates for join tokens, if this coordinator does.
+    pub(crate) authority: Option<Arc<Authority>>,
+    /// Whose name is whose.
+    pub(crate) roster: Roster,
     /// The run that workers join.
     pub(crate) run: RunId,
     /// The resolved run file, for workers.
@@ -38,6 +44,7 @@ pub(crate) struct Services {
 impl Services {
     /// Both services and the health service, ready to be served.
     pub(crate) async fn routes(self) -> Routes {
+        let authority = self.authority.clone();
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_serving::<CoordinatorServer<Self>>().await;
         reporter.set_serving::<ControlServer<Self>>().await;
@@ -47,28 +54,18 @@ impl Services {
         let control = ControlServer::new(self)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Routes::new(coordinator)
+        let routes = Routes::new(coordinator)
             .add_service(control)
-            .add_service(health)
+            .add_service(health);
+        match authority {
+            Some(authority) => authority.add_enrollment(routes),
+            None => routes,
+        }
     }
 
-    fn check_token<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        let Some(token) = &self.token else {
-            return Ok(());
-        };
-        let given = request
-            .metadata()
-            .get(TOKEN_METADATA_KEY)
-            .map(|value| value.as_bytes());
-        if given.is_some_and(|given| same(given, token.as_bytes())) {
-            return Ok(());
-        }
-        let problem = if given.is_none() {
-            "is missing"
-        } else {
-            "is not this run's"
-        };
-        Err(Status::unauthenticated(format!("the join token {problem}")))
+    /// Only people steer.
+    fn admit_control<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        self.access.admit(request, &[Principal::Control]).map(drop)
     }
 
     fn send(&self, request: ShellRequest) -> Result<(), Status> {
@@ -92,13 +89,10 @@ fn gone() -> Status {
     Status::unavailable("the coordinator has ended")
 }
 
-/// Compares in a time that does not tell how much is right.
-fn same(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len()
-        && a.iter()
-            .zip(b)
-            .fold(0, |differences, (a, b)| differences | (a ^ b))
-            == 0
+impl From<Impostor> for Status {
+    fn from(impostor: Impostor) -> Self {
+        Self::permission_denied(impostor.to_string())
+    }
 }
 
 /// Tells the shell when a caller goes away before it was answered.
@@ -122,8 +116,10 @@ impl Coordinator for Services {
         &self,
         request: Request<RegisterRequest>,
     ) -> Result<Response<RegisterReply>, Status> {
-        self.check_token(&request)?;
+        let caller = self.access.admit(&request, &Principal::WORKERS)?;
         let registration = Registration::try_from(request.into_inner())?;
+        self.roster
+            .register(&caller, &registration.worker, registration.role)?;
         let (sender, answer) = oneshot::channel();
         self.send(ShellRequest::Register(registration, sender))?;
         let generation = answer.await.map_err(|_| gone())?;
@@ -142,8 +138,9 @@ impl Coordinator for Services {
         &self,
         request: Request<ReportRequest>,
     ) -> Result<Response<ReportReply>, Status> {
-        self.check_token(&request)?;
+        let caller = self.access.admit(&request, &Principal::WORKERS)?;
         let report = Report::try_from(request.into_inner())?;
+        self.roster.check(&caller, &report.worker)?;
         let (sender, answer) = oneshot::channel();
         let ticket = self.handle.ticket();
         self.send(ShellRequest::Report(ticket, report, sender))?;
@@ -163,7 +160,7 @@ impl Control for Services {
         &self,
         request: Request<StatusRequest>,
     ) -> Result<Response<StatusReply>, Status> {
-        self.check_token(&request)?;
+        self.admit_control(&request)?;
         let (sender, answer) = oneshot::channel();
         self.send(ShellRequest::Status(sender))?;
         let status = answer.await.map_err(|_| gone())?;
@@ -176,7 +173,7 @@ impl Control for Services {
         &self,
         request: Request<PauseRequest>,
     ) -> Result<Response<ControlReply>, Status> {
-        self.check_token(&request)?;
+        self.admit_control(&request)?;
         self.command(Command::Pause).await
     }
 
@@ -184,7 +181,7 @@ impl Control for Services {
         &self,
         request: Request<ResumeRequest>,
     ) -> Result<Response<ControlReply>, Status> {
-        self.check_token(&request)?;
+        self.admit_control(&request)?;
         self.command(Command::Resume).await
     }
 
@@ -192,12 +189,12 @@ impl Control for Services {
         &self,
         request: Request<DrainRequest>,
     ) -> Result<Response<ControlReply>, Status> {
-        self.check_token(&request)?;
+        self.admit_control(&request)?;
         self.command(Command::Drain).await
     }
 
     async fn stop(&self, request: Request<StopRequest>) -> Result<Response<ControlReply>, Status> {
-        self.check_token(&request)?;
+        self.admit_control(&request)?;
         self.command(Command::Stop).await
     }
 
@@ -207,7 +204,7 @@ impl Control for Services {
         &self,
         request: Request<EventsRequest>,
     ) -> Result<Response<Self::EventsStream>, Status> {
-        self.check_token(&request)?;
+        self.admit_control(&request)?;
         let after = request.into_inner().after_sequence;
         let (sender, answer) = oneshot::channel();
         self.send(ShellRequest::Events(sender))?;

@@ -12,12 +12,13 @@ pub mod filter;
 mod grpc;
 pub mod machine;
 pub mod metrics;
+mod roster;
 mod serve;
 mod shell;
 pub mod store;
 
 pub use machine::io::Outcome;
 pub use serve::{
-    ADDRESS_FILE_NAME, CONFIG_FILE_NAME, Coordinator, CoordinatorOptions, ServeError,
-    TOKEN_FILE_NAME, serve,
+    ADDRESS_FILE_NAME, Admission, CONFIG_FILE_NAME, Coordinator, CoordinatorOptions, ServeError,
+    serve,
 };

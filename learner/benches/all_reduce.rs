@@ -9,6 +9,7 @@ use std::{
 };
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use retouch_credentials::Handshake;
 use retouch_learner::collective::{Aborter, Deadlines, Listener, Membership, TcpCollective};
 
 /// An adapter of 16 M values, 64 MiB.
@@ -24,7 +25,7 @@ struct Peers {
 
 fn collective(world: usize) -> (TcpCollective, Peers) {
     let listeners: Vec<Listener> = (0..world)
-        .map(|_| Listener::bind(([127, 0, 0, 1], 0).into(), [0; 32]).expect("a port"))
+        .map(|_| Listener::bind(([127, 0, 0, 1], 0).into(), Handshake::open()).expect("a port"))
         .collect();
     let peers: Vec<SocketAddr> = listeners.iter().map(Listener::address).collect();
     let join = move |rank: usize, listener: &Listener| {

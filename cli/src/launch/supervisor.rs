@@ -41,8 +41,6 @@ pub(crate) struct ProcessSpec {
     pub(crate) name: String,
     /// Arguments of our own executable.
     pub(crate) arguments: Vec<OsString>,
-    /// Variables added to the environment; secrets travel here, not in the visible command line.
-    pub(crate) environment: Vec<(String, String)>,
     /// Whether a clean exit (code 0) means that its work is over.
     pub(crate) ends_by_itself: bool,
 }
@@ -171,7 +169,6 @@ impl Keeper {
         let log = open_log(&self.log)?;
         Command::new(&self.executable)
             .args(&self.spec.arguments)
-            .envs(self.spec.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

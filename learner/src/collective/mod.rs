@@ -4,6 +4,9 @@
 //! shard indices of [`tree_sum`](crate::shards::tree_sum) (A9), every wait has a
 //! deadline, and a failure names the rank that caused it (A7).
 //!
+//! Ranks introduce themselves by their certificates, and every frame carries a tag that only the other
+//! rank could make (`retouch_credentials::handshake` says why that and not TLS throughout).
+//!
 //! In reading order: [`Listener`] accepts peers for the life of a process,
 //! [`TcpCollective::join`] forms one epoch's collective, a `Link` carries
 //! messages to one peer, `plan` says who sends what to whom.
@@ -15,6 +18,7 @@ mod link;
 mod listener;
 mod plan;
 mod scatter;
+mod seal;
 mod tcp;
 
 pub use error::CollectiveError;

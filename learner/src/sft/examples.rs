@@ -212,10 +212,10 @@ impl Encoding<'_> {
 
     /// Packed latents of an image file.
     fn latents(&self, path: &Path) -> Result<Vec<f32>, SftError> {
-        let image = image::open(path).map_err(|source| SftError::Image {
+        let image = retouch_models::images::open(path).map_err(|source| SftError::Image {
             path: path.to_owned(),
             source,
         })?;
-        Ok(host(self.editor.encode_image(&image.to_rgb8(), self.size)?))
+        Ok(host(self.editor.encode_image(&image, self.size)?))
     }
 }

@@ -83,7 +83,14 @@ impl Weights {
         let mut shards: Vec<&String> = weight_map.values().collect();
         shards.sort();
         shards.dedup();
-        let parts = shards.into_iter().map(|name| Part::map(&folder.join(name)));
+        let parts = shards.into_iter().map(|name| {
+            // An index may not make its reader read outside of the folder.
+            if Path::new(name).file_name() != Some(name.as_ref()) {
+                let problem = format!("shard {name:?} is not the name of a file in the folder");
+                return Err(LoadError::format(index, problem));
+            }
+            Part::map(&folder.join(name))
+        });
         Self::from_parts(folder, parts.collect::<Result<_, _>>()?)
     }
 
