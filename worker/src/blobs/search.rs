@@ -65,7 +65,7 @@ impl Search {
         self.any_busy = true;
         for other in others.into_iter().rev() {
             let known = [
-                &other == &owner,
+                other == owner,
                 self.ahead.contains(&other),
                 self.asked.contains(&other),
             ];
