@@ -1,7 +1,10 @@
 //! The Control service as a client of domain types (A2).
 
 use anyhow::Context;
-use retouch_credentials::access::{Access, Peer};
+use retouch_credentials::{
+    access::{Access, Peer},
+    explain, is_distrust,
+};
 use retouch_proto::{
     RunConfig,
     grpc::{
@@ -17,7 +20,7 @@ use tonic::{Code, Response, Status, Streaming, transport::Channel};
 
 use crate::{
     control::{ANSWER_MAX, Command, Target, refused},
-    exit::Unreachable,
+    exit::{Refused, Unreachable},
 };
 
 /// A connection to a coordinator's Control service.
@@ -51,10 +54,8 @@ impl ControlClient {
             .endpoint(address, Peer::Coordinator)?
             .connect_timeout(ANSWER_MAX)
             .timeout(ANSWER_MAX);
-        let channel = endpoint.connect().await.map_err(|error| {
-            let away = format!("no coordinator answers at {address}; the run may be over");
-            anyhow::Error::new(error).context(Unreachable(away))
-        })?;
+        let channel = endpoint.connect().await;
+        let channel = channel.map_err(|error| unconnected(error, address))?;
         let client = Client::new(channel);
         Ok(Self {
             client: client.max_decoding_message_size(MESSAGE_BYTES_MAX),
@@ -132,8 +133,26 @@ fn answered<T>(reply: Result<Response<T>, Status>) -> anyhow::Result<T> {
     reply.map(Response::into_inner).map_err(failed)
 }
 
+fn unconnected(error: tonic::transport::Error, address: &str) -> anyhow::Error {
+    let status = Status::from_error(error.into());
+    if is_distrust(&status) {
+        return distrusted(&status);
+    }
+    let away = format!("no coordinator answers at {address}; the run may be over");
+    anyhow::Error::msg(explain(&status)).context(Unreachable(away))
+}
+
+/// Another attempt would end in the same way.
+fn distrusted(status: &Status) -> anyhow::Error {
+    let reason = explain(status);
+    Refused(format!("the certificate is not believed: {reason}")).into()
+}
+
 /// tonic's own message is a wall of metadata; people need the code and the reason.
 fn failed(status: Status) -> anyhow::Error {
+    if is_distrust(&status) {
+        return distrusted(&status);
+    }
     let (reason, code) = (status.message(), status.code());
     match code {
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {
