@@ -16,11 +16,11 @@ use anyhow::{Context, bail};
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  ci          every check, cheapest first: formatting, tidy, clippy with warnings as errors, cuda, nccl, all tests
+  ci          every check, cheapest first: formatting, tidy, clippy with warnings as errors, nccl, all tests
   tidy        checks of the source tree that no lint makes: file length, leftovers, invariants A1 and A2
   cuda        clippy of what only GPU builds have; needs neither a GPU nor CUDA
   nccl        tests with NCCL's real library, which is fetched with pip unless $RETOUCH_NCCL names it; needs no GPU
-  tiny        makes the tiny assets anew: dataset, editor, judge (about an hour on two cores)
+  tiny        makes the tiny assets anew: dataset, editor, judge (an hour or more on two cores)
   sim         simulated runs of the coordinator with faults: --seeds N --workers M, --seed S tells the story of one,
               --schedule shows what asynchrony gains, --scale what an event costs
   mutations   ten bugs of one line each are put into the coordinator, and the simulator must find them
@@ -57,7 +57,6 @@ fn ci() -> anyhow::Result<()> {
         "--deny",
         "warnings",
     ])?;
-    cuda()?;
     nccl()?;
     cargo(&["test", "--workspace"])
 }
