@@ -41,7 +41,7 @@ const OPTIONS: [&str; 14] = [
     "--report",
 ];
 
-/// Means of the last 20 of 60 iterations of `examples/quickstart.toml` on two cores, as its `report.json` has them.
+/// Means of the last 20 of 60 iterations of `examples/quickstart.toml` on two cores, as its record has them.
 const QUICKSTART_STAGES: Stages = Stages {
     rollout_s: 7.1,
     score_s: 0.55,
