@@ -79,7 +79,7 @@ impl Machine {
     }
 
     /// Whether this lease is the minting under way.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulator"))]
     pub(super) fn is_minting(&self, lease: LeaseId) -> bool {
         self.minting
             .as_ref()
