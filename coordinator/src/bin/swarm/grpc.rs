@@ -165,7 +165,7 @@ impl Session {
                 let mut sampled = self.shared.sampled.lock().expect("nobody panics");
                 sampled.remove(&task.group)
             }
-            Task::Train(_) => None,
+            Task::Train(_) | Task::Mint(_) => None,
         };
         if let Some(since) = since {
             self.shared.latencies.add(now - since);

@@ -44,7 +44,7 @@ pub(crate) fn registration(
         group: match task {
             Task::Rollout(task) => Some(task.group),
             Task::Score(task) => Some(task.group),
-            Task::Train(_) => None,
+            Task::Train(_) | Task::Mint(_) => None,
         },
     });
     Registration {
@@ -65,6 +65,7 @@ pub(crate) fn outcome(task: &Task) -> TaskOutcome {
         Task::Rollout(task) => TaskOutcome::Rollout(rollout(task)),
         Task::Score(task) => TaskOutcome::Score(score(task)),
         Task::Train(task) => TaskOutcome::Train(train(task)),
+        Task::Mint(_) => unreachable!("the swarm's rank meets others over sockets"),
     }
 }
 
