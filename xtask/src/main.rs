@@ -57,9 +57,17 @@ fn ci() -> anyhow::Result<()> {
         "--deny",
         "warnings",
     ])?;
+    simulator()?;
     cuda()?;
     nccl()?;
     cargo(&["test", "--workspace"])
+}
+
+/// What only the coordinator's development programs have.
+fn simulator() -> anyhow::Result<()> {
+    let which = ["clippy", "--package", "retouch-coordinator", "--features"];
+    let how = ["simulator", "--all-targets", "--", "--deny", "warnings"];
+    cargo(&[&which[..], &how].concat())
 }
 
 /// The build scripts of burn's CUDA backend fetch a compiler, except for documentation: types can
