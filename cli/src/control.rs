@@ -7,19 +7,25 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::Args;
+use retouch_credentials::{Access, Principal};
 use retouch_proto::{
     WorkerId,
     status::{Controlled, Presence, RunStatus},
 };
+use retouch_worker::session::CoordinatorAddress;
 use serde::Serialize;
 
-use crate::exit::{Refused, Unreachable, UsageError};
 pub(crate) use crate::grpc::ControlClient;
+use crate::{
+    credentials::{CredentialArgs, in_run_folder},
+    exit::{Refused, Unreachable, UsageError},
+};
 
 /// How long a coordinator may take to answer a command line.
 pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// How often a command that waits looks whether it is done.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+const NO_RUN: &str = "name a run folder, or give --coordinator with --token or --credentials";
 
 /// How a run is reached whose folder is not here.
 #[derive(Debug, Clone, Default, Args)]
@@ -27,14 +33,8 @@ pub(crate) struct Remote {
     /// The coordinator's address, for a run whose folder is not on this machine.
     #[arg(long, value_name = "HOST:PORT", help_heading = "Another machine's run")]
     pub(crate) coordinator: Option<String>,
-    /// The run's join token; read from the run folder where there is one.
-    #[arg(
-        long,
-        env = crate::launch::TOKEN_VARIABLE,
-        hide_env_values = true,
-        help_heading = "Another machine's run"
-    )]
-    pub(crate) token: Option<String>,
+    #[command(flatten)]
+    pub(crate) credentials: CredentialArgs,
 }
 
 /// Which run a command means.
@@ -176,18 +176,22 @@ impl Target {
         self.read(retouch_coordinator::ADDRESS_FILE_NAME)
     }
 
-    /// The join token, read from the run folder where none was given.
-    pub(crate) fn token(&self) -> anyhow::Result<String> {
-        match &self.remote.token {
-            Some(token) => Ok(token.clone()),
-            None => self.read(retouch_coordinator::TOKEN_FILE_NAME),
-        }
+    /// Access as someone who controls the run: the run folder has it where nothing else was given.
+    pub(crate) async fn access(&self, address: &str) -> anyhow::Result<Access> {
+        let address = CoordinatorAddress::from(address.to_owned());
+        let own = self
+            .run
+            .as_deref()
+            .map(|run| in_run_folder(run, Principal::Control));
+        self.remote
+            .credentials
+            .access(Principal::Control, &address, own, ANSWER_MAX)
+            .await
     }
 
     fn read(&self, name: &str) -> anyhow::Result<String> {
         let Some(run) = &self.run else {
-            let problem = "name a run folder, or give --coordinator and --token";
-            return Err(UsageError(problem.to_owned()).into());
+            return Err(UsageError(NO_RUN.to_owned()).into());
         };
         let file = run.join(name);
         let text = std::fs::read_to_string(&file).with_context(|| {
@@ -210,8 +214,7 @@ fn run_and_worker(words: &[String], remote: &Remote) -> anyhow::Result<(Target, 
             (Target { run, remote }, rest)
         }
         (None, []) => {
-            let problem = "name a run folder, or give --coordinator and --token";
-            return Err(UsageError(problem.to_owned()).into());
+            return Err(UsageError(NO_RUN.to_owned()).into());
         }
     };
     let worker = match rest {
@@ -343,7 +346,7 @@ mod tests {
 
         let remote = Remote {
             coordinator: Some("host:1".into()),
-            token: Some("t".into()),
+            ..Remote::default()
         };
         let (target, worker) = run_and_worker(&words(&["learner-0"]), &remote).unwrap();
         assert_eq!(target.address().unwrap(), "host:1");
@@ -357,7 +360,7 @@ mod tests {
         let here = Remote::default();
         let remote = Remote {
             coordinator: Some("host:1".into()),
-            token: None,
+            ..Remote::default()
         };
         for (given, remote) in [
             (words(&[]), &here),

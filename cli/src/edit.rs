@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use retouch_models::{
     device,
     editor::{EditRequest, Editor, ImageSize, NEGATIVE_PROMPT, Parts, SampleOptions, SourceSize},
+    images,
     lora::load_adapter,
     noise,
     solver::Solver,
@@ -140,7 +141,5 @@ pub(crate) fn run(args: EditArgs) -> anyhow::Result<()> {
 }
 
 fn open(path: &Path) -> anyhow::Result<RgbImage> {
-    let image =
-        ::image::open(path).with_context(|| format!("can't read the image {}", path.display()))?;
-    Ok(image.to_rgb8())
+    images::open(path).with_context(|| format!("can't read the image {}", path.display()))
 }

@@ -1,46 +1,32 @@
 //! The Control service as a client of domain types (A2).
 
 use anyhow::Context;
+use retouch_credentials::{
+    access::{Access, Peer},
+    explain, is_distrust,
+};
 use retouch_proto::{
     RunConfig,
     grpc::{
         CheckpointRequest, ConfigRequest, ControlReply, DrainRequest, Event as EventMessage,
         EventsRequest, GroupsRequest, PauseRequest, RestartRequest, ResumeRequest, StatusRequest,
-        StopRequest, TOKEN_METADATA_KEY, VersionsRequest, control_client::ControlClient as Client,
+        StopRequest, VersionsRequest, control_client::ControlClient as Client,
     },
     limits::MESSAGE_BYTES_MAX,
     lookup::{GroupQuery, GroupView, VersionView},
     status::{Controlled, Event, RunStatus},
 };
-use tonic::{
-    Code, Request, Response, Status, Streaming,
-    metadata::{Ascii, MetadataValue},
-    service::{Interceptor, interceptor::InterceptedService},
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Response, Status, Streaming, transport::Channel};
 
 use crate::{
     control::{ANSWER_MAX, Command, Target, refused},
-    exit::Unreachable,
+    exit::{Refused, Unreachable},
 };
 
 /// A connection to a coordinator's Control service.
 #[derive(Clone)]
 pub(crate) struct ControlClient {
-    client: Client<InterceptedService<Channel, TokenSender>>,
-}
-
-/// Presents the join token with every call.
-#[derive(Clone)]
-struct TokenSender(MetadataValue<Ascii>);
-
-impl Interceptor for TokenSender {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request
-            .metadata_mut()
-            .insert(TOKEN_METADATA_KEY, self.0.clone());
-        Ok(request)
-    }
+    client: Client<Channel>,
 }
 
 /// What happened, and with `follow` what happens.
@@ -58,20 +44,19 @@ pub(crate) enum Until {
 impl ControlClient {
     pub(crate) async fn connect(target: &Target) -> anyhow::Result<Self> {
         let address = target.address()?;
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .with_context(|| format!("{address:?} is no address of the form host:port"))?
+        let access = target.access(&address).await?;
+        Self::connect_as(&access, &address).await
+    }
+
+    /// A connection as whoever has this access.
+    pub(crate) async fn connect_as(access: &Access, address: &str) -> anyhow::Result<Self> {
+        let endpoint = access
+            .endpoint(address, Peer::Coordinator)?
             .connect_timeout(ANSWER_MAX)
             .timeout(ANSWER_MAX);
-        let token = target
-            .token()?
-            .parse()
-            .context("the join token has other characters than ASCII")?;
-        let channel = endpoint.connect().await.with_context(|| {
-            Unreachable(format!(
-                "no coordinator answers at {address}; the run may be over"
-            ))
-        })?;
-        let client = Client::with_interceptor(channel, TokenSender(token));
+        let channel = endpoint.connect().await;
+        let channel = channel.map_err(|error| unconnected(error, address))?;
+        let client = Client::new(channel);
         Ok(Self {
             client: client.max_decoding_message_size(MESSAGE_BYTES_MAX),
         })
@@ -148,8 +133,26 @@ fn answered<T>(reply: Result<Response<T>, Status>) -> anyhow::Result<T> {
     reply.map(Response::into_inner).map_err(failed)
 }
 
+fn unconnected(error: tonic::transport::Error, address: &str) -> anyhow::Error {
+    let status = Status::from_error(error.into());
+    if is_distrust(&status) {
+        return distrusted(&status);
+    }
+    let away = format!("no coordinator answers at {address}; the run may be over");
+    anyhow::Error::msg(explain(&status)).context(Unreachable(away))
+}
+
+/// Another attempt would end in the same way.
+fn distrusted(status: &Status) -> anyhow::Error {
+    let reason = explain(status);
+    Refused(format!("the certificate is not believed: {reason}")).into()
+}
+
 /// tonic's own message is a wall of metadata; people need the code and the reason.
 fn failed(status: Status) -> anyhow::Error {
+    if is_distrust(&status) {
+        return distrusted(&status);
+    }
     let (reason, code) = (status.message(), status.code());
     match code {
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {

@@ -9,18 +9,18 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
+use retouch_credentials::{Access, Principal};
 use retouch_proto::{RunConfig, WorkerId, config::PathMove, worker::Role};
-use retouch_worker::session::WorkerOptions;
+use retouch_worker::session::{CoordinatorAddress, WorkerOptions};
 
 use crate::{
     config::{check, dataset_folder, judge_files, model_file},
-    control::{ControlClient, Remote, Target},
+    control::ControlClient,
+    credentials::CredentialArgs,
     exit::{Unreachable, UsageError},
-    roles::{self, ProcessArgs},
+    roles::{self, ENROLL_PATIENCE, ProcessArgs},
 };
 
-/// How long a coordinator that is not there yet is waited for.
-const WAIT_MAX: Duration = Duration::from_secs(600);
 const TRY_EVERY: Duration = Duration::from_secs(1);
 /// Workers of one role that a node can have.
 const WORKERS_MAX: u32 = 256;
@@ -28,6 +28,9 @@ const WORKERS_MAX: u32 = 256;
 const HOST_CHARS_MAX: usize = 32;
 
 /// Take part in a run from a node that has nothing but this program and the models.
+///
+/// The node proves what it is by the token of its role, which is in `credentials/<role>/token` of the run folder, or
+/// by a certificate (`--credentials`).
 ///
 /// The run file comes from the coordinator. Where it names folders, this node must have them, under the same paths or
 /// wherever --path says:
@@ -70,6 +73,8 @@ pub(crate) struct JoinArgs {
     #[arg(long, value_name = "HOST")]
     advertise: Option<String>,
     #[command(flatten)]
+    credentials: CredentialArgs,
+    #[command(flatten)]
     process: ProcessArgs,
 }
 
@@ -98,13 +103,13 @@ pub(crate) fn run(args: JoinArgs) -> anyhow::Result<()> {
     roles::on_network_threads(async {
         let stop = args.process.set_up()?;
         let role = Role::from(args.role);
-        let config = args.fetch_config().await?.relocated(&args.paths);
+        let access = args.access(role).await?;
+        let config = args.fetch_config(&access).await?.relocated(&args.paths);
         check_node(role, &config)?;
         let node = Node::settle(&args, role, &config)?;
         tracing::info!(name = %node.name, scratch = %node.scratch.display(), advertise = node.advertise, "joining");
         let device = args.device.clone();
         let device = device.unwrap_or_else(|| device_of(role, &config).to_owned());
-        let (coordinator, token) = (args.coordinator.clone(), args.process.token.clone());
         let options = WorkerOptions {
             device: Some(device),
             listen: node.listen,
@@ -113,24 +118,31 @@ pub(crate) fn run(args: JoinArgs) -> anyhow::Result<()> {
             paths: args.paths.clone(),
             threads: args.threads,
             stop,
-            ..WorkerOptions::new(coordinator, token, node.name, node.scratch)
+            ..WorkerOptions::new(args.coordinator, access, node.name, node.scratch)
         };
         roles::run(role, options).await
     })
 }
 
 impl JoinArgs {
+    /// Access as a worker of this role, from a coordinator that may still be starting.
+    async fn access(&self, role: Role) -> anyhow::Result<Access> {
+        let coordinator = CoordinatorAddress::Fixed(self.coordinator.clone());
+        self.credentials
+            .access(Principal::Worker(role), &coordinator, None, ENROLL_PATIENCE)
+            .await
+    }
+
     /// The run file, from a coordinator that may still be starting.
-    async fn fetch_config(&self) -> anyhow::Result<RunConfig> {
-        let target = Target::remote(Remote {
-            coordinator: Some(self.coordinator.clone()),
-            token: Some(self.process.token.clone()),
-        });
+    async fn fetch_config(&self, access: &Access) -> anyhow::Result<RunConfig> {
         let begin = Instant::now();
         loop {
-            let config = async { ControlClient::connect(&target).await?.config().await };
+            let config = async {
+                let control = ControlClient::connect_as(access, &self.coordinator);
+                control.await?.config().await
+            };
             match config.await {
-                Err(error) if error.is::<Unreachable>() && begin.elapsed() < WAIT_MAX => {
+                Err(error) if error.is::<Unreachable>() && begin.elapsed() < ENROLL_PATIENCE => {
                     tracing::info!("{error}; trying again");
                     tokio::time::sleep(TRY_EVERY).await;
                 }

@@ -3,6 +3,7 @@
 mod completions;
 mod config;
 mod control;
+mod credentials;
 mod dataset;
 mod edit;
 mod evaluate;

@@ -1,28 +1,32 @@
 //! The four roles as a cluster starts them: one process each.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context;
 use clap::Args;
-use retouch_coordinator::CoordinatorOptions;
+use retouch_coordinator::{Admission, CoordinatorOptions};
+use retouch_credentials::{Credentials, Principal};
 use retouch_learner::session::LearnerError;
 use retouch_proto::{WorkerId, worker::Role};
 use retouch_reward_worker::RewardError;
 use retouch_rollout_worker::RolloutError;
 use retouch_worker::{
     process,
-    session::{SessionError, WorkerOptions},
+    session::{CoordinatorAddress, SessionError, WorkerOptions},
     telemetry,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{ConfigArgs, check_files},
+    credentials::{CredentialArgs, run_authority},
     exit::{StartAgain, UsageError},
 };
 
 /// Network and blob transfers of a worker; tensors are computed on threads of their own.
 const NETWORK_THREADS: usize = 2;
+/// How long a worker waits for a coordinator that is not there yet, when it comes with a join token.
+pub(crate) const ENROLL_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Decides what is done next in one run, and keeps its record.
 #[derive(Debug, Args)]
@@ -32,6 +36,10 @@ pub(crate) struct CoordinatorArgs {
     /// Where to listen instead of the run file's `cluster.listen`.
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<SocketAddr>,
+    /// A folder with ca.pem, cert.pem and key.pem, for a run whose certificates come from elsewhere;
+    /// without it the run folder has an authority of its own, which also takes join tokens.
+    #[arg(long, value_name = "FOLDER")]
+    credentials: Option<PathBuf>,
     #[command(flatten)]
     process: ProcessArgs,
 }
@@ -39,8 +47,8 @@ pub(crate) struct CoordinatorArgs {
 /// Joins a run and works until it ends.
 #[derive(Debug, Args)]
 pub(crate) struct WorkerArgs {
-    /// The coordinator's address, host:port.
-    #[arg(long)]
+    /// The coordinator's address, host:port; or the file in the run folder where it leaves it.
+    #[arg(long, value_name = "ADDRESS")]
     coordinator: String,
     /// A name that the worker keeps over restarts and that no other worker of the run has.
     #[arg(long)]
@@ -61,15 +69,14 @@ pub(crate) struct WorkerArgs {
     #[arg(long)]
     run_dir: Option<PathBuf>,
     #[command(flatten)]
+    credentials: CredentialArgs,
+    #[command(flatten)]
     process: ProcessArgs,
 }
 
 /// What every role's process is told.
 #[derive(Debug, Args)]
 pub(crate) struct ProcessArgs {
-    /// The run's join token; better given in the environment than for all to see.
-    #[arg(long, env = crate::launch::TOKEN_VARIABLE, hide_env_values = true)]
-    pub(crate) token: String,
     /// End when the process with this id ends.
     #[arg(long, hide = true)]
     parent: Option<u32>,
@@ -99,11 +106,16 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
                 .parse()
                 .context("cluster.listen is no host:port")?,
         };
+        let run_dir = PathBuf::from(&config.run_dir);
+        let admission = match args.credentials {
+            Some(folder) => Admission::Given(Credentials::load(&folder)?),
+            None => Admission::Authority(run_authority(&run_dir)?),
+        };
         let options = CoordinatorOptions {
-            run_dir: PathBuf::from(&config.run_dir),
+            run_dir,
             config,
             listen,
-            token: Some(args.process.token),
+            admission,
         };
         tokio::select! {
             outcome = retouch_coordinator::serve(options) => {
@@ -119,12 +131,12 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
 pub(crate) fn worker(role: Role, args: WorkerArgs) -> anyhow::Result<()> {
     on_network_threads(async {
         let stop = args.process.set_up()?;
-        let defaults = WorkerOptions::new(
-            args.coordinator,
-            args.process.token,
-            args.name,
-            args.data_dir,
-        );
+        let coordinator = CoordinatorAddress::from(args.coordinator);
+        let access = args
+            .credentials
+            .access(Principal::Worker(role), &coordinator, None, ENROLL_PATIENCE)
+            .await?;
+        let defaults = WorkerOptions::new(coordinator, access, args.name, args.data_dir);
         let options = WorkerOptions {
             device: args.device,
             listen: args.listen,

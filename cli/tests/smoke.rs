@@ -1,233 +1,11 @@
 //! Whole runs of `examples/smoke.toml` and `examples/smoke-qwen.toml` with real processes: the report, determinism, and
 //! what kills change: nothing.
 
-use std::{
-    path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
-    sync::OnceLock,
-    time::{Duration, Instant},
-};
+mod harness;
 
-use retouch_tiny::dataset::{Dataset, Targets};
-use serde_json::Value;
+use std::process::{Command, Stdio};
 
-const RUN_MAX: Duration = Duration::from_secs(300);
-const POLL: Duration = Duration::from_millis(50);
-
-/// One launch of the smoke run into a folder of its own.
-struct Run {
-    folder: tempfile::TempDir,
-    child: Child,
-}
-
-/// A run file in `examples/` and the folder in [`assets`] of its editor.
-#[derive(Clone, Copy)]
-struct Example {
-    file: &'static str,
-    editor: &'static str,
-}
-
-const SMOKE: Example = Example {
-    file: "examples/smoke.toml",
-    editor: "editor",
-};
-
-const SMOKE_QWEN: Example = Example {
-    file: "examples/smoke-qwen.toml",
-    editor: "qwen-editor",
-};
-
-impl Run {
-    fn launch(sets: &[&str]) -> Self {
-        Self::launch_example(SMOKE, sets)
-    }
-
-    fn launch_example(example: Example, sets: &[&str]) -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let child = spawn(example, folder.path(), sets);
-        Self { folder, child }
-    }
-
-    fn path(&self) -> &Path {
-        self.folder.path()
-    }
-
-    /// Waits for the end; a run that takes too long is killed and fails the test.
-    fn finish(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + RUN_MAX;
-        loop {
-            if let Some(status) = self.child.try_wait().expect("a child of ours") {
-                return status;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "the run takes longer than {RUN_MAX:?}\n{}",
-                self.logs()
-            );
-            std::thread::sleep(POLL);
-        }
-    }
-
-    fn finish_well(&mut self) -> Value {
-        let status = self.finish();
-        assert!(status.success(), "{status}\n{}", self.logs());
-        let text = std::fs::read_to_string(self.path().join("run/report.json")).expect("a report");
-        serde_json::from_str(&text).expect("report.json is JSON")
-    }
-
-    /// Waits until `status --json` says what `done` wants to hear.
-    fn wait_for(&mut self, done: impl Fn(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + RUN_MAX;
-        loop {
-            if let Some(status) = status(self.path()).filter(&done) {
-                return status;
-            }
-            let ended = self.child.try_wait().expect("a child of ours");
-            assert!(
-                ended.is_none(),
-                "the run ended early: {ended:?}\n{}",
-                self.logs()
-            );
-            assert!(
-                Instant::now() < deadline,
-                "the wait takes longer than {RUN_MAX:?}\n{}",
-                self.logs()
-            );
-            std::thread::sleep(POLL);
-        }
-    }
-
-    /// The process id of one of the run's processes, by the name that the supervisor gave it.
-    fn process(&self, name: &str) -> i32 {
-        let folder = self.path().to_string_lossy().into_owned();
-        let ours = |pid: &i32| {
-            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-            words.contains(&name.as_bytes()) && String::from_utf8_lossy(&line).contains(&folder)
-        };
-        let entries = std::fs::read_dir("/proc").expect("/proc");
-        let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        pids.into_iter()
-            .find(ours)
-            .unwrap_or_else(|| panic!("no process {name}\n{}", self.logs()))
-    }
-
-    fn logs(&self) -> String {
-        let logs = self.path().join("run/logs");
-        let files =
-            std::fs::read_dir(&logs).map(|entries| entries.flatten().map(|e| e.path()).collect());
-        let files: Vec<PathBuf> = files.unwrap_or_default();
-        let tail = |file: &PathBuf| {
-            let text = std::fs::read_to_string(file).unwrap_or_default();
-            let lines: Vec<&str> = text.lines().collect();
-            format!(
-                "--- {}\n{}\n",
-                file.display(),
-                lines[lines.len().saturating_sub(15)..].join("\n")
-            )
-        };
-        files.iter().map(tail).collect()
-    }
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the workspace")
-        .to_owned()
-}
-
-/// Small random editors, a judge and a dataset, made once for all tests.
-fn assets() -> &'static Path {
-    static ASSETS: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let folder = ASSETS.get_or_init(|| {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        retouch_tiny::editor::init(&folder.path().join("editor"), 1).expect("an editor");
-        retouch_tiny::qwen_editor::init(&folder.path().join("qwen-editor"), 1)
-            .expect("a Qwen editor");
-        retouch_tiny::judge::init(&folder.path().join("judge"), 2).expect("a judge");
-        let dataset = Dataset {
-            seed: 3,
-            train: 32,
-            test: 16,
-            targets: Targets::Omitted,
-        };
-        dataset
-            .write(&folder.path().join("dataset"))
-            .expect("a dataset");
-        folder
-    });
-    folder.path()
-}
-
-fn spawn(example: Example, folder: &Path, sets: &[&str]) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_retouch"));
-    command
-        .current_dir(root())
-        .args(["launch", example.file, "--set"]);
-    command.arg(format!("run_dir={}", folder.join("run").display()));
-    for (key, name) in [
-        ("model.path", example.editor),
-        ("dataset.path", "dataset"),
-        ("reward.terms", "judge"),
-    ] {
-        let path = assets().join(name);
-        let value = match key {
-            "reward.terms" => format!(
-                "[{{ path = {path:?}, template = {:?} }}]",
-                path.join("template.txt")
-            ),
-            _ => path.display().to_string(),
-        };
-        command.args(["--set", &format!("{key}={value}")]);
-    }
-    for set in sets {
-        command.args(["--set", set]);
-    }
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .expect("retouch starts")
-}
-
-fn status(folder: &Path) -> Option<Value> {
-    let output = Command::new(env!("CARGO_BIN_EXE_retouch"))
-        .args(["status", "--json"])
-        .arg(folder.join("run"))
-        .stderr(Stdio::null())
-        .output()
-        .expect("retouch starts");
-    serde_json::from_slice(&output.stdout).ok()
-}
-
-fn kill_9(pid: i32) {
-    let status = Command::new("kill")
-        .args(["-9", &pid.to_string()])
-        .status()
-        .expect("kill exists");
-    assert!(status.success(), "kill -9 {pid}: {status}");
-}
-
-fn adapter(report: &Value) -> String {
-    report["adapter"]
-        .as_str()
-        .expect("an adapter hash")
-        .to_owned()
-}
-
-/// The adapter hash of an undisturbed run, made once for all tests.
-fn undisturbed() -> &'static Value {
-    static REPORT: OnceLock<Value> = OnceLock::new();
-    REPORT.get_or_init(|| Run::launch(&[]).finish_well())
-}
+use harness::{Run, SMOKE_QWEN, adapter, signal, spawn, undisturbed, worker};
 
 #[test]
 fn the_report_has_every_number() {
@@ -282,7 +60,7 @@ fn killing_any_worker_changes_nothing() {
     ] {
         let mut run = Run::launch(&[]);
         run.wait_for(|status| status["committed"].as_u64() >= Some(1));
-        kill_9(run.process(name));
+        signal("KILL", run.process(name));
         assert_eq!(
             adapter(&run.finish_well()),
             adapter(undisturbed()),
@@ -297,7 +75,7 @@ fn an_interrupted_run_goes_on_when_launched_again() {
     run.wait_for(|status| status["committed"].as_u64() >= Some(1));
     run.child.kill().expect("our own child");
     run.child.wait().expect("our own child");
-    run.child = spawn(SMOKE, run.path(), &[]);
+    run.child = spawn(run.path(), &[]);
     assert_eq!(adapter(&run.finish_well()), adapter(undisturbed()));
 }
 
@@ -313,11 +91,6 @@ fn a_run_on_another_base_model_differs_in_the_run_file_alone() {
     assert_eq!(adapter(&alone), adapter(&report));
 }
 
-fn worker<'a>(status: &'a Value, id: &str) -> Option<&'a Value> {
-    let workers = status["workers"].as_array().expect("workers");
-    workers.iter().find(|worker| worker["id"] == id)
-}
-
 #[test]
 fn a_bare_node_joins_with_address_and_token_alone() {
     let mut run = Run::launch(&["cluster.rollout_workers=1"]);
@@ -330,7 +103,7 @@ fn a_bare_node_joins_with_address_and_token_alone() {
     let mut node = Command::new(env!("CARGO_BIN_EXE_retouch"))
         .args(["join", "rollout-worker", "--name", "bare"])
         .args(["--coordinator", &read("coordinator.addr")])
-        .args(["--token", &read("coordinator.token")])
+        .args(["--token", &read("credentials/rollout/token")])
         .arg("--scratch")
         .arg(folder.join("node"))
         .current_dir(&folder)

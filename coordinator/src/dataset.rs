@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use retouch_proto::limits::{ADDRESS_BYTES_MAX, PROMPT_BYTES_MAX};
+use retouch_proto::paths;
 
 use crate::machine::prompts::DatasetRow;
 
@@ -82,23 +83,10 @@ fn row(folder: &Path, line: &str) -> Result<DatasetRow, String> {
     if long(&row.prompt) || long(&row.requirement) || row.image.len() > ADDRESS_BYTES_MAX {
         return Err(format!("a text is longer than {PROMPT_BYTES_MAX} bytes"));
     }
-    let inside = !row.image.is_empty()
-        && row
-            .image
-            .split('/')
-            .all(|part| !matches!(part, "" | "." | ".."));
-    if !inside {
-        return Err(format!(
-            "image {:?} is not a path within the dataset folder",
-            row.image
-        ));
-    }
-    if !folder.join(&row.image).is_file() {
-        return Err(format!(
-            "image {:?} does not exist in {}",
-            row.image,
-            folder.display()
-        ));
+    let file = paths::inside(folder, &row.image)
+        .map_err(|error| format!("image {:?}: {error}", row.image))?;
+    if !file.is_file() {
+        return Err(format!("image {:?} is no file", row.image));
     }
     Ok(row)
 }
@@ -148,13 +136,26 @@ mod tests {
         let error = read_lines(&lines.join("\n")).unwrap_err();
         assert!(error.starts_with("4 bad rows"), "{error}");
         for expected in [
-            "train_metadata.jsonl:2: image \"images/missing.png\" does not exist",
+            "train_metadata.jsonl:2: image \"images/missing.png\": ",
             "train_metadata.jsonl:3: ",
             "train_metadata.jsonl:4: image \"../a.png\"",
             "train_metadata.jsonl:5: prompt is empty",
         ] {
             assert!(error.contains(expected), "missing {expected:?} in {error}");
         }
+    }
+
+    #[test]
+    fn hostile_rows_are_refused_or_understood() {
+        let line = r#"{"prompt": "p", "image": "images/a.png", "requirement": "r"}"#;
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("images")).unwrap();
+        fs::write(folder.path().join("images/a.png"), "").unwrap();
+        retouch_hostile::bombard(line.as_bytes(), |bytes| {
+            if let Ok(row) = row(folder.path(), &String::from_utf8_lossy(bytes)) {
+                assert_eq!(Path::new(&row.image).file_name(), Some("a.png".as_ref()));
+            }
+        });
     }
 
     #[test]

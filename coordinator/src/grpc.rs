@@ -1,14 +1,16 @@
 //! The `Coordinator` and `Control` services: from messages to requests and back (A2).
 
 use std::pin::Pin;
+use std::sync::Arc;
 
+use retouch_credentials::{Access, Authority, Principal};
 use retouch_proto::grpc::control_server::{Control, ControlServer};
 use retouch_proto::grpc::coordinator_server::{Coordinator, CoordinatorServer};
 use retouch_proto::grpc::{
     CheckpointRequest, ConfigReply, ConfigRequest, ControlReply, DrainRequest, Event,
     EventsRequest, GroupsReply, GroupsRequest, PauseRequest, RegisterReply, RegisterRequest,
     ReportReply, ReportRequest, RestartRequest, ResumeRequest, StatusReply, StatusRequest,
-    StopRequest, TOKEN_METADATA_KEY, VersionsReply, VersionsRequest,
+    StopRequest, VersionsReply, VersionsRequest,
 };
 use retouch_proto::limits::MESSAGE_BYTES_MAX;
 use retouch_proto::lookup::GroupQuery;
@@ -23,6 +25,7 @@ use tonic::{Request, Response, Status};
 
 use crate::lookup::{Lookup, at_work};
 use crate::machine::io::{Command, Ticket};
+use crate::roster::{Impostor, Roster};
 use crate::shell::{Handle, Refused, Request as ShellRequest};
 use crate::store::StoreError;
 
@@ -31,8 +34,12 @@ use crate::store::StoreError;
 pub(crate) struct Services {
     /// The shell's queue.
     pub(crate) handle: Handle,
-    /// What callers must present, if anything.
-    pub(crate) token: Option<String>,
+    /// Who may call.
+    pub(crate) access: Access,
+    /// Issues certificates for join tokens, if this coordinator does.
+    pub(crate) authority: Option<Arc<Authority>>,
+    /// Whose name is whose.
+    pub(crate) roster: Roster,
     /// The run that workers join.
     pub(crate) run: RunId,
     /// The resolved run file, for workers.
@@ -44,6 +51,7 @@ pub(crate) struct Services {
 impl Services {
     /// Both services and the health service, ready to be served.
     pub(crate) async fn routes(self) -> Routes {
+        let authority = self.authority.clone();
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_serving::<CoordinatorServer<Self>>().await;
         reporter.set_serving::<ControlServer<Self>>().await;
@@ -53,28 +61,18 @@ impl Services {
         let control = ControlServer::new(self)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Routes::new(coordinator)
+        let routes = Routes::new(coordinator)
             .add_service(control)
-            .add_service(health)
+            .add_service(health);
+        match authority {
+            Some(authority) => authority.add_enrollment(routes),
+            None => routes,
+        }
     }
 
-    fn check_token<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        let Some(token) = &self.token else {
-            return Ok(());
-        };
-        let given = request
-            .metadata()
-            .get(TOKEN_METADATA_KEY)
-            .map(|value| value.as_bytes());
-        if given.is_some_and(|given| same(given, token.as_bytes())) {
-            return Ok(());
-        }
-        let problem = if given.is_none() {
-            "is missing"
-        } else {
-            "is not this run's"
-        };
-        Err(Status::unauthenticated(format!("the join token {problem}")))
+    /// Only people steer.
+    fn admit_control<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        self.access.admit(request, &[Principal::Control]).map(drop)
     }
 
     fn send(&self, request: ShellRequest) -> Result<(), Status> {
@@ -118,13 +116,10 @@ fn gone() -> Status {
     Status::unavailable("the coordinator has ended")
 }
 
-/// Compares in a time that does not tell how much is right.
-fn same(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len()
-        && a.iter()
-            .zip(b)
-            .fold(0, |differences, (a, b)| differences | (a ^ b))
-            == 0
+impl From<Impostor> for Status {
+    fn from(impostor: Impostor) -> Self {
+        Self::permission_denied(impostor.to_string())
+    }
 }
 
 /// Tells the shell when a caller goes away before it was answered.
@@ -148,8 +143,10 @@ impl Coordinator for Services {
         &self,
         request: Request<RegisterRequest>,
     ) -> Result<Response<RegisterReply>, Status> {
-        self.check_token(&request)?;
+        let caller = self.access.admit(&request, &Principal::WORKERS)?;
         let registration = Registration::try_from(request.into_inner())?;
+        self.roster
+            .register(&caller, &registration.worker, registration.role)?;
         let (sender, answer) = oneshot::channel();
         self.send(ShellRequest::Register(registration, sender))?;
         let generation = answer.await.map_err(|_| gone())?;
@@ -168,8 +165,9 @@ impl Coordinator for Services {
         &self,
         request: Request<ReportRequest>,
     ) -> Result<Response<ReportReply>, Status> {
-        self.check_token(&request)?;
+        let caller = self.access.admit(&request, &Principal::WORKERS)?;
         let report = Report::try_from(request.into_inner())?;
+        self.roster.check(&caller, &report.worker)?;
         let (sender, answer) = oneshot::channel();
         let ticket = self.handle.ticket();
         self.send(ShellRequest::Report(ticket, report, sender))?;
@@ -189,7 +187,7 @@ impl Control for Services {
         &self,
         request: Request<StatusRequest>,
     ) -> Result<Response<StatusReply>, Status> {
-        self.check_token(&request)?;
+        self.admit_control(&request)?;
         let status = self.run_status().await?;
         let reply =
             StatusReply::try_from(&status).map_err(|error| Status::internal(error.to_string()))?;
@@ -200,7 +198,7 @@ impl Control for Services {
         &self,
         request: Request<PauseRequest>,
     ) -> Result<Response<ControlReply>, Status> {
-        self.check_token(&request)?;
+        self.admit_control(&request)?;
         self.command(Command::Pause).await
     }
 
@@ -208,7 +206,7 @@ impl Control for Services {
         &self,
         request: Request<ResumeRequest>,
     ) -> Result<Response<ControlReply>, Status> {
-        self.check_token(&request)?;
+        self.admit_control(&request)?;
         self.command(Command::Resume).await
     }
 
@@ -216,7 +214,7 @@ impl Control for Services {
         &self,
         request: Request<DrainRequest>,
     ) -> Result<Response<ControlReply>, Status> {
-        self.check_token(&request)?;
+        self.admit_control(&request)?;
         let command = match request.into_inner().worker {
             name if name.is_empty() => Command::Drain,
             name => Command::DrainWorker(worker(name)?),
@@ -228,7 +226,7 @@ impl Control for Services {
         &self,
         request: Request<CheckpointRequest>,
     ) -> Result<Response<ControlReply>, Status> {
-        self.check_token(&request)?;
+        self.admit_control(&request)?;
         self.command(Command::Checkpoint).await
     }
 
@@ -236,7 +234,7 @@ impl Control for Services {
         &self,
         request: Request<RestartRequest>,
     ) -> Result<Response<ControlReply>, Status> {
-        self.check_token(&request)?;
+        self.admit_control(&request)?;
         let worker = worker(request.into_inner().worker)?;
         self.command(Command::RestartWorker(worker)).await
     }
@@ -245,7 +243,7 @@ impl Control for Services {
         &self,
         request: Request<GroupsRequest>,
     ) -> Result<Response<GroupsReply>, Status> {
-        self.check_token(&request)?;
+        self.admit_control(&request)?;
         let query = GroupQuery::try_from(request.into_inner())?;
         let at_work = at_work(&self.run_status().await?);
         let groups = self
@@ -264,7 +262,7 @@ impl Control for Services {
         &self,
         request: Request<VersionsRequest>,
     ) -> Result<Response<VersionsReply>, Status> {
-        self.check_token(&request)?;
+        self.admit_control(&request)?;
         let versions = self.look_up(Lookup::versions).await?;
         Ok(Response::new(VersionsReply::try_from(&versions[..])?))
     }
@@ -273,13 +271,14 @@ impl Control for Services {
         &self,
         request: Request<ConfigRequest>,
     ) -> Result<Response<ConfigReply>, Status> {
-        self.check_token(&request)?;
+        // A node that is about to join must know what to have at hand; workers get it in any case.
+        self.access.admit(&request, &Principal::JOINING)?;
         let config_toml = self.config_toml.clone();
         Ok(Response::new(ConfigReply { config_toml }))
     }
 
     async fn stop(&self, request: Request<StopRequest>) -> Result<Response<ControlReply>, Status> {
-        self.check_token(&request)?;
+        self.admit_control(&request)?;
         self.command(Command::Stop).await
     }
 
@@ -289,7 +288,7 @@ impl Control for Services {
         &self,
         request: Request<EventsRequest>,
     ) -> Result<Response<Self::EventsStream>, Status> {
-        self.check_token(&request)?;
+        self.admit_control(&request)?;
         let EventsRequest {
             after_sequence: after,
             follow,

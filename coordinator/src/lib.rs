@@ -14,6 +14,7 @@ mod grpc;
 pub mod lookup;
 pub mod machine;
 pub mod metrics;
+mod roster;
 mod serve;
 mod shell;
 pub mod store;
@@ -21,6 +22,6 @@ mod tensorboard;
 
 pub use machine::io::Outcome;
 pub use serve::{
-    ADDRESS_FILE_NAME, CONFIG_FILE_NAME, Coordinator, CoordinatorOptions, ServeError,
-    TOKEN_FILE_NAME, serve,
+    ADDRESS_FILE_NAME, Admission, CONFIG_FILE_NAME, Coordinator, CoordinatorOptions, ServeError,
+    serve,
 };

@@ -5,29 +5,29 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use retouch_credentials::{Access, Authority, Credentials, CredentialsError, Principal, Strangers};
 use retouch_proto::{ConfigErrors, RunConfig};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::Server;
 
 use crate::dataset::{self, DatasetError};
 use crate::grpc::Services;
 use crate::lookup::Lookup;
 use crate::machine::Machine;
 use crate::machine::io::Outcome;
+use crate::roster::Roster;
 use crate::shell::Shell;
 use crate::store::{Reader, Store, StoreError};
 use crate::tensorboard::EventsFile;
 
 /// Where the address is left in the run folder.
 pub const ADDRESS_FILE_NAME: &str = "coordinator.addr";
-/// Where the join token is left in the run folder, readable by the owner alone.
-pub const TOKEN_FILE_NAME: &str = "coordinator.token";
 /// Where the resolved run file is left in the run folder.
 pub const CONFIG_FILE_NAME: &str = "config.toml";
 
@@ -40,6 +40,34 @@ const SHUTDOWN_GRACE: Duration = Duration::from_millis(500);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Whom a coordinator admits.
+#[derive(Clone, Debug)]
+pub enum Admission {
+    /// Plain connections, and everybody: for tests and benchmarks within one process.
+    Open,
+    /// Those with a certificate of the run's own authority, which also issues them for join tokens.
+    Authority(Arc<Authority>),
+    /// Those with a certificate of the authority that also issued the coordinator's.
+    Given(Credentials),
+}
+
+impl Admission {
+    fn access(&self) -> Result<Access, CredentialsError> {
+        match self {
+            Self::Open => Ok(Access::Open),
+            Self::Authority(authority) => Ok(authority.issue(Principal::Coordinator)?.into()),
+            Self::Given(credentials) => Ok(credentials.clone().into()),
+        }
+    }
+
+    fn authority(&self) -> Option<Arc<Authority>> {
+        match self {
+            Self::Authority(authority) => Some(authority.clone()),
+            Self::Open | Self::Given(_) => None,
+        }
+    }
+}
+
 /// What a coordinator needs to know.
 #[derive(Clone, Debug)]
 pub struct CoordinatorOptions {
@@ -49,8 +77,8 @@ pub struct CoordinatorOptions {
     pub run_dir: PathBuf,
     /// Where to listen; port 0 takes the port of the last start if it is free, else any.
     pub listen: SocketAddr,
-    /// What callers must present, if anything.
-    pub token: Option<String>,
+    /// Who may call.
+    pub admission: Admission,
 }
 
 /// Why a coordinator could not start or go on.
@@ -65,6 +93,9 @@ pub enum ServeError {
     /// The record can't be used or written.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The certificate can't be made or used.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
     /// The run folder can't be written.
     #[error("{path}: {source}")]
     Io {
@@ -126,9 +157,10 @@ impl Coordinator {
             config,
             run_dir,
             listen,
-            token,
+            admission,
         } = options;
         config.validate()?;
+        let access = admission.access()?;
         let rows = dataset::read(Path::new(&config.dataset.path))?;
         fs::create_dir_all(&run_dir).map_err(|source| io_error(&run_dir, source))?;
         let lock = lock(&run_dir).await?;
@@ -140,9 +172,6 @@ impl Coordinator {
         })?;
         let (run, config_toml) = (config.name.clone(), config.to_toml());
         write(&run_dir.join(CONFIG_FILE_NAME), &config_toml, 0o644)?;
-        if let Some(token) = &token {
-            write(&run_dir.join(TOKEN_FILE_NAME), token, 0o600)?;
-        }
         let charts = charts(&run_dir)?;
         let lookup = Lookup::new(run_dir.clone(), rows.clone().into());
         let (shell, handle) = Shell::new(
@@ -153,13 +182,17 @@ impl Coordinator {
         let outcome = run_shell(shell, lock);
         let services = Services {
             handle,
-            token,
+            access,
+            authority: admission.authority(),
+            roster: Roster::default(),
             run,
             config_toml,
             lookup,
         };
         let (stop_services, stopped) = oneshot::channel();
-        let services = AbortOnDrop(tokio::spawn(serve_until(services, listener, stopped).await));
+        let services = AbortOnDrop(tokio::spawn(
+            serve_until(services, listener, stopped).await?,
+        ));
         // Last: whoever finds the address finds everything else ready.
         write(
             &run_dir.join(ADDRESS_FILE_NAME),
@@ -235,14 +268,16 @@ async fn serve_until(
     services: Services,
     listener: TcpListener,
     stopped: oneshot::Receiver<()>,
-) -> impl Future<Output = Result<(), tonic::transport::Error>> {
-    Server::builder()
+) -> Result<impl Future<Output = Result<(), tonic::transport::Error>>, CredentialsError> {
+    // Whoever has a join token has no certificate yet.
+    let mut server = services
+        .access
+        .server(Strangers::MayEnroll)?
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_routes(services.routes().await)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
-            drop(stopped.await)
-        })
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
+    let router = server.add_routes(services.routes().await);
+    let incoming = TcpListenerStream::new(listener);
+    Ok(router.serve_with_incoming_shutdown(incoming, async { drop(stopped.await) }))
 }
 
 /// Runs a coordinator from start to end.

@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use retouch_credentials::Handshake;
 use retouch_learner::collective::{Aborter, Deadlines, Listener, Membership, TcpCollective};
 
 #[global_allocator]
@@ -38,7 +39,7 @@ struct Ours {
 impl Ours {
     fn start(world: usize) -> Self {
         let mut listeners: Vec<Listener> = (0..world)
-            .map(|_| Listener::bind(([127, 0, 0, 1], 0).into(), [0; 32]).expect("a port"))
+            .map(|_| Listener::bind(([127, 0, 0, 1], 0).into(), Handshake::open()).expect("a port"))
             .collect();
         let peers: Vec<SocketAddr> = listeners.iter().map(Listener::address).collect();
         let (mut told, mut threads) = (Vec::new(), Vec::new());

@@ -188,6 +188,13 @@ mod tests {
     }
 
     #[test]
+    fn hostile_bytes_are_refused_or_understood() {
+        retouch_hostile::bombard(&trained().to_bytes(), |bytes| {
+            let _ = LearnerState::from_bytes(bytes);
+        });
+    }
+
+    #[test]
     fn bytes_round_trip_and_are_canonical() {
         let state = trained();
         let bytes = state.to_bytes();

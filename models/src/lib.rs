@@ -4,6 +4,7 @@
 //! everything is made of, the components, and the edit pipeline.
 
 pub mod device;
+pub mod images;
 pub mod init;
 pub mod noise;
 pub mod weights;
@@ -33,3 +34,5 @@ pub mod solver;
 
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod hostile;

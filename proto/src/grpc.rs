@@ -4,6 +4,3 @@
 //! domain types at once (`TryFrom`, `From`).
 
 pub use crate::pb::*;
-
-/// Metadata key under which a caller presents the join token.
-pub const TOKEN_METADATA_KEY: &str = "retouch-join-token";

@@ -13,6 +13,7 @@ pub mod grpc;
 pub mod ids;
 pub mod limits;
 pub mod lookup;
+pub mod paths;
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
 mod pb {
     tonic::include_proto!("retouch.v1");
@@ -25,5 +26,4 @@ pub mod worker;
 pub use blob::{BlobAddress, BlobRef, ContentHash};
 pub use config::{ConfigErrors, RunConfig};
 pub use convert::ConvertError;
-pub use grpc::TOKEN_METADATA_KEY;
 pub use ids::{Epoch, Generation, GroupId, Iteration, LeaseId, RunId, WorkerId};

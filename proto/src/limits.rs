@@ -2,6 +2,8 @@
 
 /// Largest `Coordinator` or `Control` message.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
+/// Largest `Enrollment` message: a token, a key, two certificates.
+pub const ENROLL_MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// Largest `Judge` message: whole groups of images inline.
 pub const JUDGE_MESSAGE_BYTES_MAX: usize = 256 << 20;
 /// Size of one chunk of a blob in transfer.

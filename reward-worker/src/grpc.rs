@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use retouch_credentials::{Access, Principal};
 use retouch_proto::{
     grpc::{
         ScoreGroupReply, ScoreGroupRequest,
@@ -10,7 +11,7 @@ use retouch_proto::{
     limits::JUDGE_MESSAGE_BYTES_MAX,
     task::InlineGroup,
 };
-use retouch_worker::{DeviceThread, TokenCheck};
+use retouch_worker::DeviceThread;
 use tonic::{Request, Response, Status, service::Routes};
 
 use crate::scorer::{Group, Scorer};
@@ -21,12 +22,12 @@ pub(crate) type LoadedScorer = Arc<OnceLock<DeviceThread<Scorer>>>;
 #[derive(Debug)]
 struct JudgeService {
     scorer: LoadedScorer,
-    token: TokenCheck,
+    access: Access,
 }
 
 /// The service as a part of the worker's server.
-pub(crate) fn routes(scorer: LoadedScorer, token: TokenCheck) -> Routes {
-    let server = JudgeServer::new(JudgeService { scorer, token })
+pub(crate) fn routes(scorer: LoadedScorer, access: Access) -> Routes {
+    let server = JudgeServer::new(JudgeService { scorer, access })
         .max_decoding_message_size(JUDGE_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(JUDGE_MESSAGE_BYTES_MAX);
     Routes::new(server)
@@ -38,7 +39,7 @@ impl Judge for JudgeService {
         &self,
         request: Request<ScoreGroupRequest>,
     ) -> Result<Response<ScoreGroupReply>, Status> {
-        self.token.check(request.metadata())?;
+        self.access.admit(&request, &[Principal::Control])?;
         let scorer = self
             .scorer
             .get()
@@ -67,4 +68,40 @@ impl Judge for JudgeService {
 
 fn internal(error: impl ToString) -> Status {
     Status::internal(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use retouch_credentials::{Authority, Strangers, access::Peer};
+    use retouch_proto::{grpc::judge_client::JudgeClient, worker::Role};
+    use tonic::{Code, transport::server::TcpIncoming};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_people_call_the_judge() {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::open_or_create(folder.path()).unwrap();
+        let access = |principal| Access::from(authority.issue(principal).unwrap());
+        let own = access(Principal::Worker(Role::Reward));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let mut server = own.server(Strangers::Refused).unwrap();
+        let router = server.add_routes(routes(LoadedScorer::default(), own));
+        tokio::spawn(router.serve_with_incoming(TcpIncoming::from(listener)));
+        let call = async |access: Access| {
+            let endpoint = access.endpoint(&address, Peer::Worker).unwrap();
+            let mut client = JudgeClient::new(endpoint.connect_lazy());
+            client
+                .score_group(ScoreGroupRequest::default())
+                .await
+                .unwrap_err()
+        };
+        let refused = call(access(Principal::Worker(Role::Rollout))).await;
+        assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+        let heard = call(access(Principal::Control)).await;
+        assert!(heard.message().contains("still being loaded"), "{heard}");
+        let plain = call(Access::Open).await;
+        assert!(!plain.message().contains("still being loaded"), "{plain}");
+    }
 }

@@ -8,9 +8,12 @@ use std::{
 
 use burn::tensor::{DType, Device};
 use bytes::Bytes;
-use image::{ImageFormat, ImageReader, Limits, RgbImage};
-use retouch_models::device;
-use retouch_models::judge::{Judge, JudgeError, JudgeRequest, JudgeScore, Template, TemplateError};
+use image::RgbImage;
+use retouch_models::{
+    device,
+    images::{self, ImageFileError},
+    judge::{Judge, JudgeError, JudgeRequest, JudgeScore, Template, TemplateError},
+};
 use retouch_proto::{
     config::{RewardConfig, RewardKind, RewardTerm},
     task::{SampleScore, TermScore},
@@ -19,10 +22,6 @@ use thiserror::Error;
 
 /// The template that the judge's own one stands for in the run file.
 const DEFAULT_TEMPLATE: &str = "default";
-/// Longest side of an image that is judged.
-const SIDE_MAX: u32 = 16_384;
-/// Memory that decoding an image may take.
-const DECODE_BYTES_MAX: u64 = 1 << 30;
 
 /// Judges that can't be loaded.
 #[derive(Debug, Error)]
@@ -54,12 +53,12 @@ pub enum ScorerError {
 #[derive(Debug, Error)]
 pub enum ScoreError {
     /// An image can't be read.
-    #[error("{which} is not a PNG image that can be read: {source}")]
+    #[error("{which} is not a PNG image that is read: {source}")]
     Image {
         /// Which of the group's images.
         which: String,
         /// Why.
-        source: image::ImageError,
+        source: ImageFileError,
     },
     /// A judge gave no score.
     #[error("reward term {term}: {source}")]
@@ -120,17 +119,10 @@ impl Group {
 }
 
 fn decode(png: &Bytes, which: impl FnOnce() -> String) -> Result<RgbImage, ScoreError> {
-    let mut reader = ImageReader::with_format(std::io::Cursor::new(png), ImageFormat::Png);
-    let mut limits = Limits::default();
-    limits.max_image_width = Some(SIDE_MAX);
-    limits.max_image_height = Some(SIDE_MAX);
-    limits.max_alloc = Some(DECODE_BYTES_MAX);
-    reader.limits(limits);
-    let image = reader.decode().map_err(|source| ScoreError::Image {
+    images::from_png(png).map_err(|source| ScoreError::Image {
         which: which(),
         source,
-    })?;
-    Ok(image.to_rgb8())
+    })
 }
 
 /// All reward terms of a run.

@@ -11,7 +11,7 @@ use retouch_proto::{
     worker::Role,
 };
 use retouch_worker::{
-    DeviceError, DeviceThread, Identity, Session, SessionError, TokenCheck, Work, WorkerOptions,
+    DeviceError, DeviceThread, Identity, Session, SessionError, Work, WorkerOptions,
     blobs::Retention,
     process::{self, ProcessError},
     session::Blobs,
@@ -59,7 +59,7 @@ pub async fn run(options: WorkerOptions) -> Result<(), RewardError> {
     };
     let device = options.device.clone();
     let loaded: LoadedScorer = Arc::new(OnceLock::new());
-    let routes = grpc::routes(loaded.clone(), TokenCheck::new(&options.token));
+    let routes = grpc::routes(loaded.clone(), options.access.clone());
     let session = Session::connect(options, identity, routes).await?;
     let config = session.config().clone();
     process::set_compute_threads(config.cluster.threads_per_worker)?;

@@ -1,46 +1,36 @@
 //! Source images from the dataset folder.
 
-use std::{
-    io,
-    path::{Component, Path, PathBuf},
+use std::path::{Path, PathBuf};
+
+use image::RgbImage;
+use retouch_models::{
+    editor::{ImageSize, SizeRule, fit},
+    images::{self, ImageFileError},
 };
-
-use image::{ImageReader, Limits, RgbImage};
-use retouch_models::editor::{ImageSize, SizeRule, fit};
-use retouch_proto::config::{ModelConfig, Sizing};
+use retouch_proto::{
+    config::{ModelConfig, Sizing},
+    paths::{self, PathError},
+};
 use thiserror::Error;
-
-/// Longest side of an image file that is read.
-const SIDE_MAX: u32 = 16_384;
-/// Memory that decoding a file may take.
-const DECODE_BYTES_MAX: u64 = 2 << 30;
 
 /// A source image that can't be used. Trying again is of no use.
 #[derive(Debug, Error)]
 pub enum SourceError {
-    /// The path leads out of the dataset.
-    #[error("image path {path:?} leads out of the dataset folder {}", folder.display())]
-    Outside {
+    /// The path leads out of the dataset, or nowhere.
+    #[error("image {path:?}: {source}")]
+    Path {
         /// The path in the dataset's row.
         path: String,
-        /// The dataset folder.
-        folder: PathBuf,
+        /// What is wrong with it.
+        source: PathError,
     },
-    /// The file can't be opened.
+    /// The file is not an image that is read.
     #[error("image {}: {source}", path.display())]
-    Open {
+    Image {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
-    },
-    /// The file is not an image that can be read.
-    #[error("image {} is broken or of an unknown kind: {source}", path.display())]
-    Decode {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: image::ImageError,
+        source: ImageFileError,
     },
 }
 
@@ -48,10 +38,18 @@ impl SourceError {
     /// Whether another attempt could go better: the disk may be busy, but a broken
     /// file stays broken.
     pub fn is_retryable(&self) -> bool {
-        match self {
-            Self::Open { source, .. } => source.kind() != io::ErrorKind::NotFound,
-            Self::Outside { .. } | Self::Decode { .. } => false,
-        }
+        let io = match self {
+            Self::Path {
+                source: PathError::Io { source, .. },
+                ..
+            } => source,
+            Self::Image {
+                source: ImageFileError::Io(source),
+                ..
+            } => source,
+            Self::Path { .. } | Self::Image { .. } => return false,
+        };
+        io.kind() != std::io::ErrorKind::NotFound
     }
 }
 
@@ -75,47 +73,12 @@ pub fn size_rule(model: &ModelConfig) -> SizeRule {
 ///
 /// If the path leads out of the folder, or the file is missing or broken.
 pub fn load(folder: &Path, path: &str, rule: SizeRule) -> Result<RgbImage, SourceError> {
-    let file = inside(folder, path)?;
-    let mut reader = ImageReader::open(&file)
-        .and_then(ImageReader::with_guessed_format)
-        .map_err(|source| SourceError::Open {
-            path: file.clone(),
-            source,
-        })?;
-    let mut limits = Limits::default();
-    limits.max_image_width = Some(SIDE_MAX);
-    limits.max_image_height = Some(SIDE_MAX);
-    limits.max_alloc = Some(DECODE_BYTES_MAX);
-    reader.limits(limits);
-    let image = reader
-        .decode()
-        .map_err(|source| SourceError::Decode { path: file, source })?;
-    let image = image.to_rgb8();
-    Ok(fit(&image, rule.size(ImageSize::of(&image))))
-}
-
-/// The file behind the path, symbolic links followed, if it is in the folder.
-fn inside(folder: &Path, path: &str) -> Result<PathBuf, SourceError> {
-    let outside = || SourceError::Outside {
+    let file = paths::inside(folder, path).map_err(|source| SourceError::Path {
         path: path.to_owned(),
-        folder: folder.to_owned(),
-    };
-    let plain = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
-    if path.is_empty() || !Path::new(path).components().all(plain) {
-        return Err(outside());
-    }
-    let file = folder.join(path);
-    let real = |path: &Path| {
-        let path = path.to_owned();
-        path.canonicalize()
-            .map_err(|source| SourceError::Open { path, source })
-    };
-    let (real_folder, real_file) = (real(folder)?, real(&file)?);
-    if real_file.starts_with(real_folder) {
-        Ok(file)
-    } else {
-        Err(outside())
-    }
+        source,
+    })?;
+    let image = images::open(&file).map_err(|source| SourceError::Image { path: file, source })?;
+    Ok(fit(&image, rule.size(ImageSize::of(&image))))
 }
 
 #[cfg(test)]
@@ -176,7 +139,7 @@ mod tests {
         for path in ["../secret", "/etc/passwd", "", "a/../../secret", "link.png"] {
             let error = load(&images, path, size(8, 8)).unwrap_err();
             assert!(
-                matches!(error, SourceError::Outside { .. }),
+                error.to_string().contains("leads out of"),
                 "{path}: {error}"
             );
             assert!(!error.is_retryable());

@@ -2,13 +2,13 @@
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use retouch_credentials::Access;
 use retouch_proto::{BlobAddress, BlobRef};
 use retouch_worker::blobs::{
-    BlobClient, BlobStore, BlobStoreOptions, FetchLimits, Retention, serve,
+    BlobClient, BlobClientOptions, BlobStore, BlobStoreOptions, FetchLimits, Retention, serve,
 };
 use tokio_util::sync::CancellationToken;
 
-const TOKEN: &str = "bench";
 const BLOB_BYTES: usize = 256 << 20;
 
 fn store(folder: &std::path::Path, memory_bytes_max: u64) -> BlobStore {
@@ -39,7 +39,7 @@ fn fetch(criterion: &mut Criterion) {
         let address = runtime
             .block_on(serve(
                 owner,
-                TOKEN,
+                &Access::Open,
                 ([127, 0, 0, 1], 0).into(),
                 stop.clone(),
             ))
@@ -51,7 +51,13 @@ fn fetch(criterion: &mut Criterion) {
             owners,
         };
         let consumer = store(&folder.path().join(format!("consumer-{place}")), 1 << 30);
-        let client = BlobClient::new(consumer.clone(), TOKEN.into(), None, FetchLimits::default());
+        let options = BlobClientOptions {
+            access: Access::Open,
+            run_folder: None,
+            own_address: None,
+            limits: FetchLimits::default(),
+        };
+        let client = BlobClient::new(consumer.clone(), options);
         group.bench_function(BenchmarkId::new("from", place), |bencher| {
             bencher.iter(|| {
                 runtime

@@ -11,8 +11,6 @@ pub mod process;
 mod server;
 pub mod session;
 pub mod telemetry;
-mod token;
 
 pub use device::{DeviceError, DeviceThread};
 pub use session::{Identity, Session, SessionError, Work, WorkerOptions};
-pub use token::TokenCheck;

@@ -2,12 +2,10 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use retouch_credentials::{Access, CredentialsError, Strangers};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    service::Routes,
-    transport::{Server, server::TcpIncoming},
-};
+use tonic::{service::Routes, transport::server::TcpIncoming};
 
 use crate::blobs::grpc::BlobService;
 
@@ -15,21 +13,26 @@ const WINDOW_BYTES: u32 = 8 << 20;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const STREAMS_PER_CONNECTION_MAX: u32 = 128;
 
-/// Serves blobs, and what else a role has, until the token is cancelled.
+/// Opens the port.
 pub(crate) async fn bind(listen: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
     let listener = TcpListener::bind(listen).await?;
     let address = listener.local_addr()?;
     Ok((listener, address))
 }
 
-/// Runs the services in the background until the token is cancelled.
+/// Serves blobs, and what else a role has, in the background until the token is cancelled.
+///
+/// # Errors
+/// If the certificate can't be used.
 pub(crate) fn spawn(
     listener: TcpListener,
+    access: &Access,
     blobs: BlobService,
     routes: Routes,
     stop: CancellationToken,
-) {
-    let server = Server::builder()
+) -> Result<(), CredentialsError> {
+    let server = access
+        .server(Strangers::Refused)?
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
@@ -46,4 +49,5 @@ pub(crate) fn spawn(
             tracing::error!(%error, "the worker's services ended");
         }
     });
+    Ok(())
 }

@@ -9,7 +9,7 @@ mod progress;
 mod run_folder;
 mod supervisor;
 
-pub(crate) use self::{memory::peak_resident_kib, processes::TOKEN_VARIABLE};
+pub(crate) use self::memory::peak_resident_kib;
 
 use std::{
     cell::Cell,
@@ -26,6 +26,7 @@ use self::{progress::Progress, run_folder::RunFolder, supervisor::Supervisor};
 use crate::{
     config::ConfigArgs,
     control::Target,
+    credentials,
     report::{self, Totals},
 };
 
@@ -71,13 +72,13 @@ fn check_devices(config: &RunConfig) -> anyhow::Result<()> {
 /// Starts all processes and waits until the coordinator says that the run is over.
 async fn train(config: &RunConfig, folder: &RunFolder, peak_kib: &Cell<u64>) -> anyhow::Result<()> {
     let mut supervisor = Supervisor::new(&folder.join("logs"))?;
-    let token = processes::join_token(folder.path())?;
+    credentials::run_authority(folder.path())?;
     let address_file = folder.join(retouch_coordinator::ADDRESS_FILE_NAME);
     let _ = std::fs::remove_file(&address_file);
-    supervisor.start(processes::coordinator(folder.path(), &token));
+    supervisor.start(processes::coordinator(folder.path()));
     let pids = supervisor.pids();
     let result = tokio::select! {
-        result = follow(config, folder, &mut supervisor, &address_file, &token) => result,
+        result = follow(config, folder, &mut supervisor, &address_file) => result,
         () = memory::watch_peak(pids, peak_kib) => unreachable!("memory is watched for ever"),
         signal = tokio::signal::ctrl_c() => match signal {
             Ok(()) => Err(anyhow::anyhow!("interrupted; the same command continues from the last checkpoint")),
@@ -93,13 +94,12 @@ async fn follow(
     folder: &RunFolder,
     supervisor: &mut Supervisor,
     address_file: &Path,
-    token: &str,
 ) -> anyhow::Result<()> {
     let address = tokio::select! {
         address = wait_for_address(address_file) => address?,
         end = supervisor.next_end() => bail!("{} ended before it listened", end?),
     };
-    for spec in processes::workers(config, folder.path(), &address, token) {
+    for spec in processes::workers(config, folder.path()) {
         supervisor.start(spec);
     }
     println!(

@@ -1,25 +1,17 @@
 //! Which processes a run on one machine consists of, and how each is started.
 
-use std::{
-    ffi::OsString,
-    io::Write,
-    net::SocketAddr,
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-};
+use std::{ffi::OsString, net::SocketAddr, path::Path};
 
-use anyhow::Context;
-use retouch_proto::RunConfig;
+use retouch_coordinator::ADDRESS_FILE_NAME;
+use retouch_credentials::Principal;
+use retouch_proto::{RunConfig, worker::Role};
 
 use super::supervisor::ProcessSpec;
+use crate::credentials::in_run_folder;
 
 pub(crate) const COORDINATOR: &str = "coordinator";
-/// The environment variable that carries the join token: other users can read a command line.
-pub(crate) const TOKEN_VARIABLE: &str = "RETOUCH_TOKEN";
 
-const TOKEN_BYTES: usize = 16;
-
-pub(crate) fn coordinator(run_dir: &Path, token: &str) -> ProcessSpec {
+pub(crate) fn coordinator(run_dir: &Path) -> ProcessSpec {
     ProcessSpec {
         name: COORDINATOR.to_owned(),
         arguments: vec![
@@ -28,59 +20,67 @@ pub(crate) fn coordinator(run_dir: &Path, token: &str) -> ProcessSpec {
             "--parent".into(),
             own_id(),
         ],
-        environment: environment(token),
+        environment: environment(),
         ends_by_itself: true,
     }
 }
 
 /// The workers that the run file asks for: all of them on this machine.
-pub(crate) fn workers(
-    config: &RunConfig,
-    run_dir: &Path,
-    address: &str,
-    token: &str,
-) -> Vec<ProcessSpec> {
+pub(crate) fn workers(config: &RunConfig, run_dir: &Path) -> Vec<ProcessSpec> {
     let roles = [
         (
             "rollout-worker",
+            Role::Rollout,
             config.cluster.rollout_workers,
             &config.model.device,
         ),
         (
             "reward-worker",
+            Role::Reward,
             config.cluster.reward_workers,
             &config.reward.device,
         ),
-        ("learner", config.learner.ranks, &config.learner.device),
+        (
+            "learner",
+            Role::Learner,
+            config.learner.ranks,
+            &config.learner.device,
+        ),
     ];
-    let specs = roles.into_iter().flat_map(|(role, count, device)| {
-        (0..count).map(move |index| {
-            let name = format!("{role}-{index}");
-            ProcessSpec {
-                arguments: worker_arguments(role, &name, run_dir, address, device)
-                    .into_iter()
-                    .chain(reachable(&config.cluster.listen))
-                    .collect(),
-                name,
-                environment: environment(token),
-                ends_by_itself: true,
-            }
-        })
-    });
+    let specs = roles
+        .into_iter()
+        .flat_map(|(command, role, count, device)| {
+            (0..count).map(move |index| {
+                let name = format!("{command}-{index}");
+                ProcessSpec {
+                    arguments: worker_arguments(command, role, &name, run_dir, device)
+                        .into_iter()
+                        .chain(reachable(&config.cluster.listen))
+                        .collect(),
+                    name,
+                    environment: environment(),
+                    ends_by_itself: true,
+                }
+            })
+        });
     specs.collect()
 }
 
 fn worker_arguments(
-    role: &str,
+    command: &str,
+    role: Role,
     name: &str,
     run_dir: &Path,
-    address: &str,
     device: &str,
 ) -> Vec<OsString> {
     let data_dir = super::scratch(run_dir, name);
+    let credentials = in_run_folder(run_dir, Principal::Worker(role));
+    // The file, not what is in it: a coordinator that is started again may get another port.
+    let address = run_dir.join(ADDRESS_FILE_NAME);
     [
-        (role.into(), None),
-        ("--coordinator".into(), Some(address.into())),
+        (command.into(), None),
+        ("--coordinator".into(), Some(address.into_os_string())),
+        ("--credentials".into(), Some(credentials.into_os_string())),
         ("--name".into(), Some(name.into())),
         ("--data-dir".into(), Some(data_dir.into_os_string())),
         ("--device".into(), Some(device.into())),
@@ -111,37 +111,10 @@ fn own_id() -> OsString {
 /// seconds; giving the memory back in between makes a tenth of a worker's time page faults.
 const PURGE_DELAY: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "10000");
 
-fn environment(token: &str) -> Vec<(String, String)> {
-    let mut variables = vec![(TOKEN_VARIABLE.to_owned(), token.to_owned())];
-    let (name, value) = PURGE_DELAY;
-    if std::env::var_os(name).is_none() {
-        variables.push((name.to_owned(), value.to_owned()));
-    }
-    variables
-}
-
-/// The run's join token: made once, kept in the run folder for its owner's eyes only.
-pub(crate) fn join_token(run_dir: &Path) -> anyhow::Result<String> {
-    let file: PathBuf = run_dir.join(retouch_coordinator::TOKEN_FILE_NAME);
-    if let Ok(token) = std::fs::read_to_string(&file) {
-        return Ok(token.trim().to_owned());
-    }
-    let token = random_token()?;
-    let options = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&file);
-    let mut opened = options.with_context(|| format!("can't create {}", file.display()))?;
-    writeln!(opened, "{token}").with_context(|| format!("can't write {}", file.display()))?;
-    Ok(token)
-}
-
-fn random_token() -> anyhow::Result<String> {
-    let mut bytes = [0; TOKEN_BYTES];
-    let mut source = std::fs::File::open("/dev/urandom").context("can't open /dev/urandom")?;
-    std::io::Read::read_exact(&mut source, &mut bytes).context("can't read /dev/urandom")?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+fn environment() -> Option<(&'static str, &'static str)> {
+    std::env::var_os(PURGE_DELAY.0)
+        .is_none()
+        .then_some(PURGE_DELAY)
 }
 
 #[cfg(test)]

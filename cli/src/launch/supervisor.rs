@@ -46,8 +46,8 @@ pub(crate) struct ProcessSpec {
     pub(crate) name: String,
     /// Arguments of our own executable.
     pub(crate) arguments: Vec<OsString>,
-    /// Variables added to the environment; secrets travel here, not in the visible command line.
-    pub(crate) environment: Vec<(String, String)>,
+    /// A variable added to the environment.
+    pub(crate) environment: Option<(&'static str, &'static str)>,
     /// Whether a clean exit (code 0) means that its work is over.
     pub(crate) ends_by_itself: bool,
 }
@@ -190,7 +190,7 @@ impl Keeper {
         self.life.store(log.metadata()?.len(), Ordering::Relaxed);
         Command::new(&self.executable)
             .args(&self.spec.arguments)
-            .envs(self.spec.environment.iter().cloned())
+            .envs(self.spec.environment)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

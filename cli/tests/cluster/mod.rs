@@ -15,7 +15,6 @@ use serde_json::Value;
 
 const WAIT_MAX: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_millis(20);
-const TOKEN: &str = "a-token-of-this-test";
 
 /// The models, the dataset, the run folder, and every process that was started.
 pub(crate) struct Cluster {
@@ -77,8 +76,11 @@ impl Cluster {
         let name = format!("{role}-{index}");
         let (address, data) = (self.address.clone(), format!("data-{name}"));
         let arguments = ["--coordinator", &address, "--name", &name];
+        let principal = role.trim_end_matches("-worker");
+        let credentials = format!("run/credentials/{principal}");
         let rest = ["--data-dir", &data, "--device", "cpu"];
-        self.spawn(&name, &[&[role][..], &arguments, &rest].concat());
+        let access = ["--credentials", &credentials];
+        self.spawn(&name, &[&[role][..], &arguments, &access, &rest].concat());
     }
 
     pub(crate) fn start_workers(&mut self, roles: &[(&str, usize)]) {
@@ -97,7 +99,6 @@ impl Cluster {
         let child = Command::new(env!("CARGO_BIN_EXE_retouch"))
             .current_dir(self.path())
             .args(arguments)
-            .env("RETOUCH_TOKEN", TOKEN)
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use retouch_coordinator::{Coordinator, CoordinatorOptions};
+use retouch_coordinator::{Admission, Coordinator, CoordinatorOptions};
 use retouch_proto::grpc::coordinator_client::CoordinatorClient;
 use retouch_proto::task::{Assignment, TaskResult};
 use retouch_proto::worker::{Registered, Report, ReportReply, Role, WorkerState};
@@ -28,7 +28,7 @@ impl Worker {
             config,
             run_dir: run_dir.to_owned(),
             listen: "127.0.0.1:0".parse().expect("an address"),
-            token: None,
+            admission: Admission::Open,
         };
         let coordinator = Coordinator::start(options).await.expect("a coordinator");
         let address = format!("http://{}", coordinator.address());

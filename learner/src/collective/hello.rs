@@ -1,41 +1,40 @@
-//! The first bytes between two ranks: who is calling, for which epoch.
+//! The first bytes between two ranks once each knows who the other is: for which epoch it calls.
 
 use std::{
     io::{self, Read, Write},
     net::TcpStream,
 };
 
-const MAGIC: [u8; 8] = *b"RTCHCOL1";
-const HELLO_BYTES: usize = 8 + 32 + 8 + 4 + 4;
+use super::seal::{Seal, TAG_BYTES};
+
+const MAGIC: [u8; 8] = *b"RTCHCOL2";
+const HELLO_BYTES: usize = 8 + 8 + 4 + 4;
+const REPLY_BYTES: usize = 8 + 1 + 8;
 
 /// What a rank says when it connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Hello {
-    /// Digest of the run and its join token: strangers are turned away.
-    pub(super) secret: [u8; 32],
     pub(super) epoch: u64,
     pub(super) rank: u32,
     pub(super) world: u32,
 }
 
 impl Hello {
-    pub(super) fn write(&self, mut stream: &TcpStream) -> io::Result<()> {
-        let mut bytes = Vec::with_capacity(HELLO_BYTES);
+    pub(super) fn write(&self, stream: impl Write, seal: &mut Seal) -> io::Result<()> {
+        let mut bytes = Vec::with_capacity(HELLO_BYTES + TAG_BYTES);
         bytes.extend(MAGIC);
-        bytes.extend(self.secret);
         bytes.extend(self.epoch.to_le_bytes());
         bytes.extend(self.rank.to_le_bytes());
         bytes.extend(self.world.to_le_bytes());
-        stream.write_all(&bytes)
+        write_sealed(stream, bytes, seal)
     }
 
-    pub(super) fn read(mut stream: &TcpStream) -> io::Result<Self> {
-        check_magic(stream)?;
+    pub(super) fn read(stream: impl Read, seal: &mut Seal) -> io::Result<Self> {
+        let mut bytes = &read_sealed::<HELLO_BYTES>(stream, seal)?[MAGIC.len()..];
         Ok(Self {
-            secret: read_array(&mut stream)?,
-            epoch: u64::from_le_bytes(read_array(&mut stream)?),
-            rank: u32::from_le_bytes(read_array(&mut stream)?),
-            world: u32::from_le_bytes(read_array(&mut stream)?),
+            epoch: u64::from_le_bytes(take(&mut bytes)?),
+            rank: u32::from_le_bytes(take(&mut bytes)?),
+            world: u32::from_le_bytes(take(&mut bytes)?),
         })
     }
 }
@@ -53,9 +52,9 @@ pub(super) enum Reply {
 
 impl Reply {
     /// Length on the wire.
-    pub(super) const BYTES: usize = 8 + 1 + 8;
+    pub(super) const BYTES: usize = REPLY_BYTES + TAG_BYTES;
 
-    pub(super) fn write(self, mut stream: &TcpStream) -> io::Result<()> {
+    pub(super) fn write(self, stream: impl Write, seal: &mut Seal) -> io::Result<()> {
         let (kind, value) = match self {
             Self::Welcome => (0, 0),
             Self::Outdated { newer } => (1, newer),
@@ -65,13 +64,13 @@ impl Reply {
         bytes.extend(MAGIC);
         bytes.push(kind);
         bytes.extend(value.to_le_bytes());
-        stream.write_all(&bytes)
+        write_sealed(stream, bytes, seal)
     }
 
-    pub(super) fn read(mut stream: &TcpStream) -> io::Result<Self> {
-        check_magic(stream)?;
-        let [kind] = read_array(&mut stream)?;
-        let value = u64::from_le_bytes(read_array(&mut stream)?);
+    pub(super) fn read(stream: impl Read, seal: &mut Seal) -> io::Result<Self> {
+        let mut bytes = &read_sealed::<REPLY_BYTES>(stream, seal)?[MAGIC.len()..];
+        let [kind] = take(&mut bytes)?;
+        let value = u64::from_le_bytes(take(&mut bytes)?);
         match kind {
             0 => Ok(Self::Welcome),
             1 => Ok(Self::Outdated { newer: value }),
@@ -86,18 +85,115 @@ impl Reply {
     }
 }
 
-fn check_magic(mut stream: &TcpStream) -> io::Result<()> {
-    if read_array(&mut stream)? == MAGIC {
-        return Ok(());
-    }
-    Err(io::Error::new(
-        io::ErrorKind::InvalidData,
-        "the other side is not a learner rank of this version",
-    ))
+fn write_sealed(mut stream: impl Write, mut bytes: Vec<u8>, seal: &mut Seal) -> io::Result<()> {
+    let tag = seal.tag(&[&bytes]);
+    bytes.extend(tag);
+    stream.write_all(&bytes)
 }
 
-fn read_array<const N: usize>(stream: &mut impl Read) -> io::Result<[u8; N]> {
+fn read_sealed<const N: usize>(mut stream: impl Read, seal: &mut Seal) -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
-    stream.read_exact(&mut bytes)?;
+    stream.read_exact(&mut bytes[..MAGIC.len()])?;
+    if bytes[..MAGIC.len()] != MAGIC {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the other side is not a learner rank of this version",
+        ));
+    }
+    stream.read_exact(&mut bytes[MAGIC.len()..])?;
+    let mut tag = [0; TAG_BYTES];
+    stream.read_exact(&mut tag)?;
+    seal.check(&[&bytes], tag)?;
     Ok(bytes)
+}
+
+fn take<const N: usize>(bytes: &mut &[u8]) -> io::Result<[u8; N]> {
+    let mut taken = [0; N];
+    bytes.read_exact(&mut taken)?;
+    Ok(taken)
+}
+
+/// A connection after the introduction: the socket and both directions' tags.
+#[derive(Debug)]
+pub(super) struct Introduced {
+    pub(super) stream: TcpStream,
+    pub(super) send: Seal,
+    pub(super) receive: Seal,
+}
+
+impl Introduced {
+    pub(super) fn new(stream: TcpStream, keys: &retouch_credentials::LinkKeys) -> Self {
+        Self {
+            stream,
+            send: Seal::new(keys.send),
+            receive: Seal::new(keys.receive),
+        }
+    }
+
+    pub(super) fn say(&mut self, hello: &Hello) -> io::Result<()> {
+        hello.write(&self.stream, &mut self.send)
+    }
+
+    pub(super) fn hear(&mut self) -> io::Result<Hello> {
+        Hello::read(&self.stream, &mut self.receive)
+    }
+
+    pub(super) fn reply(&mut self, reply: Reply) -> io::Result<()> {
+        reply.write(&self.stream, &mut self.send)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HELLO: Hello = Hello {
+        epoch: 7,
+        rank: 3,
+        world: 4,
+    };
+
+    fn seal() -> Seal {
+        Seal::new([5; 32])
+    }
+
+    #[test]
+    fn hello_and_reply_round_trip_and_are_sealed() {
+        let mut bytes = Vec::new();
+        HELLO.write(&mut bytes, &mut seal()).expect("memory");
+        let read = Hello::read(bytes.as_slice(), &mut seal()).expect("what was written");
+        assert_eq!(read, HELLO);
+        for reply in [
+            Reply::Welcome,
+            Reply::Outdated { newer: 9 },
+            Reply::GaveUp { culprit: 2 },
+        ] {
+            let mut bytes = Vec::new();
+            reply.write(&mut bytes, &mut seal()).expect("memory");
+            assert_eq!(bytes.len(), Reply::BYTES);
+            let read = Reply::read(bytes.as_slice(), &mut seal()).expect("what was written");
+            assert_eq!(read, reply);
+        }
+        for index in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[index] ^= 1;
+            assert!(
+                Hello::read(changed.as_slice(), &mut seal()).is_err(),
+                "byte {index}"
+            );
+        }
+    }
+
+    #[test]
+    fn hostile_bytes_are_refused_or_understood() {
+        // Sealed bytes can't be changed; whoever has the key may still say anything.
+        let mut valid = Vec::new();
+        HELLO.write(&mut valid, &mut seal()).expect("memory");
+        retouch_hostile::bombard(&valid[..HELLO_BYTES], |bytes| {
+            let tag = seal().tag(&[bytes]);
+            let sealed = [bytes, &tag].concat();
+            let _ = Hello::read(sealed.as_slice(), &mut seal());
+            let _ = Reply::read(sealed.as_slice(), &mut seal());
+        });
+    }
 }

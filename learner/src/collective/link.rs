@@ -17,7 +17,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{error::CollectiveError, tcp::Deadlines};
+use super::{
+    error::CollectiveError,
+    hello::{Introduced, Reply},
+    seal::{Seal, TAG_BYTES},
+    tcp::Deadlines,
+};
 use crate::shards::add_into;
 
 /// Elements per chunk: large enough for full speed, small enough for a cache.
@@ -39,8 +44,16 @@ pub(super) struct Link {
     stream: TcpStream,
     deadlines: Deadlines,
     stopped: Arc<AtomicBool>,
-    /// Held while a frame is written; tells whether the last one is whole.
-    writing: Mutex<bool>,
+    writing: Mutex<Writing>,
+    receive: Mutex<Seal>,
+}
+
+/// Held while a frame is written.
+#[derive(Debug)]
+struct Writing {
+    /// Whether the last frame is whole.
+    whole: bool,
+    seal: Seal,
 }
 
 struct Header {
@@ -54,10 +67,15 @@ struct Header {
 impl Link {
     pub(super) fn new(
         rank: usize,
-        stream: TcpStream,
+        introduced: Introduced,
         deadlines: Deadlines,
         stopped: Arc<AtomicBool>,
     ) -> Result<Self, CollectiveError> {
+        let Introduced {
+            stream,
+            send,
+            receive,
+        } = introduced;
         let lost = |source| CollectiveError::Lost { rank, source };
         stream.set_write_timeout(Some(TICK)).map_err(lost)?;
         stream.set_read_timeout(Some(TICK)).map_err(lost)?;
@@ -67,31 +85,35 @@ impl Link {
             stream,
             deadlines,
             stopped,
-            writing: Mutex::new(true),
+            writing: Mutex::new(Writing {
+                whole: true,
+                seal: send,
+            }),
+            receive: Mutex::new(receive),
         })
     }
 
-    /// The socket, for the introduction before the first message.
-    pub(super) fn stream(&self) -> &TcpStream {
-        &self.stream
+    /// The answer to the introduction, if it comes within a tick.
+    pub(super) fn read_reply(&self) -> io::Result<Option<Reply>> {
+        let mut ahead = [0; Reply::BYTES];
+        match self.stream.peek(&mut ahead) {
+            Ok(count) if 0 < count && count < ahead.len() => Ok(None),
+            Ok(_) => Reply::read(&self.stream, &mut self.received()).map(Some),
+            Err(error) if is_tick(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Sends one message.
     pub(super) fn send(&self, sequence: u32, message: &[f32]) -> Result<(), CollectiveError> {
         let mut left = message.len() as u64;
         for chunk in message.chunks(CHUNK) {
-            let mut whole = self.lock();
-            *whole = false;
-            self.write(
-                &Header {
-                    kind: DATA,
-                    sequence,
-                    left,
-                }
-                .bytes(),
-            )?;
-            self.write(bytemuck::cast_slice(chunk))?;
-            *whole = true;
+            let header = Header {
+                kind: DATA,
+                sequence,
+                left,
+            };
+            self.write_frame(&mut self.lock(), &header, bytemuck::cast_slice(chunk))?;
             left -= chunk.len() as u64;
         }
         Ok(())
@@ -100,18 +122,19 @@ impl Link {
     /// Says that this rank lives but waits for another one. Nothing happens while a
     /// frame is under way, which says as much.
     pub(super) fn say_waiting(&self) {
-        let mut whole = match self.writing.try_lock() {
-            Ok(whole) => whole,
+        let mut writing = match self.writing.try_lock() {
+            Ok(writing) => writing,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return,
         };
-        if *whole {
+        if writing.whole {
             let header = Header {
                 kind: WAITING,
                 sequence: 0,
                 left: 0,
             };
-            *whole = self.write(&header.bytes()).is_ok();
+            // What is wrong shows when something has to be said.
+            let _ = self.write_frame(&mut writing, &header, &[]);
         }
     }
 
@@ -122,9 +145,9 @@ impl Link {
         into: &mut [f32],
     ) -> Result<(), CollectiveError> {
         let mut scratch = vec![0.0; CHUNK.min(into.len())];
-        self.receive_chunks(sequence, into, |this, part| {
+        self.receive_chunks(sequence, into, |this, header, part| {
             let scratch = &mut scratch[..part.len()];
-            this.read_elements(scratch)?;
+            this.read_elements(header, scratch)?;
             add_into(part, scratch);
             Ok(())
         })
@@ -141,13 +164,16 @@ impl Link {
 
     /// Tells the other side who is to blame, and sends no more.
     pub(super) fn give_up(&self, culprit: usize) {
-        if *self.lock() {
+        let mut writing = self.lock();
+        if writing.whole {
             let header = Header {
                 kind: GIVE_UP,
                 sequence: culprit as u32,
                 left: 0,
-            };
-            let _ = (&self.stream).write_all(&header.bytes());
+            }
+            .bytes();
+            let tag = writing.seal.tag(&[&header]);
+            let _ = (&self.stream).write_all(&[&header[..], &tag].concat());
         }
         let _ = self.stream.shutdown(Shutdown::Write);
     }
@@ -174,7 +200,7 @@ impl Link {
         &self,
         sequence: u32,
         mut into: &mut [f32],
-        mut take: impl FnMut(&Self, &mut [f32]) -> Result<(), CollectiveError>,
+        mut take: impl FnMut(&Self, &Header, &mut [f32]) -> Result<(), CollectiveError>,
     ) -> Result<(), CollectiveError> {
         // The other side may still be computing: only the first byte may be late.
         let mut deadline = self.deadlines.arrival;
@@ -182,7 +208,7 @@ impl Link {
             let header = self.read_header(deadline)?;
             self.check(&header, sequence, into.len())?;
             let (part, rest) = into.split_at_mut(CHUNK.min(into.len()));
-            take(self, part)?;
+            take(self, &header, part)?;
             into = rest;
             deadline = self.deadlines.stall;
         }
@@ -195,6 +221,9 @@ impl Link {
             let mut bytes = [0; HEADER_BYTES];
             self.read(&mut bytes, deadline)?;
             let header = Header::parse(bytes);
+            if header.kind != DATA {
+                self.check_tag(&header, &[])?;
+            }
             match header.kind {
                 WAITING if begin.elapsed() < deadline * DEADLINES_MAX => {}
                 WAITING => return Err(self.stalled(deadline * DEADLINES_MAX)),
@@ -222,8 +251,33 @@ impl Link {
         })
     }
 
-    fn read_elements(&self, into: &mut [f32]) -> Result<(), CollectiveError> {
-        self.read(bytemuck::cast_slice_mut(into), self.deadlines.stall)
+    fn read_elements(&self, header: &Header, into: &mut [f32]) -> Result<(), CollectiveError> {
+        self.read(bytemuck::cast_slice_mut(into), self.deadlines.stall)?;
+        self.check_tag(header, bytemuck::cast_slice(into))
+    }
+
+    /// Reads the tag behind a frame and checks the frame by it.
+    fn check_tag(&self, header: &Header, body: &[u8]) -> Result<(), CollectiveError> {
+        let mut tag = [0; TAG_BYTES];
+        self.read(&mut tag, self.deadlines.stall)?;
+        let checked = self.received().check(&[&header.bytes(), body], tag);
+        checked.map_err(|error| self.lost(error))
+    }
+
+    fn write_frame(
+        &self,
+        writing: &mut Writing,
+        header: &Header,
+        body: &[u8],
+    ) -> Result<(), CollectiveError> {
+        let header = header.bytes();
+        writing.whole = false;
+        let tag = writing.seal.tag(&[&header, body]);
+        self.write(&header)?;
+        self.write(body)?;
+        self.write(&tag)?;
+        writing.whole = true;
+        Ok(())
     }
 
     fn read(&self, mut bytes: &mut [u8], deadline: Duration) -> Result<(), CollectiveError> {
@@ -283,8 +337,12 @@ impl Link {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, bool> {
+    fn lock(&self) -> MutexGuard<'_, Writing> {
         self.writing.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn received(&self) -> MutexGuard<'_, Seal> {
+        self.receive.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     fn lost(&self, source: io::Error) -> CollectiveError {
@@ -296,7 +354,7 @@ impl Link {
 }
 
 /// Whether a socket's error only means that nothing moved for a tick.
-pub(super) fn is_tick(error: &io::Error) -> bool {
+fn is_tick(error: &io::Error) -> bool {
     use io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
     matches!(error.kind(), WouldBlock | TimedOut | Interrupted)
 }

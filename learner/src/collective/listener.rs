@@ -7,21 +7,25 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Condvar, Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
+use retouch_credentials::Handshake;
+
 use super::{
     error::CollectiveError,
-    hello::{Hello, Reply},
+    hello::{Hello, Introduced, Reply},
 };
 
 /// A caller must introduce itself within this time.
 const HELLO_DEADLINE: Duration = Duration::from_secs(2);
 /// Callers of epochs to come; more are turned away.
 const WAITING_MAX: usize = 4096;
+/// Callers that are introducing themselves at a time; strangers must not keep ranks out for long.
+const INTRODUCTIONS_MAX: usize = 64;
 
 /// The address at which this process is reached by other ranks.
 #[derive(Debug)]
@@ -34,7 +38,8 @@ pub struct Listener {
 /// Callers that wait for this rank to reach their epoch.
 #[derive(Debug)]
 pub(super) struct Lobby {
-    secret: [u8; 32],
+    handshake: Handshake,
+    introductions: AtomicUsize,
     state: Mutex<LobbyState>,
     changed: Condvar,
     closed: AtomicBool,
@@ -45,21 +50,22 @@ struct LobbyState {
     epoch: u64,
     /// Who made this rank give the epoch up.
     culprit: Option<u32>,
-    waiting: Vec<(Hello, TcpStream)>,
+    waiting: Vec<(Hello, Introduced)>,
 }
 
 impl Listener {
-    /// Opens `address` (port 0: any free port) for ranks that know `secret`.
+    /// Opens `address` (port 0: any free port) for ranks that `handshake` believes.
     ///
     /// # Errors
     ///
     /// If the address is in use or not of this machine.
-    pub fn bind(address: SocketAddr, secret: [u8; 32]) -> Result<Self, CollectiveError> {
+    pub fn bind(address: SocketAddr, handshake: Handshake) -> Result<Self, CollectiveError> {
         let listen = |source| CollectiveError::Listen { address, source };
         let socket = TcpListener::bind(address).map_err(listen)?;
         let address = socket.local_addr().map_err(listen)?;
         let lobby = Arc::new(Lobby {
-            secret,
+            handshake,
+            introductions: AtomicUsize::new(0),
             state: Mutex::default(),
             changed: Condvar::new(),
             closed: AtomicBool::new(false),
@@ -99,8 +105,8 @@ impl Drop for Listener {
 }
 
 impl Lobby {
-    pub(super) fn secret(&self) -> [u8; 32] {
-        self.secret
+    pub(super) fn handshake(&self) -> &Handshake {
+        &self.handshake
     }
 
     /// Makes `epoch` the current one and turns away callers of older ones.
@@ -137,7 +143,7 @@ impl Lobby {
         rank: usize,
         deadline: Instant,
         give_up: &AtomicBool,
-    ) -> Option<(Hello, TcpStream)> {
+    ) -> Option<(Hello, Introduced)> {
         let mut state = self.state();
         loop {
             let found = state
@@ -164,6 +170,11 @@ impl Lobby {
         self.changed.notify_all();
     }
 
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.state().waiting.len()
+    }
+
     fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
@@ -172,31 +183,40 @@ impl Lobby {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    fn accept_all(&self, socket: &TcpListener) {
+    fn accept_all(self: &Arc<Self>, socket: &TcpListener) {
         for stream in socket.incoming() {
             if self.is_closed() {
                 return;
             }
-            match stream.and_then(|stream| Ok((introduce(&stream)?, stream))) {
-                Ok((hello, stream)) => self.admit(hello, stream),
-                Err(error) => {
-                    tracing::debug!(%error, "a caller did not introduce itself as a rank")
-                }
+            match stream {
+                Ok(stream) => self.receive(stream),
+                Err(error) => tracing::debug!(%error, "a caller was gone at once"),
             }
         }
     }
 
-    fn admit(&self, hello: Hello, stream: TcpStream) {
-        if hello.secret != self.secret {
-            tracing::warn!(
-                rank = hello.rank,
-                "turned away a rank of another run or with another token"
-            );
+    /// Lets the caller introduce itself on a thread of its own: a silent one holds up nobody.
+    fn receive(self: &Arc<Self>, stream: TcpStream) {
+        if self.introductions.fetch_add(1, Ordering::AcqRel) >= INTRODUCTIONS_MAX {
+            self.introductions.fetch_sub(1, Ordering::AcqRel);
             return;
         }
+        let lobby = self.clone();
+        std::thread::spawn(move || {
+            match introduce(&lobby.handshake, stream) {
+                Ok((hello, caller)) => lobby.admit(hello, caller),
+                Err(error) => {
+                    tracing::warn!(%error, "turned away a caller that is no rank of this run");
+                }
+            }
+            lobby.introductions.fetch_sub(1, Ordering::AcqRel);
+        });
+    }
+
+    fn admit(&self, hello: Hello, mut caller: Introduced) {
         let mut state = self.state();
         if let Some(reply) = state.refusal(&hello) {
-            let _ = reply.write(&stream);
+            let _ = caller.reply(reply);
             return;
         }
         // A rank that calls again has given its first connection up.
@@ -204,7 +224,7 @@ impl Lobby {
             .waiting
             .retain(|(h, _)| (h.epoch, h.rank) != (hello.epoch, hello.rank));
         if state.waiting.len() < WAITING_MAX {
-            state.waiting.push((hello, stream));
+            state.waiting.push((hello, caller));
             self.changed.notify_all();
         }
     }
@@ -221,18 +241,20 @@ impl LobbyState {
 
     fn turn_away(&mut self) {
         let waiting = std::mem::take(&mut self.waiting);
-        for (hello, stream) in waiting {
+        for (hello, mut caller) in waiting {
             match self.refusal(&hello) {
-                Some(reply) => drop(reply.write(&stream)),
-                None => self.waiting.push((hello, stream)),
+                Some(reply) => drop(caller.reply(reply)),
+                None => self.waiting.push((hello, caller)),
             }
         }
     }
 }
 
-fn introduce(stream: &TcpStream) -> std::io::Result<Hello> {
+fn introduce(handshake: &Handshake, stream: TcpStream) -> std::io::Result<(Hello, Introduced)> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(HELLO_DEADLINE))?;
     stream.set_write_timeout(Some(HELLO_DEADLINE))?;
-    Hello::read(stream)
+    let keys = handshake.answer(&stream)?;
+    let mut caller = Introduced::new(stream, &keys);
+    Ok((caller.hear()?, caller))
 }

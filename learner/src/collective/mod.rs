@@ -7,6 +7,9 @@
 //! Two ways: [`TcpCollective`] on CPUs, `NcclCollective` (with the feature `nccl`, which
 //! `cuda` implies) on GPUs, where NCCL chooses the order of sums.
 //!
+//! Over TCP, ranks introduce themselves by their certificates, and every frame carries a tag that only
+//! the other rank could make (`retouch_credentials::handshake` says why that and not TLS throughout).
+//!
 //! In reading order: [`Listener`] accepts peers for the life of a process,
 //! [`TcpCollective::join`] forms one epoch's collective, a `Link` carries
 //! messages to one peer, `plan` says who sends what to whom.
@@ -20,6 +23,7 @@ mod listener;
 pub mod nccl;
 mod plan;
 mod scatter;
+mod seal;
 mod tcp;
 
 pub use error::CollectiveError;

@@ -12,11 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use retouch_credentials::Handshake;
+
 use super::{
     error::CollectiveError,
     halving,
-    hello::{Hello, Reply},
-    link::{Link, is_tick},
+    hello::{Hello, Introduced, Reply},
+    link::Link,
     listener::{Listener, Lobby},
     plan::{is_balanced, partners},
     scatter,
@@ -29,6 +31,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 const WAITING_SAID_PER_DEADLINE: u32 = 5;
 /// A connection attempt is cut into such pieces, to notice an abort.
 const CONNECT_TICK: Duration = Duration::from_millis(250);
+/// A rank that was reached must say who it is within this time.
+const INTRODUCTION_MAX: Duration = Duration::from_secs(2);
 
 /// The ranks of an epoch.
 #[derive(Clone, Debug)]
@@ -261,12 +265,12 @@ impl TcpCollective {
             .into_iter()
             .partition(|&other| other < rank);
         for &other in &lower {
-            let stream = self.call(listener, other, deadline)?;
-            self.add_link(other, stream)?;
+            let introduced = self.call(listener, other, deadline)?;
+            self.add_link(other, introduced)?;
         }
         for other in higher {
-            let stream = self.receive_call(listener, other, deadline)?;
-            self.add_link(other, stream)?;
+            let introduced = self.receive_call(listener, other, deadline)?;
+            self.add_link(other, introduced)?;
         }
         for other in lower {
             self.read_welcome(other, deadline)?;
@@ -274,11 +278,9 @@ impl TcpCollective {
         Ok(())
     }
 
-    fn add_link(&mut self, rank: usize, stream: TcpStream) -> Result<(), CollectiveError> {
-        self.links.insert(
-            rank,
-            Link::new(rank, stream, self.deadlines, self.stopped.clone())?,
-        );
+    fn add_link(&mut self, rank: usize, introduced: Introduced) -> Result<(), CollectiveError> {
+        let link = Link::new(rank, introduced, self.deadlines, self.stopped.clone())?;
+        self.links.insert(rank, link);
         Ok(())
     }
 
@@ -287,9 +289,8 @@ impl TcpCollective {
         listener: &Listener,
         rank: usize,
         deadline: Instant,
-    ) -> Result<TcpStream, CollectiveError> {
+    ) -> Result<Introduced, CollectiveError> {
         let hello = Hello {
-            secret: listener.lobby().secret(),
             epoch: self.membership.epoch,
             rank: self.membership.rank as u32,
             world: self.world() as u32,
@@ -299,8 +300,9 @@ impl TcpCollective {
             if self.stopped.load(Ordering::Acquire) {
                 return Err(CollectiveError::Aborted);
             }
-            match greet(&self.membership.peers[rank], &hello) {
-                Ok(stream) => return Ok(stream),
+            let handshake = listener.lobby().handshake();
+            match greet(handshake, &self.membership.peers[rank], &hello) {
+                Ok(introduced) => return Ok(introduced),
                 Err(error) => last = Some(error),
             }
             std::thread::sleep(RETRY_PAUSE);
@@ -313,9 +315,9 @@ impl TcpCollective {
         listener: &Listener,
         rank: usize,
         deadline: Instant,
-    ) -> Result<TcpStream, CollectiveError> {
+    ) -> Result<Introduced, CollectiveError> {
         let epoch = self.membership.epoch;
-        let Some((hello, stream)) = listener.lobby().take(epoch, rank, deadline, &self.stopped)
+        let Some((hello, mut caller)) = listener.lobby().take(epoch, rank, deadline, &self.stopped)
         else {
             let aborted = self.stopped.load(Ordering::Acquire);
             return Err(if aborted {
@@ -336,14 +338,14 @@ impl TcpCollective {
             });
         }
         let lost = |source| CollectiveError::Lost { rank, source };
-        Reply::Welcome.write(&stream).map_err(lost)?;
-        Ok(stream)
+        caller.reply(Reply::Welcome).map_err(lost)?;
+        Ok(caller)
     }
 
     fn read_welcome(&self, rank: usize, deadline: Instant) -> Result<(), CollectiveError> {
         let epoch = self.membership.epoch;
         loop {
-            return match read_reply_tick(self.links[&rank].stream()) {
+            return match self.links[&rank].read_reply() {
                 Ok(Some(Reply::Welcome)) => Ok(()),
                 Ok(Some(Reply::Outdated { newer })) => {
                     Err(CollectiveError::Outdated { rank, epoch, newer })
@@ -402,21 +404,13 @@ fn root_cause(
     }
 }
 
-fn greet(address: &SocketAddr, hello: &Hello) -> io::Result<TcpStream> {
+fn greet(handshake: &Handshake, address: &SocketAddr, hello: &Hello) -> io::Result<Introduced> {
     let stream = TcpStream::connect_timeout(address, CONNECT_TICK)?;
     stream.set_nodelay(true)?;
-    stream.set_write_timeout(Some(CONNECT_TICK))?;
-    hello.write(&stream)?;
-    Ok(stream)
-}
-
-/// The reply if it comes within a tick of the link.
-fn read_reply_tick(stream: &TcpStream) -> io::Result<Option<Reply>> {
-    let mut ahead = [0; Reply::BYTES];
-    match stream.peek(&mut ahead) {
-        Ok(count) if 0 < count && count < ahead.len() => Ok(None),
-        Ok(_) => Reply::read(stream).map(Some),
-        Err(error) if is_tick(&error) => Ok(None),
-        Err(error) => Err(error),
-    }
+    stream.set_write_timeout(Some(INTRODUCTION_MAX))?;
+    stream.set_read_timeout(Some(INTRODUCTION_MAX))?;
+    let keys = handshake.call(&stream)?;
+    let mut introduced = Introduced::new(stream, &keys);
+    introduced.say(hello)?;
+    Ok(introduced)
 }

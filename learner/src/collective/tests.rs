@@ -1,21 +1,24 @@
 //! Ranks as threads over loopback, and once as a process that is killed.
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::mpsc,
+    sync::{OnceLock, mpsc},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
+use retouch_credentials::{Access, Authority, Handshake, Principal};
+use retouch_proto::worker::Role;
+
 use super::{
-    hello::{Hello, Reply},
+    hello::{Hello, Introduced},
     *,
 };
 use crate::shards::{owned, tree_sum};
 
-const SECRET: [u8; 32] = [7; 32];
 const PATIENT: Deadlines = Deadlines {
     join: Duration::from_secs(20),
     arrival: Duration::from_secs(20),
@@ -28,7 +31,38 @@ const HASTY: Deadlines = Deadlines {
 };
 
 fn listener() -> Listener {
-    Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), SECRET).expect("a free port")
+    listener_for(handshake(Role::Learner))
+}
+
+fn listener_for(handshake: Handshake) -> Listener {
+    Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), handshake).expect("a free port")
+}
+
+/// Credentials of one run, made once for all tests and the processes that they start.
+fn authority_folder() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = match std::env::var_os(CHILD_AUTHORITY) {
+            Some(folder) => folder.into(),
+            None => tempfile::tempdir().expect("a folder").keep(),
+        };
+        Authority::open_or_create(&folder).expect("an authority");
+        folder
+    })
+}
+
+fn authority() -> Authority {
+    Authority::open_or_create(authority_folder()).expect("an authority")
+}
+
+fn handshake(role: Role) -> Handshake {
+    handshake_of(&authority(), role)
+}
+
+fn handshake_of(authority: &Authority, role: Role) -> Handshake {
+    let credentials = authority.issue(Principal::Worker(role)).expect("a key");
+    let handshake = Access::from(credentials).handshake(Principal::Worker(Role::Learner));
+    handshake.expect("good credentials")
 }
 
 fn shard(index: usize, elements: usize) -> Vec<f32> {
@@ -291,25 +325,123 @@ fn abort_ends_the_wait_for_others() {
 }
 
 #[test]
-fn stranger_is_turned_away() {
+fn strangers_are_turned_away_and_ranks_still_meet() {
     let mine = listener();
-    let stream = TcpStream::connect(mine.address()).expect("it listens");
-    stream
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .expect("a valid timeout");
-    Hello {
-        secret: [8; 32],
-        epoch: 1,
-        rank: 1,
-        world: 2,
+    let silent = TcpStream::connect(mine.address()).expect("it listens");
+    let mut loud = TcpStream::connect(mine.address()).expect("it listens");
+    loud.write_all(&[7; 4096]).expect("it reads");
+    let of_another_run = tempfile::tempdir().expect("a folder");
+    let of_another_run = Authority::open_or_create(of_another_run.path()).expect("an authority");
+    for (handshake, said) in [
+        (
+            handshake_of(&of_another_run, Role::Learner),
+            "invalid peer certificate",
+        ),
+        (handshake(Role::Rollout), "does not take"),
+        (Handshake::open(), ""),
+    ] {
+        let stream = patient(TcpStream::connect(mine.address()).expect("it listens"));
+        let hello = Hello {
+            epoch: 1,
+            rank: 1,
+            world: 2,
+        };
+        let error = handshake.call(&stream).and_then(|keys| {
+            let mut introduced = Introduced::new(stream, &keys);
+            introduced.say(&hello)?;
+            introduced.hear().map(drop)
+        });
+        let error = error.expect_err("a stranger").to_string();
+        assert!(error.contains(said), "{error}");
     }
-    .write(&stream)
-    .expect("it reads");
-    let error = Reply::read(&stream).expect_err("another token");
-    assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
+    assert_eq!(mine.lobby().waiting(), 0, "nothing of theirs is kept");
+    let sums = meet(mine, listener(), |address| address);
+    assert_eq!(sums.map(Result::unwrap), [vec![3.0; 10], vec![3.0; 10]]);
+    drop((silent, loud));
+}
+
+fn patient(stream: TcpStream) -> TcpStream {
+    for set in [TcpStream::set_read_timeout, TcpStream::set_write_timeout] {
+        set(&stream, Some(Duration::from_secs(20))).expect("a valid timeout");
+    }
+    stream
+}
+
+/// Two ranks of which the second calls the first under the address that `way` makes of it; what
+/// each gets for its sum.
+fn meet(
+    first: Listener,
+    second: Listener,
+    way: impl FnOnce(SocketAddr) -> SocketAddr,
+) -> [Result<Vec<f32>, CollectiveError>; 2] {
+    let peers = vec![way(first.address()), second.address()];
+    let rank = |rank: usize, listener: Listener| {
+        let peers = peers.clone();
+        std::thread::spawn(move || {
+            let membership = Membership {
+                epoch: 1,
+                rank,
+                peers,
+                shards: 2,
+            };
+            TcpCollective::join(&listener, membership, PATIENT, &Aborter::default())?
+                .all_reduce(vec![vec![1.0 + rank as f32; 10]])
+        })
+    };
+    [rank(0, first), rank(1, second)].map(|thread| thread.join().expect("no panic"))
+}
+
+#[test]
+fn what_is_changed_on_its_way_is_noticed() {
+    let way = |to: SocketAddr| {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("a port");
+        std::thread::spawn(move || {
+            let caller = listener.accept().expect("rank 1 calls").0;
+            let called = TcpStream::connect(to).expect("rank 0 listens");
+            let back = (called.try_clone().unwrap(), caller.try_clone().unwrap());
+            std::thread::spawn(move || forward(back.0, back.1, |_| {}));
+            forward(caller, called, spoil_first_sum());
+        });
+        address
+    };
+    let results = meet(listener(), listener(), way);
+    let errors = results.map(|result| result.expect_err("a sum was changed").to_string());
+    assert!(errors[0].contains("tag is wrong"), "{errors:?}");
+}
+
+/// Changes one bit of the first sum, which follows the hello and its own header.
+fn spoil_first_sum() -> impl FnMut(&mut [u8]) {
+    const PLACE: usize = 24 + 16 + 16 + 10;
+    let mut since_hello: Option<usize> = None;
+    move |bytes| {
+        let hello = || bytes.windows(8).position(|eight| eight == b"RTCHCOL2");
+        let Some(begin) = since_hello.map_or_else(hello, |_| Some(0)) else {
+            return;
+        };
+        let before = since_hello.unwrap_or(0);
+        since_hello = Some(before + bytes.len() - begin);
+        let place = PLACE.checked_sub(before).map(|place| begin + place);
+        if let Some(byte) = place.and_then(|place| bytes.get_mut(place)) {
+            *byte ^= 1;
+        }
+    }
+}
+
+/// Copies what comes until one side ends.
+fn forward(mut from: TcpStream, mut to: TcpStream, mut change: impl FnMut(&mut [u8])) {
+    let mut bytes = [0; 4096];
+    while let Ok(count @ 1..) = from.read(&mut bytes) {
+        change(&mut bytes[..count]);
+        if to.write_all(&bytes[..count]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(std::net::Shutdown::Both);
 }
 
 const CHILD_PEER: &str = "RETOUCH_TEST_COLLECTIVE_PEER";
+const CHILD_AUTHORITY: &str = "RETOUCH_TEST_COLLECTIVE_AUTHORITY";
 
 /// Rank 1 of 2 in a process of its own; does nothing unless told its peer.
 #[test]
@@ -339,9 +471,11 @@ fn child_rank() {
 #[test]
 fn killed_process_is_noticed_at_once() {
     let mine = listener();
+    let folder = authority_folder();
     let mut child = Command::new(std::env::current_exe().expect("this test"))
         .args(["--exact", "collective::tests::child_rank", "--nocapture"])
         .env(CHILD_PEER, mine.address().to_string())
+        .env(CHILD_AUTHORITY, folder)
         .stdout(Stdio::piped())
         .spawn()
         .expect("this test starts again");

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use retouch_credentials::{CredentialsError, Principal};
 use retouch_models::{device, weights::LoadError};
 use retouch_proto::{
     ContentHash,
@@ -43,6 +44,9 @@ pub enum LearnerError {
     /// The coordinator refused or stayed away.
     #[error(transparent)]
     Session(#[from] SessionError),
+    /// The certificate can't be used.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
     /// The process can't be set up.
     #[error(transparent)]
     Process(#[from] ProcessError),
@@ -85,8 +89,8 @@ pub fn check_device(config: &LearnerConfig) -> Result<(), LearnerError> {
 ///
 /// If the coordinator refuses or stays away, or the model can't be loaded.
 pub async fn run(options: WorkerOptions) -> Result<(), LearnerError> {
-    let secret = blake3::derive_key("retouch v1 collective", options.token.as_bytes());
-    let listener = Listener::bind(SocketAddr::new(options.listen.ip(), 0), secret)?;
+    let handshake = options.access.handshake(Principal::Worker(Role::Learner))?;
+    let listener = Listener::bind(SocketAddr::new(options.listen.ip(), 0), handshake)?;
     let collective_address = Some(advertised(&options, listener.address()).await?);
     let identity = Identity {
         role: Role::Learner,

@@ -6,6 +6,7 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
 use retouch_models::editor::{Editor, ImageSize, Prompt, PromptBatch, PromptInput, fit};
+use retouch_models::images;
 
 use super::SftError;
 use super::options::TextEncoders;
@@ -184,9 +185,8 @@ impl Encoding<'_> {
 }
 
 fn open(path: &Path) -> Result<RgbImage, SftError> {
-    let image = image::open(path).map_err(|source| SftError::Image {
+    images::open(path).map_err(|source| SftError::Image {
         path: path.to_owned(),
         source,
-    })?;
-    Ok(image.to_rgb8())
+    })
 }

@@ -47,7 +47,7 @@ pub enum SftError {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: image::ImageError,
+        source: retouch_models::images::ImageFileError,
     },
     /// The base can't be read, or the result can't be written.
     #[error(transparent)]

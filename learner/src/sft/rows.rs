@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use retouch_proto::paths::{self, PathError};
 use serde::Deserialize;
 
 /// The file of training rows in a dataset folder.
@@ -53,15 +54,17 @@ pub enum RowsError {
         /// The line, counted from 1.
         line: usize,
     },
-    /// A row names an image that is not there.
-    #[error("{path} line {line}: image {image} does not exist")]
+    /// A row names an image that is not there, or outside of the dataset.
+    #[error("{path} line {line}: image {image}: {source}")]
     NoImage {
         /// The file.
         path: PathBuf,
         /// The line, counted from 1.
         line: usize,
-        /// The missing image.
-        image: PathBuf,
+        /// The image.
+        image: String,
+        /// What is wrong with it.
+        source: PathError,
     },
     /// The file has no rows.
     #[error("{0} has no rows")]
@@ -72,8 +75,8 @@ pub enum RowsError {
 #[derive(Deserialize)]
 struct RawRow {
     prompt: String,
-    image: PathBuf,
-    target: Option<PathBuf>,
+    image: String,
+    target: Option<String>,
 }
 
 /// Reads the rows of `file` in the dataset `folder`, whose images must exist.
@@ -111,17 +114,13 @@ fn parse(folder: &Path, path: &Path, line: usize, text: &str) -> Result<Row, Row
     let target = raw
         .target
         .ok_or_else(|| RowsError::NoTarget { path: at(), line })?;
-    let existing = |image: PathBuf| {
-        let full = folder.join(&image);
-        if full.is_file() {
-            Ok(full)
-        } else {
-            Err(RowsError::NoImage {
-                path: at(),
-                line,
-                image,
-            })
-        }
+    let existing = |image: String| {
+        paths::inside(folder, &image).map_err(|source| RowsError::NoImage {
+            path: at(),
+            line,
+            image,
+            source,
+        })
     };
     Ok(Row {
         prompt: raw.prompt,
@@ -162,6 +161,16 @@ mod tests {
     }
 
     #[test]
+    fn hostile_rows_are_refused_or_understood() {
+        let line = "{\"prompt\":\"x\",\"image\":\"a.png\",\"target\":\"a.png\"}\n";
+        let folder = dataset(line);
+        retouch_hostile::bombard(line.repeat(3).as_bytes(), |bytes| {
+            fs::write(folder.path().join(TRAIN_ROWS), bytes).unwrap();
+            let _ = read_rows(folder.path(), TRAIN_ROWS);
+        });
+    }
+
+    #[test]
     fn errors_name_file_line_and_value() {
         let good = "{\"prompt\":\"x\",\"image\":\"a.png\",\"target\":\"a.png\"}\n";
         assert!(error(&format!("{good}{{oops")).contains("train_metadata.jsonl line 2"));
@@ -171,6 +180,8 @@ mod tests {
         );
         let missing = "{\"prompt\":\"x\",\"image\":\"a.png\",\"target\":\"b.png\"}";
         assert!(error(&format!("{good}{good}{missing}")).contains("line 3: image b.png"));
+        let outside = missing.replace("b.png", "../b.png");
+        assert!(error(&outside).contains("leads out of"));
         assert!(error("\n").contains("has no rows"));
     }
 }

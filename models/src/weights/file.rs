@@ -77,6 +77,12 @@ impl Weights {
         let mut shards: Vec<&String> = weight_map.values().collect();
         shards.sort();
         shards.dedup();
+        // An index may not make its reader read outside of the folder.
+        let inner = |name: &String| Path::new(name).file_name() == Some(name.as_ref());
+        if let Some(name) = shards.iter().find(|name| !inner(name)) {
+            let problem = format!("shard {name:?} is not the name of a file in the folder");
+            return Err(LoadError::format(index, problem));
+        }
         let missing: Vec<&str> = shards
             .iter()
             .filter(|name| !folder.join(name).is_file())

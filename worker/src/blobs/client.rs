@@ -4,11 +4,12 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use retouch_proto::{BlobAddress, BlobRef, ContentHash, limits::BLOB_CHUNK_BYTES};
+use retouch_credentials::Access;
+use retouch_proto::{BlobAddress, BlobRef, ContentHash, limits::BLOB_CHUNK_BYTES, paths};
 use thiserror::Error;
 use tokio::{
     io::{AsyncReadExt, AsyncSeekExt},
@@ -19,10 +20,14 @@ use tonic::transport::Channel;
 
 use super::{
     entries::Retention,
-    grpc,
+    grpc::{self, Piece},
     partial::{Partial, Suspicion},
+    search::{Next, Search},
     store::{BlobStore, BlobStoreError},
 };
+
+/// In which bytes under way are counted.
+const IN_FLIGHT_UNIT_BYTES: u64 = 1 << 16;
 
 /// How patient a fetch is (A7).
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +42,10 @@ pub struct FetchLimits {
     pub pause: Duration,
     /// Transfers at a time.
     pub transfers_max: usize,
+    /// Bytes of all transfers under way; a longer blob travels alone.
+    pub in_flight_bytes_max: u64,
+    /// How long owners may be busy with others.
+    pub busy_max: Duration,
 }
 
 impl Default for FetchLimits {
@@ -47,6 +56,8 @@ impl Default for FetchLimits {
             rounds: 3,
             pause: Duration::from_millis(100),
             transfers_max: 16,
+            in_flight_bytes_max: 2 << 30,
+            busy_max: Duration::from_secs(600),
         }
     }
 }
@@ -62,7 +73,15 @@ pub enum FetchError {
         /// What each owner said last.
         attempts: Vec<(BlobAddress, String)>,
     },
-    /// It came but can't be kept.
+    /// Owners have it, and no time.
+    #[error("the owners of blob {hash} have been busy for {waited_s} s")]
+    Busy {
+        /// The blob.
+        hash: ContentHash,
+        /// For how long they were asked.
+        waited_s: u64,
+    },
+    /// It can't be kept.
     #[error(transparent)]
     Store(#[from] BlobStoreError),
 }
@@ -72,7 +91,7 @@ impl FetchError {
     pub fn lost_blob(&self) -> Option<ContentHash> {
         match self {
             Self::Lost { hash, .. } => Some(*hash),
-            Self::Store(_) => None,
+            Self::Busy { .. } | Self::Store(_) => None,
         }
     }
 }
@@ -92,31 +111,54 @@ fn list(attempts: &[(BlobAddress, String)]) -> String {
 #[derive(Clone, Debug)]
 pub struct BlobClient(Arc<Inner>);
 
+/// What a client has to know besides its store.
+#[derive(Clone, Debug)]
+pub struct BlobClientOptions {
+    /// How it introduces itself to owners.
+    pub access: Access,
+    /// Where checkpoints are.
+    pub run_folder: Option<PathBuf>,
+    /// Where the store is served, for others to whom busy owners send their callers.
+    pub own_address: Option<BlobAddress>,
+    /// How patient it is.
+    pub limits: FetchLimits,
+}
+
 #[derive(Debug)]
 struct Inner {
     store: BlobStore,
-    token: String,
+    access: Access,
     run_folder: Option<PathBuf>,
+    own_address: String,
     limits: FetchLimits,
     transfers: Semaphore,
+    /// In units of [`IN_FLIGHT_UNIT_BYTES`].
+    in_flight: Semaphore,
     channels: Mutex<HashMap<String, Channel>>,
     under_way: Mutex<HashMap<ContentHash, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl BlobClient {
-    /// A client that presents `token` to owners and finds files in `run_folder`.
-    pub fn new(
-        store: BlobStore,
-        token: String,
-        run_folder: Option<PathBuf>,
-        limits: FetchLimits,
-    ) -> Self {
+    /// A client that keeps what it fetches in `store`.
+    pub fn new(store: BlobStore, options: BlobClientOptions) -> Self {
+        let BlobClientOptions {
+            access,
+            run_folder,
+            own_address,
+            limits,
+        } = options;
+        let own_address = match own_address {
+            Some(BlobAddress::Grpc(address)) => address,
+            Some(BlobAddress::File(_)) | None => String::new(),
+        };
         Self(Arc::new(Inner {
             store,
-            token,
+            access,
             run_folder,
+            own_address,
             limits,
             transfers: Semaphore::new(limits.transfers_max),
+            in_flight: Semaphore::new(units(limits.in_flight_bytes_max) as usize),
             channels: Mutex::default(),
             under_way: Mutex::default(),
         }))
@@ -164,12 +206,15 @@ impl BlobClient {
         blob: &BlobRef,
         retention: Retention,
     ) -> Result<Bytes, FetchError> {
-        let Ok(_permit) = self.0.transfers.acquire().await else {
-            return Err(FetchError::Lost {
-                hash: blob.hash,
-                attempts: Vec::new(),
-            });
+        self.store().check_space(&blob.hash, blob.size_bytes)?;
+        let closed = |_| FetchError::Lost {
+            hash: blob.hash,
+            attempts: Vec::new(),
         };
+        let _transfer = self.0.transfers.acquire().await.map_err(closed)?;
+        let limit = units(self.0.limits.in_flight_bytes_max);
+        let room = units(blob.size_bytes).min(limit);
+        let _room = self.0.in_flight.acquire_many(room).await.map_err(closed)?;
         let bytes = self.transfer(blob).await?;
         let (store, hash, kept) = (self.store().clone(), blob.hash, bytes.clone());
         let stored =
@@ -182,45 +227,83 @@ impl BlobClient {
     }
 
     async fn transfer(&self, blob: &BlobRef) -> Result<Bytes, FetchError> {
+        let limits = self.0.limits;
         let mut partial = Partial::new(blob);
-        let mut owners: Vec<BlobAddress> = blob.owners.clone();
-        let mut said: HashMap<BlobAddress, String> = HashMap::new();
-        let mut resume = true;
-        for round in 0..self.0.limits.rounds {
-            if round > 0 && !owners.is_empty() {
-                tokio::time::sleep(self.0.limits.pause * 2_u32.pow(round - 1)).await;
-            }
-            for owner in owners.clone() {
-                if !resume {
-                    partial.clear();
+        let mut search = Search::new(&blob.owners);
+        let mut resume = Resume::Allowed;
+        let begin = Instant::now();
+        loop {
+            match search.next() {
+                Next::Ask(owner) => {
+                    if resume == Resume::Forbidden {
+                        partial.clear();
+                    }
+                    let asked = self.ask(owner, blob, &mut partial, &mut search).await;
+                    match asked {
+                        Asked::Whole(bytes) => return Ok(bytes),
+                        Asked::Mixed => resume = Resume::Forbidden,
+                        Asked::Nothing => {}
+                    }
                 }
-                let problem = match self.transfer_from(&owner, blob, &mut partial).await {
-                    Err(problem) => problem,
-                    Ok(()) => match partial.verify() {
-                        Ok(bytes) => return Ok(bytes),
-                        Err(Suspicion::Broken(broken)) => {
-                            owners.retain(|owner| *owner != broken);
-                            "sent other bytes than the hash asks for".to_owned()
-                        }
-                        Err(Suspicion::Several) => {
-                            resume = false;
-                            "ended a blob of several owners' parts with a wrong hash".to_owned()
-                        }
-                    },
-                };
-                tracing::debug!(%owner, blob = %blob.hash.short(), problem, "a transfer failed");
-                said.insert(owner, problem);
+                Next::AllBusy if begin.elapsed() < limits.busy_max => {
+                    tokio::time::sleep(limits.pause).await;
+                }
+                Next::AllBusy => {
+                    return Err(FetchError::Busy {
+                        hash: blob.hash,
+                        waited_s: begin.elapsed().as_secs(),
+                    });
+                }
+                Next::Failed { rounds } if rounds < limits.rounds => {
+                    tokio::time::sleep(limits.pause * 2_u32.pow(rounds - 1)).await;
+                }
+                Next::Failed { .. } | Next::Hopeless => {
+                    return Err(FetchError::Lost {
+                        hash: blob.hash,
+                        attempts: search.into_said(),
+                    });
+                }
             }
         }
-        let attempts = blob
-            .owners
-            .iter()
-            .filter_map(|o| Some((o.clone(), said.remove(o)?)))
-            .collect();
-        Err(FetchError::Lost {
-            hash: blob.hash,
-            attempts,
-        })
+    }
+
+    async fn ask(
+        &self,
+        owner: BlobAddress,
+        blob: &BlobRef,
+        partial: &mut Partial,
+        search: &mut Search,
+    ) -> Asked {
+        match self.transfer_from(&owner, blob, partial).await {
+            Ok(()) => {}
+            Err(Setback::Busy(others)) => {
+                search.busy(owner, others);
+                return Asked::Nothing;
+            }
+            Err(Setback::Problem(problem)) => {
+                tracing::debug!(%owner, blob = %blob.hash.short(), problem, "a transfer failed");
+                search.failed(owner, problem);
+                return Asked::Nothing;
+            }
+        }
+        match partial.verify() {
+            Ok(bytes) => Asked::Whole(bytes),
+            Err(Suspicion::Broken(broken)) => {
+                let problem = "sent other bytes than the hash asks for";
+                tracing::warn!(owner = %broken, blob = %blob.hash.short(), problem);
+                if owner != broken {
+                    // It was asked for the rest when there was none.
+                    search.failed(owner, "had nothing to add".to_owned());
+                }
+                search.broken(broken, problem.to_owned());
+                Asked::Nothing
+            }
+            Err(Suspicion::Several) => {
+                let problem = "ended a blob of several owners' parts with a wrong hash";
+                search.failed(owner, problem.to_owned());
+                Asked::Mixed
+            }
+        }
     }
 
     /// Appends what this owner gives; `Ok` if nothing is missing any more.
@@ -229,13 +312,16 @@ impl BlobClient {
         owner: &BlobAddress,
         blob: &BlobRef,
         partial: &mut Partial,
-    ) -> Result<(), String> {
+    ) -> Result<(), Setback> {
         match owner {
             BlobAddress::Grpc(address) => {
                 self.transfer_from_worker(owner, address, blob, partial)
                     .await
             }
-            BlobAddress::File(path) => self.transfer_from_file(owner, path, partial).await,
+            BlobAddress::File(path) => self
+                .transfer_from_file(owner, path, partial)
+                .await
+                .map_err(Setback::Problem),
         }
     }
 
@@ -245,23 +331,23 @@ impl BlobClient {
         address: &str,
         blob: &BlobRef,
         partial: &mut Partial,
-    ) -> Result<(), String> {
+    ) -> Result<(), Setback> {
         let channel = self.channel(address)?;
-        let open = grpc::open_stream(channel, &self.0.token, &blob.hash, partial.offset());
+        let own_address = &self.0.own_address;
+        let open = grpc::open_stream(channel, &blob.hash, partial.offset(), own_address);
         let mut stream = within(self.0.limits.connect + self.0.limits.chunk, open).await??;
-        while let Some(chunk) = within(self.0.limits.chunk, stream.next_chunk()).await?? {
-            if !partial.append(&chunk, owner) {
-                partial.clear();
-                return Err(format!(
-                    "sent more than the {} bytes of the blob",
-                    blob.size_bytes
-                ));
+        loop {
+            match within(self.0.limits.chunk, stream.next()).await?? {
+                Piece::Data(chunk) if partial.append(&chunk, owner) => {}
+                Piece::Data(_) => {
+                    partial.clear();
+                    let size = blob.size_bytes;
+                    return Err(format!("sent more than the {size} bytes of the blob").into());
+                }
+                Piece::Busy(others) => return Err(Setback::Busy(others)),
+                Piece::End if partial.is_full() => return Ok(()),
+                Piece::End => return Err(format!("ended after {} bytes", partial.offset()).into()),
             }
-        }
-        if partial.is_full() {
-            Ok(())
-        } else {
-            Err(format!("ended after {} bytes", partial.offset()))
         }
     }
 
@@ -272,7 +358,7 @@ impl BlobClient {
         partial: &mut Partial,
     ) -> Result<(), String> {
         let folder = self.0.run_folder.as_ref().ok_or("no run folder here")?;
-        let path = folder.join(path);
+        let path = paths::inside(folder, path).map_err(|error| error.to_string())?;
         let problem = |error: std::io::Error| format!("{}: {error}", path.display());
         let mut file = tokio::fs::File::open(&path).await.map_err(problem)?;
         file.seek(std::io::SeekFrom::Start(partial.offset()))
@@ -303,7 +389,7 @@ impl BlobClient {
         if let Some(channel) = channels.get(address) {
             return Ok(channel.clone());
         }
-        let channel = grpc::connect_lazily(address, self.0.limits.connect)?;
+        let channel = grpc::connect_lazily(&self.0.access, address, self.0.limits.connect)?;
         channels.insert(address.to_owned(), channel.clone());
         Ok(channel)
     }
@@ -320,6 +406,40 @@ impl BlobClient {
             under_way.remove(hash);
         }
     }
+}
+
+/// What asking one owner has brought.
+enum Asked {
+    Whole(Bytes),
+    /// All bytes, but not the right ones, from several owners.
+    Mixed,
+    Nothing,
+}
+
+/// Whether the next owner goes on where the last one stopped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Resume {
+    Allowed,
+    /// Parts of several owners did not fit together.
+    Forbidden,
+}
+
+/// Why an owner did not give everything.
+enum Setback {
+    Busy(Vec<BlobAddress>),
+    Problem(String),
+}
+
+impl From<String> for Setback {
+    fn from(problem: String) -> Self {
+        Self::Problem(problem)
+    }
+}
+
+/// Rounded up, and at least one.
+fn units(bytes: u64) -> u32 {
+    let units = bytes.div_ceil(IN_FLIGHT_UNIT_BYTES).max(1);
+    u32::try_from(units).unwrap_or(u32::MAX)
 }
 
 async fn within<T>(deadline: Duration, wait: impl Future<Output = T>) -> Result<T, String> {

@@ -1,42 +1,68 @@
 //! The `Blobs` service and its client side.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
 
 use bytes::Bytes;
+use retouch_credentials::{Access, Principal, access::Peer, explain};
 use retouch_proto::{
-    ContentHash,
+    BlobAddress, ContentHash,
     grpc::{
-        FetchChunk, FetchRequest, TOKEN_METADATA_KEY,
+        Busy, FetchChunk, FetchRequest,
         blobs_client::BlobsClient,
         blobs_server::{Blobs, BlobsServer},
     },
-    limits::{BLOB_CHUNK_BYTES, BLOB_MESSAGE_BYTES_MAX},
+    limits::{ADDRESS_BYTES_MAX, BLOB_CHUNK_BYTES, BLOB_MESSAGE_BYTES_MAX},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncSeekExt},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_stream::{Stream, StreamExt};
-use tonic::{
-    Request, Response, Status, Streaming,
-    metadata::MetadataValue,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Request, Response, Status, Streaming, transport::Channel};
 
-use super::store::{BlobReader, BlobStore};
-use crate::token::TokenCheck;
+use super::{
+    audience::{Audiences, NAMED_MAX},
+    store::{BlobReader, BlobStore},
+};
 
 /// Window of one transfer: enough for 10 Gbit/s at a round trip of 6 ms.
 const WINDOW_BYTES: u32 = 8 << 20;
 /// Transfers that one worker serves at a time; more callers are sent to other owners.
 const STREAMS_MAX: usize = 64;
 
-/// Serves the blobs of a store to callers that know the token.
+/// Serves the blobs of a store to the run's workers.
 #[derive(Clone, Debug)]
 pub(crate) struct BlobService {
     store: BlobStore,
-    token: TokenCheck,
+    access: Access,
     streams: Arc<Semaphore>,
+    audiences: Arc<Mutex<Audiences>>,
+}
+
+/// Held for as long as a caller is served.
+#[derive(Debug)]
+struct Seat {
+    audiences: Arc<Mutex<Audiences>>,
+    hash: ContentHash,
+    /// Where the caller serves what it has got.
+    owner: Option<BlobAddress>,
+    got_all: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let owner = self.owner.take().filter(|_| self.got_all);
+        lock(&self.audiences).leave(&self.hash, owner);
+    }
+}
+
+fn lock(audiences: &Mutex<Audiences>) -> MutexGuard<'_, Audiences> {
+    audiences.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 /// A served blob, chunk by chunk.
@@ -44,12 +70,28 @@ type ChunkStream = Pin<Box<dyn Stream<Item = Result<FetchChunk, Status>> + Send>
 
 impl BlobService {
     /// The service over a store.
-    pub(crate) fn new(store: BlobStore, token: TokenCheck) -> Self {
+    pub(crate) fn new(store: BlobStore, access: Access) -> Self {
         Self {
             store,
-            token,
+            access,
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            audiences: Arc::default(),
         }
+    }
+
+    /// A place in the audience of a blob, or who else may have one.
+    fn seat(&self, hash: ContentHash, own_address: &str) -> Result<Seat, Vec<BlobAddress>> {
+        let Ok(permit) = self.streams.clone().try_acquire_owned() else {
+            return Err(Vec::new());
+        };
+        lock(&self.audiences).enter(hash)?;
+        Ok(Seat {
+            audiences: self.audiences.clone(),
+            hash,
+            owner: format!("grpc://{own_address}").parse().ok(),
+            got_all: false,
+            _permit: permit,
+        })
     }
 
     /// As a part of a server.
@@ -63,14 +105,14 @@ impl Blobs for BlobService {
     type FetchStream = ChunkStream;
 
     async fn fetch(&self, request: Request<FetchRequest>) -> Result<Response<ChunkStream>, Status> {
-        self.token.check(request.metadata())?;
-        let FetchRequest { hash, offset } = request.into_inner();
+        self.access.admit(&request, &Principal::WORKERS)?;
+        let FetchRequest {
+            hash,
+            offset,
+            own_address,
+        } = request.into_inner();
         let hash = hash.as_slice().try_into().map(ContentHash);
         let hash = hash.map_err(|_| Status::invalid_argument("hash: a hash has 32 bytes"))?;
-        let permit = self.streams.clone().try_acquire_owned();
-        let permit = permit.map_err(|_| {
-            Status::resource_exhausted(format!("{STREAMS_MAX} transfers are under way"))
-        })?;
         let reader = self
             .store
             .reader(&hash)
@@ -83,26 +125,41 @@ impl Blobs for BlobService {
                 "offset {offset} is beyond the blob's {size} bytes"
             )));
         }
-        Ok(Response::new(chunks(reader, offset, permit).await?))
+        let seat = match self.seat(hash, &own_address) {
+            Ok(seat) => seat,
+            Err(others) => return Ok(Response::new(busy(others))),
+        };
+        Ok(Response::new(chunks(reader, offset, seat).await?))
     }
 }
 
-async fn chunks(
-    reader: BlobReader,
-    offset: u64,
-    permit: OwnedSemaphorePermit,
-) -> Result<ChunkStream, Status> {
+/// The whole answer of an owner without time.
+fn busy(others: Vec<BlobAddress>) -> ChunkStream {
+    let address = |owner| match owner {
+        BlobAddress::Grpc(address) => Some(address),
+        BlobAddress::File(_) => None,
+    };
+    let chunk = FetchChunk {
+        data: Bytes::new(),
+        busy: Some(Busy {
+            owners: others.into_iter().filter_map(address).collect(),
+        }),
+    };
+    Box::pin(tokio_stream::once(Ok(chunk)))
+}
+
+async fn chunks(reader: BlobReader, offset: u64, seat: Seat) -> Result<ChunkStream, Status> {
     match reader {
         BlobReader::Memory(bytes) => Ok(Box::pin(memory_chunks(
             bytes.slice(offset as usize..),
-            permit,
+            seat,
         ))),
         BlobReader::File(file, _) => {
             let mut file = tokio::fs::File::from_std(file);
             let seek = file.seek(std::io::SeekFrom::Start(offset)).await;
             seek.map_err(|error| Status::internal(error.to_string()))?;
             let (sender, receiver) = tokio::sync::mpsc::channel(2);
-            tokio::spawn(send_file(file, sender, permit));
+            tokio::spawn(send_file(file, sender, seat));
             Ok(Box::pin(tokio_stream::wrappers::ReceiverStream::new(
                 receiver,
             )))
@@ -111,34 +168,35 @@ async fn chunks(
 }
 
 /// Slices of the bytes, nothing copied.
-fn memory_chunks(
-    bytes: Bytes,
-    permit: OwnedSemaphorePermit,
-) -> impl Stream<Item = Result<FetchChunk, Status>> {
+fn memory_chunks(bytes: Bytes, mut seat: Seat) -> impl Stream<Item = Result<FetchChunk, Status>> {
     let starts = (0..bytes.len()).step_by(BLOB_CHUNK_BYTES);
     tokio_stream::iter(starts).map(move |start| {
-        // The permit is held for as long as the stream lives.
-        let _ = &permit;
         let end = bytes.len().min(start + BLOB_CHUNK_BYTES);
-        Ok(FetchChunk {
-            data: bytes.slice(start..end),
-        })
+        // All of it, and not only its flag, is held for as long as the stream lives.
+        let seat = &mut seat;
+        seat.got_all = end == bytes.len();
+        Ok(chunk(bytes.slice(start..end)))
     })
+}
+
+fn chunk(data: Bytes) -> FetchChunk {
+    FetchChunk { data, busy: None }
 }
 
 /// Ends when the file does, or when the caller is gone.
 async fn send_file(
     mut file: tokio::fs::File,
     sender: tokio::sync::mpsc::Sender<Result<FetchChunk, Status>>,
-    _permit: OwnedSemaphorePermit,
+    mut seat: Seat,
 ) {
     loop {
-        let mut chunk = bytes::BytesMut::with_capacity(BLOB_CHUNK_BYTES);
-        let message = match file.read_buf(&mut chunk).await {
-            Ok(0) => return,
-            Ok(_) => Ok(FetchChunk {
-                data: chunk.freeze(),
-            }),
+        let mut data = bytes::BytesMut::with_capacity(BLOB_CHUNK_BYTES);
+        let message = match file.read_buf(&mut data).await {
+            Ok(0) => {
+                seat.got_all = true;
+                return;
+            }
+            Ok(_) => Ok(chunk(data.freeze())),
             Err(error) => Err(Status::internal(error.to_string())),
         };
         if sender.send(message).await.is_err() {
@@ -148,9 +206,13 @@ async fn send_file(
 }
 
 /// A connection to an owner, made when it is first used.
-pub(super) fn connect_lazily(address: &str, deadline: Duration) -> Result<Channel, String> {
-    let endpoint =
-        Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
+pub(super) fn connect_lazily(
+    access: &Access,
+    address: &str,
+    deadline: Duration,
+) -> Result<Channel, String> {
+    let endpoint = access.endpoint(address, Peer::Worker);
+    let endpoint = endpoint.map_err(|error| error.to_string())?;
     Ok(endpoint
         .connect_timeout(deadline)
         .tcp_nodelay(true)
@@ -163,33 +225,54 @@ pub(super) fn connect_lazily(address: &str, deadline: Duration) -> Result<Channe
 #[derive(Debug)]
 pub(super) struct BlobStream(Streaming<FetchChunk>);
 
+/// What comes next from an owner.
+#[derive(Debug)]
+pub(super) enum Piece {
+    /// Bytes of the blob.
+    Data(Bytes),
+    /// Nothing: it serves others, and these may have the blob from it.
+    Busy(Vec<BlobAddress>),
+    /// It is over.
+    End,
+}
+
 impl BlobStream {
-    pub(super) async fn next_chunk(&mut self) -> Result<Option<Bytes>, String> {
-        let chunk = self.0.message().await.map_err(|status| describe(&status))?;
-        Ok(chunk.map(|chunk| chunk.data))
+    pub(super) async fn next(&mut self) -> Result<Piece, String> {
+        let chunk = self.0.message().await.map_err(|status| explain(&status))?;
+        Ok(match chunk {
+            None => Piece::End,
+            Some(FetchChunk {
+                busy: Some(busy), ..
+            }) => Piece::Busy(addresses(busy)),
+            Some(FetchChunk { data, .. }) => Piece::Data(data),
+        })
     }
+}
+
+/// Nonsense is left out: other owners may know better.
+fn addresses(busy: Busy) -> Vec<BlobAddress> {
+    let sane = |address: &String| address.len() <= ADDRESS_BYTES_MAX;
+    let owners = busy.owners.into_iter().take(NAMED_MAX).filter(sane);
+    owners
+        .filter_map(|address| format!("grpc://{address}").parse().ok())
+        .collect()
 }
 
 pub(super) async fn open_stream(
     channel: Channel,
-    token: &str,
     hash: &ContentHash,
     offset: u64,
+    own_address: &str,
 ) -> Result<BlobStream, String> {
-    let mut request = Request::new(FetchRequest {
+    let request = FetchRequest {
         hash: hash.0.to_vec(),
         offset,
-    });
-    let token = MetadataValue::try_from(token).map_err(|error| error.to_string())?;
-    request.metadata_mut().insert(TOKEN_METADATA_KEY, token);
+        own_address: own_address.to_owned(),
+    };
     let mut client = BlobsClient::new(channel).max_decoding_message_size(BLOB_MESSAGE_BYTES_MAX);
     let response = client
         .fetch(request)
         .await
-        .map_err(|status| describe(&status))?;
+        .map_err(|status| explain(&status))?;
     Ok(BlobStream(response.into_inner()))
-}
-
-fn describe(status: &Status) -> String {
-    format!("{:?}: {}", status.code(), status.message())
 }

@@ -2,40 +2,44 @@
 //!
 //! In reading order: [`BlobStore`] holds bytes under their hash, [`grpc`] serves
 //! them, [`BlobClient`] fetches them from whoever has them and thereby becomes an
-//! owner too.
+//! owner too. `audience` and `search` are why a blob that many want spreads as a tree.
 
+mod audience;
 mod client;
 mod entries;
 pub(crate) mod grpc;
 mod partial;
+mod search;
 mod store;
 
 use std::net::SocketAddr;
 
+use retouch_credentials::Access;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use crate::{server, token::TokenCheck};
+use crate::server;
 
-pub use client::{BlobClient, FetchError, FetchLimits};
+pub use client::{BlobClient, BlobClientOptions, FetchError, FetchLimits};
 pub use entries::Retention;
 pub use store::{BlobReader, BlobStore, BlobStoreError, BlobStoreOptions, Changes, Usage};
 
-/// Serves a store's blobs to callers that know the token, until `stop` is cancelled;
+/// Serves a store's blobs to the run's workers, until `stop` is cancelled;
 /// gives the address with the port that was chosen.
 ///
 /// # Errors
 ///
-/// If the address can't be opened.
+/// If the address can't be opened or the certificate not be used.
 pub async fn serve(
     store: BlobStore,
-    token: &str,
+    access: &Access,
     listen: SocketAddr,
     stop: CancellationToken,
 ) -> std::io::Result<SocketAddr> {
     let (listener, address) = server::bind(listen).await?;
-    let service = grpc::BlobService::new(store, TokenCheck::new(token));
-    server::spawn(listener, service, Routes::default(), stop);
+    let service = grpc::BlobService::new(store, access.clone());
+    server::spawn(listener, access, service, Routes::default(), stop)
+        .map_err(std::io::Error::other)?;
     Ok(address)
 }
 

@@ -253,7 +253,7 @@ impl BlobStore {
         changes
     }
 
-    fn check_space(&self, hash: &ContentHash, size: u64) -> Result<(), BlobStoreError> {
+    pub(super) fn check_space(&self, hash: &ContentHash, size: u64) -> Result<(), BlobStoreError> {
         let mut entries = self.entries();
         let BlobStoreOptions {
             memory_bytes_max,

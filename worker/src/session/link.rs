@@ -71,18 +71,36 @@ enum Next {
 }
 
 /// Waits between attempts, longer each time, and gives up in the end.
-struct Backoff {
+pub(super) struct Backoff {
     since: Instant,
     pause: Duration,
     give_up_after: Duration,
+    contact: Contact,
+}
+
+/// Whether the coordinator has ever taken this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Contact {
+    First,
+    Known,
 }
 
 impl Backoff {
-    fn new(give_up_after: Duration) -> Self {
+    /// For a coordinator that is called for the first time.
+    pub(super) fn first(give_up_after: Duration) -> Self {
         Self {
             since: Instant::now(),
             pause: PAUSE_MIN,
             give_up_after,
+            contact: Contact::First,
+        }
+    }
+
+    /// For one that has taken this process before.
+    fn new(give_up_after: Duration) -> Self {
+        Self {
+            contact: Contact::Known,
+            ..Self::first(give_up_after)
         }
     }
 
@@ -90,11 +108,16 @@ impl Backoff {
         let away = self.since.elapsed();
         match error {
             CallError::Refused(reason) => Err(SessionError::Refused(reason)),
-            CallError::Away(reason) if away >= self.give_up_after => Err(SessionError::Gone {
-                away_s: away.as_secs(),
-                reason,
-            }),
-            CallError::Away(reason) => {
+            CallError::Distrust(reason) if self.contact == Contact::First => {
+                Err(SessionError::Refused(reason))
+            }
+            CallError::Away(reason) | CallError::Distrust(reason) if away >= self.give_up_after => {
+                Err(SessionError::Gone {
+                    away_s: away.as_secs(),
+                    reason,
+                })
+            }
+            CallError::Away(reason) | CallError::Distrust(reason) => {
                 tracing::debug!(reason, "the coordinator is away");
                 let pause = self.pause;
                 self.pause = (pause * 2).min(PAUSE_MAX);
@@ -109,10 +132,9 @@ pub(super) async fn register(
     calls: &mut CoordinatorCalls,
     books: &mut Books,
     store: &BlobStore,
-    give_up_after: Duration,
+    mut backoff: Backoff,
     stop: &CancellationToken,
 ) -> Result<Registered, SessionError> {
-    let mut backoff = Backoff::new(give_up_after);
     loop {
         // What the registration says to hold need not be told as a change.
         drop(store.take_changes());
@@ -133,6 +155,7 @@ pub(super) async fn register(
             }
             Err(error) => {
                 let pause = backoff.next(error)?;
+                calls.follow();
                 tokio::select! {
                     () = sleep(pause) => {}
                     () = stop.cancelled() => return Err(SessionError::Stopped),
@@ -194,7 +217,11 @@ impl Link {
                 *backoff = Backoff::new(self.pace.give_up_after);
                 self.answered(&report, reply, begin.elapsed()).await
             }
-            Err(error) => backoff.next(error).map(Next::Pause),
+            Err(error) => {
+                let pause = backoff.next(error)?;
+                self.calls.follow();
+                Ok(Next::Pause(pause))
+            }
         }
     }
 
@@ -206,12 +233,12 @@ impl Link {
     ) -> Result<Next, SessionError> {
         if reply.directive == Directive::Reregister {
             tracing::info!("registering again: the coordinator does not know this generation");
-            let give_up_after = self.pace.give_up_after;
+            let backoff = Backoff::new(self.pace.give_up_after);
             register(
                 &mut self.calls,
                 &mut self.books,
                 &self.store,
-                give_up_after,
+                backoff,
                 &self.stop,
             )
             .await?;

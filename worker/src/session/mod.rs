@@ -1,9 +1,10 @@
 //! A worker's life with the coordinator.
 //!
-//! In reading order: [`WorkerOptions`] and [`Identity`] say who joins, `books` is
+//! In reading order: [`WorkerOptions`] and [`Identity`] say who joins, [`CoordinatorAddress`] where, `books` is
 //! what a worker knows of its own work (no IO), `link` repeats reports and survives
 //! a coordinator that is away, [`Session`] is what a role sees of it all.
 
+mod address;
 mod books;
 mod grpc;
 mod link;
@@ -11,6 +12,7 @@ mod options;
 #[expect(clippy::module_inception, reason = "one noun per file")]
 mod session;
 
+pub use address::CoordinatorAddress;
 pub use books::Work;
 pub use options::{Identity, WorkerOptions};
 pub use session::{Blobs, Session, SessionError};

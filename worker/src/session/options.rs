@@ -2,18 +2,20 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use retouch_credentials::Access;
 use retouch_proto::{RunConfig, WorkerId, config::PathMove, worker::Role};
 use tokio_util::sync::CancellationToken;
 
+use super::address::CoordinatorAddress;
 use crate::blobs::FetchLimits;
 
 /// What the command line says about a worker.
 #[derive(Clone, Debug)]
 pub struct WorkerOptions {
-    /// The coordinator, as `host:port`.
-    pub coordinator: String,
-    /// The run's join token.
-    pub token: String,
+    /// Where the coordinator is.
+    pub coordinator: CoordinatorAddress,
+    /// How this worker proves its role.
+    pub access: Access,
     /// The worker's name, kept over restarts.
     pub worker: WorkerId,
     /// The device to compute on instead of the run file's.
@@ -46,10 +48,15 @@ pub struct WorkerOptions {
 
 impl WorkerOptions {
     /// Options with the usual limits.
-    pub fn new(coordinator: String, token: String, worker: WorkerId, data_dir: PathBuf) -> Self {
+    pub fn new(
+        coordinator: impl Into<CoordinatorAddress>,
+        access: Access,
+        worker: WorkerId,
+        data_dir: PathBuf,
+    ) -> Self {
         Self {
-            coordinator,
-            token,
+            coordinator: coordinator.into(),
+            access,
             worker,
             device: None,
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),

@@ -3,6 +3,7 @@
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use retouch_credentials::CredentialsError;
 use retouch_proto::{
     BlobAddress, BlobRef, ContentHash, LeaseId, RunId,
     config::{ConfigErrors, RunConfig},
@@ -20,15 +21,15 @@ use tonic::service::Routes;
 use super::{
     books::{Books, Work},
     grpc::CoordinatorCalls,
-    link::{self, Command, Link, Pace},
+    link::{self, Backoff, Command, Link, Pace},
     options::{Identity, WorkerOptions},
 };
 use crate::{
     blobs::{
-        BlobClient, BlobStore, BlobStoreError, BlobStoreOptions, Retention, grpc::BlobService,
+        BlobClient, BlobClientOptions, BlobStore, BlobStoreError, BlobStoreOptions, Retention,
+        grpc::BlobService,
     },
     server,
-    token::{Token, TokenCheck},
 };
 
 /// Why a worker's life ended otherwise than with the run.
@@ -45,17 +46,9 @@ pub enum SessionError {
     /// The blob store can't be opened.
     #[error(transparent)]
     Store(#[from] BlobStoreError),
-    /// The coordinator's address makes no sense.
-    #[error("coordinator address {address:?} is not host:port: {reason}")]
-    Address {
-        /// The address.
-        address: String,
-        /// Why.
-        reason: String,
-    },
-    /// The join token can't be sent.
-    #[error("the join token may only have visible ASCII characters")]
-    Token,
+    /// The certificate can't be used, or the coordinator's address makes no sense.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
     /// The coordinator does not take this worker.
     #[error("the coordinator refused: {0}")]
     Refused(String),
@@ -128,23 +121,18 @@ impl Session {
             memory_bytes_max: options.memory_bytes_max,
             disk_bytes_max: options.disk_bytes_max,
         })?;
-        let service = BlobService::new(store.clone(), TokenCheck::new(&options.token));
-        server::spawn(listener, service, routes, options.stop.child_token());
-
-        let token = Token::new(&options.token).map_err(|_| SessionError::Token)?;
-        let mut calls = CoordinatorCalls::new(&options.coordinator, token).map_err(|error| {
-            SessionError::Address {
-                address: options.coordinator.clone(),
-                reason: error.to_string(),
-            }
-        })?;
+        let access = &options.access;
+        let service = BlobService::new(store.clone(), access.clone());
+        let stop = options.stop.child_token();
+        server::spawn(listener, access, service, routes, stop)?;
+        let mut calls = CoordinatorCalls::new(options.coordinator.clone(), access.clone())?;
         let address = advertised(&options, address);
         let mut books = Books::new(registration(&options, identity, address.clone()));
         let registered = link::register(
             &mut calls,
             &mut books,
             &store,
-            options.give_up_after,
+            Backoff::first(options.give_up_after),
             &options.stop,
         )
         .await?;
@@ -158,9 +146,12 @@ impl Session {
             .unwrap_or_else(|| PathBuf::from(&config.run_dir));
         let blobs = BlobClient::new(
             store.clone(),
-            options.token.clone(),
-            Some(run_dir.clone()),
-            options.fetch,
+            BlobClientOptions {
+                access: options.access.clone(),
+                run_folder: Some(run_dir.clone()),
+                own_address: Some(address.clone()),
+                limits: options.fetch,
+            },
         );
         let (work_sender, work) = mpsc::channel(SLOTS_MAX);
         let (commands, command_receiver) = mpsc::channel(SLOTS_MAX);

@@ -12,7 +12,7 @@ mod work;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use retouch_coordinator::{CoordinatorOptions, serve};
+use retouch_coordinator::{Admission, CoordinatorOptions, serve};
 
 use self::load::Load;
 
@@ -55,7 +55,7 @@ async fn coordinator(arguments: &[String]) -> Result<(), String> {
         config: work::config(&folder.join("dataset")),
         run_dir: folder.to_owned(),
         listen: "127.0.0.1:0".parse().map_err(|error| format!("{error}"))?,
-        token: None,
+        admission: Admission::Open,
     };
     serve(options)
         .await

@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use retouch_credentials::Handshake;
+
 use super::*;
 use crate::shards::owned;
 
@@ -19,7 +21,7 @@ const AT_ONCE: Duration = Duration::from_secs(10);
 const SHARDS: usize = 8;
 
 fn listener() -> Listener {
-    Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), [7; 32]).expect("a free port")
+    Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), Handshake::open()).expect("a free port")
 }
 
 /// Joins with one rank per thread, each on its own device, and gives what each made of it.

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use retouch_proto::{
     BlobAddress,
     grpc::{
-        FetchChunk, FetchRequest,
+        Busy, FetchChunk, FetchRequest,
         blobs_server::{Blobs, BlobsServer},
     },
 };
@@ -27,6 +27,7 @@ enum Behaviour {
     Whole(Bytes),
     EndsEarly(Bytes),
     Silent,
+    Busy(String),
 }
 
 #[derive(Clone, Debug)]
@@ -68,6 +69,17 @@ impl BadOwner {
         }
     }
 
+    /// Has no time, and names another.
+    pub(super) fn that_is_busy(other: &BlobAddress) -> Self {
+        let BlobAddress::Grpc(other) = other else {
+            unreachable!("a worker")
+        };
+        Self {
+            behaviour: Behaviour::Busy(other.clone()),
+            offset: Arc::default(),
+        }
+    }
+
     pub(super) async fn spawn(self) -> Spawned {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = BlobAddress::Grpc(listener.local_addr().unwrap().to_string());
@@ -89,6 +101,14 @@ impl Blobs for BadOwner {
         self.offset.store(offset, Ordering::SeqCst);
         let (bytes, end) = match &self.behaviour {
             Behaviour::Silent => return Ok(Response::new(Box::pin(tokio_stream::pending()))),
+            Behaviour::Busy(other) => {
+                let owners = vec![other.clone()];
+                let chunk = FetchChunk {
+                    data: Bytes::new(),
+                    busy: Some(Busy { owners }),
+                };
+                return Ok(Response::new(Box::pin(tokio_stream::once(Ok(chunk)))));
+            }
             Behaviour::Whole(bytes) => (bytes, None),
             Behaviour::EndsEarly(bytes) => (bytes, Some(Err(Status::unavailable("broke off")))),
         };
@@ -97,7 +117,9 @@ impl Blobs for BadOwner {
             .chunks(1 << 20)
             .map(|chunk| rest.slice_ref(chunk))
             .collect();
-        let chunks = chunks.into_iter().map(|data| Ok(FetchChunk { data }));
+        let chunks = chunks
+            .into_iter()
+            .map(|data| Ok(FetchChunk { data, busy: None }));
         Ok(Response::new(Box::pin(tokio_stream::iter(
             chunks.chain(end),
         ))))

@@ -6,21 +6,23 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
 use grpc::BadOwner;
-use retouch_proto::{BlobAddress, BlobRef, ContentHash, Iteration};
+use retouch_credentials::{Access, Authority, Principal};
+use retouch_proto::{BlobAddress, BlobRef, ContentHash, Iteration, worker::Role};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use super::{grpc::BlobService, *};
-use crate::{server, token::TokenCheck};
+use crate::server;
 
-const TOKEN: &str = "join-me";
 const LIMITS: FetchLimits = FetchLimits {
     connect: Duration::from_millis(500),
     chunk: Duration::from_millis(500),
     rounds: 2,
     pause: Duration::from_millis(1),
     transfers_max: 4,
+    in_flight_bytes_max: 64 << 20,
+    busy_max: Duration::from_secs(20),
 };
 
 /// A worker's store, service and client.
@@ -38,30 +40,34 @@ impl Drop for Worker {
     }
 }
 
-async fn worker_with(memory_bytes_max: u64, token: &str) -> Worker {
+async fn worker_with(memory_bytes_max: u64, access: Access) -> Worker {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder, memory_bytes_max, 1 << 30).unwrap();
     let (listener, address) = server::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
-    let service = BlobService::new(store.clone(), TokenCheck::new(TOKEN));
+    let service = BlobService::new(store.clone(), access.clone());
     let stop = CancellationToken::new();
-    server::spawn(listener, service, Routes::default(), stop.clone());
+    server::spawn(listener, &access, service, Routes::default(), stop.clone()).unwrap();
+    let address = BlobAddress::Grpc(address.to_string());
     let client = BlobClient::new(
         store.clone(),
-        token.into(),
-        Some(folder.path().into()),
-        LIMITS,
+        BlobClientOptions {
+            access,
+            run_folder: Some(folder.path().into()),
+            own_address: Some(address.clone()),
+            limits: LIMITS,
+        },
     );
     Worker {
         store,
         client,
-        address: BlobAddress::Grpc(address.to_string()),
+        address,
         stop,
         folder,
     }
 }
 
 async fn worker() -> Worker {
-    worker_with(1 << 30, TOKEN).await
+    worker_with(1 << 30, Access::Open).await
 }
 
 fn store(folder: &TempDir, memory: u64, disk: u64) -> Result<BlobStore, BlobStoreError> {
@@ -227,17 +233,187 @@ async fn more_bytes_than_promised_are_refused() {
     assert!(error.to_string().contains("99999"), "{error}");
 }
 
+fn authority() -> Authority {
+    Authority::open_or_create(tempfile::tempdir().unwrap().path()).unwrap()
+}
+
 #[tokio::test]
-async fn strangers_get_nothing() {
-    let (owner, stranger) = (worker().await, worker_with(1 << 30, "guess").await);
-    let bytes = bytes(10, 8);
+async fn blobs_go_to_the_runs_workers_and_to_nobody_else() {
+    let (run, other_run) = (authority(), authority());
+    let access = |authority: &Authority, principal| authority.issue(principal).unwrap().into();
+    let owner = worker_with(1 << 30, access(&run, Principal::Worker(Role::Rollout))).await;
+    let bytes = bytes(3_000_000, 8);
     owner.store.put(bytes.clone(), Retention::Pinned).unwrap();
-    let error = stranger
+    let blob = reference(&bytes, &[&owner.address]);
+    let learner = worker_with(1 << 30, access(&run, Principal::Worker(Role::Learner))).await;
+    let fetched = learner
         .client
-        .fetch(&reference(&bytes, &[&owner.address]), Retention::Pinned)
+        .fetch(&blob, Retention::Pinned)
+        .await
+        .unwrap();
+    assert_eq!(fetched, bytes);
+    for (stranger, said) in [
+        (
+            access(&run, Principal::Control),
+            "is for control, this call needs one of rollout or",
+        ),
+        (
+            access(&other_run, Principal::Worker(Role::Learner)),
+            "invalid peer certificate: UnknownIssuer",
+        ),
+        (Access::Open, ""),
+    ] {
+        let stranger = worker_with(1 << 30, stranger).await;
+        let error = stranger
+            .client
+            .fetch(&blob, Retention::Pinned)
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains(said), "{error}");
+        assert_eq!(stranger.store.usage(), Usage::default());
+    }
+    // A stranger is no owner either, whatever bytes it has.
+    let stranger = worker_with(1 << 30, Access::Open).await;
+    stranger
+        .store
+        .put(bytes.clone(), Retention::Pinned)
+        .unwrap();
+    let fresh = worker_with(1 << 30, access(&run, Principal::Worker(Role::Learner))).await;
+    let blob = reference(&bytes, &[&stranger.address]);
+    let error = fresh
+        .client
+        .fetch(&blob, Retention::Pinned)
         .await
         .unwrap_err();
-    assert!(error.to_string().contains("token"), "{error}");
+    assert_eq!(error.lost_blob(), Some(blob.hash));
+}
+
+/// All know of one owner alone, which serves four of them at a time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blob_that_many_want_spreads_over_those_who_have_it() {
+    let owner = worker().await;
+    let bytes = bytes(4_000_000, 10);
+    owner.store.put(bytes.clone(), Retention::Pinned).unwrap();
+    let blob = reference(&bytes, &[&owner.address]);
+    let mut consumers = Vec::new();
+    for _ in 0..24 {
+        consumers.push(worker().await);
+    }
+    let fetches = consumers.iter().map(|consumer| {
+        let (client, blob) = (consumer.client.clone(), blob.clone());
+        tokio::spawn(async move { client.fetch(&blob, Retention::Pinned).await })
+    });
+    for fetch in fetches.collect::<Vec<_>>() {
+        assert_eq!(fetch.await.unwrap().unwrap(), bytes);
+    }
+}
+
+#[tokio::test]
+async fn owners_that_stay_busy_are_no_reason_to_make_a_blob_again() {
+    let owner = worker().await;
+    let bytes = bytes(100, 11);
+    owner.store.put(bytes.clone(), Retention::Pinned).unwrap();
+    let busy = BadOwner::that_is_busy(&owner.address).spawn().await;
+    // It names one that has time.
+    let consumer = worker().await;
+    let blob = reference(&bytes, &[&busy.address]);
+    let fetched = consumer
+        .client
+        .fetch(&blob, Retention::Pinned)
+        .await
+        .unwrap();
+    assert_eq!(fetched, bytes);
+    let alone = BadOwner::that_is_busy(&dead_owner()).spawn().await;
+    let limits = FetchLimits {
+        busy_max: Duration::from_millis(50),
+        ..LIMITS
+    };
+    let hasty = BlobClient::new(
+        worker().await.store.clone(),
+        BlobClientOptions {
+            access: Access::Open,
+            run_folder: None,
+            own_address: None,
+            limits,
+        },
+    );
+    let blob = reference(&bytes, &[&alone.address]);
+    let error = hasty.fetch(&blob, Retention::Pinned).await.unwrap_err();
+    assert_eq!(error.lost_blob(), None, "{error}");
+    assert!(matches!(error, FetchError::Busy { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_blob_that_cannot_be_kept_is_not_even_begun() {
+    let (owner, consumer) = (worker().await, worker().await);
+    let bytes = bytes(1000, 12);
+    owner.store.put(bytes.clone(), Retention::Pinned).unwrap();
+    let mut blob = reference(&bytes, &[&owner.address]);
+    blob.size_bytes = 1 << 40;
+    let error = consumer
+        .client
+        .fetch(&blob, Retention::Pinned)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, FetchError::Store(BlobStoreError::Full { .. })),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn transfers_share_a_bounded_number_of_bytes() {
+    let owner = worker().await;
+    let blobs: Vec<Bytes> = (0..6).map(|seed| bytes(3_000_000, seed)).collect();
+    for blob in &blobs {
+        owner.store.put(blob.clone(), Retention::Pinned).unwrap();
+    }
+    let consumer = worker().await;
+    let limits = FetchLimits {
+        in_flight_bytes_max: 1_000_000,
+        ..LIMITS
+    };
+    let narrow = BlobClient::new(
+        consumer.store.clone(),
+        BlobClientOptions {
+            access: Access::Open,
+            run_folder: None,
+            own_address: None,
+            limits,
+        },
+    );
+    // Each is longer than what may be under way: they go one after the other, and all arrive.
+    let fetches = blobs.iter().map(|bytes| {
+        let (client, blob) = (narrow.clone(), reference(bytes, &[&owner.address]));
+        tokio::spawn(async move { client.fetch(&blob, Retention::Pinned).await })
+    });
+    for (fetch, bytes) in fetches.collect::<Vec<_>>().into_iter().zip(&blobs) {
+        assert_eq!(fetch.await.unwrap().unwrap(), bytes);
+    }
+}
+
+#[tokio::test]
+async fn files_outside_of_the_run_folder_are_not_read() {
+    let consumer = worker().await;
+    let bytes = bytes(1000, 9);
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::write(outside.path().join("state"), &bytes).unwrap();
+    std::os::unix::fs::symlink(outside.path(), consumer.folder.path().join("link")).unwrap();
+    for path in [
+        "link/state".to_owned(),
+        format!("../{}/state", outside.path().display()),
+    ] {
+        let blob = reference(&bytes, &[&BlobAddress::File(path.clone())]);
+        let error = consumer
+            .client
+            .fetch(&blob, Retention::Pinned)
+            .await
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("leads out of"),
+            "{path}: {error}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -259,7 +435,7 @@ async fn checkpoints_are_read_from_the_run_folder() {
 
 #[tokio::test]
 async fn full_memory_goes_to_files_and_is_served_from_there() {
-    let (owner, consumer) = (worker_with(2_500_000, TOKEN).await, worker().await);
+    let (owner, consumer) = (worker_with(2_500_000, Access::Open).await, worker().await);
     let blobs: Vec<Bytes> = (0..4).map(|seed| bytes(1_200_000, seed)).collect();
     for blob in &blobs {
         owner.store.put(blob.clone(), Retention::Pinned).unwrap();

@@ -40,7 +40,7 @@ fn options(coordinator: &FakeCoordinator, folder: &TempDir) -> WorkerOptions {
     let folder = folder.path().to_owned();
     let options = WorkerOptions::new(
         coordinator.address.to_string(),
-        "token".into(),
+        retouch_credentials::Access::Open,
         worker,
         folder,
     );

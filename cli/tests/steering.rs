@@ -1,0 +1,119 @@
+//! People steer a run, from its own machine and from elsewhere; what it computes stays the same.
+
+mod harness;
+
+use std::{path::Path, process::Command};
+
+use harness::{Run, adapter, status, worker};
+use serde_json::Value;
+
+/// Runs a command on the run's coordinator as from another machine: by address and token.
+fn remote(folder: &Path, command: &[&str]) -> std::process::Output {
+    let read = |name: &str| {
+        let text = std::fs::read_to_string(folder.join("run").join(name)).expect(name);
+        text.trim().to_owned()
+    };
+    Command::new(env!("CARGO_BIN_EXE_retouch"))
+        .args(command)
+        .args(["--coordinator", &read("coordinator.addr")])
+        .env("RETOUCH_TOKEN", read("credentials/control/token"))
+        .output()
+        .expect("retouch starts")
+}
+
+fn remote_json(folder: &Path, command: &[&str]) -> Value {
+    let output = remote(folder, &[command, &["--json"]].concat());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {said}");
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+fn local_json(folder: &Path, command: &str) -> Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_retouch"))
+        .args([command, "--json"])
+        .arg(folder.join("run"))
+        .output()
+        .expect("retouch starts");
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+#[test]
+fn a_run_that_is_steered_from_elsewhere_ends_with_the_same_adapter() {
+    let mut run = Run::launch(&["iterations=6", "learner.checkpoint_every=10"]);
+    let folder = run.path().to_owned();
+    run.wait_for(|status| status["committed"].as_u64() >= Some(1));
+
+    let first_life =
+        worker(&status(&folder).expect("a status"), "learner-1").expect("a learner")["generation"]
+            .clone();
+    let restarted = remote_json(&folder, &["restart", "learner-1"]);
+    assert_eq!(restarted["state"], "running");
+    run.wait_for(|status| {
+        worker(status, "learner-1")
+            .is_some_and(|worker| worker["generation"] != first_life && worker["state"] == "ready")
+    });
+    let drained = remote(&folder, &["drain", "rollout-worker-1", "--wait"]);
+    assert!(drained.status.success(), "{drained:?}");
+    run.wait_for(|status| {
+        worker(status, "rollout-worker-1").is_some_and(|worker| worker["state"] == "left")
+    });
+    let checkpoint = remote_json(&folder, &["checkpoint"]);
+    assert!(
+        checkpoint["message"]
+            .as_str()
+            .expect("words")
+            .ends_with("is durable")
+    );
+
+    let refused = remote(&folder, &["drain", "nobody"]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(4), "{said}");
+    assert!(said.contains("no worker nobody is in the run"), "{said}");
+
+    let group = &remote_json(&folder, &["groups", "--id", "1/0"])[0];
+    assert_eq!(group["group"]["index"], 0);
+    assert!(
+        group["sampled_by"]
+            .as_str()
+            .expect("a worker")
+            .starts_with("rollout-worker-")
+    );
+    assert_eq!(
+        group["candidates"][0]["terms"][0]["probabilities"]
+            .as_array()
+            .expect("six")
+            .len(),
+        6
+    );
+
+    let steered = adapter(&run.finish_well());
+    let left_alone = Run::launch(&["iterations=6", "learner.checkpoint_every=10"]).finish_well();
+    assert_eq!(steered, adapter(&left_alone));
+
+    let versions = local_json(&folder, "versions");
+    assert_eq!(versions.as_array().expect("versions").len(), 6);
+    assert_eq!(versions[5]["ema_adapter"], steered);
+    let events = Command::new(env!("CARGO_BIN_EXE_retouch"))
+        .args(["events", "--follow", "--kind", "worker-left", "--json"])
+        .arg(folder.join("run"))
+        .output()
+        .expect("retouch starts");
+    let left: Vec<Value> = String::from_utf8_lossy(&events.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("an event"))
+        .collect();
+    assert_eq!(left.len(), 2, "one restarted, one drained: {left:?}");
+    let kept = local_json(&folder, "groups");
+    assert!(
+        kept.as_array()
+            .expect("groups")
+            .iter()
+            .any(|group| group["state"] == "kept")
+    );
+    let away = Command::new(env!("CARGO_BIN_EXE_retouch"))
+        .arg("pause")
+        .arg(folder.join("run"))
+        .output()
+        .expect("retouch starts");
+    assert_eq!(away.status.code(), Some(3), "nobody is there any more");
+}

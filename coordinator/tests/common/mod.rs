@@ -1,0 +1,68 @@
+//! What tests of the whole coordinator begin with.
+
+#![allow(dead_code, reason = "each test crate uses a part")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use retouch_coordinator::{Admission, Coordinator, CoordinatorOptions};
+use retouch_proto::RunConfig;
+use retouch_proto::config::{FilterRule, Preset, preset};
+
+/// A dataset and a run folder.
+pub(crate) struct Folder {
+    folder: tempfile::TempDir,
+    pub(crate) config: RunConfig,
+}
+
+impl Folder {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let dataset = folder.path().join("dataset");
+        fs::create_dir_all(dataset.join("images")).unwrap();
+        fs::write(dataset.join("images/a.png"), "").unwrap();
+        let row = |i| {
+            format!(
+                "{{\"prompt\": \"p{i}\", \"image\": \"images/a.png\", \"requirement\": \"r\"}}\n"
+            )
+        };
+        fs::write(
+            dataset.join("train_metadata.jsonl"),
+            (0..9).map(row).collect::<String>(),
+        )
+        .unwrap();
+        let mut config = preset(Preset::Tiny);
+        config.iterations = 3;
+        config.dataset.path = dataset.display().to_string();
+        config.rollout.groups_per_iteration = 2;
+        config.rollout.group_size = 2;
+        config.filter.rule = FilterRule::None;
+        config.filter.ban = false;
+        config.learner.ranks = 1;
+        config.learner.checkpoint_every = 2;
+        config.cluster.heartbeat_ms = 2_000;
+        config.cluster.report_wait_ms_max = 200;
+        Self { folder, config }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        self.folder.path().join("run")
+    }
+
+    pub(crate) fn options(&self) -> CoordinatorOptions {
+        CoordinatorOptions {
+            config: self.config.clone(),
+            run_dir: self.run_dir(),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            admission: Admission::Open,
+        }
+    }
+
+    pub(crate) async fn start(&self) -> Coordinator {
+        Coordinator::start(self.options()).await.unwrap()
+    }
+}

@@ -1,0 +1,217 @@
+//! An authority, the nodes that join it, and those that may not.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use retouch_proto::worker::Role;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tonic::{service::Routes, transport::server::TcpIncoming};
+
+use super::*;
+
+const LEARNER: Principal = Principal::Worker(Role::Learner);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn authority() -> (TempDir, Arc<Authority>) {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::open_or_create(folder.path()).unwrap();
+    (folder, Arc::new(authority))
+}
+
+/// A coordinator that does nothing but admit.
+async fn serve(authority: &Arc<Authority>) -> SocketAddr {
+    let access = Access::from(authority.issue(Principal::Coordinator).unwrap());
+    let mut server = access.server(Strangers::MayEnroll).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let routes = authority.clone().add_enrollment(Routes::default());
+    let router = server.add_routes(routes);
+    tokio::spawn(router.serve_with_incoming(TcpIncoming::from(listener)));
+    address
+}
+
+fn files_below(folder: &Path) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let (folders, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+    let below = folders.iter().flat_map(|folder| files_below(folder));
+    files.into_iter().chain(below).collect()
+}
+
+#[test]
+fn files_are_for_their_owner_alone_and_tokens_stay() {
+    let (folder, first) = authority();
+    first.write_all(folder.path()).unwrap();
+    let files = files_below(folder.path());
+    assert_eq!(files.len(), 3 + 5 * 3 + 4);
+    for file in files {
+        let mode = fs::metadata(&file).unwrap().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{}", file.display());
+        let folder = file.parent().unwrap();
+        let mode = fs::metadata(folder).unwrap().mode() & 0o777;
+        assert_eq!(mode, 0o700, "{}", folder.display());
+    }
+    let again = Authority::open_or_create(folder.path()).unwrap();
+    assert_eq!(again.token(LEARNER), first.token(LEARNER));
+    let text = fs::read_to_string(folder.path().join("learner/token")).unwrap();
+    assert_eq!(text.parse(), Ok(first.token(LEARNER)));
+    let tokens = Principal::JOINING.map(|principal| first.token(principal).reveal());
+    let secrets = tokens.iter().map(|token| token.rsplit('.').next());
+    assert_eq!(secrets.collect::<std::collections::HashSet<_>>().len(), 4);
+    // What was there before may have been copied to other machines.
+    let key = fs::read(folder.path().join("control/key.pem")).unwrap();
+    again.write_missing(folder.path()).unwrap();
+    assert_eq!(
+        fs::read(folder.path().join("control/key.pem")).unwrap(),
+        key
+    );
+}
+
+#[test]
+fn broken_and_exposed_files_are_named() {
+    let (folder, authority) = authority();
+    let own = folder.path().join("mine");
+    authority.issue(LEARNER).unwrap().write(&own).unwrap();
+    Credentials::load(&own).unwrap();
+    let problem = |file: &str, mode: u32, text: Option<&str>| {
+        let path = own.join(file);
+        let (before, old_mode) = (
+            fs::read(&path).unwrap(),
+            fs::metadata(&path).unwrap().permissions(),
+        );
+        if let Some(text) = text {
+            fs::write(&path, text).unwrap();
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let error = Credentials::load(&own).unwrap_err().to_string();
+        fs::write(&path, before).unwrap();
+        fs::set_permissions(&path, old_mode).unwrap();
+        error
+    };
+    let error = problem("key.pem", 0o604, None);
+    assert!(
+        error.contains("key.pem can be read by everybody (mode 604)"),
+        "{error}"
+    );
+    for file in ["key.pem", "cert.pem", "ca.pem"] {
+        let error = problem(file, 0o600, Some("hunter2"));
+        assert!(
+            error.contains(file) && !error.contains("hunter2"),
+            "{error}"
+        );
+    }
+    fs::remove_file(own.join("cert.pem")).unwrap();
+    let error = Credentials::load(&own).unwrap_err().to_string();
+    assert!(error.contains("cert.pem"), "{error}");
+}
+
+#[test]
+fn no_debug_shows_a_secret() {
+    let (_folder, authority) = authority();
+    let credentials = authority.issue(LEARNER).unwrap();
+    let key = credentials.key_pem.lines().nth(1).unwrap().to_owned();
+    let access = Access::from(credentials.clone());
+    let handshake = access.handshake(LEARNER).unwrap();
+    let token = authority.token(LEARNER);
+    let secret = token.reveal();
+    let secret = secret.rsplit('.').next().unwrap();
+    let shown = format!("{authority:?} {credentials:?} {access:?} {token:?} {handshake:?}");
+    assert!(!shown.contains(&key) && !shown.contains(secret), "{shown}");
+    assert!(!shown.contains("PRIVATE"), "{shown}");
+}
+
+#[tokio::test]
+async fn a_node_joins_with_a_token_and_then_has_its_principals_certificate() {
+    let (_folder, authority) = authority();
+    let address = serve(&authority).await.to_string();
+    for principal in Principal::JOINING {
+        let token = authority.token(principal);
+        let credentials = enroll(&address, &token, principal, PATIENCE).await.unwrap();
+        let chain = credentials.chain().unwrap();
+        assert_eq!(access::principals(&chain[0]), [principal]);
+        assert_eq!(credentials.authority_pem, authority.certificate_pem());
+        let endpoint = Access::from(credentials).endpoint(&address, access::Peer::Coordinator);
+        endpoint.unwrap().connect().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn tokens_of_other_roles_and_runs_admit_nobody() {
+    let ((_folder, run), (_other_folder, other)) = (authority(), authority());
+    let address = serve(&run).await.to_string();
+    let join = |token: JoinToken, principal| {
+        let address = address.clone();
+        async move {
+            let joined = enroll(&address, &token, principal, PATIENCE).await;
+            joined.map(drop).unwrap_err().to_string()
+        }
+    };
+    let rollout = run.token(Principal::Worker(Role::Rollout));
+    let error = join(rollout.clone(), LEARNER).await;
+    assert_eq!(error, "this join token is for rollout, not for learner");
+    // One that lies about its role fails at the coordinator.
+    let forged = rollout
+        .reveal()
+        .replace("rollout", "learner")
+        .parse()
+        .unwrap();
+    let error = join(forged, LEARNER).await;
+    assert!(
+        error.contains("the join token is not this run's"),
+        "{error}"
+    );
+    let coordinator = run.token(Principal::Coordinator);
+    let error = join(coordinator, Principal::Coordinator).await;
+    assert!(
+        error.contains("the join token is not this run's"),
+        "{error}"
+    );
+    // The node notices by itself that this coordinator is not its token's, and tells it nothing.
+    let error = join(other.token(LEARNER), LEARNER).await;
+    assert!(error.contains("UnknownIssuer"), "{error}");
+}
+
+#[tokio::test]
+async fn the_authority_checks_principal_and_key_itself() {
+    let (_folder, authority) = authority();
+    let rollout = authority.token(Principal::Worker(Role::Rollout));
+    let refusal = authority.enroll(&rollout, LEARNER, &[4; 65]).unwrap_err();
+    let expected = "this join token is for rollout, it does not admit learner";
+    assert_eq!(refusal.to_string(), expected);
+    let refusal = authority.enroll(&authority.token(LEARNER), LEARNER, &[4; 64]);
+    assert!(
+        refusal
+            .unwrap_err()
+            .to_string()
+            .contains("65 bytes is expected, 64 came")
+    );
+}
+
+#[tokio::test]
+async fn an_absent_coordinator_is_waited_for_and_then_named() {
+    let (_folder, authority) = authority();
+    let gone = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let token = authority.token(LEARNER);
+    let joined = enroll(
+        &gone.to_string(),
+        &token,
+        LEARNER,
+        Duration::from_millis(200),
+    )
+    .await;
+    let error = joined.unwrap_err();
+    assert!(matches!(error, EnrollError::Away { .. }), "{error}");
+    assert!(error.to_string().contains(&gone.to_string()), "{error}");
+}
