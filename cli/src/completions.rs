@@ -3,6 +3,8 @@
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
+use crate::output;
+
 /// Print a script that completes command lines, for a shell.
 ///
 /// Prints a completion script. For bash: `retouch completions bash > ~/.local/share/bash-completion/completions/retouch`;
@@ -14,7 +16,7 @@ pub(crate) struct CompletionsArgs {
 }
 
 pub(crate) fn run(args: CompletionsArgs) -> anyhow::Result<()> {
-    print!("{}", script(args.shell)?);
+    output::print(script(args.shell)?);
     Ok(())
 }
 

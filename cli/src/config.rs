@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use retouch_proto::{RunConfig, config::load};
 
 use crate::exit::UsageError;
+use crate::output::{self, say};
 
 /// A run file and what is set over it.
 #[derive(Debug, Clone, Args)]
@@ -45,9 +46,9 @@ pub(crate) fn run(command: ConfigCommand) -> anyhow::Result<()> {
     match command.action {
         Action::Check(args) => {
             check_files(&args.load()?)?;
-            println!("{}: no problem", args.file.display());
+            say!("{}: no problem", args.file.display());
         }
-        Action::Show(args) => print!("{}", args.load()?.to_toml()),
+        Action::Show(args) => output::print(args.load()?.to_toml()),
     }
     Ok(())
 }

@@ -16,6 +16,7 @@ use retouch_worker::session::CoordinatorAddress;
 use serde::Serialize;
 
 pub(crate) use crate::grpc::ControlClient;
+use crate::output::say;
 use crate::{
     credentials::{CredentialArgs, in_run_folder},
     exit::{Refused, Unreachable, UsageError},
@@ -271,7 +272,7 @@ pub(crate) async fn checkpoint(args: CheckpointArgs) -> anyhow::Result<()> {
         return args.output.print(&answer);
     }
     if !args.output.json {
-        println!("{}", answer.message);
+        say!("{}", answer.message);
     }
     let least = control.status().await?.committed;
     let status = wait_for(&mut control, args.timeout_s, |status| {
@@ -311,14 +312,14 @@ impl Output {
         if self.json {
             return print_json(answer);
         }
-        println!("{}", answer.message);
+        say!("{}", answer.message);
         Ok(())
     }
 }
 
 /// Prints one JSON document.
 pub(crate) fn print_json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
+    say!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
 }
 

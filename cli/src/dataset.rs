@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::output::say;
+
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use retouch_models::editor::{ImageSize, SizeRule};
@@ -74,7 +76,7 @@ fn make(args: &MakeArgs) -> anyhow::Result<()> {
         targets,
     };
     dataset.write(&args.folder)?;
-    println!(
+    say!(
         "{} training and {} held-out pairs in {}",
         args.train,
         args.test,
@@ -92,7 +94,7 @@ fn check(folder: &Path) -> anyhow::Result<()> {
         found.push(format!("{rows} {split}"));
     }
     if problems.is_empty() {
-        println!(
+        say!(
             "{}: {} pairs, no problem",
             folder.display(),
             found.join(" and ")

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::output::say;
+
 use ::image::RgbImage;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
@@ -136,7 +138,7 @@ pub(crate) fn run(args: EditArgs) -> anyhow::Result<()> {
     edited
         .save(&args.output)
         .with_context(|| format!("can't write {}", args.output.display()))?;
-    println!("{} ({}x{})", args.output.display(), size.width, size.height);
+    say!("{} ({}x{})", args.output.display(), size.width, size.height);
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use retouch_proto::status::{Event, EventKind};
 
+use crate::output::say;
 use crate::{
     control::{ControlClient, Target},
     exit::Unreachable,
@@ -129,9 +130,9 @@ impl EventsArgs {
 
     fn print(&self, event: &Event) -> anyhow::Result<()> {
         if self.json {
-            println!("{}", serde_json::to_string(event)?);
+            say!("{}", serde_json::to_string(event)?);
         } else {
-            println!("{}", line(event));
+            say!("{}", line(event));
         }
         Ok(())
     }

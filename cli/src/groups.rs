@@ -9,6 +9,7 @@ use retouch_proto::{
     lookup::{Attempts, CandidateView, GroupQuery, GroupStage, GroupView},
 };
 
+use crate::output::{self, say};
 use crate::{
     control::{ControlClient, Target, print_json},
     exit::{Unreachable, UsageError},
@@ -70,11 +71,13 @@ pub(crate) async fn run(args: GroupsArgs) -> anyhow::Result<()> {
         return print_json(&groups);
     }
     if groups.is_empty() {
-        println!("no group is like that");
+        say!("no group is like that");
     } else if args.scores || args.id.is_some() {
-        groups.iter().for_each(|group| print!("{}", details(group)));
+        groups
+            .iter()
+            .for_each(|group| output::print(details(group)));
     } else {
-        print!("{}", table(&groups));
+        output::print(table(&groups));
     }
     Ok(())
 }

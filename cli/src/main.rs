@@ -14,6 +14,7 @@ mod grpc;
 mod join;
 mod launch;
 mod model;
+mod output;
 mod report;
 mod roles;
 mod sft;
@@ -82,7 +83,6 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    end_with_the_reader();
     let cli = Cli::parse();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -117,13 +117,6 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Learner(args) => roles::worker(Role::Learner, args),
         Command::Completions(args) => completions::run(args),
     }
-}
-
-/// `retouch events | head` ends when `head` does, as other programs do, instead of panicking at the closed pipe.
-fn end_with_the_reader() {
-    use nix::sys::signal::{SigHandler, Signal, signal};
-    // SAFETY: the default action is no handler that could run in a bad moment, and no thread runs yet.
-    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
 }
 
 /// For commands that only wait: one thread is enough, and children die with it.

@@ -14,6 +14,7 @@ use retouch_proto::{RunConfig, config::load};
 use serde_json::json;
 
 use crate::exit::UsageError;
+use crate::output::say;
 
 /// Checks model folders.
 #[derive(Debug, Args)]
@@ -83,13 +84,13 @@ fn check(args: &CheckArgs) -> anyhow::Result<()> {
     };
     if args.json {
         let value = json!({"inspection": inspection, "problems": problems, "memory": estimates});
-        println!("{value:#}");
+        say!("{value:#}");
     } else {
         print_parts(&inspection);
         estimates.iter().for_each(print_estimate);
         problems
             .iter()
-            .for_each(|problem| println!("problem: {problem}"));
+            .for_each(|problem| say!("problem: {problem}"));
     }
     match problems.len() {
         0 => Ok(()),
@@ -158,7 +159,7 @@ fn print_parts(inspection: &Inspection) {
         class,
         ..
     } = inspection;
-    println!("{}: {kind}, {class}", folder.display());
+    say!("{}: {kind}, {class}", folder.display());
     inspection.components.iter().for_each(print_part);
 }
 
@@ -185,13 +186,13 @@ fn print_part(part: &Component) {
             tensors.count, tensors.parameters
         )
     });
-    println!("  {name:<16} {class}{tensors}  {state}");
+    say!("  {name:<16} {class}{tensors}  {state}");
 }
 
 fn print_estimate(estimate: &Estimate) {
-    println!("{} needs {}:", estimate.role, size(estimate.bytes));
+    say!("{} needs {}:", estimate.role, size(estimate.bytes));
     for line in &estimate.lines {
-        println!(
+        say!(
             "  {:>10}  {}: {}",
             size(line.bytes),
             line.what,

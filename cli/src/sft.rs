@@ -2,6 +2,8 @@
 
 use std::{ops::ControlFlow, path::PathBuf};
 
+use crate::output::say;
+
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use retouch_learner::{
@@ -112,7 +114,7 @@ pub(crate) fn run(args: SftArgs) -> anyhow::Result<()> {
     let loss = outcome
         .validation_loss
         .map_or(String::new(), |loss| format!(", held-out loss {loss:.4}"));
-    println!(
+    say!(
         "{} parameters trained{loss}: {}",
         outcome.parameters,
         outcome.folder.display()
@@ -206,9 +208,10 @@ impl Shown {
                 );
                 let told = entry.validation_loss.is_some() || entry.step % PLAIN_LOG_EVERY == 0;
                 if self.bar.is_hidden() && told {
-                    println!(
+                    say!(
                         "step {}/{steps}  {line}  {:.2} s",
-                        entry.step, entry.seconds
+                        entry.step,
+                        entry.seconds
                     );
                 }
                 self.bar.set_message(line);

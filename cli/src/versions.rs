@@ -5,6 +5,7 @@ use std::fmt::Write;
 use clap::Args;
 use retouch_proto::lookup::VersionView;
 
+use crate::output;
 use crate::{
     control::{ControlClient, Target, print_json},
     groups::record_of,
@@ -33,7 +34,7 @@ pub(crate) async fn run(args: VersionsArgs) -> anyhow::Result<()> {
     if args.json {
         return print_json(&versions);
     }
-    print!("{}", table(&versions));
+    output::print(table(&versions));
     Ok(())
 }
 

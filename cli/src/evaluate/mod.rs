@@ -37,6 +37,7 @@ use retouch_tiny::{
 };
 
 pub(crate) use self::outcome::{PairOutcome, Scored};
+use crate::output::say;
 use crate::{config::ConfigArgs, report::HeldOut};
 
 /// Compares an adapter with its base on held-out pairs, as the report of a run does.
@@ -58,7 +59,7 @@ pub(crate) fn run(args: EvaluateArgs) -> anyhow::Result<()> {
     let evaluation = Evaluation::of_run(&config, &args.adapter)?;
     let heldout = evaluation.summarise(&evaluation.run()?);
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&heldout)?);
+        say!("{}", serde_json::to_string_pretty(&heldout)?);
     } else {
         crate::report::print_heldout(&heldout);
     }

@@ -23,6 +23,7 @@ use retouch_models::device;
 use retouch_proto::RunConfig;
 
 use self::{progress::Progress, run_folder::RunFolder, supervisor::Supervisor};
+use crate::output::say;
 use crate::{
     config::ConfigArgs,
     control::Target,
@@ -50,12 +51,12 @@ pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
     check_devices(&config)?;
     let folder = RunFolder::open(&config)?;
     let started = Instant::now();
-    println!("run folder {}", folder.path().display());
+    say!("run folder {}", folder.path().display());
     let peak_kib = Cell::new(0);
     train(&config, &folder, &peak_kib).await?;
     let totals = Totals::add_launch(folder.path(), started.elapsed(), peak_kib.get())?;
     if args.no_evaluation {
-        println!("trained in {}", crate::show::duration(totals.wall_s));
+        say!("trained in {}", crate::show::duration(totals.wall_s));
         return Ok(());
     }
     report::make(&config, folder.path())
@@ -102,7 +103,7 @@ async fn follow(
     for spec in processes::workers(config, folder.path()) {
         supervisor.start(spec);
     }
-    println!(
+    say!(
         "coordinator at {address}; `retouch status {}` shows more",
         folder.path().display()
     );

@@ -1,6 +1,9 @@
 //! What `launch` shows while a run goes on: a line for every committed iteration, and in a terminal one bar a stage.
 
-use std::{io::IsTerminal, time::Duration};
+use std::{
+    io::{IsTerminal, Write},
+    time::Duration,
+};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use retouch_proto::status::{GroupCounts, IterationMetrics, RunStatus, Stage};
@@ -83,12 +86,12 @@ impl Progress {
 
     /// Prints a line above the bars.
     fn say(&self, line: &str) {
-        if self.bars.is_hidden() {
-            println!("{line}");
+        // An output that can't be written to is no reason to end a run.
+        let _ = if self.bars.is_hidden() {
+            writeln!(std::io::stdout(), "{line}")
         } else {
-            // A terminal that can't be written to is no reason to end a run.
-            let _ = self.bars.println(line);
-        }
+            self.bars.println(line)
+        };
     }
 
     pub(crate) fn finish(&self) {

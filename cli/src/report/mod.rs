@@ -23,6 +23,7 @@ use self::{
     html::Example,
     summary::{IterationPoint, Report},
 };
+use crate::output::say;
 use crate::{
     evaluate::{Evaluation, PairOutcome},
     show::duration,
@@ -140,33 +141,35 @@ fn save(image: &RgbImage, path: &Path) -> anyhow::Result<()> {
 }
 
 fn print_summary(report: &Report, run_dir: &Path) {
-    println!(
+    say!(
         "\n{}: {} after {} iterations",
-        report.name, report.state, report.iterations
+        report.name,
+        report.state,
+        report.iterations
     );
     print_heldout(&report.heldout);
     for (stage, seconds) in &report.stage_s {
-        println!("  {stage:<22} {}", duration(*seconds));
+        say!("  {stage:<22} {}", duration(*seconds));
     }
-    println!(
+    say!(
         "wall clock {}, peak memory {:.0} MiB",
         duration(report.wall_s),
         report.peak_rss_mib
     );
-    println!(
+    say!(
         "adapter {}",
         run_dir.join("adapters").join(&report.adapter).display()
     );
-    println!("report  {}", run_dir.join("report.html").display());
+    say!("report  {}", run_dir.join("report.html").display());
 }
 
 /// Prints the held-out measures, one a line.
 pub(crate) fn print_heldout(heldout: &HeldOut) {
-    println!("{} held-out pairs, {}", heldout.pairs, heldout.sampling);
+    say!("{} held-out pairs, {}", heldout.pairs, heldout.sampling);
     if let Some(oracle) = &heldout.oracle {
-        println!("  oracle (0..5)  {}", comparison(oracle));
+        say!("  oracle (0..5)  {}", comparison(oracle));
     }
-    println!("  judge  (0..1)  {}", comparison(&heldout.judge));
+    say!("  judge  (0..1)  {}", comparison(&heldout.judge));
 }
 
 fn comparison(measure: &Comparison) -> String {

@@ -9,6 +9,7 @@ use clap::Args;
 use retouch_proto::status::{RunState, RunStatus};
 
 use crate::control::{ControlClient, Target};
+use crate::output;
 
 #[cfg(test)]
 pub(crate) use self::screen::tests;
@@ -38,7 +39,7 @@ pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<()> {
     let mut control = ControlClient::connect(&args.target).await?;
     loop {
         let status = control.status().await?;
-        print!("{}", args.text(&status)?);
+        output::print(args.text(&status)?);
         if !args.watch {
             return Ok(());
         }

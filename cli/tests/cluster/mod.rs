@@ -176,7 +176,9 @@ impl Cluster {
         });
         let coordinator = children.iter_mut().find(|(name, _)| name == "coordinator");
         let (_, child) = coordinator.expect("it was started");
-        child.wait().expect("a child of ours").success()
+        let status = child.wait().expect("a child of ours");
+        println!("the coordinator ended with {status}");
+        status.success()
     }
 
     pub(crate) fn log(&self, name: &str) -> String {
