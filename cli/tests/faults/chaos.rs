@@ -22,7 +22,7 @@ const VICTIMS: [&str; 7] = [
     "learner-1",
     "launch",
 ];
-const SEEDS: [u64; 3] = [1, 2, 3];
+const SEEDS: [u64; 6] = [1, 2, 3, 4, 5, 6];
 const FAULTS: usize = 10;
 /// A process that dies more often in a row is not restarted any more.
 const KILLS_MAX: usize = 4;

@@ -124,6 +124,10 @@ impl Machine {
         let until_ms = self.lease_deadline_ms();
         self.change(Phase::Stopping { until_ms });
         self.look_at(until_ms);
+        self.put_everything_back();
+    }
+
+    fn put_everything_back(&mut self) {
         let groups = self.open.values().flat_map(|open| open.groups());
         let busy: Vec<_> = groups
             .filter(|g| g.state().lease().is_some())
@@ -148,6 +152,7 @@ impl Machine {
     }
 
     fn conclude_run(&mut self, failure: Option<String>) {
+        self.put_everything_back();
         let until_ms =
             self.now_ms + self.workers.silence_ms_max() + self.config.cluster.report_wait_ms_max;
         let outcome = Outcome {

@@ -6,6 +6,7 @@ use retouch_proto::status::EventKind;
 use retouch_proto::worker::{Directive, Registration, Report, Role, RunningTask};
 use retouch_proto::{LeaseId, WorkerId};
 
+use super::control::Phase;
 use super::groups::GroupState;
 use super::io::{Output, Ticket};
 use super::leases::{Lease, Work};
@@ -45,9 +46,10 @@ impl Machine {
     }
 
     /// A registering worker goes on with what is still wanted; the rest is cancelled by the
-    /// first reply, since no lease speaks for it.
+    /// first reply, since no lease speaks for it. A run that stops has abandoned what was open.
     fn adopt(&mut self, worker: &WorkerId, role: Role, task: RunningTask) {
-        let Some(id) = task.group.filter(|_| task.kind == role) else {
+        let stops = matches!(self.phase, Phase::Stopping { .. });
+        let Some(id) = task.group.filter(|_| task.kind == role && !stops) else {
             return;
         };
         let Some(group) = self.group(id) else { return };

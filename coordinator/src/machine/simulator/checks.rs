@@ -186,9 +186,9 @@ fn bounds(machine: &Machine) {
 }
 
 /// One batch of inputs makes no more outputs than there is to say.
-pub(super) fn outputs(outputs: &[Output], machine: &Machine) {
+pub(super) fn outputs(outputs: &[Output], inputs: usize, machine: &Machine) {
     let groups: usize = machine.open.values().map(|open| open.groups().len()).sum();
-    let max = 8 * (machine.workers.iter().count() + groups) + 64;
+    let max = 8 * (machine.workers.iter().count() + groups + inputs) + 64;
     assert!(
         outputs.len() <= max,
         "{} outputs of one batch, at most {max} make sense (A7)",

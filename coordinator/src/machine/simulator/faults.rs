@@ -49,11 +49,17 @@ pub enum Strike {
     PersonDrain,
     /// Somebody stops the run, and starts it again.
     PersonStop,
+    /// Somebody has one worker leave, which is started again later.
+    PersonDrainsWorker,
+    /// Somebody has one worker end at once and start again.
+    PersonRestartsWorker,
+    /// Somebody asks for a checkpoint now.
+    PersonCheckpoint,
 }
 
 impl Strike {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::WorkerCrash,
         Self::LearnerVanish,
         Self::LearnersCrash,
@@ -73,6 +79,9 @@ impl Strike {
         Self::PersonPause,
         Self::PersonDrain,
         Self::PersonStop,
+        Self::PersonDrainsWorker,
+        Self::PersonRestartsWorker,
+        Self::PersonCheckpoint,
     ];
 
     /// For the table of totals.
@@ -97,6 +106,9 @@ impl Strike {
             Self::PersonPause => "runs paused",
             Self::PersonDrain => "runs drained",
             Self::PersonStop => "runs stopped",
+            Self::PersonDrainsWorker => "workers told to leave",
+            Self::PersonRestartsWorker => "workers told to start again",
+            Self::PersonCheckpoint => "checkpoints asked for",
         }
     }
 

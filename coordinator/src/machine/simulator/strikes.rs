@@ -1,8 +1,8 @@
 //! What it does to the world when something strikes.
 
-use retouch_proto::ContentHash;
 use retouch_proto::task::Task;
 use retouch_proto::worker::Role;
+use retouch_proto::{ContentHash, WorkerId};
 
 use super::coordinator_side::AtWrite;
 use super::faults::Strike;
@@ -44,6 +44,9 @@ impl World {
             Strike::PersonPause => self.person(kind, Command::Pause),
             Strike::PersonDrain => self.person(kind, Command::Drain),
             Strike::PersonStop => self.person(kind, Command::Stop),
+            Strike::PersonDrainsWorker => self.person_orders(kind, Command::DrainWorker),
+            Strike::PersonRestartsWorker => self.person_orders(kind, Command::RestartWorker),
+            Strike::PersonCheckpoint => self.person(kind, Command::Checkpoint),
         }
     }
 
@@ -366,5 +369,14 @@ impl World {
             self.after(700, Event::Resumes);
         }
         true
+    }
+
+    /// A worker that has not joined yet can be named too; the answer is that it is not there.
+    fn person_orders(&mut self, strike: Strike, order: fn(WorkerId) -> Command) -> bool {
+        let Some(worker) = self.victim(|_, _| true) else {
+            return false;
+        };
+        let id = self.workers[worker].id.clone();
+        self.person(strike, order(id))
     }
 }

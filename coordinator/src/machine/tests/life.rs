@@ -81,6 +81,21 @@ fn a_stopped_run_abandons_open_work_and_writes_down_the_last_iteration() {
 }
 
 #[test]
+fn a_stopped_run_takes_over_nothing_from_those_who_come_back() {
+    let mut driver = Driver::with_all_roles(config());
+    driver.work_until_committed(1);
+    driver.work_until(|driver| !driver.tasks(ROLLOUT).is_empty());
+    let before = driver.tasks(ROLLOUT);
+    driver.command(Command::Stop);
+    assert_eq!(driver.machine.state(), RunState::Stopping);
+    // It is still at work on what it was given, as after a restart of the coordinator.
+    driver.register(ROLLOUT);
+    assert!(driver.machine.leases.get(before[0].0).is_none());
+    driver.report(ROLLOUT);
+    assert!(driver.tasks(ROLLOUT).is_empty(), "cancelled");
+}
+
+#[test]
 fn a_run_that_is_stopped_before_it_began_just_ends() {
     let mut driver = Driver::with_all_roles(config());
     driver.command(Command::Stop);
