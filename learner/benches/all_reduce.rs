@@ -17,7 +17,9 @@ use std::{
 };
 
 use retouch_credentials::Handshake;
-use retouch_learner::collective::{Aborter, Deadlines, Listener, Membership, TcpCollective};
+use retouch_learner::collective::{
+    Aborter, Deadlines, Listener, Membership, Sealing, TcpCollective,
+};
 
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -37,7 +39,7 @@ struct Ours {
 }
 
 impl Ours {
-    fn start(world: usize) -> Self {
+    fn start(world: usize, sealing: Sealing) -> Self {
         let mut listeners: Vec<Listener> = (0..world)
             .map(|_| Listener::bind(([127, 0, 0, 1], 0).into(), Handshake::open()).expect("a port"))
             .collect();
@@ -48,14 +50,14 @@ impl Ours {
             let peers = peers.clone();
             told.push(sender);
             threads.push(std::thread::spawn(move || {
-                let mut collective = join(&listener, rank + 1, peers);
+                let mut collective = join(&listener, rank + 1, peers, sealing);
                 for elements in rounds {
                     sum(&mut collective, elements);
                 }
             }));
         }
         Self {
-            first: join(&listeners[0], 0, peers),
+            first: join(&listeners[0], 0, peers, sealing),
             told,
             threads,
         }
@@ -74,12 +76,18 @@ impl Ours {
     }
 }
 
-fn join(listener: &Listener, rank: usize, peers: Vec<SocketAddr>) -> TcpCollective {
+fn join(
+    listener: &Listener,
+    rank: usize,
+    peers: Vec<SocketAddr>,
+    sealing: Sealing,
+) -> TcpCollective {
     let membership = Membership {
         epoch: 1,
         rank,
         shards: peers.len(),
         peers,
+        sealing,
     };
     let deadlines = Deadlines {
         join: PATIENCE,
@@ -188,12 +196,14 @@ fn main() {
     let load = std::fs::read_to_string("/proc/loadavg").expect("Linux");
     println!("all-reduce of f32 on loopback; load {}", load.trim());
     for world in WORLDS {
-        println!("{world} ranks");
-        let mut ours = Ours::start(world);
         let mut gloo = python.as_ref().map(|python| Gloo::start(python, world));
-        for mib in MIB {
-            compare(mib, &mut ours, &mut gloo);
+        for sealing in [Sealing::Headers, Sealing::Everything] {
+            println!("{world} ranks, sealed: {sealing:?} (gloo seals nothing)");
+            let mut ours = Ours::start(world, sealing);
+            for mib in MIB {
+                compare(mib, &mut ours, &mut gloo);
+            }
+            ours.end();
         }
-        ours.end();
     }
 }

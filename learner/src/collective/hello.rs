@@ -86,7 +86,7 @@ impl Reply {
 }
 
 fn write_sealed(mut stream: impl Write, mut bytes: Vec<u8>, seal: &mut Seal) -> io::Result<()> {
-    let tag = seal.tag(&[&bytes]);
+    let tag = seal.tag(&bytes, &[]);
     bytes.extend(tag);
     stream.write_all(&bytes)
 }
@@ -103,7 +103,7 @@ fn read_sealed<const N: usize>(mut stream: impl Read, seal: &mut Seal) -> io::Re
     stream.read_exact(&mut bytes[MAGIC.len()..])?;
     let mut tag = [0; TAG_BYTES];
     stream.read_exact(&mut tag)?;
-    seal.check(&[&bytes], tag)?;
+    seal.check(&bytes, &[], tag)?;
     Ok(bytes)
 }
 
@@ -190,7 +190,7 @@ mod tests {
         let mut valid = Vec::new();
         HELLO.write(&mut valid, &mut seal()).expect("memory");
         retouch_hostile::bombard(&valid[..HELLO_BYTES], |bytes| {
-            let tag = seal().tag(&[bytes]);
+            let tag = seal().tag(bytes, &[]);
             let sealed = [bytes, &tag].concat();
             let _ = Hello::read(sealed.as_slice(), &mut seal());
             let _ = Reply::read(sealed.as_slice(), &mut seal());

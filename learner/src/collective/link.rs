@@ -20,7 +20,7 @@ use std::{
 use super::{
     error::CollectiveError,
     hello::{Introduced, Reply},
-    seal::{Seal, TAG_BYTES},
+    seal::{Seal, Sealing, TAG_BYTES},
     tcp::Deadlines,
 };
 use crate::shards::add_into;
@@ -70,6 +70,7 @@ impl Link {
         introduced: Introduced,
         deadlines: Deadlines,
         stopped: Arc<AtomicBool>,
+        sealing: Sealing,
     ) -> Result<Self, CollectiveError> {
         let Introduced {
             stream,
@@ -87,9 +88,9 @@ impl Link {
             stopped,
             writing: Mutex::new(Writing {
                 whole: true,
-                seal: send,
+                seal: send.with(sealing),
             }),
-            receive: Mutex::new(receive),
+            receive: Mutex::new(receive.with(sealing)),
         })
     }
 
@@ -172,7 +173,7 @@ impl Link {
                 left: 0,
             }
             .bytes();
-            let tag = writing.seal.tag(&[&header]);
+            let tag = writing.seal.tag(&header, &[]);
             let _ = (&self.stream).write_all(&[&header[..], &tag].concat());
         }
         let _ = self.stream.shutdown(Shutdown::Write);
@@ -260,7 +261,7 @@ impl Link {
     fn check_tag(&self, header: &Header, body: &[u8]) -> Result<(), CollectiveError> {
         let mut tag = [0; TAG_BYTES];
         self.read(&mut tag, self.deadlines.stall)?;
-        let checked = self.received().check(&[&header.bytes(), body], tag);
+        let checked = self.received().check(&header.bytes(), body, tag);
         checked.map_err(|error| self.lost(error))
     }
 
@@ -272,7 +273,7 @@ impl Link {
     ) -> Result<(), CollectiveError> {
         let header = header.bytes();
         writing.whole = false;
-        let tag = writing.seal.tag(&[&header, body]);
+        let tag = writing.seal.tag(&header, body);
         self.write(&header)?;
         self.write(body)?;
         self.write(&tag)?;

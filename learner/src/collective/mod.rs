@@ -8,7 +8,8 @@
 //! `cuda` implies) on GPUs, where NCCL chooses the order of sums.
 //!
 //! Over TCP, ranks introduce themselves by their certificates, and every frame carries a tag that only
-//! the other rank could make (`retouch_credentials::handshake` says why that and not TLS throughout).
+//! the other rank could make (`retouch_credentials::handshake` says why that and not TLS throughout). Where
+//! the network can be trusted, [`Sealing::Headers`] leaves the gradients out of the tags.
 //!
 //! In reading order: [`Listener`] accepts peers for the life of a process,
 //! [`TcpCollective::join`] forms one epoch's collective, a `Link` carries
@@ -28,6 +29,7 @@ mod tcp;
 
 pub use error::CollectiveError;
 pub use listener::Listener;
+pub use seal::Sealing;
 pub use tcp::{Aborter, Deadlines, Membership, TcpCollective};
 
 use crate::shards::{BoxError, Local, ShardReduce};

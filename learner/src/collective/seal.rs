@@ -5,10 +5,22 @@ use std::io;
 /// Bytes of a tag.
 pub(super) const TAG_BYTES: usize = 16;
 
+/// How much of what ranks say to each other nobody else can make or change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sealing {
+    /// All of it.
+    #[default]
+    Everything,
+    /// Who they are, and the header of every frame, but not the gradients behind it: for networks
+    /// that can be trusted, where the tags would take longer than the sums.
+    Headers,
+}
+
 /// One direction of a connection: makes or checks the tag of one frame after the other.
 #[derive(Clone)]
 pub(super) struct Seal {
     key: [u8; 32],
+    sealing: Sealing,
     /// Frames so far: one that is repeated, left out or moved has a wrong tag.
     count: u64,
 }
@@ -23,15 +35,25 @@ impl std::fmt::Debug for Seal {
 
 impl Seal {
     pub(super) fn new(key: [u8; 32]) -> Self {
-        Self { key, count: 0 }
+        Self {
+            key,
+            sealing: Sealing::Everything,
+            count: 0,
+        }
     }
 
-    /// The tag of the next frame, whose bytes come in parts.
-    pub(super) fn tag(&mut self, parts: &[&[u8]]) -> [u8; TAG_BYTES] {
+    /// The same from the next frame on, for more or less of it.
+    pub(super) fn with(self, sealing: Sealing) -> Self {
+        Self { sealing, ..self }
+    }
+
+    /// The tag of the next frame.
+    pub(super) fn tag(&mut self, header: &[u8], body: &[u8]) -> [u8; TAG_BYTES] {
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
         hasher.update(&self.count.to_le_bytes());
-        for part in parts {
-            hasher.update(part);
+        hasher.update(header);
+        if self.sealing == Sealing::Everything {
+            hasher.update(body);
         }
         self.count += 1;
         let mut tag = [0; TAG_BYTES];
@@ -40,8 +62,13 @@ impl Seal {
     }
 
     /// Whether the tag is that of the next frame.
-    pub(super) fn check(&mut self, parts: &[&[u8]], found: [u8; TAG_BYTES]) -> io::Result<()> {
-        let expected = self.tag(parts);
+    pub(super) fn check(
+        &mut self,
+        header: &[u8],
+        body: &[u8],
+        found: [u8; TAG_BYTES],
+    ) -> io::Result<()> {
+        let expected = self.tag(header, body);
         let differences = expected.iter().zip(found).fold(0, |d, (a, b)| d | (a ^ b));
         if differences == 0 {
             return Ok(());
@@ -60,22 +87,30 @@ mod tests {
     #[test]
     fn only_the_next_frame_of_the_same_key_is_taken() {
         let (mut ours, mut theirs) = (Seal::new([1; 32]), Seal::new([1; 32]));
-        let first = ours.tag(&[b"he", b"llo"]);
-        let second = ours.tag(&[b"hello"]);
+        let first = ours.tag(b"he", b"llo");
+        let second = ours.tag(b"hello", b"");
         assert_ne!(first, second);
-        theirs.check(&[b"hello"], first).expect("the same bytes");
+        theirs.check(b"he", b"llo", first).expect("the same bytes");
         assert!(
-            theirs.clone().check(&[b"hello"], first).is_err(),
+            theirs.clone().check(b"he", b"llo", first).is_err(),
             "repeated"
         );
         assert!(
-            theirs.clone().check(&[b"hellO"], second).is_err(),
+            theirs.clone().check(b"hellO", b"", second).is_err(),
             "changed"
         );
         assert!(
-            Seal::new([2; 32]).check(&[b"hello"], first).is_err(),
+            Seal::new([2; 32]).check(b"he", b"llo", first).is_err(),
             "another key"
         );
-        theirs.check(&[b"hello"], second).expect("the next one");
+        theirs.check(b"hello", b"", second).expect("the next one");
+    }
+
+    #[test]
+    fn headers_are_sealed_even_where_bodies_are_not() {
+        let seal = || Seal::new([1; 32]).with(Sealing::Headers);
+        let tag = seal().tag(b"header", b"body");
+        seal().check(b"header", b"bodY", tag).expect("not covered");
+        assert!(seal().check(b"headeR", b"body", tag).is_err());
     }
 }

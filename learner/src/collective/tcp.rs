@@ -22,6 +22,7 @@ use super::{
     listener::{Listener, Lobby},
     plan::{is_balanced, partners},
     scatter,
+    seal::Sealing,
 };
 use crate::shards::{owned, tree_sum};
 
@@ -45,6 +46,8 @@ pub struct Membership {
     pub peers: Vec<SocketAddr>,
     /// Shards of the gradient, over all ranks.
     pub shards: usize,
+    /// What of their messages is sealed; the same on all ranks.
+    pub sealing: Sealing,
 }
 
 /// How long to wait for other ranks (A7).
@@ -279,7 +282,14 @@ impl TcpCollective {
     }
 
     fn add_link(&mut self, rank: usize, introduced: Introduced) -> Result<(), CollectiveError> {
-        let link = Link::new(rank, introduced, self.deadlines, self.stopped.clone())?;
+        let (deadlines, stopped) = (self.deadlines, self.stopped.clone());
+        let link = Link::new(
+            rank,
+            introduced,
+            deadlines,
+            stopped,
+            self.membership.sealing,
+        )?;
         self.links.insert(rank, link);
         Ok(())
     }

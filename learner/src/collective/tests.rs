@@ -95,6 +95,7 @@ fn run_ranks<T: Send + 'static>(
                 rank,
                 peers,
                 shards,
+                sealing: Sealing::Everything,
             };
             body(
                 rank,
@@ -250,6 +251,7 @@ fn absent_rank_is_named_by_everyone() {
                 rank,
                 peers: peers.clone(),
                 shards: 4,
+                sealing: Sealing::Everything,
             };
             std::thread::spawn(move || {
                 let joined =
@@ -276,6 +278,7 @@ fn ended_epoch_is_refused_with_the_newer_one() {
         rank: 1,
         peers: peers.clone(),
         shards: 2,
+        sealing: Sealing::Everything,
     };
     let error = TcpCollective::join(&other, membership, PATIENT, &Aborter::default())
         .expect_err("epoch 8 is over");
@@ -295,6 +298,7 @@ fn ended_epoch_is_refused_with_the_newer_one() {
         rank: 0,
         peers,
         shards: 2,
+        sealing: Sealing::Everything,
     };
     let error = TcpCollective::join(&mine, membership, PATIENT, &Aborter::default())
         .expect_err("epoch 8 is over");
@@ -313,6 +317,7 @@ fn abort_ends_the_wait_for_others() {
         rank: 0,
         peers,
         shards: 2,
+        sealing: Sealing::Everything,
     };
     let aborter = Aborter::default();
     let waiting = {
@@ -355,7 +360,7 @@ fn strangers_are_turned_away_and_ranks_still_meet() {
         assert!(error.contains(said), "{error}");
     }
     assert_eq!(mine.lobby().waiting(), 0, "nothing of theirs is kept");
-    let sums = meet(mine, listener(), |address| address);
+    let sums = meet(mine, listener(), |address| address, Sealing::Everything);
     assert_eq!(sums.map(Result::unwrap), [vec![3.0; 10], vec![3.0; 10]]);
     drop((silent, loud));
 }
@@ -373,6 +378,7 @@ fn meet(
     first: Listener,
     second: Listener,
     way: impl FnOnce(SocketAddr) -> SocketAddr,
+    sealing: Sealing,
 ) -> [Result<Vec<f32>, CollectiveError>; 2] {
     let peers = vec![way(first.address()), second.address()];
     let rank = |rank: usize, listener: Listener| {
@@ -383,6 +389,7 @@ fn meet(
                 rank,
                 peers,
                 shards: 2,
+                sealing,
             };
             TcpCollective::join(&listener, membership, PATIENT, &Aborter::default())?
                 .all_reduce(vec![vec![1.0 + rank as f32; 10]])
@@ -391,8 +398,12 @@ fn meet(
     [rank(0, first), rank(1, second)].map(|thread| thread.join().expect("no panic"))
 }
 
-#[test]
-fn what_is_changed_on_its_way_is_noticed() {
+/// Where the first frame's header and body are in what rank 1 sends: behind the hello and its tag.
+const HEADER: usize = 24 + 16;
+const BODY: usize = HEADER + 16;
+
+/// The errors of two ranks between whom one byte of what rank 1 says is changed.
+fn meet_with_a_changed_byte(place: usize, sealing: Sealing) -> [Option<String>; 2] {
     let way = |to: SocketAddr| {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("a port");
@@ -401,18 +412,32 @@ fn what_is_changed_on_its_way_is_noticed() {
             let called = TcpStream::connect(to).expect("rank 0 listens");
             let back = (called.try_clone().unwrap(), caller.try_clone().unwrap());
             std::thread::spawn(move || forward(back.0, back.1, |_| {}));
-            forward(caller, called, spoil_first_sum());
+            forward(caller, called, spoil(place));
         });
         address
     };
-    let results = meet(listener(), listener(), way);
-    let errors = results.map(|result| result.expect_err("a sum was changed").to_string());
-    assert!(errors[0].contains("tag is wrong"), "{errors:?}");
+    let results = meet(listener(), listener(), way, sealing);
+    results.map(|result| result.err().map(|error| error.to_string()))
 }
 
-/// Changes one bit of the first sum, which follows the hello and its own header.
-fn spoil_first_sum() -> impl FnMut(&mut [u8]) {
-    const PLACE: usize = 24 + 16 + 16 + 10;
+#[test]
+fn what_is_changed_on_its_way_is_noticed() {
+    for (place, sealing) in [
+        (BODY + 10, Sealing::Everything),
+        (HEADER + 9, Sealing::Everything),
+    ] {
+        let [error, other] = meet_with_a_changed_byte(place, sealing);
+        assert!(other.is_some());
+        let error = error.expect("a byte was changed");
+        let known = ["tag is wrong", "elements of message"];
+        assert!(known.iter().any(|known| error.contains(known)), "{error}");
+    }
+    let trusting = meet_with_a_changed_byte(BODY + 10, Sealing::Headers);
+    assert_eq!(trusting, [None, None], "gradients were not sealed");
+}
+
+/// Changes one bit of the byte at this place, counted from the hello.
+fn spoil(place: usize) -> impl FnMut(&mut [u8]) {
     let mut since_hello: Option<usize> = None;
     move |bytes| {
         let hello = || bytes.windows(8).position(|eight| eight == b"RTCHCOL2");
@@ -421,7 +446,7 @@ fn spoil_first_sum() -> impl FnMut(&mut [u8]) {
         };
         let before = since_hello.unwrap_or(0);
         since_hello = Some(before + bytes.len() - begin);
-        let place = PLACE.checked_sub(before).map(|place| begin + place);
+        let place = place.checked_sub(before).map(|place| begin + place);
         if let Some(byte) = place.and_then(|place| bytes.get_mut(place)) {
             *byte ^= 1;
         }
@@ -458,6 +483,7 @@ fn child_rank() {
         rank: 1,
         peers,
         shards: 2,
+        sealing: Sealing::Everything,
     };
     let mut collective = TcpCollective::join(&mine, membership, PATIENT, &Aborter::default())
         .expect("rank 0 is there");
@@ -492,6 +518,7 @@ fn killed_process_is_noticed_at_once() {
         rank: 0,
         peers,
         shards: 2,
+        sealing: Sealing::Everything,
     };
     let mut collective = TcpCollective::join(&mine, membership, PATIENT, &Aborter::default())
         .expect("the child joins");

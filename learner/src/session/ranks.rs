@@ -15,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 use crate::collective::nccl::{NcclCollective, NcclRank};
 use crate::{
     collective::{
-        Aborter, Collective, CollectiveError, Deadlines, Listener, Membership, TcpCollective,
+        Aborter, Collective, CollectiveError, Deadlines, Listener, Membership, Sealing,
+        TcpCollective,
     },
     shards::Local,
 };
@@ -24,7 +25,7 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Way {
     /// Over sockets.
-    Tcp,
+    Tcp(Sealing),
     /// Through NCCL.
     #[cfg(feature = "nccl")]
     Nccl {
@@ -39,7 +40,8 @@ impl Way {
     #[cfg_attr(not(feature = "nccl"), expect(unused_variables))]
     pub(super) fn of(config: &LearnerConfig, device: &str) -> Result<Self, CollectiveError> {
         match config.collective {
-            CollectiveKind::Tcp => Ok(Self::Tcp),
+            CollectiveKind::Tcp if config.seal_sums => Ok(Self::Tcp(Sealing::Everything)),
+            CollectiveKind::Tcp => Ok(Self::Tcp(Sealing::Headers)),
             #[cfg(feature = "nccl")]
             CollectiveKind::Nccl => Ok(Self::Nccl {
                 device: device::cuda_index(device)
@@ -48,6 +50,17 @@ impl Way {
             }),
             #[cfg(not(feature = "nccl"))]
             CollectiveKind::Nccl => Err(CollectiveError::NotBuilt),
+        }
+    }
+}
+
+impl Way {
+    fn sealing(self) -> Sealing {
+        match self {
+            Self::Tcp(sealing) => sealing,
+            // Ranks only meet over sockets then, and wait for each other.
+            #[cfg(feature = "nccl")]
+            Self::Nccl { .. } => Sealing::Everything,
         }
     }
 }
@@ -160,10 +173,13 @@ impl Ranks {
             rank: epoch.rank as usize,
             peers: epoch.peers.clone(),
             shards: self.shards,
+            sealing: self.way.sealing(),
         };
         match self.way {
-            Way::Tcp => TcpCollective::join(&self.listener, membership, self.deadlines, &aborter)
-                .map(Collective::Tcp),
+            Way::Tcp(_) => {
+                TcpCollective::join(&self.listener, membership, self.deadlines, &aborter)
+                    .map(Collective::Tcp)
+            }
             #[cfg(feature = "nccl")]
             Way::Nccl { device } => {
                 let here = NcclRank {

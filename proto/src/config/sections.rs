@@ -374,6 +374,9 @@ pub struct LearnerConfig {
     pub checkpoint_every: u32,
     /// How ranks sum gradients.
     pub collective: CollectiveKind,
+    /// Whether sums over sockets carry tags that only the run's learners can make. Without, nobody
+    /// else can take part either, but whoever is on the way could change gradients.
+    pub seal_sums: bool,
     /// Where learners compute: `cpu` or `cuda:0`.
     pub device: String,
 }
@@ -401,6 +404,7 @@ impl Default for LearnerConfig {
             not_finite: NotFinite::Stop,
             checkpoint_every: 10,
             collective: CollectiveKind::Tcp,
+            seal_sums: true,
             device: "cuda:0".into(),
         }
     }

@@ -9,6 +9,7 @@ use std::{
 use retouch_credentials::Handshake;
 
 use super::*;
+use crate::collective::Sealing;
 use crate::shards::owned;
 
 const DEADLINES: Deadlines = Deadlines {
@@ -40,6 +41,7 @@ fn run_ranks<T: Send + 'static>(
                 rank,
                 peers,
                 shards: SHARDS,
+                sealing: Sealing::Everything,
             };
             let here = NcclRank {
                 device: rank,
