@@ -27,11 +27,11 @@ const FOLDER_VARIABLE: &str = "RETOUCH_CREDENTIALS";
 /// What a process shows to others.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct CredentialArgs {
-    /// A folder with ca.pem, cert.pem and key.pem.
+    /// A folder with ca.pem, cert.pem and key.pem, or with such a folder for each role.
     #[arg(long, env = FOLDER_VARIABLE, value_name = "FOLDER")]
     credentials: Option<PathBuf>,
-    /// A join token, for which the coordinator gives a certificate; better given in the
-    /// environment than for all to see.
+    /// A join token, for which the coordinator gives a certificate, or several separated by commas;
+    /// better given in the environment than for all to see.
     #[arg(long, env = TOKEN_VARIABLE, hide_env_values = true)]
     token: Option<TokenText>,
 }
@@ -68,7 +68,7 @@ impl CredentialArgs {
         patience: Duration,
     ) -> anyhow::Result<Access> {
         if let (None, Some(TokenText(text))) = (&self.credentials, &self.token) {
-            let token: JoinToken = text.parse().map_err(wrong)?;
+            let token = token_for(principal, text)?;
             let address = coordinator.resolve().map_err(Unreachable)?;
             let enrolled = enroll(&address, &token, principal, patience).await;
             return Ok(enrolled.map_err(not_enrolled)?.into());
@@ -78,12 +78,22 @@ impl CredentialArgs {
             let problem = "give --token or --credentials FOLDER";
             UsageError(format!("no credentials for {principal}: {problem}"))
         })?;
+        let of_role = principal_folder(&folder, principal);
+        let folder = if of_role.is_dir() { of_role } else { folder };
         let credentials = Credentials::load(&folder).with_context(|| {
             let folder = folder.display();
             UsageError(format!("no credentials for {principal} in {folder}"))
         })?;
         Ok(credentials.into())
     }
+}
+
+/// The token that is for this principal. If none is, the first one: what is wrong with it is told later.
+fn token_for(principal: Principal, text: &str) -> Result<JoinToken, UsageError> {
+    let tokens: Result<Vec<JoinToken>, _> = text.split(',').map(str::parse).collect();
+    let mut tokens = tokens.map_err(wrong)?;
+    let place = tokens.iter().position(|token| token.principal == principal);
+    Ok(tokens.swap_remove(place.unwrap_or(0)))
 }
 
 fn wrong(error: impl fmt::Display) -> UsageError {

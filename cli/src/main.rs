@@ -13,7 +13,9 @@ mod groups;
 mod grpc;
 mod join;
 mod launch;
+mod memory;
 mod model;
+mod node;
 mod output;
 mod report;
 mod roles;
@@ -59,6 +61,7 @@ enum Command {
     Versions(versions::VersionsArgs),
     Events(events::EventsArgs),
     Join(join::JoinArgs),
+    Node(node::NodeArgs),
     /// Edit one image by one instruction.
     Edit(edit::EditArgs),
     /// Compare an adapter with its base on held-out pairs.
@@ -105,6 +108,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Versions(args) => block_on(versions::run(args)),
         Command::Events(args) => block_on(events::run(args)),
         Command::Join(args) => join::run(args),
+        Command::Node(args) => node::run(args),
         Command::Edit(args) => edit::run(args),
         Command::Evaluate(args) => evaluate::run(args),
         Command::Sft(args) => sft::run(args),

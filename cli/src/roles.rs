@@ -7,6 +7,7 @@ use clap::Args;
 use retouch_coordinator::{Admission, CoordinatorOptions};
 use retouch_credentials::{Credentials, Principal};
 use retouch_learner::session::LearnerError;
+use retouch_models::editor::EditorSource;
 use retouch_proto::{WorkerId, worker::Role};
 use retouch_reward_worker::RewardError;
 use retouch_rollout_worker::RolloutError;
@@ -145,15 +146,19 @@ pub(crate) fn worker(role: Role, args: WorkerArgs) -> anyhow::Result<()> {
             stop,
             ..defaults
         };
-        run(role, options).await
+        run(role, options, EditorSource::Own).await
     })
 }
 
 /// A role from joining the run to its end.
-pub(crate) async fn run(role: Role, options: WorkerOptions) -> anyhow::Result<()> {
+pub(crate) async fn run(
+    role: Role,
+    options: WorkerOptions,
+    editors: EditorSource,
+) -> anyhow::Result<()> {
     match role {
         Role::Rollout => {
-            let outcome = retouch_rollout_worker::run(options).await;
+            let outcome = retouch_rollout_worker::run(options, editors).await;
             outcome.map_err(|error| match error {
                 RolloutError::Session(SessionError::Restart) => StartAgain.into(),
                 RolloutError::Device(_) | RolloutError::Load(_) => lasting(&error),
@@ -169,7 +174,7 @@ pub(crate) async fn run(role: Role, options: WorkerOptions) -> anyhow::Result<()
             })
         }
         Role::Learner => {
-            let outcome = retouch_learner::session::run(options).await;
+            let outcome = retouch_learner::session::run(options, editors).await;
             outcome.map_err(|error| match error {
                 LearnerError::Session(SessionError::Restart) => StartAgain.into(),
                 LearnerError::Device(_) | LearnerError::Load(_) => lasting(&error),

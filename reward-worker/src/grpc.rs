@@ -11,13 +11,13 @@ use retouch_proto::{
     limits::JUDGE_MESSAGE_BYTES_MAX,
     task::InlineGroup,
 };
-use retouch_worker::DeviceThread;
+use retouch_worker::Hosted;
 use tonic::{Request, Response, Status, service::Routes};
 
 use crate::scorer::{Group, Scorer};
 
 /// The judges once they are loaded; before that, callers are told so.
-pub(crate) type LoadedScorer = Arc<OnceLock<DeviceThread<Scorer>>>;
+pub(crate) type LoadedScorer = Arc<OnceLock<Hosted<Scorer>>>;
 
 #[derive(Debug)]
 struct JudgeService {

@@ -11,7 +11,7 @@ use retouch_proto::{
     worker::Role,
 };
 use retouch_worker::{
-    DeviceError, DeviceThread, Identity, Session, SessionError, Work, WorkerOptions,
+    DeviceError, Hosted, Identity, Session, SessionError, Work, WorkerOptions,
     blobs::Retention,
     process::{self, ProcessError},
     session::Blobs,
@@ -57,7 +57,7 @@ pub async fn run(options: WorkerOptions) -> Result<(), RewardError> {
         slots: SLOTS,
         collective_address: None,
     };
-    let device = options.device.clone();
+    let (device, thread) = (options.device.clone(), options.device_thread.clone());
     let loaded: LoadedScorer = Arc::new(OnceLock::new());
     let routes = grpc::routes(loaded.clone(), options.access.clone());
     let session = Session::connect(options, identity, routes).await?;
@@ -65,7 +65,9 @@ pub async fn run(options: WorkerOptions) -> Result<(), RewardError> {
     process::set_compute_threads(config.cluster.threads_per_worker)?;
     let device = device::parse(device.as_deref().unwrap_or(&config.reward.device))?;
     let loading = config.clone();
-    let scorer = DeviceThread::start(move || Scorer::load(&loading.reward, &device)).await??;
+    let scorer = thread
+        .host(move || Scorer::load(&loading.reward, &device))
+        .await??;
     let scorer = loaded.get_or_init(|| scorer).clone();
     tracing::info!(terms = config.reward.terms.len(), "the judges are loaded");
     let scores = Arc::new(Scores {
@@ -81,7 +83,7 @@ pub async fn run(options: WorkerOptions) -> Result<(), RewardError> {
 #[derive(Debug)]
 struct Scores {
     blobs: Blobs,
-    scorer: DeviceThread<Scorer>,
+    scorer: Hosted<Scorer>,
 }
 
 impl Scores {

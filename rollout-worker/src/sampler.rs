@@ -7,7 +7,8 @@ use image::RgbImage;
 use retouch_models::{
     device,
     editor::{
-        Condition, EditError, EditRequest, Editor, ImageSize, Parts, SampleOptions, SourceSize,
+        Condition, EditError, EditRequest, Editor, EditorSource, ImageSize, Parts, SampleOptions,
+        SourceSize,
     },
     exchange,
     lora::{LoraAdapter, LoraConfig},
@@ -116,8 +117,12 @@ impl Sampler {
     /// # Errors
     ///
     /// If a file is missing or broken.
-    pub fn load(config: &RunConfig, device: Device) -> Result<Self, LoadError> {
-        let editor = Editor::load_as(
+    pub fn load(
+        config: &RunConfig,
+        device: Device,
+        editors: &EditorSource,
+    ) -> Result<Self, LoadError> {
+        let editor = editors.load(
             Path::new(&config.model.path),
             &device,
             Parts::All,

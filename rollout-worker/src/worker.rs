@@ -4,7 +4,11 @@ use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use image::{ImageFormat, RgbImage};
-use retouch_models::{device, editor::SizeRule, weights::LoadError};
+use retouch_models::{
+    device,
+    editor::{EditorSource, SizeRule},
+    weights::LoadError,
+};
 use retouch_proto::{
     BlobRef, ContentHash,
     config::RunConfig,
@@ -13,7 +17,7 @@ use retouch_proto::{
     worker::Role,
 };
 use retouch_worker::{
-    DeviceError, DeviceThread, Identity, Session, SessionError, Work, WorkerOptions,
+    DeviceError, Hosted, Identity, Session, SessionError, Work, WorkerOptions,
     blobs::Retention,
     process::{self, ProcessError},
     session::Blobs,
@@ -51,25 +55,27 @@ pub enum RolloutError {
     Load(#[from] LoadError),
 }
 
-/// Joins a run and samples groups until it ends.
+/// Joins a run and samples groups until it ends, with an editor from `editors`.
 ///
 /// # Errors
 ///
 /// If the coordinator refuses or stays away, or the model can't be loaded.
-pub async fn run(options: WorkerOptions) -> Result<(), RolloutError> {
+pub async fn run(options: WorkerOptions, editors: EditorSource) -> Result<(), RolloutError> {
     const { assert!(SLOTS as usize <= SLOTS_MAX) };
     let identity = Identity {
         role: Role::Rollout,
         slots: SLOTS,
         collective_address: None,
     };
-    let device = options.device.clone();
+    let (device, thread) = (options.device.clone(), options.device_thread.clone());
     let session = Session::connect(options, identity, Routes::default()).await?;
     let config = session.config().clone();
     process::set_compute_threads(config.cluster.threads_per_worker)?;
     let device = device::parse(device.as_deref().unwrap_or(&config.model.device))?;
     let loading = config.clone();
-    let sampler = DeviceThread::start(move || Sampler::load(&loading, device)).await??;
+    let sampler = thread
+        .host(move || Sampler::load(&loading, device, &editors))
+        .await??;
     tracing::info!(model = config.model.path, "the base model is loaded");
     let rollouts = Arc::new(Rollouts::new(&config, session.blobs(), sampler));
     Ok(session
@@ -83,11 +89,11 @@ struct Rollouts {
     dataset: PathBuf,
     rule: SizeRule,
     blobs: Blobs,
-    sampler: DeviceThread<Sampler>,
+    sampler: Hosted<Sampler>,
 }
 
 impl Rollouts {
-    fn new(config: &RunConfig, blobs: Blobs, sampler: DeviceThread<Sampler>) -> Self {
+    fn new(config: &RunConfig, blobs: Blobs, sampler: Hosted<Sampler>) -> Self {
         Self {
             dataset: PathBuf::from(&config.dataset.path),
             rule: source::size_rule(&config.model),

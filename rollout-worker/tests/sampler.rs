@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use burn::tensor::Device;
 use image::{Rgb, RgbImage};
 use retouch_models::{
-    editor::{Condition, Editor, Parts},
+    editor::{Condition, Editor, EditorSource, Parts},
     exchange,
     lora::LoraConfig,
     noise,
@@ -37,7 +37,7 @@ fn config() -> RunConfig {
 }
 
 fn sampler() -> Sampler {
-    Sampler::load(&config(), Device::flex()).expect("the golden pipeline")
+    Sampler::load(&config(), Device::flex(), &EditorSource::Own).expect("the golden pipeline")
 }
 
 fn input(index: u32, group_size: usize) -> GroupInput {
@@ -132,7 +132,8 @@ fn half_precision_samples_nearly_the_same_with_and_without_an_adapter() {
         let [full, half] = [Dtype::F32, Dtype::Bf16].map(|dtype| {
             let mut config = config();
             config.model.dtype = dtype;
-            let mut sampler = Sampler::load(&config, Device::flex()).expect("the golden pipeline");
+            let mut sampler = Sampler::load(&config, Device::flex(), &EditorSource::Own)
+                .expect("the golden pipeline");
             sampler.sample_group(&input).expect("a group")
         });
         let cosine = cosine(&full.x0, &half.x0);
@@ -214,7 +215,8 @@ fn qwen_config(true_cfg_scale: f64) -> RunConfig {
 fn groups_of_another_base_model_follow_its_guidance() {
     let sample = |true_cfg_scale: f64| {
         let config = qwen_config(true_cfg_scale);
-        let mut sampler = Sampler::load(&config, Device::flex()).expect("the golden pipeline");
+        let mut sampler = Sampler::load(&config, Device::flex(), &EditorSource::Own)
+            .expect("the golden pipeline");
         sampler.sample_group(&input(0, 2)).expect("a group")
     };
     let (plain, guided, again) = (sample(1.0), sample(3.0), sample(3.0));
@@ -234,7 +236,8 @@ fn guidance_away_from_the_negative_prompt_works_on_flux_too() {
     let sample = |true_cfg_scale: f64| {
         let mut config = config();
         config.rollout.true_cfg_scale = true_cfg_scale;
-        let mut sampler = Sampler::load(&config, Device::flex()).expect("the golden pipeline");
+        let mut sampler = Sampler::load(&config, Device::flex(), &EditorSource::Own)
+            .expect("the golden pipeline");
         sampler.sample_group(&input(0, 2)).expect("a group").x0
     };
     assert_ne!(sample(1.0), sample(2.0));

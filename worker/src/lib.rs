@@ -12,5 +12,5 @@ mod server;
 pub mod session;
 pub mod telemetry;
 
-pub use device::{DeviceError, DeviceThread};
+pub use device::{DeviceError, DeviceThread, Hosted};
 pub use session::{Identity, Session, SessionError, Work, WorkerOptions};

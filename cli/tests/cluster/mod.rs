@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "not every test uses all of it")]
 
 use std::{
+    cell::RefCell,
+    collections::BTreeMap,
     fs::{File, OpenOptions},
     path::Path,
     process::{Child, Command, Stdio},
@@ -21,6 +23,8 @@ pub(crate) struct Cluster {
     folder: tempfile::TempDir,
     address: String,
     children: Vec<(String, Child)>,
+    /// The most memory that each process was seen with.
+    pub(crate) peaks_kib: RefCell<BTreeMap<String, u64>>,
 }
 
 impl Cluster {
@@ -41,6 +45,7 @@ impl Cluster {
             folder,
             address: String::new(),
             children: Vec::new(),
+            peaks_kib: RefCell::default(),
         };
         cluster.set(settings);
         cluster.start_coordinator();
@@ -87,6 +92,15 @@ impl Cluster {
         for (role, count) in roles {
             (0..*count).for_each(|index| self.start_worker(role, index));
         }
+    }
+
+    /// Starts one process with several roles.
+    pub(crate) fn start_node(&mut self, roles: &str) {
+        let (address, scratch) = (self.address.clone(), "data-node");
+        let arguments = ["node", "--roles", roles, "--coordinator", &address];
+        let place = ["--name", "node", "--scratch", scratch, "--credentials"];
+        let arguments = [&arguments[..], &place, &["run/credentials"]].concat();
+        self.spawn("node", &arguments);
     }
 
     fn spawn(&mut self, name: &str, arguments: &[&str]) {
@@ -169,6 +183,11 @@ impl Cluster {
     pub(crate) fn finish(&mut self) -> bool {
         let mut children = std::mem::take(&mut self.children);
         self.wait_for("all processes end", || {
+            for (name, child) in &children {
+                let mut peaks = self.peaks_kib.borrow_mut();
+                let peak = peaks.entry(name.clone()).or_default();
+                *peak = peak_rss_kib(child.id()).unwrap_or(0).max(*peak);
+            }
             let ended = |(_, child): &mut (String, Child)| {
                 child.try_wait().expect("a child of ours").is_some()
             };
@@ -176,9 +195,7 @@ impl Cluster {
         });
         let coordinator = children.iter_mut().find(|(name, _)| name == "coordinator");
         let (_, child) = coordinator.expect("it was started");
-        let status = child.wait().expect("a child of ours");
-        println!("the coordinator ended with {status}");
-        status.success()
+        child.wait().expect("a child of ours").success()
     }
 
     pub(crate) fn log(&self, name: &str) -> String {
@@ -211,6 +228,13 @@ impl Drop for Cluster {
             let _ = child.wait();
         }
     }
+}
+
+/// The most memory that a living process ever had.
+fn peak_rss_kib(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn run_file(folder: &Path, settings: &str) -> String {

@@ -11,7 +11,7 @@ use burn::tensor::Device;
 use bytes::Bytes;
 use retouch_models::{
     device,
-    editor::{Condition, Editor, Parts},
+    editor::{Condition, Editor, EditorSource, Parts},
     exchange,
     lora::LoraAdapter,
     weights::LoadError,
@@ -109,11 +109,12 @@ impl Trainer {
     pub(super) fn load(
         config: &RunConfig,
         device: Device,
+        editors: &EditorSource,
         run_dir: PathBuf,
         ranks: Ranks,
     ) -> Result<Self, LoadError> {
         let dtype = device::float_type(config.model.dtype.as_str());
-        let editor = Editor::load_as(
+        let editor = editors.load(
             Path::new(&config.model.path),
             &device,
             Parts::Transformer,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use retouch_credentials::{CredentialsError, Principal};
-use retouch_models::{device, weights::LoadError};
+use retouch_models::{device, editor::EditorSource, weights::LoadError};
 use retouch_proto::{
     ContentHash,
     config::{LearnerConfig, RunConfig},
@@ -16,7 +16,7 @@ use retouch_proto::{
     worker::Role,
 };
 use retouch_worker::{
-    DeviceError, DeviceThread, Identity, Session, SessionError, Work, WorkerOptions,
+    DeviceError, Hosted, Identity, Session, SessionError, Work, WorkerOptions,
     blobs::Retention,
     process::{self, ProcessError},
     session::Blobs,
@@ -83,12 +83,12 @@ pub fn check_device(config: &LearnerConfig) -> Result<(), LearnerError> {
     Ok(())
 }
 
-/// Joins a run and trains until it ends.
+/// Joins a run and trains until it ends, with a transformer from `editors`.
 ///
 /// # Errors
 ///
 /// If the coordinator refuses or stays away, or the model can't be loaded.
-pub async fn run(options: WorkerOptions) -> Result<(), LearnerError> {
+pub async fn run(options: WorkerOptions, editors: EditorSource) -> Result<(), LearnerError> {
     let handshake = options.access.handshake(Principal::Worker(Role::Learner))?;
     let listener = Listener::bind(SocketAddr::new(options.listen.ip(), 0), handshake)?;
     let collective_address = Some(advertised(&options, listener.address()).await?);
@@ -97,7 +97,7 @@ pub async fn run(options: WorkerOptions) -> Result<(), LearnerError> {
         slots: 1,
         collective_address,
     };
-    let device = options.device.clone();
+    let (device, thread) = (options.device.clone(), options.device_thread.clone());
     let session = Session::connect(options, identity, Routes::default()).await?;
     let config = session.config().clone();
     process::set_compute_threads(config.cluster.threads_per_worker)?;
@@ -108,8 +108,8 @@ pub async fn run(options: WorkerOptions) -> Result<(), LearnerError> {
     let shards = config.learner.gradient_shards as usize;
     let ranks = Ranks::new(listener, deadlines(&config), shards, way, at_work.clone());
     let (loading, run_dir) = (config.clone(), session.run_dir().clone());
-    let trainer =
-        DeviceThread::start(move || Trainer::load(&loading, device, run_dir, ranks)).await??;
+    let load = move || Trainer::load(&loading, device, &editors, run_dir, ranks);
+    let trainer = thread.host(load).await??;
     tracing::info!(model = config.model.path, "the base model is loaded");
     let training = Arc::new(Training {
         blobs: session.blobs(),
@@ -160,7 +160,7 @@ fn deadlines(config: &RunConfig) -> Deadlines {
 #[derive(Debug)]
 struct Training {
     blobs: Blobs,
-    trainer: DeviceThread<Trainer>,
+    trainer: Hosted<Trainer>,
     at_work: AtWork,
     shards: usize,
     /// States and versions that were made last, oldest first.

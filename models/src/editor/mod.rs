@@ -16,6 +16,7 @@ mod prompt;
 mod quiet;
 mod qwen_image_edit;
 mod size;
+mod source;
 #[cfg(test)]
 mod tests;
 
@@ -31,3 +32,4 @@ pub use pixels::fit;
 pub use prompt::{Prompt, PromptBatch, PromptInput};
 pub use qwen_image_edit::{Areas, QwenImageEdit, QwenImageEditEncoders, TextPositions};
 pub use size::{ImageSize, SizeRule, SourceSize, output_size};
+pub use source::{EditorSource, Loaded};

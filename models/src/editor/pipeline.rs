@@ -402,7 +402,7 @@ impl Editor {
         }
     }
 
-    fn without_encoders(&self) -> Self {
+    pub(super) fn without_encoders(&self) -> Self {
         Self {
             base: self.base.without_encoders(),
             scheduler: self.scheduler.clone(),

@@ -7,7 +7,7 @@ use retouch_proto::{RunConfig, WorkerId, config::PathMove, worker::Role};
 use tokio_util::sync::CancellationToken;
 
 use super::address::CoordinatorAddress;
-use crate::blobs::FetchLimits;
+use crate::{DeviceThread, blobs::FetchLimits};
 
 /// What the command line says about a worker.
 #[derive(Clone, Debug)]
@@ -32,6 +32,8 @@ pub struct WorkerOptions {
     pub paths: Vec<PathMove>,
     /// Compute threads instead of the run file's.
     pub threads: Option<u32>,
+    /// Where this role computes: shared with the other roles of the process.
+    pub device_thread: DeviceThread,
     /// Blobs beyond this go to files.
     pub memory_bytes_max: u64,
     /// Blobs beyond memory and this are refused.
@@ -65,6 +67,7 @@ impl WorkerOptions {
             run_dir: None,
             paths: Vec::new(),
             threads: None,
+            device_thread: DeviceThread::default(),
             memory_bytes_max: 2 << 30,
             disk_bytes_max: 64 << 30,
             fetch: FetchLimits::default(),
