@@ -121,7 +121,9 @@ fn roll_out(folder: &Path, dtype: DType) {
         guidance_scale: 1.0,
         true_cfg_scale: 1.0,
     };
-    let x0 = editor.sample(&condition, noise, &options, Some(&adapters[1]));
+    let x0 = editor
+        .sample(&condition, noise, &options, Some(&adapters[1]))
+        .unwrap();
     assert_eq!(editor.decode(x0, &condition).unwrap().len(), 4);
 }
 
