@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use retouch_models::autoencoder_kl::AutoencoderKl;
+use retouch_models::autoencoder_kl_qwen_image::AutoencoderKlQwenImage;
 use retouch_models::clip::ClipText;
 use retouch_models::flux::FluxTransformer;
+use retouch_models::qwen_image::QwenImageTransformer;
 use retouch_models::qwen2_5_vl::Qwen2_5Vl;
 use retouch_models::t5::T5Encoder;
 use retouch_models::weights::Table;
@@ -43,6 +45,8 @@ impl Published {
     fn ours(&self) -> Table {
         match self.component.as_str() {
             "flux_transformer" => FluxTransformer::table(&self.config()),
+            "qwen_image_transformer" => QwenImageTransformer::table(&self.config()),
+            "autoencoder_kl_qwen_image" => AutoencoderKlQwenImage::table(&self.config()),
             "autoencoder_kl" => AutoencoderKl::table(&self.config()),
             "clip_text" => ClipText::table(&self.config()),
             "t5_encoder" => T5Encoder::table(&self.config()),
