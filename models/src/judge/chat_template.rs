@@ -200,8 +200,8 @@ mod tests {
     #[test]
     fn other_ways_are_shown_where_they_differ() {
         let other = difference(&JINJA.replace("<|im_end|>", "<|end|>")).unwrap();
-        assert!(other.contains("writes \"ing else.<|end|>"), "{other}");
-        assert!(other.contains("has \"ing else.<|im_end|>"), "{other}");
+        assert!(other.contains("writes \"ng else.<|end|>"), "{other}");
+        assert!(other.contains("has \"ng else.<|im_end|>"), "{other}");
         let refused = difference("{{ raise_exception('no system turn') }}").unwrap();
         assert!(refused.contains("no system turn"), "{refused}");
         let broken = difference("{% for %}").unwrap();

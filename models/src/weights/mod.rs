@@ -20,7 +20,7 @@ mod tests;
 
 pub use error::{LoadError, Misfit, Misshaped};
 pub use file::{DIFFUSERS_FILE, TRANSFORMERS_FILE, Weights};
-pub(crate) use folder::require_file;
+pub(crate) use folder::{require_file, seems};
 pub use names::Names;
 pub use save::{TensorMap, save_folder, tensors_of, to_safetensors, write_safetensors};
 pub use table::Table;
