@@ -91,7 +91,7 @@ fn check(args: &CheckArgs) -> anyhow::Result<()> {
         print_parts(&inspection);
         estimates.iter().for_each(print_estimate);
         let warnings = inspection.warnings.iter();
-        warnings.for_each(|warning| println!("warning: {warning}"));
+        warnings.for_each(|warning| say!("warning: {warning}"));
         problems
             .iter()
             .for_each(|problem| say!("problem: {problem}"));
@@ -215,13 +215,13 @@ fn print_effort(effort: &Effort) {
     let Effort {
         unit, flops, bytes, ..
     } = effort;
-    println!(
+    say!(
         "  computes {} per {unit}, and reads {} of weights:",
         operations(*flops),
         size(*bytes)
     );
     for line in &effort.lines {
-        println!(
+        say!(
             "  {:>12}  {}: {}",
             operations(line.flops),
             line.what,

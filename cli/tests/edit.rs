@@ -102,6 +102,11 @@ fn an_adapter_of_another_model_is_one_clear_error() {
         assert!(message.contains(expected), "{message}");
         assert!(message.contains("adapter_model.safetensors"), "{message}");
     }
+    let message = refusal(folder.path(), FLUX, &["--adapter", "/nowhere"]);
+    assert!(
+        message.contains("/nowhere: there is no such file or folder, expected an adapter"),
+        "{message}"
+    );
     let model = pipeline(FLUX).display().to_string();
     let message = refusal(folder.path(), FLUX, &["--adapter", &model]);
     assert!(

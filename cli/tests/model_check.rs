@@ -111,6 +111,13 @@ fn folders_of_something_else_are_one_error() {
         text.contains("a model of class QwenImageTransformer2DModel is one part of an editor"),
         "{text}"
     );
+    let broken = pipeline(FLUX);
+    fs::write(broken.path().join("model_index.json"), "{").expect("written");
+    let text = refused(broken.path());
+    assert!(
+        text.contains("model_index.json: no sound JSON: EOF"),
+        "{text}"
+    );
     let text = refused(&cases().join("peft_folder__attention/adapter"));
     assert!(text.contains("; it is an adapter"), "{text}");
 }
