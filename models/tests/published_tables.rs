@@ -32,7 +32,7 @@ struct Published {
 
 impl Published {
     fn read(path: &Path) -> Self {
-        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+        serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
     }
 
     fn unfolded(&self) -> BTreeMap<String, Vec<usize>> {
@@ -82,7 +82,7 @@ fn unfold(name: &str) -> Vec<String> {
 #[test]
 fn our_tables_at_full_size_are_the_published_models() {
     let mut seen = 0;
-    for entry in std::fs::read_dir(tables()).unwrap() {
+    for entry in fs::read_dir(tables()).unwrap() {
         let path = entry.unwrap().path();
         let published = Published::read(&path);
         let expected = published.unfolded();

@@ -89,3 +89,21 @@ pub(super) fn class(name: &str) -> Option<Class> {
 fn told<T, E: std::fmt::Display>(result: Result<T, E>) -> Result<(), String> {
     result.map(drop).map_err(|error| error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::editor::Base;
+
+    #[test]
+    fn every_part_of_every_editor_is_known() {
+        for pipeline in Base::CLASSES {
+            let parts = Base::parts_of(pipeline);
+            assert!(!parts.is_empty(), "{pipeline}");
+            for part in parts {
+                assert!(class(part.class).is_some(), "{pipeline}: {}", part.class);
+            }
+        }
+        assert!(class("UNet2DConditionModel").is_none());
+    }
+}
