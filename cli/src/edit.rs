@@ -16,6 +16,8 @@ use retouch_models::{
     solver::Solver,
 };
 
+use crate::exit::UsageError;
+
 /// Edits an image by one instruction.
 #[derive(Debug, Args)]
 pub(crate) struct EditArgs {
@@ -98,11 +100,13 @@ pub(crate) fn run(args: EditArgs) -> anyhow::Result<()> {
     let sources = std::iter::once(&args.source).chain(&args.image);
     let sources: Vec<RgbImage> = sources.map(|path| open(path)).collect::<Result<_, _>>()?;
     let dtype = device::float_type(&args.dtype).context("clap lets no other type pass")?;
-    let editor = Editor::load_as(&args.model, &device, Parts::All, dtype)?;
+    let editor = Editor::load_as(&args.model, &device, Parts::All, dtype);
+    let editor = editor.map_err(UsageError::from)?;
     let adapter = args.adapter.as_deref();
     let adapter = adapter
         .map(|path| load_adapter(path, editor.projections(), &device))
-        .transpose()?;
+        .transpose()
+        .map_err(UsageError::from)?;
     let unit = editor.latent_format().unit();
     let round = |side: u32| side as usize / unit * unit;
     // The reference pipelines shape the result after the last source.
@@ -132,7 +136,7 @@ pub(crate) fn run(args: EditArgs) -> anyhow::Result<()> {
     })?;
     let [tokens, channels] = editor.latent_shape(size);
     let noise = noise::normal(args.seed, [1, tokens, channels], &device);
-    let x0 = editor.sample(&condition, noise, &options, adapter.as_ref());
+    let x0 = editor.sample(&condition, noise, &options, adapter.as_ref())?;
     let images = editor.decode(x0, &condition)?;
     let edited = images.first().context("the editor gave no image")?;
     edited

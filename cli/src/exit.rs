@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use retouch_models::weights::LoadError;
+
 /// Shown under `retouch --help`.
 pub(crate) const CODES_HELP: &str = "\
 Exit codes:
@@ -23,6 +25,12 @@ pub(crate) const START_AGAIN: u8 = 75;
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct UsageError(pub(crate) String);
+
+impl From<LoadError> for UsageError {
+    fn from(error: LoadError) -> Self {
+        Self(error.to_string())
+    }
+}
 
 /// No coordinator answers.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! `retouch model`: what a model folder holds and needs, without loading it.
+//! `retouch model`: what a model folder holds, needs and computes, without loading it.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use retouch_models::{
     device,
     editor::ImageSize,
-    inspect::{Component, Estimate, Inspection, Role, Workload, estimate, inspect},
+    inspect::{
+        Component, Effort, Estimate, Guidance, Inspection, Role, Workload, estimate, inspect,
+    },
     lora::LoraConfig,
 };
 use retouch_proto::{RunConfig, config::load};
@@ -25,7 +27,7 @@ pub(crate) struct ModelArgs {
 
 #[derive(Debug, Subcommand)]
 enum ModelCommand {
-    /// Read the headers of a folder's weights: its parts, what does not fit, and the memory that each role needs.
+    /// Read the headers of a folder's weights: its parts, what does not fit, and each role's memory and arithmetic.
     Check(CheckArgs),
 }
 
@@ -33,7 +35,7 @@ enum ModelCommand {
 struct CheckArgs {
     /// A base editor (diffusers' layout) or a judge (transformers' layout).
     folder: PathBuf,
-    /// The memory of this role only.
+    /// The memory and arithmetic of this role only.
     #[arg(long, value_enum)]
     role: Option<RoleName>,
     /// The run file that says how much is done at once; its defaults if absent.
@@ -75,7 +77,7 @@ pub(crate) fn run(args: ModelArgs) -> anyhow::Result<()> {
 fn check(args: &CheckArgs) -> anyhow::Result<()> {
     let config = load(args.run.as_deref(), std::env::vars(), &args.sets)
         .map_err(|errors| UsageError(errors.to_string()))?;
-    let inspection = inspect(&args.folder)?;
+    let inspection = inspect(&args.folder).map_err(UsageError::from)?;
     let problems: Vec<&str> = inspection.all_problems().collect();
     // A folder whose configurations can't be read has no sizes to add up.
     let estimates = match problems.is_empty() {
@@ -88,6 +90,8 @@ fn check(args: &CheckArgs) -> anyhow::Result<()> {
     } else {
         print_parts(&inspection);
         estimates.iter().for_each(print_estimate);
+        let warnings = inspection.warnings.iter();
+        warnings.for_each(|warning| say!("warning: {warning}"));
         problems
             .iter()
             .for_each(|problem| say!("problem: {problem}"));
@@ -109,7 +113,7 @@ fn estimates(
     let roles: Vec<Role> = role.map_or_else(|| fitting.collect(), |role| vec![role]);
     let estimates = roles.into_iter().map(|role| {
         let workload = workload(config, role)?;
-        Ok(estimate(inspection, role, &workload)?)
+        Ok(estimate(inspection, role, &workload).map_err(UsageError::from)?)
     });
     estimates.collect()
 }
@@ -128,6 +132,11 @@ fn workload(config: &RunConfig, role: Role) -> anyhow::Result<Workload> {
         },
         group_size: config.rollout.group_size as usize,
         max_sequence_length: config.model.max_sequence_length as usize,
+        num_inference_steps: config.rollout.num_inference_steps as usize,
+        guidance: match config.rollout.true_cfg_scale > 1.0 {
+            true => Guidance::ClassifierFree,
+            false => Guidance::None,
+        },
         micro_batch_size: config.learner.micro_batch_size as usize,
         lanes: lanes(config),
         shards: (config.learner.gradient_shards / config.learner.ranks.max(1)) as usize,
@@ -199,6 +208,40 @@ fn print_estimate(estimate: &Estimate) {
             line.arithmetic
         );
     }
+    print_effort(&estimate.effort);
+}
+
+fn print_effort(effort: &Effort) {
+    let Effort {
+        unit, flops, bytes, ..
+    } = effort;
+    say!(
+        "  computes {} per {unit}, and reads {} of weights:",
+        operations(*flops),
+        size(*bytes)
+    );
+    for line in &effort.lines {
+        say!(
+            "  {:>12}  {}: {}",
+            operations(line.flops),
+            line.what,
+            line.arithmetic
+        );
+    }
+}
+
+/// Floating-point operations as people read them.
+fn operations(flops: u64) -> String {
+    const UNITS: [&str; 5] = ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"];
+    let (mut value, mut unit) = (flops as f64, 0);
+    while value >= 1000.0 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{flops} FLOP"),
+        _ => format!("{value:.1} {}", UNITS[unit]),
+    }
 }
 
 /// Bytes as people read them.
@@ -219,6 +262,14 @@ fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn operations_have_the_largest_unit_that_fits() {
+        assert_eq!(operations(999), "999 FLOP");
+        assert_eq!(operations(1234), "1.2 kFLOP");
+        assert_eq!(operations(190_500_000_000_000), "190.5 TFLOP");
+        assert_eq!(operations(5_000_000_000_000_000), "5000.0 TFLOP");
+    }
 
     #[test]
     fn sizes_have_the_largest_unit_that_fits() {

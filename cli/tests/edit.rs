@@ -80,3 +80,59 @@ fn several_pictures_are_for_models_that_take_them() {
         "{message}"
     );
 }
+
+/// What `retouch edit` says when it refuses.
+fn refusal(folder: &Path, case: &str, more: &[&str]) -> String {
+    let output = edit(folder, case, more);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert_eq!(message.lines().count(), 1, "{message}");
+    message
+}
+
+#[test]
+fn an_adapter_of_another_model_is_one_clear_error() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cases = concat!(env!("CARGO_MANIFEST_DIR"), "/../tools/parity/cases");
+    let adapter = Path::new(cases).join("peft_folder__two_targets_rslora_bf16/adapter");
+    let adapter = adapter.display().to_string();
+    for case in [FLUX, QWEN] {
+        let message = refusal(folder.path(), case, &["--adapter", &adapter]);
+        let expected = "the adapter does not fit this model, it was trained for another";
+        assert!(message.contains(expected), "{message}");
+        assert!(message.contains("adapter_model.safetensors"), "{message}");
+    }
+    let message = refusal(folder.path(), FLUX, &["--adapter", "/nowhere"]);
+    assert!(
+        message.contains("/nowhere: there is no such file or folder, expected an adapter"),
+        "{message}"
+    );
+    let model = pipeline(FLUX).display().to_string();
+    let message = refusal(folder.path(), FLUX, &["--adapter", &model]);
+    assert!(
+        message.contains("no adapter: neither adapter_config.json nor"),
+        "{message}"
+    );
+}
+
+#[test]
+fn one_step_is_too_few_where_the_last_noise_level_is_moved() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let output = edit(folder.path(), QWEN, &["--true-cfg-scale", "1"]);
+    assert!(output.status.success());
+    let output = Command::new(env!("CARGO_BIN_EXE_retouch"))
+        .arg("edit")
+        .arg(&pictures(folder.path())[0])
+        .args(["make it red", "--num-inference-steps", "1", "--model"])
+        .arg(pipeline(QWEN))
+        .arg("--output")
+        .arg(folder.path().join("one.png"))
+        .output()
+        .expect("retouch starts");
+    let message = String::from_utf8_lossy(&output.stderr);
+    let expected = "num_inference_steps = 1, but the scheduler's shift_terminal = 0.02";
+    assert!(
+        !output.status.success() && message.contains(expected),
+        "{message}"
+    );
+}

@@ -232,7 +232,9 @@ impl Lane<'_> {
             .iter()
             .flat_map(|pair| noise::normal_values(draws.noise_seed(pair), tokens * channels))
             .collect();
-        let sigmas = editor.scheduler.sigmas(config.num_inference_steps, tokens);
+        let sigmas = editor
+            .scheduler
+            .sigmas(config.num_inference_steps, tokens)?;
         let advantages = &groups[group].advantages;
         Ok(PairBatch {
             x0: x0.clone().select(0, rows),

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use retouch_models::editor::{Condition, Editor};
 use retouch_models::lora::LoraConfig;
+use retouch_models::scheduler::ScheduleError;
 use retouch_proto::RunConfig;
 use retouch_proto::config::NotFinite;
 use retouch_proto::ids::{GroupId, Iteration as IterationNumber};
@@ -175,6 +176,9 @@ pub enum StepError {
         /// What is not finite.
         what: Culprit,
     },
+    /// The scheduler has no noise levels for the sampler's steps.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
     /// Every loss is finite, their gradient is not.
     #[error("gradient norm is {0}, expected a finite number")]
     GradientNotFinite(f64),

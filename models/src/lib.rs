@@ -14,6 +14,7 @@ pub mod lora;
 pub mod ops;
 
 mod dit;
+mod work;
 
 pub mod autoencoder_kl;
 pub mod autoencoder_kl_qwen_image;

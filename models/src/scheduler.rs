@@ -41,6 +41,22 @@ pub struct FlowMatchScheduler {
     invert_sigmas: bool,
 }
 
+/// A number of steps that a schedule has no noise levels for.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+pub enum ScheduleError {
+    /// None at all.
+    #[error("num_inference_steps = 0, expected at least 1")]
+    NoSteps,
+    /// A single noise level is the first and the last, which the reference makes NaN of.
+    #[error(
+        "num_inference_steps = 1, but the scheduler's shift_terminal = {shift_terminal} moves the last of several noise levels; expected at least 2"
+    )]
+    OneStep {
+        /// The configuration's field.
+        shift_terminal: f64,
+    },
+}
+
 /// How mu shifts the noise levels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -115,10 +131,18 @@ impl FlowMatchScheduler {
     ///
     /// `image_seq_len` counts the tokens that are sampled, not those of the source image.
     ///
-    /// # Panics
-    /// If there are no steps.
-    pub fn sigmas(&self, num_inference_steps: usize, image_seq_len: usize) -> Vec<f32> {
-        assert!(num_inference_steps > 0, "at least one step");
+    /// # Errors
+    /// If there are no steps, or a single one where the last is to be stretched.
+    pub fn sigmas(
+        &self,
+        num_inference_steps: usize,
+        image_seq_len: usize,
+    ) -> Result<Vec<f32>, ScheduleError> {
+        match (num_inference_steps, self.shift_terminal) {
+            (0, _) => return Err(ScheduleError::NoSteps),
+            (1, Some(shift_terminal)) => return Err(ScheduleError::OneStep { shift_terminal }),
+            _ => {}
+        }
         let factor = self.shift_factor(image_seq_len);
         let steps = num_inference_steps as f64;
         let shifted = (0..num_inference_steps).map(|i| {
@@ -132,11 +156,8 @@ impl FlowMatchScheduler {
                 .iter_mut()
                 .for_each(|sigma| *sigma = 1.0 - (1.0 - *sigma) * stretch);
         }
-        sigmas
-            .into_iter()
-            .chain([0.0])
-            .map(|sigma| sigma as f32)
-            .collect()
+        let sigmas = sigmas.into_iter().chain([0.0]);
+        Ok(sigmas.map(|sigma| sigma as f32).collect())
     }
 
     fn shift_factor(&self, image_seq_len: usize) -> f64 {
@@ -175,7 +196,8 @@ mod tests {
         for case in Case::all("scheduler") {
             let count = |key: &str| -> usize { case.parameter(key).parse().unwrap() };
             let scheduler = FlowMatchScheduler::from_file(&case.path("config.json")).unwrap();
-            let sigmas = scheduler.sigmas(count("num_inference_steps"), count("image_seq_len"));
+            let steps = count("num_inference_steps");
+            let sigmas = scheduler.sigmas(steps, count("image_seq_len")).unwrap();
             let tensor = |values: &[f32]| Tensor::<1>::from_floats(values, &Device::flex());
             case.check("out.sigmas", tensor(&sigmas), 1e-6);
             let timesteps = tensor(&sigmas[..sigmas.len() - 1]) * NUM_TRAIN_TIMESTEPS;
@@ -185,7 +207,22 @@ mod tests {
 
     #[test]
     fn one_step_goes_from_noise_to_image() {
-        assert_eq!(FlowMatchScheduler::default().sigmas(1, 100), [1.0, 0.0]);
+        let sigmas = FlowMatchScheduler::default().sigmas(1, 100);
+        assert_eq!(sigmas, Ok(vec![1.0, 0.0]));
+    }
+
+    #[test]
+    fn steps_without_noise_levels_are_errors() {
+        let mut scheduler = FlowMatchScheduler::default();
+        assert_eq!(scheduler.sigmas(0, 100), Err(ScheduleError::NoSteps));
+        scheduler.shift_terminal = Some(0.02);
+        let error = scheduler.sigmas(1, 100).unwrap_err().to_string();
+        assert!(
+            error.starts_with("num_inference_steps = 1, but the scheduler's shift_terminal = 0.02"),
+            "{error}"
+        );
+        let sigmas = scheduler.sigmas(2, 100).unwrap();
+        assert!((sigmas[1] - 0.02).abs() < 1e-6, "{sigmas:?}");
     }
 
     #[test]

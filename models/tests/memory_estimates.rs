@@ -8,14 +8,16 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 use image::RgbImage;
 use retouch_models::editor::{
-    Editor, FluxKontext, FluxKontextEncoders, ImageSize, Parts, SampleOptions,
+    Editor, FluxKontext, FluxKontextEncoders, ImageSize, Parts, QwenImageEdit,
+    QwenImageEditEncoders, SampleOptions,
 };
 use retouch_models::flux::{FluxTransformer, FluxTransformerConfig};
 use retouch_models::init::Init;
-use retouch_models::inspect::{Estimate, Role, Workload, estimate, inspect};
+use retouch_models::inspect::{Estimate, Guidance, Role, Workload, estimate, inspect};
 use retouch_models::judge::{Judge, JudgeRequest, Template};
 use retouch_models::lora::{LoraAdapter, LoraConfig};
 use retouch_models::noise;
+use retouch_models::qwen_image::{QwenImageTransformer, QwenImageTransformerConfig};
 use retouch_models::scheduler::FlowMatchScheduler;
 use retouch_models::solver::Solver;
 
@@ -57,10 +59,15 @@ const SIZE: ImageSize = ImageSize {
     width: 96,
 };
 
-/// A small pipeline with a transformer of the given heads.
-fn pipeline(folder: &Path, heads: usize, axes: [usize; 3]) {
+/// The pipeline of a golden case.
+fn small(case: &str) -> PathBuf {
     let cases = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tools/parity/cases");
-    let small = cases.join("kontext_pipeline__dpm2_truncated_prompt/pipeline");
+    cases.join(case).join("pipeline")
+}
+
+/// A small FLUX.1-Kontext with a transformer of the given heads.
+fn flux(folder: &Path, heads: usize, axes: [usize; 3]) {
+    let small = small("kontext_pipeline__dpm2_truncated_prompt");
     let device = Device::flex();
     let encoders = FluxKontextEncoders::load(&small, &device, DType::F32).unwrap();
     let scheduler = FlowMatchScheduler::load(&small.join("scheduler")).unwrap();
@@ -74,6 +81,25 @@ fn pipeline(folder: &Path, heads: usize, axes: [usize; 3]) {
     };
     let transformer = FluxTransformer::init(&config, &Init::new(1, &device));
     let base = FluxKontext::new(transformer, encoders);
+    let editor = Editor::new(base, scheduler, &device);
+    editor.save(folder).unwrap();
+}
+
+/// A small Qwen-Image-Edit likewise.
+fn qwen(folder: &Path, heads: usize, axes: [usize; 3]) {
+    let small = small("qwen_image_edit_pipeline__sequential_positions");
+    let device = Device::flex();
+    let encoders = QwenImageEditEncoders::load(&small, &device, DType::F32).unwrap();
+    let scheduler = FlowMatchScheduler::load(&small.join("scheduler")).unwrap();
+    let config = QwenImageTransformerConfig {
+        num_layers: 4,
+        attention_head_dim: axes.iter().sum(),
+        num_attention_heads: heads,
+        axes_dims_rope: axes,
+        ..QwenImageTransformerConfig::load(&small.join("transformer")).unwrap()
+    };
+    let transformer = QwenImageTransformer::init(&config, &Init::new(1, &device));
+    let base = QwenImageEdit::new(transformer, encoders);
     let editor = Editor::new(base, scheduler, &device);
     editor.save(folder).unwrap();
 }
@@ -94,6 +120,8 @@ fn workload(dtype: DType) -> Workload {
         size: SIZE,
         group_size: 4,
         max_sequence_length: 12,
+        num_inference_steps: 2,
+        guidance: Guidance::None,
         micro_batch_size: 3,
         lanes: 1,
         shards: 1,
@@ -121,7 +149,9 @@ fn roll_out(folder: &Path, dtype: DType) {
         guidance_scale: 1.0,
         true_cfg_scale: 1.0,
     };
-    let x0 = editor.sample(&condition, noise, &options, Some(&adapters[1]));
+    let x0 = editor
+        .sample(&condition, noise, &options, Some(&adapters[1]))
+        .unwrap();
     assert_eq!(editor.decode(x0, &condition).unwrap().len(), 4);
 }
 
@@ -184,16 +214,22 @@ fn measure(folder: &Path, role: Role, dtype: DType, work: fn(&Path, DType)) -> (
 #[test]
 fn roles_take_no_more_and_not_much_less_than_estimated() {
     let folder = tempfile::tempdir().unwrap();
-    let [wide, narrow] = ["wide", "narrow"].map(|name| folder.path().join(name));
-    // In the one, tokens are what takes memory, in the other, pixels.
-    pipeline(&wide, 4, [16, 24, 24]);
-    pipeline(&narrow, 1, [2, 2, 4]);
     let mut measured = Vec::new();
-    for dtype in [DType::F32, DType::BF16] {
-        measured.push(measure(&wide, Role::RolloutWorker, dtype, roll_out));
-        measured.push(measure(&wide, Role::Learner, dtype, learn));
+    for (name, make) in [
+        ("flux", flux as fn(&Path, usize, [usize; 3])),
+        ("qwen", qwen),
+    ] {
+        println!("{name}");
+        let [wide, narrow] = ["wide", "narrow"].map(|kind| folder.path().join(name).join(kind));
+        // In the one, tokens are what takes memory, in the other, pixels.
+        make(&wide, 4, [16, 24, 24]);
+        make(&narrow, 1, [2, 2, 4]);
+        for dtype in [DType::F32, DType::BF16] {
+            measured.push(measure(&wide, Role::RolloutWorker, dtype, roll_out));
+            measured.push(measure(&wide, Role::Learner, dtype, learn));
+        }
+        measured.push(measure(&narrow, Role::RolloutWorker, DType::F32, roll_out));
     }
-    measured.push(measure(&narrow, Role::RolloutWorker, DType::F32, roll_out));
     // A template of a published judge is longer than this one's, so that only the upper bound holds.
     let judges = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../assets/tiny/judge");
     let scored =

@@ -155,9 +155,9 @@ impl Sampler {
             .map(|version| self.adapter(version))
             .transpose()?;
         let noise = self.noise(input);
-        let x0 = self
-            .editor
-            .sample(&condition, noise, &self.settings.sample, adapter.as_deref());
+        let x0 =
+            self.editor
+                .sample(&condition, noise, &self.settings.sample, adapter.as_deref())?;
         let x0_bytes = exchange::latents_to_bytes(x0.clone());
         check_finite(input.group, &x0)?;
         let sampled = Instant::now();

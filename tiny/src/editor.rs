@@ -153,7 +153,9 @@ mod tests {
             true_cfg_scale: 1.0,
         };
         let noise = noise::normal(3, [2, tokens, channels], &device);
-        let x0 = editor.sample(&condition, noise, &options, None);
+        let x0 = editor
+            .sample(&condition, noise, &options, None)
+            .expect("latents");
         let images = editor.decode(x0, &condition).expect("images");
         assert_eq!(images.len(), 2);
         assert_eq!(images[0].dimensions(), source.dimensions());

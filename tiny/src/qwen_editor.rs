@@ -181,7 +181,9 @@ mod tests {
         assert_eq!([tokens, channels], [64, 16]);
         assert_eq!(condition.image_latents.dims(), [3 * 64, 16]);
         let noise = noise::normal(3, [2, tokens, channels], &device);
-        let x0 = editor.sample(&condition, noise, &options, None);
+        let x0 = editor
+            .sample(&condition, noise, &options, None)
+            .expect("latents");
         let images = editor.decode(x0, &condition).expect("images");
         assert_eq!(images.len(), 2);
         assert_eq!(

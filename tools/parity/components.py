@@ -1,6 +1,7 @@
 """Every component that has cases, by the name in case.toml."""
 
 import flux
+import judge
 import lora
 import method
 import pipeline
@@ -30,4 +31,8 @@ MAKERS = {
     "qwen_image_edit_pipeline": qwen_image.make_pipeline,
     "peft_folder": lora.make_peft,
     "nft_step": lora.make_steps,
+    "judge_chat": judge.make,
 }
+
+GIVEN = {"judge_chat": "QWEN_CHAT_TEMPLATE"}
+"""Components that need a file which no package has, and the environment variable that names it."""

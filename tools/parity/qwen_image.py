@@ -169,15 +169,21 @@ def modules(parts):
 
 
 def save_pipeline(parts, folder):
-    """`save_pretrained` with the JSON in one order; the pipeline then goes on in f64."""
+    """`save_pretrained` with the JSON in one order. Returns the pipeline as it is read again, in f64.
+
+    The one that was saved went through bf16 as a whole, rotary frequencies too, which no file holds.
+    """
     for module in modules(parts):
         module.to(torch.bfloat16)
     parts.save_pretrained(folder)
-    for module in modules(parts):
-        module.double()
     for path in folder.rglob("*.json"):
         if path.name != "tokenizer.json":
             write_json(path, json.loads(path.read_text()))
+    saved = type(parts).from_pretrained(folder, torch_dtype=torch.float32)
+    for module in modules(saved):
+        module.double()
+    saved.set_progress_bar_config(disable=True)
+    return saved
 
 
 def multimodal_positions(model):
@@ -197,7 +203,7 @@ def multimodal_positions(model):
 def write_pipeline(variant, parts, seed, picture_sizes, text_positions="multimodal", areas=None, **parameters):
     sizes = {"condition_image_area": areas[0], "source_image_area": areas[1]} if areas else {}
     case = Case("qwen_image_edit_pipeline", variant, tolerance=1e-3, text_positions=text_positions, **sizes, **parameters)
-    save_pipeline(parts, case.path("pipeline"))
+    parts = save_pipeline(parts, case.path("pipeline"))
     if text_positions == "multimodal":
         multimodal_positions(parts.text_encoder)
     reference.CONDITION_IMAGE_SIZE, reference.VAE_IMAGE_SIZE = areas or (384 * 384, 1024 * 1024)

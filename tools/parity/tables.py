@@ -2,9 +2,9 @@
 
     python tools/parity/tables.py
 
-The configurations are the published ones, written down here. The modules are made by diffusers and transformers on
-torch's meta device, which keeps shapes and no numbers, so that it takes seconds and no memory. `models/tests/tables.rs`
-compares them with what our loaders expect.
+The configurations are the published ones, written down here; where one comes from elsewhere, its table's `source` says
+so. The modules are made by diffusers and transformers on torch's meta device, which keeps shapes and no numbers, so that
+it takes seconds and no memory. `models/tests/published_tables.rs` compares them with what our loaders expect.
 """
 
 import json
@@ -15,7 +15,7 @@ import re
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel
+from diffusers import AutoencoderKL, AutoencoderKLQwenImage, FluxTransformer2DModel, QwenImageTransformer2DModel
 from transformers import (
     CLIPTextConfig, CLIPTextModel, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, T5Config, T5EncoderModel,
 )
@@ -35,6 +35,25 @@ FLUX_VAE = {
     "latents_mean": None, "latents_std": None, "layers_per_block": 2, "mid_block_add_attention": True,
     "norm_num_groups": 32, "out_channels": 3, "sample_size": 1024, "scaling_factor": 0.3611, "shift_factor": 0.1159,
     "up_block_types": ["UpDecoderBlock2D"] * 4, "use_post_quant_conv": False, "use_quant_conv": False,
+}
+
+QWEN_TRANSFORMER = {
+    "_class_name": "QwenImageTransformer2DModel", "attention_head_dim": 128, "axes_dims_rope": [16, 56, 56],
+    "guidance_embeds": False, "in_channels": 64, "joint_attention_dim": 3584, "num_attention_heads": 24,
+    "num_layers": 60, "out_channels": 16, "patch_size": 2,
+}
+
+QWEN_VAE = {
+    "_class_name": "AutoencoderKLQwenImage", "attn_scales": [], "base_dim": 96, "dim_mult": [1, 2, 4, 4], "dropout": 0.0,
+    "latents_mean": [
+        -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4134, -0.0715, 0.5517, -0.3632, -0.1922,
+        -0.9497, 0.2503, -0.2921,
+    ],
+    "latents_std": [
+        2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253,
+        2.8251, 1.916,
+    ],
+    "num_res_blocks": 2, "temperal_downsample": [False, True, True], "z_dim": 16,
 }
 
 T5_XXL = {
@@ -93,6 +112,21 @@ def diffusers_model(cls):
     return lambda config: own_tensors(cls.from_config(config))
 
 
+CLASS_DEFAULTS = "the class's defaults in diffusers, the published file not having been at hand"
+
+
+def by_default(cls):
+    """A model whose configuration is known from its class's defaults alone."""
+
+    def make(config):
+        defaults = json.loads(cls().to_json_string())
+        differing = {name for name, value in config.items() if defaults[name] != value}
+        assert not differing, f"{cls.__name__}: {differing} differ from the class's defaults"
+        return own_tensors(cls.from_config(config))
+
+    return make
+
+
 def t5(config):
     return own_tensors(T5EncoderModel(T5Config(**config)))
 
@@ -121,6 +155,10 @@ PUBLISHED = {
     "flux1-kontext-dev_vae": ("autoencoder_kl", FLUX_VAE, diffusers_model(AutoencoderKL)),
     "flux1-kontext-dev_text_encoder": ("clip_text", CLIP_L, clip),
     "flux1-kontext-dev_text_encoder_2": ("t5_encoder", T5_XXL, t5),
+    "qwen-image-edit-2509_transformer": (
+        "qwen_image_transformer", QWEN_TRANSFORMER, by_default(QwenImageTransformer2DModel), CLASS_DEFAULTS,
+    ),
+    "qwen-image-edit-2509_vae": ("autoencoder_kl_qwen_image", QWEN_VAE, by_default(AutoencoderKLQwenImage), CLASS_DEFAULTS),
     "qwen2.5-vl-3b-instruct": ("qwen2_5_vl", QWEN_3B, qwen),
     "qwen2.5-vl-7b-instruct": ("qwen2_5_vl", QWEN_7B, qwen),
     "qwen2.5-vl-32b-instruct": ("qwen2_5_vl", QWEN_32B, qwen),
@@ -154,12 +192,14 @@ def runs(numbers):
     return pairs
 
 
-def write(name, component, config, make):
+def write(name, component, config, make, source=None):
     with torch.device("meta"):
         tensors = make(config)
     shapes = {key: list(tensor.shape) for key, tensor in tensors.items()}
     parameters = sum(tensor.numel() for tensor in tensors.values())
     head = {"component": component, "parameters": parameters, "tensors": len(shapes), "config": config}
+    if source:
+        head["source"] = source
     text = json.dumps(head, indent=1, sort_keys=True)[:-2]
     lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(shape)}" for key, shape in sorted(folded(shapes).items()))
     (TABLES / f"{name}.json").write_text(f'{text},\n "shapes": {{\n{lines}\n }}\n}}\n')
@@ -168,5 +208,5 @@ def write(name, component, config, make):
 
 if __name__ == "__main__":
     TABLES.mkdir(exist_ok=True)
-    for name, (component, config, make) in PUBLISHED.items():
-        write(name, component, config, make)
+    for name, entry in PUBLISHED.items():
+        write(name, *entry)

@@ -139,12 +139,16 @@ def t5(**options):
     )
 
 
-def write(variant, tokenizer, texts):
-    case = Case("tokenizer", variant, texts=texts)
+def save(tokenizer, path):
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         with open(f"{folder}/tokenizer.json") as file:
-            case.path("tokenizer.json").write_text(json.dumps(json.load(file), indent=1, ensure_ascii=False) + "\n")
+            path.write_text(json.dumps(json.load(file), indent=1, ensure_ascii=False) + "\n")
+
+
+def write(variant, tokenizer, texts):
+    case = Case("tokenizer", variant, texts=texts)
+    save(tokenizer, case.path("tokenizer.json"))
     read = Tokenizer.from_file(str(case.path("tokenizer.json")))
     for index, text in enumerate(texts):
         ids = tokenizer(text).input_ids

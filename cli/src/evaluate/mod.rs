@@ -209,7 +209,9 @@ impl Evaluation {
         let [tokens, channels] = self.editor.latent_shape(condition.size);
         let seed = derive(self.seed, Purpose::EvaluationNoise, 0, index as u32, 0, 0);
         let noise = noise::normal(seed, [1, tokens, channels], self.editor.device());
-        let x0 = self.editor.sample(condition, noise, &self.options, adapter);
+        let x0 = self
+            .editor
+            .sample(condition, noise, &self.options, adapter)?;
         self.editor
             .decode(x0, condition)?
             .pop()

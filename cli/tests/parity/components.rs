@@ -47,6 +47,7 @@ pub(crate) fn run(case: &Case) -> anyhow::Result<Outputs> {
         "qwen2_5_vl_vision" => qwen_vl::vision(case),
         "qwen2_5_vl" => qwen_vl::model(case),
         "image_processor" => qwen_vl::image_processor(case),
+        "judge_chat" => qwen_vl::judge_chat(case),
         "nft_loss" => method::nft_loss(case),
         "nft_step" => step::nft_step(case),
         unknown => bail!("unknown component {unknown:?}: no such component is tested here"),

@@ -77,7 +77,7 @@ pub(crate) fn scheduler(case: &Case) -> anyhow::Result<Outputs> {
     let sigmas = scheduler.sigmas(
         case.count("num_inference_steps")?,
         case.count("image_seq_len")?,
-    );
+    )?;
     let timesteps: Vec<f32> = sigmas[..sigmas.len() - 1]
         .iter()
         .map(|sigma| sigma * NUM_TRAIN_TIMESTEPS)

@@ -39,7 +39,7 @@ pub(crate) fn kontext_pipeline(case: &Case) -> anyhow::Result<Outputs> {
         guidance_scale: case.number("guidance_scale")?,
         true_cfg_scale: 1.0,
     };
-    let latents = editor.sample(&condition, case.input("latents", &device)?, &options, None);
+    let latents = editor.sample(&condition, case.input("latents", &device)?, &options, None)?;
     let pixels = editor.decode_pixels(latents.clone(), &condition)?;
     Ok(Outputs::default()
         .float("out.latents", latents)

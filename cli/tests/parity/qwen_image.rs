@@ -106,7 +106,7 @@ fn run(case: &Case, text_positions: TextPositions) -> anyhow::Result<Outputs> {
         size: size(case, &editor)?,
         max_sequence_length: 0,
     })?;
-    let latents = editor.sample(&condition, case.input("latents", &device)?, &options, None);
+    let latents = editor.sample(&condition, case.input("latents", &device)?, &options, None)?;
     let pixels = editor.decode_pixels(latents.clone(), &condition)?;
     Ok(Outputs::default()
         .float("out.latents", latents)

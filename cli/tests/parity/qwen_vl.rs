@@ -1,10 +1,13 @@
-//! Qwen2.5-VL: vision tower, whole model, image processor.
+//! Qwen2.5-VL: vision tower, whole model, image processor, the judge's conversation.
 
 use anyhow::{Context, ensure};
 use burn::tensor::{DType, Device, TensorData};
 use image::RgbImage;
 use retouch_models::image_processor::{ImageProcessor, ImageProcessorConfig};
-use retouch_models::qwen2_5_vl::{Grid, Qwen2_5Vl, TokenRows, VisionConfig, VisionTower};
+use retouch_models::judge::{JudgeProcessor, JudgeRequest};
+use retouch_models::qwen2_5_vl::{
+    Grid, Qwen2_5Vl, Qwen2_5VlConfig, TokenRows, VisionConfig, VisionTower,
+};
 use retouch_models::weights::{Weights, read_config};
 
 use crate::case::Case;
@@ -111,6 +114,23 @@ pub(crate) fn image_processor(case: &Case) -> anyhow::Result<Outputs> {
             "out.image_grid_thw",
             TensorData::new(grid.map(|side| side as i64).to_vec(), [1, 3]),
         ))
+}
+
+/// What the judge's default template feeds to the model.
+pub(crate) fn judge_chat(case: &Case) -> anyhow::Result<Outputs> {
+    let config = Qwen2_5VlConfig::load(case.folder())?;
+    let processor = JudgeProcessor::load(case.folder(), &config)?;
+    let (source, edited) = (image(case, "source")?, image(case, "edited")?);
+    let inputs = processor.prepare(&[JudgeRequest {
+        source: &source,
+        edits: &[edited],
+        prompt: case.text("prompt")?,
+        requirement: case.text("requirement")?,
+        template: None,
+    }])?;
+    let ids: Vec<i64> = inputs.token_ids(0).into_iter().map(i64::from).collect();
+    let shape = [ids.len()];
+    Ok(Outputs::default().data("out.ids", TensorData::new(ids, shape)))
 }
 
 /// Input `name`, `[H, W, 3]` u8.

@@ -9,6 +9,7 @@ mod mid_block;
 mod resnet;
 #[cfg(test)]
 mod tests;
+mod work;
 
 pub use autoencoder::AutoencoderKl;
 pub use config::AutoencoderKlConfig;

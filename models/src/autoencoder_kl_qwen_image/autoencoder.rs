@@ -8,7 +8,7 @@ use super::causal_conv::CausalConv3d;
 use super::decoder::Decoder;
 use super::encoder::Encoder;
 use crate::init::Init;
-use crate::weights::{DIFFUSERS_FILE, LoadError, Names, Weights, save_folder};
+use crate::weights::{DIFFUSERS_FILE, LoadError, Names, Table, Weights, save_folder};
 
 /// The variants of the encoder's layers are no part of the reference's names.
 const NAMES: Names = Names {
@@ -57,6 +57,11 @@ impl AutoencoderKlQwenImage {
     pub fn load(folder: &Path, device: &Device) -> Result<Self, LoadError> {
         let config = AutoencoderKlQwenImageConfig::load(folder)?;
         Self::from_weights(&config, &Weights::from_folder(folder)?, device, DType::F32)
+    }
+
+    /// Names and shapes of the tensors of a model of this configuration.
+    pub fn table(config: &AutoencoderKlQwenImageConfig) -> Table {
+        Table::of(&Self::init(config, &Init::unused()), &NAMES)
     }
 
     /// A model of the given weights.

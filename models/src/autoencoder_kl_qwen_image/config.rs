@@ -2,7 +2,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::weights::{LoadError, read_config};
+use crate::weights::{LoadError, read_class};
 
 /// The published configuration; a missing field has diffusers' default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -54,10 +54,10 @@ impl AutoencoderKlQwenImageConfig {
     /// The configuration of a diffusers folder.
     ///
     /// # Errors
-    /// If it can't be read, or asks for something that this model does not have.
+    /// If it can't be read, is another class's, or asks for something that this model does not have.
     pub fn load(folder: &Path) -> Result<Self, LoadError> {
         let path = folder.join("config.json");
-        let config: Self = read_config(&path)?;
+        let config: Self = read_class(&path, "AutoencoderKLQwenImage")?;
         config.check(&path)?;
         Ok(config)
     }
@@ -73,6 +73,12 @@ impl AutoencoderKlQwenImageConfig {
             .iter()
             .map(|mult| mult * self.base_dim)
             .collect()
+    }
+
+    /// Channels that the last doubling of the decoder starts from.
+    pub(crate) fn decoded_channels(&self) -> usize {
+        let levels = self.levels();
+        levels.get(1).or(levels.first()).copied().unwrap_or(0)
     }
 
     /// Whether a model can be built; `path` names the file in the error.

@@ -16,6 +16,7 @@ mod resample;
 mod resnet;
 #[cfg(test)]
 mod tests;
+mod work;
 
 pub use autoencoder::AutoencoderKlQwenImage;
 pub use config::AutoencoderKlQwenImageConfig;

@@ -7,6 +7,7 @@ use burn::module::{ModuleMapper, ModuleVisitor};
 use burn::tensor::{DType, Device, Tensor};
 use image::RgbImage;
 
+use super::outline::{Assumed, Outline};
 use super::{
     EditError, FluxKontext, ImageSize, LatentFormat, Parts, PromptBatch, PromptInput, QwenImageEdit,
 };
@@ -57,10 +58,48 @@ impl Images<'_> {
     }
 }
 
+/// A part of a pipeline folder, as `model_index.json` lists it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Part {
+    /// Its name, which is its folder's.
+    pub(crate) name: &'static str,
+    /// The Python library of its class.
+    pub(crate) library: &'static str,
+    /// The class that it usually has.
+    pub(crate) class: &'static str,
+}
+
+impl Part {
+    pub(super) const fn diffusers(name: &'static str, class: &'static str) -> Self {
+        Self {
+            name,
+            library: "diffusers",
+            class,
+        }
+    }
+
+    pub(super) const fn transformers(name: &'static str, class: &'static str) -> Self {
+        Self {
+            name,
+            library: "transformers",
+            class,
+        }
+    }
+
+    /// The only scheduler that there is.
+    pub(super) const fn scheduler() -> Self {
+        Self::diffusers("scheduler", "FlowMatchEulerDiscreteScheduler")
+    }
+}
+
 /// A base model. Latents are what diffusion sees: shifted and scaled, `[B, C, h, w]`, or packed into tokens.
 pub(super) trait BaseModel: Clone + Debug + Sized {
     /// `_class_name` of its diffusers pipeline.
     const CLASS: &'static str;
+    /// The parts that loading reads.
+    const PARTS: &'static [Part];
+    /// Parts that the pipeline may have in other hands, listed as absent.
+    const ABSENT_PARTS: &'static [&'static str];
     /// Most source images.
     const SOURCES_MAX: usize;
     /// Whether the text encoder sees the source images.
@@ -70,6 +109,9 @@ pub(super) trait BaseModel: Clone + Debug + Sized {
 
     /// What all steps of one condition share.
     type Context: Clone + Debug;
+
+    /// What the configurations of a pipeline folder say, and whether they fit each other.
+    fn outline(folder: &Path, assumed: &Assumed<'_>) -> Result<Outline, LoadError>;
 
     /// The frozen model of a pipeline folder.
     fn load(files: Files<'_>) -> Result<Self, LoadError>;
@@ -171,7 +213,26 @@ macro_rules! base_models {
 
         impl Base {
             /// The supported pipelines, for messages.
-            const CLASSES: &[&str] = &[$(<$name as BaseModel>::CLASS,)*];
+            pub(crate) const CLASSES: &[&str] = &[$(<$name as BaseModel>::CLASS,)*];
+
+            /// The parts that loading a pipeline of class `class` reads; none if it is not supported.
+            pub(crate) fn parts_of(class: &str) -> &'static [Part] {
+                $(if class == <$name as BaseModel>::CLASS {
+                    return <$name as BaseModel>::PARTS;
+                })*
+                &[]
+            }
+
+            fn outline_class(
+                class: &str,
+                folder: &Path,
+                assumed: &Assumed<'_>,
+            ) -> Option<Result<Outline, LoadError>> {
+                $(if class == <$name as BaseModel>::CLASS {
+                    return Some(<$name as BaseModel>::outline(folder, assumed));
+                })*
+                None
+            }
 
             fn load_class(class: &str, files: Files<'_>) -> Option<Result<Self, LoadError>> {
                 $(if class == <$name as BaseModel>::CLASS {
@@ -314,6 +375,16 @@ impl Base {
     /// The base model of a pipeline of class `class`.
     pub(super) fn load(class: &str, files: Files<'_>) -> Result<Self, LoadError> {
         Self::load_class(class, files).unwrap_or_else(|| Err(unsupported(class, files.folder)))
+    }
+
+    /// The outline of a pipeline of class `class`.
+    pub(super) fn outline(
+        class: &str,
+        folder: &Path,
+        assumed: &Assumed<'_>,
+    ) -> Result<Outline, LoadError> {
+        Self::outline_class(class, folder, assumed)
+            .unwrap_or_else(|| Err(unsupported(class, folder)))
     }
 
     /// As [`Base::load`], with a random transformer.

@@ -1,5 +1,6 @@
 use super::ImageSize;
 use crate::image_processor::ImageError;
+use crate::scheduler::ScheduleError;
 use crate::tokenizer::TokenizeError;
 
 /// Why an image can't be encoded or decoded.
@@ -45,6 +46,9 @@ pub enum EditError {
         /// The most.
         max: usize,
     },
+    /// There are no noise levels for so many steps.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
     /// A source image can't be shown to the text encoder.
     #[error(transparent)]
     Image(#[from] ImageError),

@@ -4,12 +4,13 @@ use std::path::Path;
 
 use burn::tensor::{DType, Device};
 use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
-use super::base::Files;
+use super::base::{BaseModel, Files};
 use super::{Base, Editor, Parts, TextStart};
 use crate::init::Init;
 use crate::scheduler::FlowMatchScheduler;
-use crate::weights::{LoadError, read_config, require_file};
+use crate::weights::{LoadError, read_config, require_file, write_config};
 
 pub(super) const INDEX_FILE: &str = "model_index.json";
 
@@ -87,6 +88,17 @@ impl Editor {
 fn class_of(folder: &Path) -> Result<String, LoadError> {
     let index: ModelIndex = read_config(&require_file(folder, INDEX_FILE, "a base editor")?)?;
     Ok(index.class_name)
+}
+
+/// Writes the list of a pipeline's parts.
+pub(super) fn save_index<M: BaseModel>(folder: &Path) -> Result<(), LoadError> {
+    let mut index = Map::new();
+    index.insert("_class_name".to_owned(), json!(M::CLASS));
+    let absent = M::ABSENT_PARTS.iter();
+    index.extend(absent.map(|name| ((*name).to_owned(), json!([null, null]))));
+    let parts = M::PARTS.iter();
+    index.extend(parts.map(|part| (part.name.to_owned(), json!([part.library, part.class]))));
+    write_config(&folder.join(INDEX_FILE), &Value::Object(index))
 }
 
 pub(super) fn no_encoders(folder: &Path) -> LoadError {

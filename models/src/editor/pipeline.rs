@@ -368,6 +368,9 @@ impl Editor {
     /// * noise: `[K, S, C]`
     /// * output, packed x0: `[K, S, C]`
     ///
+    /// # Errors
+    /// If the scheduler has no noise levels for so many steps.
+    ///
     /// # Panics
     /// If the options ask for classifier-free guidance and the condition has no negative prompt.
     pub fn sample(
@@ -376,7 +379,7 @@ impl Editor {
         noise: Tensor<3>,
         options: &SampleOptions,
         adapter: Option<&LoraAdapter>,
-    ) -> Tensor<3> {
+    ) -> Result<Tensor<3>, EditError> {
         let adapter = adapter.map(Module::valid);
         // A narrow base would round small changes away: there the adapter stays apart.
         let (policy, apart) = match adapter {
@@ -385,11 +388,18 @@ impl Editor {
         };
         let prepared = policy.prepare_guided(condition, options);
         let [batch, tokens, _] = noise.dims();
-        let sigmas = self.scheduler.sigmas(options.num_inference_steps, tokens);
-        solver::sample(options.solver, &sigmas, noise.inner(), |x, sigma| {
+        let steps = options.num_inference_steps;
+        let sigmas = self.scheduler.sigmas(steps, tokens)?;
+        let velocity = |x, sigma| {
             let t = Tensor::full([batch], sigma, (&policy.device, DType::F32));
             policy.velocity_of(x, t, &prepared, apart.as_ref())
-        })
+        };
+        Ok(solver::sample(
+            options.solver,
+            &sigmas,
+            noise.inner(),
+            velocity,
+        ))
     }
 
     /// The editor of a policy that is not being trained, without encoders and off the autodiff

@@ -76,7 +76,9 @@ fn the_pipeline_equals_the_reference() {
     for case in Case::all("kontext_pipeline") {
         let editor = editor(&case, Parts::All);
         let condition = condition(&case, &editor);
-        let x0 = editor.sample(&condition, case.tensor("in.latents"), &options(&case), None);
+        let x0 = editor
+            .sample(&condition, case.tensor("in.latents"), &options(&case), None)
+            .unwrap();
         case.check("out.latents", x0.clone(), 1e-3);
         let pixels = editor.decode_pixels(x0, &condition).unwrap();
         case.check(
@@ -170,9 +172,13 @@ fn gradients_reach_the_adapter_alone_and_sampling_makes_none() {
         guidance_scale: 1.0,
         true_cfg_scale: 1.0,
     };
-    let x0 = editor.sample(&condition, x.clone(), &options, Some(&adapter));
+    let x0 = editor
+        .sample(&condition, x.clone(), &options, Some(&adapter))
+        .unwrap();
     assert!(!x0.is_autodiff());
-    let plain = editor.sample(&condition, x, &options, Some(&adapter.valid()));
+    let plain = editor
+        .sample(&condition, x, &options, Some(&adapter.valid()))
+        .unwrap();
     assert_eq!(x0.into_data(), plain.into_data());
 }
 
@@ -197,7 +203,9 @@ fn a_saved_editor_edits_as_before() {
             .unwrap();
         editor
             .decode(
-                editor.sample(&condition, noise.clone(), &options, None),
+                editor
+                    .sample(&condition, noise.clone(), &options, None)
+                    .unwrap(),
                 &condition,
             )
             .unwrap()

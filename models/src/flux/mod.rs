@@ -14,6 +14,7 @@ mod single_transformer_block;
 mod tests;
 mod transformer;
 mod transformer_block;
+mod work;
 
 pub use config::FluxTransformerConfig;
 pub use context::{FluxCondition, FluxContext};

@@ -3,17 +3,17 @@
 use std::path::Path;
 
 use crate::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
+use crate::autoencoder_kl_qwen_image::{AutoencoderKlQwenImage, AutoencoderKlQwenImageConfig};
 use crate::clip::{ClipText, ClipTextConfig};
 use crate::flux::{FluxTransformer, FluxTransformerConfig};
+use crate::image_processor::ImageProcessor;
 use crate::judge::JudgeProcessor;
+use crate::qwen_image::{QwenImageTransformer, QwenImageTransformerConfig};
 use crate::qwen2_5_vl::{Qwen2_5Vl, Qwen2_5VlConfig};
 use crate::scheduler::FlowMatchScheduler;
 use crate::t5::{T5Config, T5Encoder};
 use crate::tokenizer::Tokenizer;
 use crate::weights::{LoadError, Table, Weights};
-
-/// The pipelines that are editors.
-pub(super) const PIPELINES: [&str; 1] = ["FluxKontextPipeline"];
 
 /// The models that are judges.
 pub(super) const JUDGES: [&str; 1] = ["Qwen2_5_VLForConditionalGeneration"];
@@ -27,6 +27,11 @@ pub(super) enum Class {
     Other(fn(&Path) -> Result<(), String>),
 }
 
+/// Whether `name` is a class of models.
+pub(super) fn is_known(name: &str) -> bool {
+    matches!(class(name), Some(Class::Model(_)))
+}
+
 /// What is known of the class called `name`.
 pub(super) fn class(name: &str) -> Option<Class> {
     Some(match name {
@@ -34,6 +39,16 @@ pub(super) fn class(name: &str) -> Option<Class> {
             Ok(FluxTransformer::table(&FluxTransformerConfig::load(
                 folder,
             )?))
+        }),
+        "QwenImageTransformer2DModel" => Class::Model(|folder, _| {
+            Ok(QwenImageTransformer::table(
+                &QwenImageTransformerConfig::load(folder)?,
+            ))
+        }),
+        "AutoencoderKLQwenImage" => Class::Model(|folder, _| {
+            Ok(AutoencoderKlQwenImage::table(
+                &AutoencoderKlQwenImageConfig::load(folder)?,
+            ))
         }),
         "AutoencoderKL" => {
             Class::Model(|folder, _| Ok(AutoencoderKl::table(&AutoencoderKlConfig::load(folder)?)))
@@ -62,6 +77,10 @@ pub(super) fn class(name: &str) -> Option<Class> {
             let config = Qwen2_5VlConfig::load(folder).map_err(|error| error.to_string())?;
             told(JudgeProcessor::load(folder, &config))
         }),
+        // What transformers 4 and 5 call the same.
+        "Qwen2_5_VLProcessor" | "Qwen2VLProcessor" => {
+            Class::Other(|folder| told(ImageProcessor::load(folder)))
+        }
         name if name.contains("Tokenizer") => Class::Other(|folder| told(Tokenizer::load(folder))),
         _ => return None,
     })
@@ -69,4 +88,22 @@ pub(super) fn class(name: &str) -> Option<Class> {
 
 fn told<T, E: std::fmt::Display>(result: Result<T, E>) -> Result<(), String> {
     result.map(drop).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::editor::Base;
+
+    #[test]
+    fn every_part_of_every_editor_is_known() {
+        for pipeline in Base::CLASSES {
+            let parts = Base::parts_of(pipeline);
+            assert!(!parts.is_empty(), "{pipeline}");
+            for part in parts {
+                assert!(class(part.class).is_some(), "{pipeline}: {}", part.class);
+            }
+        }
+        assert!(class("UNet2DConditionModel").is_none());
+    }
 }

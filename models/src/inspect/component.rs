@@ -46,6 +46,10 @@ impl Component {
                     component.problem(problem);
                 }
             }
+            Some(Class::Model(_)) if !folder.is_dir() => component.problem(format!(
+                "{}: there is no such folder, expected a model of class {class_name}",
+                folder.display()
+            )),
             Some(Class::Model(table)) => component.check_model(folder, table),
         }
         component

@@ -6,8 +6,12 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Component;
-use super::classes::{JUDGES, PIPELINES};
-use crate::weights::{LoadError, class_of, read_config};
+use super::classes::{JUDGES, is_known};
+use crate::editor::{Assumed, Base, ImageSize, Outline};
+use crate::judge::JudgeProcessor;
+use crate::lora::LoraConfig;
+use crate::qwen2_5_vl::Qwen2_5VlConfig;
+use crate::weights::{LoadError, class_of, read_config, seems};
 
 const PIPELINE_FILE: &str = "model_index.json";
 const MODEL_FILE: &str = "config.json";
@@ -44,6 +48,8 @@ pub struct Inspection {
     pub components: Vec<Component>,
     /// What is wrong with the whole.
     pub problems: Vec<String>,
+    /// What may be meant, and should be looked at.
+    pub warnings: Vec<String>,
 }
 
 impl Inspection {
@@ -66,9 +72,12 @@ pub fn inspect(folder: &Path) -> Result<Inspection, LoadError> {
         return model(folder);
     }
     let reason = match folder.is_dir() {
-        true => format!(
-            "no model folder: it has neither {PIPELINE_FILE}, as a diffusers pipeline has, nor {MODEL_FILE}, as a transformers model has"
-        ),
+        true => {
+            let seems = seems(folder).map_or(String::new(), |seems| format!("; it is {seems}"));
+            format!(
+                "no model folder: it has neither {PIPELINE_FILE}, as a diffusers pipeline has, nor {MODEL_FILE}, as a transformers model has{seems}"
+            )
+        }
         false => "there is no such folder".to_owned(),
     };
     Err(LoadError::format(folder, reason))
@@ -80,42 +89,98 @@ fn pipeline(folder: &Path) -> Result<Inspection, LoadError> {
         .get("_class_name")
         .and_then(Value::as_str)
         .unwrap_or("");
-    // A part is a pair of library and class; those of two nulls are not there.
-    let parts = index.iter().filter_map(|(name, value)| {
-        let class = value.as_array()?.get(1)?.as_str()?;
-        Some(Component::check(name, class, &folder.join(name)))
-    });
-    Ok(Inspection {
+    let parts = parts(class, &index).into_iter();
+    let components = parts.map(|(name, class)| Component::check(name, class, &folder.join(name)));
+    let mut inspection = Inspection {
         folder: folder.to_owned(),
         kind: FolderKind::Editor,
         class: class.to_owned(),
-        components: parts.collect(),
-        problems: unsupported(folder, class, &PIPELINES).into_iter().collect(),
-    })
+        components: components.collect(),
+        problems: unsupported(folder, class).into_iter().collect(),
+        warnings: Vec::new(),
+    };
+    // Sound parts may still not fit each other.
+    if inspection.all_problems().next().is_none() {
+        let misfit = outline(class, folder).err();
+        inspection
+            .problems
+            .extend(misfit.map(|error| error.to_string()));
+    }
+    Ok(inspection)
+}
+
+/// The outline of any edit.
+fn outline(class: &str, folder: &Path) -> Result<Outline, LoadError> {
+    let lora = LoraConfig {
+        rank: 1,
+        alpha: 1.0,
+        target_modules: Vec::new(),
+    };
+    let assumed = Assumed {
+        size: ImageSize::square(512),
+        prompt_tokens: 128,
+        lora: &lora,
+    };
+    Outline::read(class, folder, &assumed)
+}
+
+/// Names and classes of a pipeline's parts: those that its index lists, and those that it should.
+fn parts<'a>(class: &str, index: &'a BTreeMap<String, Value>) -> BTreeMap<&'a str, &'a str> {
+    let needed = Base::parts_of(class).iter();
+    let mut parts: BTreeMap<&str, &str> = needed.map(|part| (part.name, part.class)).collect();
+    // A part is a pair of library and class; those of two nulls are not there.
+    let listed = index.iter().filter_map(|(name, value)| {
+        let class = value.as_array()?.get(1)?.as_str()?;
+        Some((name.as_str(), class))
+    });
+    parts.extend(listed);
+    parts
 }
 
 fn model(folder: &Path) -> Result<Inspection, LoadError> {
     let config: Value = read_config(&folder.join(MODEL_FILE))?;
     let class = class_of(&config).1.unwrap_or("");
-    let mut components = Vec::new();
-    if JUDGES.contains(&class) {
-        components.push(Component::check("model", class, folder));
-        components.push(Component::check("processor", "JudgeProcessor", folder));
+    if !JUDGES.contains(&class) {
+        return Err(LoadError::format(folder, no_judge(class)));
     }
+    let components = vec![
+        Component::check("model", class, folder),
+        Component::check("processor", "JudgeProcessor", folder),
+    ];
     Ok(Inspection {
         folder: folder.to_owned(),
         kind: FolderKind::Judge,
         class: class.to_owned(),
         components,
-        problems: unsupported(folder, class, &JUDGES).into_iter().collect(),
+        problems: Vec::new(),
+        warnings: chat_template(folder).into_iter().collect(),
     })
 }
 
-fn unsupported(folder: &Path, class: &str, supported: &[&str]) -> Option<String> {
-    let supported_list = supported.join(", ");
-    (!supported.contains(&class)).then(|| {
+/// What a model is that is no judge.
+fn no_judge(class: &str) -> String {
+    if is_known(class) {
+        return format!(
+            "a model of class {class} is one part of an editor; check the folder around it, which has {PIPELINE_FILE}"
+        );
+    }
+    let judges = JUDGES.join(", ");
+    format!("a model of class {class:?} is not supported as a judge; supported: {judges}")
+}
+
+/// How a judge's own chat template differs from the judge's default template; a folder that can't be read has none.
+fn chat_template(folder: &Path) -> Option<String> {
+    let config = Qwen2_5VlConfig::load(folder).ok()?;
+    let processor = JudgeProcessor::load(folder, &config).ok()?;
+    let difference = processor.chat_template_difference(folder);
+    difference.unwrap_or_else(|error| Some(error.to_string()))
+}
+
+fn unsupported(folder: &Path, class: &str) -> Option<String> {
+    let supported = Base::CLASSES.join(", ");
+    (!Base::CLASSES.contains(&class)).then(|| {
         format!(
-            "{}: the class {class:?} is not supported; supported: {supported_list}",
+            "{}: the class {class:?} is not supported; supported: {supported}",
             folder.display()
         )
     })

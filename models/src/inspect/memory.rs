@@ -9,9 +9,11 @@ use std::path::Path;
 use burn::tensor::DType;
 use serde::Serialize;
 
+use super::effort::Effort;
 use super::folder::{FolderKind, Inspection};
-use super::{editor_memory, judge_memory};
-use crate::editor::ImageSize;
+use super::judge::JudgeOutline;
+use super::{editor_effort, editor_memory};
+use crate::editor::{Assumed, ImageSize, Outline};
 use crate::lora::LoraConfig;
 use crate::weights::LoadError;
 
@@ -61,6 +63,10 @@ pub struct Workload {
     pub group_size: usize,
     /// Prompt tokens of an editor.
     pub max_sequence_length: usize,
+    /// Steps in which an edit is sampled.
+    pub num_inference_steps: usize,
+    /// Whether each step is guided.
+    pub guidance: Guidance,
     /// (sample, timestep) pairs in one forward pass of a learner.
     pub micro_batch_size: usize,
     /// Micro batches that a learner works on at a time: one on a GPU, one a thread on a CPU.
@@ -69,6 +75,34 @@ pub struct Workload {
     pub shards: usize,
     /// The adapter.
     pub lora: LoraConfig,
+}
+
+/// How many velocities a sampling step takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guidance {
+    /// One.
+    None,
+    /// Two: classifier-free guidance has one under the negative prompt besides.
+    ClassifierFree,
+}
+
+impl Guidance {
+    pub(super) fn evaluations(self) -> u64 {
+        match self {
+            Self::None => 1,
+            Self::ClassifierFree => 2,
+        }
+    }
+}
+
+impl Workload {
+    pub(super) fn assumed(&self) -> Assumed<'_> {
+        Assumed {
+            size: self.size,
+            prompt_tokens: self.max_sequence_length,
+            lora: &self.lora,
+        }
+    }
 }
 
 /// One part of an estimate.
@@ -91,6 +125,8 @@ pub struct Estimate {
     pub lines: Vec<MemoryLine>,
     /// Their sum.
     pub bytes: u64,
+    /// The arithmetic that it does.
+    pub effort: Effort,
 }
 
 /// What a role needs for the model in an inspected folder.
@@ -108,15 +144,27 @@ pub fn estimate(
         let reason = format!("the {role} needs {needed}, the folder holds {found}");
         return Err(LoadError::format(folder, reason));
     }
-    let lines = match role {
-        Role::RolloutWorker => editor_memory::rollout(folder, workload)?,
-        Role::Learner => editor_memory::learner(folder, workload)?,
-        Role::RewardWorker => judge_memory::reward(folder, workload)?,
+    let (lines, effort) = match role {
+        Role::RewardWorker => {
+            let judge = JudgeOutline::read(folder, workload)?;
+            (judge.memory(workload), judge.effort(workload))
+        }
+        Role::RolloutWorker => {
+            let editor = Outline::read(&inspection.class, folder, &workload.assumed())?;
+            let memory = editor_memory::rollout(&editor, workload);
+            (memory, editor_effort::rollout(&editor, workload))
+        }
+        Role::Learner => {
+            let editor = Outline::read(&inspection.class, folder, &workload.assumed())?;
+            let memory = editor_memory::learner(&editor, workload);
+            (memory, editor_effort::learner(&editor, workload))
+        }
     };
     Ok(Estimate {
         role,
         bytes: lines.iter().map(|line| line.bytes).sum(),
         lines,
+        effort,
     })
 }
 

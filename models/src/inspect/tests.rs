@@ -29,6 +29,23 @@ fn pipeline() -> (tempfile::TempDir, PathBuf) {
     (root, folder)
 }
 
+/// The published pipelines' small cases.
+fn pipelines() -> Vec<PathBuf> {
+    let components = ["kontext_pipeline", "qwen_image_edit_pipeline"];
+    let cases = components.into_iter().flat_map(Case::all);
+    cases.map(|case| case.path("pipeline")).collect()
+}
+
+/// A copy of the Qwen-Image-Edit pipeline of a variant.
+fn qwen_pipeline(variant: &str) -> (tempfile::TempDir, PathBuf) {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("editor");
+    let all = pipelines().into_iter();
+    let mut named = all.filter(|path| path.to_string_lossy().contains(variant));
+    copy(&named.next().unwrap(), &folder);
+    (root, folder)
+}
+
 fn problems(folder: &Path) -> Vec<String> {
     let inspection = inspect(folder).unwrap();
     inspection.all_problems().map(str::to_owned).collect()
@@ -45,6 +62,8 @@ fn workload(dtype: DType) -> Workload {
         size: ImageSize::square(16),
         group_size: 3,
         max_sequence_length: 7,
+        num_inference_steps: 6,
+        guidance: Guidance::None,
         micro_batch_size: 2,
         lanes: 1,
         shards: 8,
@@ -104,6 +123,128 @@ fn a_sound_pipeline_is_described_and_its_roles_measured() {
         refused
             .to_string()
             .ends_with("the reward-worker needs a judge, the folder holds a base editor")
+    );
+}
+
+#[test]
+fn every_saved_pipeline_is_sound_for_both_of_its_roles() {
+    let folders = pipelines();
+    assert!(folders.len() >= 6, "{folders:?}");
+    for folder in folders {
+        let inspection = inspect(&folder).unwrap();
+        let problems: Vec<&str> = inspection.all_problems().collect();
+        assert_eq!(problems, Vec::<&str>::new(), "{}", folder.display());
+        for role in [Role::RolloutWorker, Role::Learner] {
+            let workload = Workload {
+                size: ImageSize::square(64),
+                ..workload(DType::F32)
+            };
+            let estimate = estimate(&inspection, role, &workload).unwrap();
+            let effort = &estimate.effort;
+            assert!(estimate.lines.iter().all(|line| line.bytes > 0));
+            assert!(effort.lines.iter().all(|line| line.flops > 0), "{effort:?}");
+            let flops: u64 = effort.lines.iter().map(|line| line.flops).sum();
+            assert_eq!(effort.flops, flops);
+        }
+    }
+}
+
+#[test]
+fn guidance_takes_a_second_velocity() {
+    let (_root, folder) = qwen_pipeline("sequential");
+    let inspection = inspect(&folder).unwrap();
+    let velocities = |guidance| {
+        let workload = Workload {
+            guidance,
+            ..workload(DType::BF16)
+        };
+        let estimate = estimate(&inspection, Role::RolloutWorker, &workload).unwrap();
+        estimate.effort.lines[0].flops
+    };
+    let plain = velocities(Guidance::None);
+    assert_eq!(velocities(Guidance::ClassifierFree), 2 * plain);
+}
+
+#[test]
+fn parts_that_the_index_leaves_out_are_looked_for() {
+    let (_root, folder) = qwen_pipeline("sequential");
+    let index = folder.join("model_index.json");
+    fs::write(&index, r#"{"_class_name": "QwenImageEditPlusPipeline"}"#).unwrap();
+    assert_eq!(problems(&folder), Vec::<String>::new());
+    fs::remove_dir_all(folder.join("text_encoder")).unwrap();
+    let problems = problems(&folder);
+    assert_eq!(problems.len(), 1, "{problems:#?}");
+    assert!(
+        problems[0].contains("text_encoder: there is no such folder"),
+        "{problems:#?}"
+    );
+    let error = load_error(&folder);
+    assert!(error.contains("text_encoder"), "{error}");
+}
+
+#[test]
+fn sound_parts_of_two_models_do_not_fit() {
+    let (_root, folder) = qwen_pipeline("sequential");
+    let (_other_root, other) = qwen_pipeline("published_areas");
+    fs::remove_dir_all(folder.join("vae")).unwrap();
+    copy(&other.join("vae"), &folder.join("vae"));
+    let problems = problems(&folder);
+    assert_eq!(problems, [load_error(&folder)]);
+    assert!(
+        problems[0].contains("transformer/config.json: in_channels = 16 is not supported"),
+        "{problems:#?}"
+    );
+}
+
+#[test]
+fn a_part_of_another_pipeline_is_named() {
+    let (_root, folder) = qwen_pipeline("sequential");
+    let (_flux_root, flux) = pipeline();
+    for part in ["transformer", "vae"] {
+        fs::remove_dir_all(folder.join(part)).unwrap();
+        copy(&flux.join(part), &folder.join(part));
+    }
+    let problems = problems(&folder);
+    assert_eq!(problems.len(), 2, "{problems:#?}");
+    assert!(
+        problems[0].contains("_class_name = FluxTransformer2DModel is not supported; supported: QwenImageTransformer2DModel"),
+        "{problems:#?}"
+    );
+    assert!(
+        problems[1].contains(
+            "_class_name = AutoencoderKL is not supported; supported: AutoencoderKLQwenImage"
+        ),
+        "{problems:#?}"
+    );
+}
+
+/// A judge of the parts of a Qwen-Image-Edit pipeline, whose vocabulary has Qwen's chat.
+fn chatty_judge() -> (tempfile::TempDir, PathBuf) {
+    let (root, folder) = qwen_pipeline("sequential");
+    let judge = root.path().join("judge");
+    copy(&folder.join("text_encoder"), &judge);
+    for file in ["tokenizer.json", "processor_config.json"] {
+        fs::copy(folder.join("processor").join(file), judge.join(file)).unwrap();
+    }
+    (root, judge)
+}
+
+#[test]
+fn a_judge_that_chats_otherwise_is_warned_of() {
+    let (_root, judge) = chatty_judge();
+    let warnings = || {
+        let inspection = inspect(&judge).unwrap();
+        let problems: Vec<&str> = inspection.all_problems().collect();
+        assert_eq!(problems, Vec::<&str>::new());
+        inspection.warnings
+    };
+    assert_eq!(warnings(), Vec::<String>::new());
+    fs::write(judge.join("chat_template.jinja"), "{{ messages[0].role }}").unwrap();
+    let found = warnings();
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(
+        found[0].contains("chat_template.jinja: the chat template writes \"system\""),
+        "{found:#?}"
     );
 }
 
@@ -173,5 +314,17 @@ fn folders_that_are_something_else_say_what_they_are() {
         .unwrap_err()
         .to_string();
     assert!(judge.ends_with("not a Qwen2.5-VL model: config.json is missing; the folder is a pipeline of class FluxKontextPipeline"), "{judge}");
-    assert_eq!(problems(&folder.join("transformer")).len(), 1);
+    let inner = error(&folder.join("transformer"));
+    assert!(
+        inner.contains("a model of class FluxTransformer2DModel is one part of an editor"),
+        "{inner}"
+    );
+    let adapter = Case::all("peft_folder")[0].path("adapter");
+    assert!(error(&adapter).ends_with("; it is an adapter"));
+    fs::write(
+        root.path().join("config.json"),
+        r#"{"architectures": ["LlamaForCausalLM"]}"#,
+    )
+    .unwrap();
+    assert!(error(root.path()).ends_with("a model of class \"LlamaForCausalLM\" is not supported as a judge; supported: Qwen2_5_VLForConditionalGeneration"));
 }

@@ -34,6 +34,7 @@ pub struct JudgeInputs {
     groups: Vec<usize>,
     /// Tokens of each edited image, with which its suffix begins.
     edited_tokens: Vec<usize>,
+    image: ImageTokens,
 }
 
 /// Logits of some tokens at many places; see [`JudgeInputs::token_logits`].
@@ -77,6 +78,21 @@ impl JudgeInputs {
     /// Number of edits, over all judgements.
     pub fn rows(&self) -> usize {
         self.groups.len()
+    }
+
+    /// The tokens of an edit's conversation, without padding, those of images repeated for all their patches.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn token_ids(&self, row: usize) -> Vec<u32> {
+        let prefix = self.prefix.row(self.groups[row], Padding::Left);
+        let slots = prefix.iter().chain(self.suffix.row(row, Padding::Right));
+        slots
+            .map(|slot| match slot {
+                Slot::Text(id) => *id,
+                Slot::Image(_) => self.image.token_id,
+            })
+            .collect()
     }
 
     /// Tokens of the longest row.
@@ -172,6 +188,16 @@ impl JudgeInputs {
 }
 
 impl Rows {
+    /// The real tokens of a row that was padded on the given side.
+    fn row(&self, row: usize, padding: Padding) -> &[Slot] {
+        let slots = &self.slots[row * self.length..][..self.length];
+        let real = self.real[row];
+        match padding {
+            Padding::Left => &slots[self.length - real..],
+            Padding::Right => &slots[..real],
+        }
+    }
+
     /// # Shapes
     /// * output: `[rows, length, hidden]`
     fn embeds(&self, model: &Qwen2_5Vl, features: &Tensor<2>) -> Tensor<3> {
@@ -301,6 +327,7 @@ impl Builder {
             suffix: Rows::padded(self.suffixes, Padding::Right),
             groups: self.groups,
             edited_tokens: self.edited_tokens,
+            image: self.image,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! digit from 0 to 5. Nothing is decoded: the reward is read from the logits of the first answer token, over the six
 //! digits only, `R = sum_k k p_k / 5`.
 
+mod chat_template;
 mod error;
 mod inputs;
 mod processor;

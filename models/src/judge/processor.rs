@@ -4,11 +4,13 @@ use std::path::Path;
 
 use tokenizers::Tokenizer;
 
+use super::chat_template::ChatTemplate;
 use super::inputs::{Group, JudgeInputs};
 use super::template::{ImageRole, Rendered};
 use super::{JudgeError, JudgeRequest, Template};
 use crate::image_processor::{ImageProcessor, Patches};
 use crate::qwen2_5_vl::{ImageTokens, Qwen2_5VlConfig};
+use crate::weights::LoadError;
 
 /// The tokenizer's file in a model folder.
 const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -84,6 +86,16 @@ impl JudgeProcessor {
     pub fn with_template(mut self, template: Template) -> Self {
         self.template = template;
         self
+    }
+
+    /// What the chat template of a model folder makes of the processor's template otherwise than it is written, in
+    /// words; nothing if they agree, or the folder has none.
+    ///
+    /// # Errors
+    /// If a file that may have the chat template is broken.
+    pub fn chat_template_difference(&self, folder: &Path) -> Result<Option<String>, LoadError> {
+        let chat = ChatTemplate::find(folder)?;
+        Ok(chat.and_then(|chat| chat.difference(&self.template, &self.image_markup)))
     }
 
     /// The tokens of the digits 0 to 5.

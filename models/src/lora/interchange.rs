@@ -78,7 +78,10 @@ pub fn load_adapter(
     if file.is_file() {
         return load_diffusers(&file, projections, device);
     }
-    let reason = format!("no adapter: neither {CONFIG_FILE} nor {DIFFUSERS_FILE} is there");
+    let reason = match path.is_dir() {
+        true => format!("no adapter: neither {CONFIG_FILE} nor {DIFFUSERS_FILE} is there"),
+        false => "there is no such file or folder, expected an adapter".to_owned(),
+    };
     Err(LoadError::format(path, reason))
 }
 

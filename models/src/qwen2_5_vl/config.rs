@@ -134,6 +134,14 @@ impl VisionConfig {
     /// # Errors
     /// The first field that does not fit, in words.
     pub fn validate(&self) -> Result<(), String> {
+        let sizes = [
+            ("patch_size", self.patch_size),
+            ("spatial_merge_size", self.spatial_merge_size),
+            ("temporal_patch_size", self.temporal_patch_size),
+        ];
+        if let Some((name, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
+            return Err(format!("vision_config.{name} = 0, expected at least 1"));
+        }
         divides(
             "vision_config.num_heads",
             self.num_heads,
@@ -421,6 +429,9 @@ mod tests {
         let mut value = flat();
         value["rope_scaling"]["mrope_section"] = json!([2, 2, 1]);
         assert!(read(value).unwrap_err().contains("[2, 2, 1] sums to 5"));
+        let mut value = flat();
+        value["vision_config"]["spatial_merge_size"] = json!(0);
+        assert!(read(value).unwrap_err().contains("spatial_merge_size = 0"));
         let mut value = flat();
         value["vision_config"]["hidden_act"] = json!("gelu");
         assert!(read(value).unwrap_err().contains("`gelu`"));

@@ -12,6 +12,7 @@ mod names;
 mod rope;
 mod tokens;
 mod vision;
+mod work;
 
 pub use config::{Activation, Qwen2_5VlConfig, TextConfig, VisionConfig};
 pub use grid::Grid;

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::weights::{LoadError, read_config};
+use crate::weights::{LoadError, read_class};
 
 /// The published configuration; a missing field has diffusers' default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,10 +57,10 @@ impl QwenImageTransformerConfig {
     /// The configuration of a diffusers folder.
     ///
     /// # Errors
-    /// If it can't be read, or asks for something that this model does not have.
+    /// If it can't be read, is another class's, or asks for something that this model does not have.
     pub fn load(folder: &Path) -> Result<Self, LoadError> {
         let path = folder.join("config.json");
-        let config: Self = read_config(&path)?;
+        let config: Self = read_class(&path, "QwenImageTransformer2DModel")?;
         config.check(&path)?;
         Ok(config)
     }

@@ -12,6 +12,7 @@ mod rotary;
 mod tests;
 mod transformer;
 mod transformer_block;
+mod work;
 
 pub use config::QwenImageTransformerConfig;
 pub use context::{ImageShape, QwenImageCondition, QwenImageContext};

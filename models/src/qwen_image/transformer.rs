@@ -13,7 +13,7 @@ use crate::init::Init;
 use crate::layers::{Linear, RmsNorm};
 use crate::lora::{self, LoraAdapter, Projection, Scope};
 use crate::ops;
-use crate::weights::{DIFFUSERS_FILE, LoadError, Names, Weights, save_folder};
+use crate::weights::{DIFFUSERS_FILE, LoadError, Names, Table, Weights, save_folder};
 
 const NAMES: Names = Names {
     prefix: "",
@@ -104,6 +104,11 @@ impl QwenImageTransformer {
     pub fn load_as(folder: &Path, device: &Device, dtype: DType) -> Result<Self, LoadError> {
         let config = QwenImageTransformerConfig::load(folder)?;
         Self::from_weights(&config, &Weights::from_folder(folder)?, device, dtype)
+    }
+
+    /// Names and shapes of the tensors of a model of this configuration.
+    pub fn table(config: &QwenImageTransformerConfig) -> Table {
+        Table::of(&Self::init(config, &Init::unused()), &NAMES)
     }
 
     /// A model of the given weights.

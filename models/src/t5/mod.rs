@@ -6,6 +6,7 @@ mod config;
 mod encoder;
 #[cfg(test)]
 mod tests;
+mod work;
 
 pub use config::T5Config;
 pub use encoder::T5Encoder;

@@ -27,7 +27,7 @@ pub(crate) fn require_file(folder: &Path, file: &str, what: &str) -> Result<Path
 }
 
 /// What the folder is, by the files that tell.
-fn seems(folder: &Path) -> Option<String> {
+pub(crate) fn seems(folder: &Path) -> Option<String> {
     if folder.join("adapter_config.json").is_file() {
         return Some("an adapter".to_owned());
     }

@@ -20,7 +20,7 @@ mod tests;
 
 pub use error::{LoadError, Misfit, Misshaped};
 pub use file::{DIFFUSERS_FILE, TRANSFORMERS_FILE, Weights};
-pub(crate) use folder::require_file;
+pub(crate) use folder::{require_file, seems};
 pub use names::Names;
 pub use save::{TensorMap, save_folder, tensors_of, to_safetensors, write_safetensors};
 pub use table::Table;
@@ -37,7 +37,10 @@ use serde_json::Value;
 /// If the file can't be read, is not JSON, or lacks a field: the error names the file and the place.
 pub fn read_config<C: DeserializeOwned>(path: &Path) -> Result<C, LoadError> {
     let text = std::fs::read_to_string(path).map_err(|source| LoadError::io(path, source))?;
-    serde_json::from_str(&text).map_err(|source| LoadError::format(path, source))
+    serde_json::from_str(&text).map_err(|source| match source.is_data() {
+        true => LoadError::format(path, source),
+        false => LoadError::format(path, format!("no sound JSON: {source}")),
+    })
 }
 
 /// Reads the configuration of a model of class `class`, as diffusers (`_class_name`) or transformers

@@ -41,6 +41,16 @@ impl Table {
         self.shapes.values().map(values).sum()
     }
 
+    /// Multiply-adds of all matrix products and convolutions: the weight called `name` is applied at `places(name)`
+    /// rows of a matrix, or pixels of a convolution's output.
+    pub(crate) fn multiply_adds(&self, places: impl Fn(&str) -> u64) -> u64 {
+        let matrices = self.shapes.iter().filter(|(_, shape)| shape.len() > 1);
+        let values = |shape: &Vec<usize>| shape.iter().map(|&side| side as u64).product::<u64>();
+        matrices
+            .map(|(name, shape)| places(name) * values(shape))
+            .sum()
+    }
+
     /// The names in `weights` that are this component's and not ignored.
     pub fn owned<'a>(&'a self, weights: &'a Weights) -> impl Iterator<Item = &'a str> {
         weights.names().filter(|name| self.names.owns(name))

@@ -70,7 +70,7 @@ fn sample_case(editor: &Editor, sampling: Sampling, index: u32) -> Result<Candid
     let [tokens, channels] = editor.latent_shape(SIZE);
     let seed = sampling.seed << 32 | u64::from(index);
     let noise = noise::normal(seed, [sampling.edits, tokens, channels], &Device::flex());
-    let x0: Tensor<3> = editor.sample(&condition, noise, &SAMPLE, None);
+    let x0: Tensor<3> = editor.sample(&condition, noise, &SAMPLE, None)?;
     Ok(scored(case, editor.decode(x0, &condition)?))
 }
 

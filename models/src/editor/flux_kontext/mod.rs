@@ -2,26 +2,27 @@
 //! noise tokens, told apart by their first position axis; CLIP's pooled text and the guidance scale go with time.
 
 mod encoders;
+mod outline;
 
 use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor};
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use serde_json::{Value, json};
 
 pub use self::encoders::FluxKontextEncoders;
-use super::base::{BaseModel, Files, Images};
-use super::folder::{INDEX_FILE, Width, check_widths, no_encoders};
+use super::base::{BaseModel, Files, Images, Part};
+use super::folder::{Width, check_widths, no_encoders, save_index};
+use super::outline::{Assumed, Outline};
 use super::quiet::Quiet;
 use super::size::preferred_size;
 use super::{
     EditError, ImageSize, LatentFormat, Parts, PromptBatch, PromptInput, TextStart, TrainedPart,
 };
 use crate::autoencoder_kl::AutoencoderKlConfig;
-use crate::flux::{FluxCondition, FluxContext, FluxTransformer};
+use crate::flux::{FluxCondition, FluxContext, FluxTransformer, FluxTransformerConfig};
 use crate::init::Init;
 use crate::lora::{LoraAdapter, Projection};
-use crate::weights::{LoadError, read_config, write_config};
+use crate::weights::LoadError;
 
 /// FLUX.1-Kontext.
 #[derive(Clone, Debug)]
@@ -48,54 +49,85 @@ impl FluxKontext {
     }
 
     fn check(&self, folder: &Path) -> Result<(), LoadError> {
-        let config = self.transformer.config();
-        let [_, token] = self.format.shape(ImageSize::square(self.format.unit()));
         let encoders = self.encoders.as_ref();
-        let text = encoders.map(|encoders| encoders.text_encoder_2.config().d_model);
-        let pooled = encoders.map(|encoders| encoders.text_encoder.config().hidden_size);
-        let width = |field, found, expected, supported| Width {
-            field,
-            found,
-            expected,
-            supported,
+        let fed = Fed {
+            text: encoders.map(|encoders| encoders.text_encoder_2.config().d_model),
+            pooled: encoders.map(|encoders| encoders.text_encoder.config().hidden_size),
         };
-        let widths = [
-            width(
-                "in_channels",
-                config.in_channels,
-                Some(token),
-                "four times vae/config.json's latent_channels",
-            ),
-            width(
-                "out_channels",
-                config.out_features(),
-                Some(token),
-                "as many as in_channels",
-            ),
-            width(
-                "joint_attention_dim",
-                config.joint_attention_dim,
-                text,
-                "text_encoder_2/config.json's d_model",
-            ),
-            width(
-                "pooled_projection_dim",
-                config.pooled_projection_dim,
-                pooled,
-                "text_encoder/config.json's hidden_size",
-            ),
-        ];
-        check_widths(folder, widths)
+        check(folder, self.transformer.config(), self.format, fed)
     }
+}
+
+/// Widths of what the text encoders give to the transformer, if they are known.
+struct Fed {
+    text: Option<usize>,
+    pooled: Option<usize>,
+}
+
+/// Whether the parts of a pipeline fit each other.
+fn check(
+    folder: &Path,
+    config: &FluxTransformerConfig,
+    format: LatentFormat,
+    fed: Fed,
+) -> Result<(), LoadError> {
+    let [_, token] = format.shape(ImageSize::square(format.unit()));
+    let width = |field, found, expected, supported| Width {
+        field,
+        found,
+        expected,
+        supported,
+    };
+    let widths = [
+        width(
+            "in_channels",
+            config.in_channels,
+            Some(token),
+            "four times vae/config.json's latent_channels",
+        ),
+        width(
+            "out_channels",
+            config.out_features(),
+            Some(token),
+            "as many as in_channels",
+        ),
+        width(
+            "joint_attention_dim",
+            config.joint_attention_dim,
+            fed.text,
+            "text_encoder_2/config.json's d_model",
+        ),
+        width(
+            "pooled_projection_dim",
+            config.pooled_projection_dim,
+            fed.pooled,
+            "text_encoder/config.json's hidden_size",
+        ),
+    ];
+    check_widths(folder, widths)
 }
 
 impl BaseModel for FluxKontext {
     const CLASS: &'static str = "FluxKontextPipeline";
+    const PARTS: &'static [Part] = &[
+        Part::scheduler(),
+        Part::transformers("text_encoder", "CLIPTextModel"),
+        Part::transformers("text_encoder_2", "T5EncoderModel"),
+        Part::transformers("tokenizer", "PreTrainedTokenizerFast"),
+        Part::transformers("tokenizer_2", "PreTrainedTokenizerFast"),
+        Part::diffusers("transformer", "FluxTransformer2DModel"),
+        Part::diffusers("vae", "AutoencoderKL"),
+    ];
+    const ABSENT_PARTS: &'static [&'static str] = &["feature_extractor", "image_encoder"];
     const SOURCES_MAX: usize = 1;
     const PROMPT_SEES_SOURCES: bool = false;
     const TRAINS_TEXT_ENCODERS: bool = true;
 
     type Context = FluxContext;
+
+    fn outline(folder: &Path, assumed: &Assumed<'_>) -> Result<Outline, LoadError> {
+        outline::outline(folder, assumed)
+    }
 
     fn load(files: Files<'_>) -> Result<Self, LoadError> {
         let Files { folder, device, .. } = files;
@@ -119,7 +151,7 @@ impl BaseModel for FluxKontext {
 
     fn random(files: Files<'_>, text: TextStart, init: &Init) -> Result<Self, LoadError> {
         let Files { folder, device, .. } = files;
-        let config = read_config(&folder.join("transformer").join("config.json"))?;
+        let config = FluxTransformerConfig::load(&folder.join("transformer"))?;
         let transformer = FluxTransformer::init(&config, init).map(&mut Quiet::default());
         let encoders = match text {
             TextStart::Weights => FluxKontextEncoders::load(folder, device, files.dtype)?,
@@ -134,7 +166,7 @@ impl BaseModel for FluxKontext {
         let encoders = self.encoders.as_ref().ok_or_else(|| no_encoders(folder))?;
         self.transformer.save(&folder.join("transformer"))?;
         encoders.save(folder)?;
-        write_config(&folder.join(INDEX_FILE), &model_index())
+        save_index::<Self>(folder)
     }
 
     fn format(&self) -> LatentFormat {
@@ -243,7 +275,7 @@ impl BaseModel for FluxKontext {
 }
 
 /// How `vae` encodes images.
-pub(crate) fn format_of(vae: &AutoencoderKlConfig) -> LatentFormat {
+fn format_of(vae: &AutoencoderKlConfig) -> LatentFormat {
     LatentFormat {
         scale_factor: vae.scale_factor(),
         channels: vae.latent_channels,
@@ -263,21 +295,6 @@ fn image_ids(format: LatentFormat, images: Images<'_>, device: &Device) -> Tenso
     }
     let count = ids.len() / 3;
     Tensor::from_data(TensorData::new(ids, [count, 3]), device)
-}
-
-fn model_index() -> Value {
-    json!({
-        "_class_name": FluxKontext::CLASS,
-        "feature_extractor": [null, null],
-        "image_encoder": [null, null],
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "text_encoder_2": ["transformers", "T5EncoderModel"],
-        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-        "tokenizer_2": ["transformers", "PreTrainedTokenizerFast"],
-        "transformer": ["diffusers", "FluxTransformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    })
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! tokens are appended to the noise tokens, and which the text encoder sees too, in a smaller size.
 
 mod encoders;
+mod outline;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -10,11 +11,11 @@ use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor};
 use burn::tensor::{DType, Device, Tensor};
-use serde_json::{Value, json};
 
 pub use self::encoders::{QwenImageEditEncoders, TextPositions};
-use super::base::{BaseModel, Files, Images};
-use super::folder::{INDEX_FILE, Width, check_widths, no_encoders};
+use super::base::{BaseModel, Files, Images, Part};
+use super::folder::{Width, check_widths, no_encoders, save_index};
+use super::outline::{Assumed, Outline};
 use super::quiet::Quiet;
 use super::size::area_size;
 use super::{
@@ -27,7 +28,7 @@ use crate::qwen_image::{
     ImageShape, QwenImageCondition, QwenImageContext, QwenImageTransformer,
     QwenImageTransformerConfig,
 };
-use crate::weights::{LoadError, write_config};
+use crate::weights::LoadError;
 
 /// Qwen-Image-Edit-2509.
 #[derive(Clone, Debug)]
@@ -75,47 +76,69 @@ impl QwenImageEdit {
     }
 
     fn check(&self, folder: &Path) -> Result<(), LoadError> {
-        let config = self.transformer.config();
-        let [_, token] = self.format.shape(ImageSize::square(self.format.unit()));
         let encoders = self.encoders.as_ref();
         let text = encoders.map(|encoders| encoders.text_encoder.config().text.hidden_size);
-        let width = |field, found, expected, supported| Width {
-            field,
-            found,
-            expected,
-            supported,
-        };
-        let widths = [
-            width(
-                "in_channels",
-                config.in_channels,
-                Some(token),
-                "four times vae/config.json's z_dim",
-            ),
-            width(
-                "out_channels",
-                config.out_features(),
-                Some(token),
-                "vae/config.json's z_dim, with a patch_size of 2",
-            ),
-            width(
-                "joint_attention_dim",
-                config.joint_attention_dim,
-                text,
-                "text_encoder/config.json's hidden_size",
-            ),
-        ];
-        check_widths(folder, widths)
+        check(folder, self.transformer.config(), self.format, text)
     }
+}
+
+/// Whether the parts of a pipeline fit each other; `text` is the width of text tokens, if it is known.
+fn check(
+    folder: &Path,
+    config: &QwenImageTransformerConfig,
+    format: LatentFormat,
+    text: Option<usize>,
+) -> Result<(), LoadError> {
+    let [_, token] = format.shape(ImageSize::square(format.unit()));
+    let width = |field, found, expected, supported| Width {
+        field,
+        found,
+        expected,
+        supported,
+    };
+    let widths = [
+        width(
+            "in_channels",
+            config.in_channels,
+            Some(token),
+            "four times vae/config.json's z_dim",
+        ),
+        width(
+            "out_channels",
+            config.out_features(),
+            Some(token),
+            "vae/config.json's z_dim, with a patch_size of 2",
+        ),
+        width(
+            "joint_attention_dim",
+            config.joint_attention_dim,
+            text,
+            "text_encoder/config.json's hidden_size",
+        ),
+    ];
+    check_widths(folder, widths)
 }
 
 impl BaseModel for QwenImageEdit {
     const CLASS: &'static str = "QwenImageEditPlusPipeline";
+    const PARTS: &'static [Part] = &[
+        Part::transformers("processor", "Qwen2_5_VLProcessor"),
+        Part::scheduler(),
+        Part::transformers("text_encoder", "Qwen2_5_VLForConditionalGeneration"),
+        Part::transformers("tokenizer", "PreTrainedTokenizerFast"),
+        Part::diffusers("transformer", "QwenImageTransformer2DModel"),
+        Part::diffusers("vae", "AutoencoderKLQwenImage"),
+    ];
+    const ABSENT_PARTS: &'static [&'static str] = &[];
     const SOURCES_MAX: usize = 3;
     const PROMPT_SEES_SOURCES: bool = true;
     const TRAINS_TEXT_ENCODERS: bool = false;
 
     type Context = QwenImageContext;
+
+    fn outline(folder: &Path, assumed: &Assumed<'_>) -> Result<Outline, LoadError> {
+        outline::outline(folder, assumed)
+    }
 
     fn load(files: Files<'_>) -> Result<Self, LoadError> {
         let Files { folder, device, .. } = files;
@@ -160,7 +183,7 @@ impl BaseModel for QwenImageEdit {
         let encoders = self.encoders.as_ref().ok_or_else(|| no_encoders(folder))?;
         self.transformer.save(&folder.join("transformer"))?;
         encoders.save(folder)?;
-        write_config(&folder.join(INDEX_FILE), &model_index())
+        save_index::<Self>(folder)
     }
 
     fn format(&self) -> LatentFormat {
@@ -284,16 +307,4 @@ fn format_of(vae: &AutoencoderKlQwenImageConfig) -> LatentFormat {
         scale_factor: vae.scale_factor(),
         channels: vae.z_dim,
     }
-}
-
-fn model_index() -> Value {
-    json!({
-        "_class_name": QwenImageEdit::CLASS,
-        "processor": ["transformers", "Qwen2_5_VLProcessor"],
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
-        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-        "transformer": ["diffusers", "QwenImageTransformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKLQwenImage"],
-    })
 }

@@ -82,7 +82,9 @@ fn the_pipeline_equals_the_reference() {
             max_sequence_length: 0,
         });
         let condition = condition.unwrap();
-        let x0 = editor.sample(&condition, case.tensor("in.latents"), &options, None);
+        let x0 = editor
+            .sample(&condition, case.tensor("in.latents"), &options, None)
+            .unwrap();
         case.check("out.latents", x0.clone(), 1e-3);
         let pixels = editor.decode_pixels(x0, &condition).unwrap();
         let pixels = pixels.squeeze_dim::<3>(0).permute([1, 2, 0]);

@@ -1,0 +1,179 @@
+//! `retouch model check` on folders as they are downloaded, and as they should not be.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const FLUX: &str = "kontext_pipeline__dpm2_truncated_prompt/pipeline";
+const QWEN: &str = "qwen_image_edit_pipeline__sequential_positions/pipeline";
+
+fn repository() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+fn cases() -> PathBuf {
+    repository().join("tools/parity/cases")
+}
+
+fn check(folder: &Path, more: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_retouch"))
+        .args(["model", "check"])
+        .arg(folder)
+        .args(more)
+        .output()
+        .expect("retouch starts")
+}
+
+/// What is printed about a sound folder.
+fn sound(folder: &Path) -> String {
+    let output = check(folder, &[]);
+    let [stdout, stderr] =
+        [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
+    assert!(
+        output.status.success() && stderr.is_empty(),
+        "{}: {stdout}{stderr}",
+        folder.display()
+    );
+    stdout
+}
+
+/// What is said about a folder that can't be used: problems, then the error.
+fn refused(folder: &Path) -> String {
+    let output = check(folder, &[]);
+    assert_eq!(output.status.code(), Some(2), "{}", folder.display());
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let stdout = text(&output.stdout);
+    let problems = stdout.lines().filter(|line| line.starts_with("problem: "));
+    let problems: String = problems.map(|line| format!("{line}\n")).collect();
+    problems + &text(&output.stderr)
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let target = to.join(path.file_name().expect("a name"));
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            fs::copy(&path, target).expect("a copy");
+        }
+    }
+}
+
+/// A copy of a case's pipeline that may be spoilt.
+fn pipeline(case: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    copy(&cases().join(case), folder.path());
+    folder
+}
+
+#[test]
+fn editors_are_told_with_the_needs_of_both_of_their_roles() {
+    let tiny = repository().join("assets/tiny/editor");
+    for folder in [cases().join(FLUX), cases().join(QWEN), tiny] {
+        let text = sound(&folder);
+        for part in ["transformer", "vae", "text_encoder", "scheduler"] {
+            assert!(text.contains(part), "{text}");
+        }
+        for line in [
+            "rollout-worker needs",
+            "FLOP per image, and reads",
+            "learner needs",
+            "FLOP per (sample, timestep) pair, and reads",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+        assert!(!text.contains("does not fit"), "{text}");
+    }
+}
+
+#[test]
+fn a_judge_is_told_with_the_needs_of_a_reward_worker() {
+    let text = sound(&repository().join("assets/tiny/judge"));
+    assert!(text.contains("reward-worker needs"), "{text}");
+    assert!(text.contains("FLOP per edit, and reads"), "{text}");
+    assert!(!text.contains("warning"), "{text}");
+}
+
+#[test]
+fn folders_of_something_else_are_one_error() {
+    let text = refused(&cases());
+    assert!(
+        text.contains("neither model_index.json, as a diffusers pipeline has, nor config.json"),
+        "{text}"
+    );
+    assert_eq!(text.lines().count(), 1, "{text}");
+    let text = refused(&cases().join("nowhere"));
+    assert!(text.contains("nowhere: there is no such folder"), "{text}");
+    let text = refused(&cases().join(QWEN).join("transformer"));
+    assert!(
+        text.contains("a model of class QwenImageTransformer2DModel is one part of an editor"),
+        "{text}"
+    );
+    let broken = pipeline(FLUX);
+    fs::write(broken.path().join("model_index.json"), "{").expect("written");
+    let text = refused(broken.path());
+    assert!(
+        text.contains("model_index.json: no sound JSON: EOF"),
+        "{text}"
+    );
+    let text = refused(&cases().join("peft_folder__attention/adapter"));
+    assert!(text.contains("; it is an adapter"), "{text}");
+}
+
+#[test]
+fn a_truncated_file_is_named_with_its_size() {
+    for case in [FLUX, QWEN] {
+        let folder = pipeline(case);
+        let weights = "transformer/diffusion_pytorch_model.safetensors";
+        let path = folder.path().join(weights);
+        let bytes = fs::read(&path).expect("weights");
+        fs::write(&path, &bytes[..bytes.len() - 100]).expect("written");
+        let text = refused(folder.path());
+        assert!(
+            text.contains(weights) && text.contains("truncated"),
+            "{text}"
+        );
+        assert_eq!(text.matches("problem: ").count(), 1, "{text}");
+    }
+}
+
+#[test]
+fn a_missing_tokenizer_is_named() {
+    for (case, tokenizer) in [(FLUX, "tokenizer_2"), (QWEN, "tokenizer")] {
+        let folder = pipeline(case);
+        fs::remove_dir_all(folder.path().join(tokenizer)).expect("removed");
+        let text = refused(folder.path());
+        let expected = format!("{tokenizer}: there is no such folder, expected a tokenizer");
+        assert!(text.contains(&expected), "{text}");
+        assert_eq!(text.matches("problem: ").count(), 1, "{text}");
+    }
+    let folder = pipeline(FLUX);
+    fs::remove_file(folder.path().join("tokenizer_2/tokenizer.json")).expect("removed");
+    let text = refused(folder.path());
+    assert!(text.contains("tokenizer_2"), "{text}");
+    assert_eq!(text.matches("problem: ").count(), 1, "{text}");
+}
+
+#[test]
+fn a_role_that_needs_another_model_says_which() {
+    let output = check(&cases().join(QWEN), &["--role", "reward-worker"]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    let expected = "the reward-worker needs a judge, the folder holds a base editor";
+    assert!(text.contains(expected), "{text}");
+}
+
+#[test]
+fn json_has_the_same() {
+    let output = check(&cases().join(QWEN), &["--json", "--role", "learner"]);
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(value["problems"], serde_json::json!([]));
+    assert_eq!(value["inspection"]["class"], "QwenImageEditPlusPipeline");
+    let learner = &value["memory"][0];
+    assert_eq!(learner["role"], "learner");
+    assert!(learner["bytes"].as_u64() > Some(0));
+    assert_eq!(learner["effort"]["unit"], "training_pair");
+    assert!(learner["effort"]["flops"].as_u64() > Some(0));
+}
