@@ -348,15 +348,8 @@ impl Machine {
     }
 
     fn track_checkpoint_files(&mut self, checkpoint: &Checkpoint) {
-        let committed = checkpoint.committed;
-        let folder = format!("checkpoints/{}", committed.iteration);
-        if let Some(state) = committed.state {
-            self.blobs
-                .add_file(state.hash, format!("{folder}/state.safetensors"));
-        }
-        if let Some(adapter) = committed.policy.adapter {
-            self.blobs
-                .add_file(adapter.hash, format!("{folder}/version.safetensors"));
+        for (hash, path) in checkpoint.files() {
+            self.blobs.add_file(hash, path);
         }
     }
 }

@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 
+use crate::archive::{ArchiveError, Keeper, KeeperOptions, bring_back};
 use crate::dataset::{self, DatasetError};
 use crate::grpc::Services;
 use crate::lookup::Lookup;
@@ -93,6 +94,9 @@ pub enum ServeError {
     /// The record can't be used or written.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Checkpoints can't be put away or brought back.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
     /// The certificate can't be made or used.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
@@ -136,6 +140,7 @@ pub struct Coordinator {
     outcome: oneshot::Receiver<ShellEnd>,
     services: AbortOnDrop,
     stop_services: oneshot::Sender<()>,
+    keeper: Keeper,
 }
 
 /// A coordinator that is dropped stops listening, and its shell ends with the last connection.
@@ -151,7 +156,8 @@ impl Coordinator {
     /// Starts everything, and leaves the address in the run folder.
     ///
     /// # Errors
-    /// If configuration, dataset, record, folder or address can't be used.
+    /// If configuration, dataset, record, folder or address can't be used, or the run's checkpoints are
+    /// elsewhere and can't be brought back.
     pub async fn start(options: CoordinatorOptions) -> Result<Self, ServeError> {
         let CoordinatorOptions {
             config,
@@ -164,7 +170,16 @@ impl Coordinator {
         let rows = dataset::read(Path::new(&config.dataset.path))?;
         fs::create_dir_all(&run_dir).map_err(|source| io_error(&run_dir, source))?;
         let lock = lock(&run_dir).await?;
-        let (store, record) = Store::open(&run_dir, &config, &dataset::hash(&rows))?;
+        let rows_hash = dataset::hash(&rows);
+        bring_back(&config, &rows_hash, &run_dir).await?;
+        let (store, record) = Store::open(&run_dir, &config, &rows_hash)?;
+        let keeper = Keeper::start(KeeperOptions {
+            config: &config,
+            dataset: &rows_hash,
+            run_dir: &run_dir,
+            last: record.checkpoint.committed.iteration,
+            complete: store.complete_checkpoints(),
+        })?;
         let listener = bind(listen, &run_dir).await?;
         let address = listener.local_addr().map_err(|source| ServeError::Listen {
             address: listen,
@@ -204,6 +219,7 @@ impl Coordinator {
             outcome,
             services,
             stop_services,
+            keeper,
         })
     }
 
@@ -221,6 +237,7 @@ impl Coordinator {
             outcome,
             mut services,
             stop_services,
+            keeper,
             ..
         } = self;
         let ended = || ServeError::Services("nobody is left to serve".into());
@@ -231,6 +248,7 @@ impl Coordinator {
         drop(stop_services);
         // Last answers are still on their way; who keeps a connection open is not waited for.
         let _ = tokio::time::timeout(SHUTDOWN_GRACE, &mut services.0).await;
+        keeper.finish().await;
         if outcome.failure.is_some() {
             Err(ServeError::Run(Box::new(outcome)))
         } else {

@@ -14,13 +14,16 @@ mod write;
 
 use std::path::{Path, PathBuf};
 
-use retouch_proto::RunConfig;
 use retouch_proto::status::Event;
+use retouch_proto::{Iteration, RunConfig};
 use rusqlite::{Connection, OptionalExtension, params};
+use tokio::sync::watch;
 
 pub use error::StoreError;
 pub(crate) use find::Found;
 pub use reader::{GroupRow, IterationRow, IterationStatus, Reader, ScoreRow};
+pub(crate) use schema::differences;
+pub(crate) use snapshot::{checkpoint_folder, snapshot_name, take_missing_snapshot};
 
 use self::snapshot::Snapshots;
 use crate::machine::record::{Entry, Record};
@@ -99,7 +102,7 @@ impl Store {
         })?;
         self.check_or_set("config", &config.to_toml(), |recorded, given| {
             StoreError::OtherConfig {
-                differences: schema::differences(recorded, given),
+                differences: differences(recorded, given),
             }
         })
     }
@@ -117,8 +120,7 @@ impl Store {
                 .optional()
         })?;
         let same = recorded.as_ref().is_none_or(|recorded| {
-            recorded == given
-                || (key == "config" && schema::differences(recorded, given).is_empty())
+            recorded == given || (key == "config" && differences(recorded, given).is_empty())
         });
         if !same {
             return Err(other(&recorded.unwrap_or_default(), given));
@@ -150,6 +152,12 @@ impl Store {
         });
         checkpoints.for_each(|iteration| self.snapshots.begin(iteration));
         Ok(())
+    }
+
+    /// Tells the newest checkpoint that is complete, its snapshot of the record included. It closes with
+    /// the store, once the last one is.
+    pub(crate) fn complete_checkpoints(&self) -> watch::Receiver<Iteration> {
+        self.snapshots.taken()
     }
 
     /// The last events, oldest first.

@@ -178,8 +178,8 @@ pub(crate) fn parse(scheme: &str, address: &str) -> Result<Endpoint, Credentials
     })
 }
 
-/// tonic takes the process's default where it builds TLS by itself.
-pub(crate) fn use_ring() {
+/// Makes ring what TLS computes with in this process, for libraries that build TLS by themselves.
+pub fn use_ring() {
     // Somebody else may have set it, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }

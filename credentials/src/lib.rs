@@ -21,7 +21,7 @@ mod pinned;
 pub mod principal;
 mod token;
 
-pub use access::{Access, Strangers};
+pub use access::{Access, Strangers, use_ring};
 pub use authority::Authority;
 pub use credentials::Credentials;
 pub use enroll::{EnrollError, enroll};

@@ -51,6 +51,8 @@ pub struct RunConfig {
     pub learner: LearnerConfig,
     /// What is told as an alarm.
     pub alarms: AlarmConfig,
+    /// Where checkpoints go, and which stay.
+    pub checkpoint: CheckpointConfig,
     /// The adapter.
     pub lora: LoraConfig,
     /// Processes, deadlines and limits.
@@ -75,6 +77,7 @@ impl Default for RunConfig {
             advantage: AdvantageConfig::default(),
             learner: LearnerConfig::default(),
             alarms: AlarmConfig::default(),
+            checkpoint: CheckpointConfig::default(),
             lora: LoraConfig::default(),
             cluster: ClusterConfig::default(),
             evaluation: EvaluationConfig::default(),

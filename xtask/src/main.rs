@@ -1,9 +1,10 @@
-//! Developer commands: `cargo xtask ci | tidy | cuda | nccl | tiny | sim | mutations | swarm`.
+//! Developer commands: `cargo xtask ci | tidy | cuda | nccl | s3 | tiny | sim | mutations | swarm`.
 //!
 //! This crate depends on nothing of the workspace, so that it builds in seconds and the checks can run cheapest first.
 
 mod mutations;
 mod nccl;
+mod s3;
 mod tidy;
 
 use std::{
@@ -16,10 +17,11 @@ use anyhow::{Context, bail};
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  ci          every check, cheapest first: formatting, tidy, clippy with warnings as errors, cuda, nccl, all tests
+  ci          every check, cheapest first: formatting, tidy, clippy with warnings as errors, cuda, nccl, s3, all tests
   tidy        checks of the source tree that no lint makes: file length, leftovers, invariants A1 and A2
   cuda        clippy of what only GPU builds have; needs neither a GPU nor CUDA
   nccl        tests with NCCL's real library, which is fetched with pip unless $RETOUCH_NCCL names it; needs no GPU
+  s3          tests of checkpoints at a URL against a real S3 server on loopback, which is installed with pip
   tiny        makes the tiny assets anew: dataset, editor, judge (an hour or more on two cores)
   sim         simulated runs of the coordinator with faults: --seeds N --workers M, --seed S tells the story of one,
               --schedule shows what asynchrony gains, --scale what an event costs
@@ -33,6 +35,7 @@ fn main() -> anyhow::Result<()> {
         Some("tidy") => tidy::check(&root()),
         Some("cuda") => cuda(),
         Some("nccl") => nccl(),
+        Some("s3") => s3(),
         Some("tiny") => tiny(&arguments[1..]),
         Some("sim") => development("simulate", &arguments[1..]),
         Some("mutations") => mutations::check(&root()),
@@ -60,6 +63,7 @@ fn ci() -> anyhow::Result<()> {
     simulator()?;
     cuda()?;
     nccl()?;
+    s3()?;
     cargo(&["test", "--workspace"])
 }
 
@@ -87,6 +91,12 @@ fn nccl() -> anyhow::Result<()> {
             .env(nccl::VARIABLE, library)
             .env("NCCL_SOCKET_IFNAME", "lo"),
     )
+}
+
+fn s3() -> anyhow::Result<()> {
+    let server = s3::Server::start(&root())?;
+    let arguments = ["test", "--workspace", "--lib", "--", "archive"];
+    execute(cargo_command(&arguments).envs(server.environment()))
 }
 
 /// One of the coordinator's development programs, optimised.

@@ -33,6 +33,8 @@ use crate::{
 
 /// How long the coordinator may take to listen.
 const COORDINATOR_START_MAX: Duration = Duration::from_secs(30);
+/// The same where it may have to fetch a checkpoint first.
+const COORDINATOR_FETCH_MAX: Duration = Duration::from_secs(3600);
 const ADDRESS_POLL: Duration = Duration::from_millis(20);
 
 /// Runs a whole training on this machine and reports what it achieved.
@@ -97,7 +99,7 @@ async fn follow(
     address_file: &Path,
 ) -> anyhow::Result<()> {
     let address = tokio::select! {
-        address = wait_for_address(address_file) => address?,
+        address = wait_for_address(address_file, start_max(config)) => address?,
         end = supervisor.next_end() => bail!("{} ended before it listened", end?),
     };
     for spec in processes::workers(config, folder.path()) {
@@ -123,16 +125,21 @@ async fn wait_for_coordinator(supervisor: &mut Supervisor) -> anyhow::Result<()>
     Ok(())
 }
 
-async fn wait_for_address(file: &Path) -> anyhow::Result<String> {
-    let deadline = Instant::now() + COORDINATOR_START_MAX;
+fn start_max(config: &RunConfig) -> Duration {
+    match config.checkpoint.url.is_empty() {
+        true => COORDINATOR_START_MAX,
+        false => COORDINATOR_FETCH_MAX,
+    }
+}
+
+async fn wait_for_address(file: &Path, start_max: Duration) -> anyhow::Result<String> {
+    let deadline = Instant::now() + start_max;
     loop {
         if let Ok(address) = std::fs::read_to_string(file) {
             return Ok(address.trim().to_owned());
         }
         if Instant::now() > deadline {
-            bail!(
-                "the coordinator did not listen within {COORDINATOR_START_MAX:?}; see logs/coordinator.log"
-            );
+            bail!("the coordinator did not listen within {start_max:?}; see logs/coordinator.log");
         }
         tokio::time::sleep(ADDRESS_POLL).await;
     }

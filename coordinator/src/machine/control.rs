@@ -4,6 +4,7 @@ use retouch_proto::Iteration;
 use retouch_proto::status::{Controlled, EventKind, RunState};
 
 use super::io::{Command, Outcome, Output, Ticket};
+use super::training::Retry;
 use super::workers::Worker;
 use super::{Alarm, Machine};
 
@@ -23,6 +24,8 @@ pub(super) enum Phase {
     Stopping {
         /// When to end without that.
         until_ms: u64,
+        /// Why the run can't go on, if that is why it stops.
+        failure: Option<String>,
     },
     /// It is over, and workers are told.
     Over {
@@ -121,8 +124,12 @@ impl Machine {
     /// Abandons what is open. A training step that is under way is finished: it is nearly an
     /// iteration.
     pub(super) fn stop(&mut self) {
+        self.stop_for(None);
+    }
+
+    fn stop_for(&mut self, failure: Option<String>) {
         let until_ms = self.lease_deadline_ms();
-        self.change(Phase::Stopping { until_ms });
+        self.change(Phase::Stopping { until_ms, failure });
         self.look_at(until_ms);
         self.put_everything_back();
     }
@@ -138,6 +145,9 @@ impl Machine {
 
     /// All is done that will be done.
     pub(super) fn finish(&mut self) {
+        if let Some(reason) = self.take_reason() {
+            return self.fail_at_once(reason);
+        }
         self.event(
             EventKind::Finished,
             format!("finished after iteration {}", self.committed.iteration),
@@ -145,10 +155,45 @@ impl Machine {
         self.conclude_run(None);
     }
 
-    /// The run cannot go on.
+    /// The run cannot go on; what it did is made durable first.
     pub(super) fn fail(&mut self, reason: String) {
+        if self.failure().is_some() {
+            // What failed first is the reason.
+            return;
+        }
+        if self.checkpoint.committed.iteration == self.committed.iteration {
+            return self.fail_at_once(reason);
+        }
+        let last = self.committed.iteration;
+        let message =
+            format!("iteration {last} is written down, since the run can't go on: {reason}");
+        self.event(EventKind::Control, message);
+        self.retry = Retry::default();
+        self.stop_for(Some(reason));
+    }
+
+    /// The run cannot go on, and has nothing to make durable or can't.
+    pub(super) fn fail_at_once(&mut self, reason: String) {
         self.event(EventKind::Failed, reason.clone());
         self.conclude_run(Some(reason));
+    }
+
+    /// The last committed iteration can't be made durable. If the run ends because of something
+    /// else, that stays the reason.
+    pub(super) fn fail_to_write_down(&mut self, problem: String) {
+        let Some(reason) = self.take_reason() else {
+            return self.fail_at_once(problem);
+        };
+        let message = format!("the last iteration can't be written down: {problem}");
+        self.event(EventKind::Control, message);
+        self.fail_at_once(reason);
+    }
+
+    fn take_reason(&mut self) -> Option<String> {
+        match &mut self.phase {
+            Phase::Stopping { failure, .. } => failure.take(),
+            _ => None,
+        }
     }
 
     fn conclude_run(&mut self, failure: Option<String>) {

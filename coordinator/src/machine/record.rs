@@ -71,6 +71,19 @@ impl Checkpoint {
         committed: Committed::START,
         ema_adapter: None,
     };
+
+    /// What learners wrote of it, and where in the run folder: its state and the policy that samples next.
+    pub fn files(&self) -> impl Iterator<Item = (ContentHash, String)> {
+        let Committed {
+            iteration,
+            state,
+            policy,
+        } = self.committed;
+        let file =
+            move |name| move |hash| (hash, format!("checkpoints/{iteration}/{name}.safetensors"));
+        let state = state.map(|state| state.hash).map(file("state"));
+        state.into_iter().chain(policy.hash().map(file("version")))
+    }
 }
 
 /// One line of the record.

@@ -96,9 +96,11 @@ impl Machine {
         }
     }
 
-    fn failure(&self) -> Option<String> {
+    /// Why the run ended, or ends, otherwise than people wanted.
+    pub(super) fn failure(&self) -> Option<String> {
         match &self.phase {
             super::Phase::Over { outcome, .. } => outcome.failure.clone(),
+            super::Phase::Stopping { failure, .. } => failure.clone(),
             _ => None,
         }
     }

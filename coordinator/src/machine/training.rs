@@ -122,7 +122,7 @@ impl Machine {
     }
 
     /// Whether the run ends as soon as the last committed iteration is durable.
-    fn wants_end(&self) -> bool {
+    pub(super) fn wants_end(&self) -> bool {
         match self.phase {
             Phase::Stopping { .. } => true,
             Phase::Draining { last } => self.committed.iteration >= last,
@@ -131,7 +131,8 @@ impl Machine {
     }
 
     fn end(&mut self) {
-        let late = matches!(self.phase, Phase::Stopping { until_ms } if until_ms <= self.now_ms);
+        let late =
+            matches!(self.phase, Phase::Stopping { until_ms, .. } if until_ms <= self.now_ms);
         if late {
             let message =
                 "no learner could write the last state down; the last checkpoint stays".into();
@@ -383,7 +384,7 @@ impl Machine {
             return self.give_up_checkpoint(&problem);
         }
         if !failure.retryable {
-            return self.fail(format!("training failed: {problem}"));
+            return self.step_given_up(purpose, format!("training failed: {problem}"));
         }
         if failure.lost_blobs.is_empty() {
             return self.step_failed(members, purpose, problem);
@@ -403,7 +404,7 @@ impl Machine {
         self.looks_for_lost = true;
         self.retry.fetch_failures += 1;
         if self.retry.fetch_failures >= FETCH_FAILURES_MAX {
-            return self.fail(format!("training failed: {problem}"));
+            return self.step_given_up(purpose, format!("training failed: {problem}"));
         }
         self.retry_at(self.now_ms + self.config.cluster.heartbeat_ms);
     }
@@ -420,12 +421,19 @@ impl Machine {
             return self.give_up_checkpoint(&problem);
         }
         if attempts >= attempts_max {
-            return self.fail(format!(
-                "training failed {attempts} times, the last time on {problem}"
-            ));
+            let times = format!("training failed {attempts} times, the last time on {problem}");
+            return self.step_given_up(purpose, times);
         }
         // Long enough to notice that a member died, which is then no failed attempt.
         self.retry_at(self.now_ms + self.workers.silence_ms_max());
+    }
+
+    /// The run can't go on without this step.
+    pub(super) fn step_given_up(&mut self, purpose: Purpose, problem: String) {
+        match purpose {
+            Purpose::Learn => self.fail(problem),
+            Purpose::WriteDown => self.fail_to_write_down(problem),
+        }
     }
 
     fn retry_at(&mut self, at_ms: u64) {

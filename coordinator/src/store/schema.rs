@@ -93,12 +93,13 @@ FROM groups JOIN iterations ON iterations.id = groups.iteration_id;
 ";
 
 /// Sections and keys that may differ when a run goes on: they change no sample (A9).
-const FREE_KEYS: [&str; 11] = [
+const FREE_KEYS: [&str; 12] = [
     "preset",
     "name",
     "run_dir",
     "iterations",
     "alarms",
+    "checkpoint",
     "cluster",
     "evaluation",
     "learner.ranks",
@@ -159,7 +160,7 @@ fn next_incarnation(connection: &Connection) -> rusqlite::Result<u32> {
 }
 
 /// `key: recorded -> given` for every value that must not differ.
-pub(super) fn differences(recorded: &str, given: &str) -> Vec<String> {
+pub(crate) fn differences(recorded: &str, given: &str) -> Vec<String> {
     let table = |text: &str| text.parse::<toml::Table>().unwrap_or_default();
     let mut found = Vec::new();
     compare(

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use retouch_proto::Iteration;
 use rusqlite::{Connection, OpenFlags};
+use tokio::sync::watch;
 
 use super::{FILE_NAME, StoreError};
 
@@ -18,6 +19,7 @@ const CHECKPOINTS: &str = "checkpoints";
 pub(super) struct Snapshots {
     path: PathBuf,
     running: Option<JoinHandle<()>>,
+    taken: watch::Sender<Iteration>,
 }
 
 impl Snapshots {
@@ -26,27 +28,26 @@ impl Snapshots {
         Self {
             path,
             running: None,
+            taken: watch::Sender::new(Iteration(0)),
         }
+    }
+
+    /// Tells the newest checkpoint that has its snapshot, from now until the record is closed.
+    pub(super) fn taken(&self) -> watch::Receiver<Iteration> {
+        self.taken.subscribe()
     }
 
     /// Begins a snapshot for a checkpoint. A run does not end because of a failed one: the record
     /// itself is safe.
     pub(super) fn begin(&mut self, iteration: Iteration) {
         self.wait();
-        let path = self.path.clone();
-        let snapshot = move || {
-            let folder = path.with_file_name(CHECKPOINTS).join(iteration.to_string());
-            let taken = fs::create_dir_all(&folder)
-                .map_err(|error| format!("{}: {error}", folder.display()))
-                .and_then(|()| {
-                    take(&path, &folder.join(FILE_NAME)).map_err(|error| error.to_string())
-                });
-            if let Err(problem) = taken {
-                tracing::warn!(
-                    iteration = iteration.0,
-                    "no snapshot of the record: {problem}"
-                );
-            }
+        let (path, taken) = (self.path.clone(), self.taken.clone());
+        let snapshot = move || match take_for(&path, iteration) {
+            Ok(()) => drop(taken.send_replace(iteration)),
+            Err(problem) => tracing::warn!(
+                iteration = iteration.0,
+                "no snapshot of the record: {problem}"
+            ),
         };
         self.running = Some(thread::spawn(snapshot));
     }
@@ -63,6 +64,38 @@ impl Drop for Snapshots {
     fn drop(&mut self) {
         self.wait();
     }
+}
+
+/// The folder of a checkpoint.
+pub(crate) fn checkpoint_folder(run_dir: &Path, iteration: Iteration) -> PathBuf {
+    run_dir.join(CHECKPOINTS).join(iteration.to_string())
+}
+
+/// Where in the run folder a checkpoint's snapshot is.
+pub(crate) fn snapshot_name(iteration: Iteration) -> String {
+    format!("{CHECKPOINTS}/{iteration}/{FILE_NAME}")
+}
+
+/// Takes the snapshot of the last checkpoint if the process died before it had one.
+///
+/// # Errors
+/// If the record can't be read, or the copy can't be written.
+pub(crate) fn take_missing_snapshot(run_dir: &Path, last: Iteration) -> Result<(), StoreError> {
+    match run_dir.join(snapshot_name(last)).exists() {
+        true => Ok(()),
+        false => take_for(&run_dir.join(FILE_NAME), last),
+    }
+}
+
+fn take_for(record: &Path, iteration: Iteration) -> Result<(), StoreError> {
+    let folder = record
+        .with_file_name(CHECKPOINTS)
+        .join(iteration.to_string());
+    fs::create_dir_all(&folder).map_err(|source| StoreError::Io {
+        path: folder.clone(),
+        source,
+    })?;
+    take(record, &folder.join(FILE_NAME))
 }
 
 /// Copies a record as it is now, whole, while others write to it.

@@ -44,6 +44,17 @@ pub(super) enum TrainError {
     /// The input state can't be read.
     #[error("the learner's state: {0}")]
     State(#[from] StateError),
+    /// The input state is of another model, or of other settings of the adapter.
+    #[error(
+        "the learner's state has {found} parameters, but the adapter that the run file asks for has \
+         {expected}: it is of another model or another [lora] section"
+    )]
+    OtherModel {
+        /// Of the state.
+        found: usize,
+        /// Of the adapter.
+        expected: usize,
+    },
     /// A group's blobs or an adapter can't be read.
     #[error("{what}: {source}")]
     Blob {
@@ -79,7 +90,10 @@ impl TrainError {
             Self::Collective(error) => !error.is_lasting(),
             Self::Checkpoint(_) => true,
             Self::Step(step) => matches!(step, StepError::AllReduce(_) | StepError::Cancelled),
-            Self::State(_) | Self::Blob { .. } | Self::UnknownVersion { .. } => false,
+            Self::State(_)
+            | Self::OtherModel { .. }
+            | Self::Blob { .. }
+            | Self::UnknownVersion { .. } => false,
         }
     }
 }
@@ -137,10 +151,7 @@ impl Trainer {
         inputs: &TrainInputs,
         cancel: &CancellationToken,
     ) -> Result<Trained, TrainError> {
-        let state = match &inputs.state {
-            Some(bytes) => LearnerState::from_bytes(bytes)?,
-            None => LearnerState::initial(self.initial_adapter()),
-        };
+        let state = self.input_state(inputs)?;
         let output = if inputs.task.groups.is_empty() {
             StepOutput {
                 state,
@@ -164,6 +175,19 @@ impl Trainer {
             self.write_checkpoint(inputs, &state, &mut trained)?;
         }
         Ok(trained)
+    }
+
+    fn input_state(&self, inputs: &TrainInputs) -> Result<LearnerState, TrainError> {
+        let Some(bytes) = &inputs.state else {
+            return Ok(LearnerState::initial(self.initial_adapter()));
+        };
+        let state = LearnerState::from_bytes(bytes)?;
+        let expected = self.config.lora.flat_len(self.editor.projections());
+        let found = state.theta.len();
+        if found != expected {
+            return Err(TrainError::OtherModel { found, expected });
+        }
+        Ok(state)
     }
 
     fn step(

@@ -118,7 +118,7 @@ choice! {
 choice! {
     /// What becomes of a sample whose loss is NaN or infinite.
     NotFinite {
-        /// The run ends there, with what was committed before.
+        /// The run ends there, with a checkpoint of what was committed before.
         Stop = "stop",
         /// The iteration is made without it.
         Drop = "drop",
@@ -431,6 +431,20 @@ impl Default for AlarmConfig {
             reward_std_min: 0.005,
         }
     }
+}
+
+/// Where checkpoints go besides the run folder, and which stay. By default all stay, in the run folder
+/// alone: nothing is deleted that nobody asked to delete.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// Gets a copy of each, from which the run goes on where its folder is empty: `file:///FOLDER`,
+    /// `s3://BUCKET/PREFIX` or `gs://BUCKET/PREFIX`, one run's alone; empty for none.
+    pub url: String,
+    /// How many of the last stay, in the run folder and at the URL; 0 keeps all.
+    pub keep_last: u32,
+    /// How many stay besides of those whose policy's samples the judge gave the highest mean reward.
+    pub keep_best: u32,
 }
 
 /// The adapter.

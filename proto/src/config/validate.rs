@@ -77,6 +77,7 @@ pub(super) fn problems(config: &RunConfig, origin: impl Fn(&str) -> String) -> V
     filter_and_advantage(config, &mut checks);
     learner(config, &mut checks);
     alarms(config, &mut checks);
+    checkpoint(config, &mut checks);
     lora(config, &mut checks);
     cluster(config, &mut checks);
     evaluation(config, &mut checks);
@@ -272,6 +273,37 @@ fn alarms<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
     checks.number("alarms.reward_std_min", alarms.reward_std_min, 0.0, 0.5);
 }
 
+fn checkpoint<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
+    let checkpoint = &config.checkpoint;
+    checks.must(
+        checkpoint.url.is_empty() || is_store_url(&checkpoint.url),
+        "checkpoint.url",
+        format!("{:?}", checkpoint.url),
+        "is none of file:///FOLDER, s3://BUCKET/PREFIX and gs://BUCKET/PREFIX",
+    );
+    let (last, best) = (checkpoint.keep_last, checkpoint.keep_best);
+    checks.range("checkpoint.keep_last", last.into(), 0, 1_000_000);
+    checks.range("checkpoint.keep_best", best.into(), 0, 1_000_000);
+    checks.must(
+        best == 0 || last > 0,
+        "checkpoint.keep_best",
+        best,
+        "says nothing while checkpoint.keep_last = 0 keeps all: set keep_last to 1 or more",
+    );
+}
+
+/// A place in an object store, with a bucket or an absolute folder.
+fn is_store_url(url: &str) -> bool {
+    let plain = !url.contains(['?', '#']) && !url.contains(char::is_whitespace);
+    let bucket = ["s3://", "gs://"]
+        .iter()
+        .find_map(|kind| url.strip_prefix(kind));
+    let bucket = bucket.and_then(|rest| rest.split('/').next());
+    let folder = url.strip_prefix("file:///");
+    let is_bucket = bucket.is_some_and(|name| !name.is_empty() && !name.contains(['@', ':']));
+    plain && (is_bucket || folder.is_some_and(|folder| !folder.trim_matches('/').is_empty()))
+}
+
 fn lora<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
     checks.range("lora.rank", config.lora.rank.into(), 1, 4096);
     checks.number("lora.alpha", config.lora.alpha, 1e-6, 1e6);
@@ -353,6 +385,48 @@ mod tests {
     #[test]
     fn the_defaults_are_valid() {
         assert_eq!(RunConfig::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn checkpoints_go_to_places_in_object_stores() {
+        let problem = |url: &str| {
+            let mut config = RunConfig::default();
+            config.checkpoint.url = url.into();
+            config.validate().err().map(|error| error.to_string())
+        };
+        for url in ["", "file:///mnt/runs/a", "s3://bucket", "gs://bucket/a/b"] {
+            assert_eq!(problem(url), None, "{url}");
+        }
+        let others = [
+            "file://runs/a",
+            "file:///",
+            "s3://",
+            "s3:///a",
+            "az://a/b",
+            "runs/a",
+            "s3://key:secret@a",
+            "gs://a b",
+        ];
+        for url in others {
+            let problem = problem(url).expect(url);
+            assert!(
+                problem.contains(&format!("checkpoint.url: {url:?} is none of")),
+                "{problem}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_best_stay_beside_the_last() {
+        let mut config = RunConfig::default();
+        config.checkpoint.keep_best = 2;
+        let error = config.validate().unwrap_err().to_string();
+        assert!(
+            error.contains("checkpoint.keep_best: 2 says nothing"),
+            "{error}"
+        );
+        config.checkpoint.keep_last = 1;
+        assert_eq!(config.validate(), Ok(()));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Collective steps: all ranks or none (A8, A9).
 
 use retouch_proto::config::CollectiveKind;
-use retouch_proto::status::EventKind;
+use retouch_proto::status::{EventKind, RunState};
 use retouch_proto::task::{Task, TaskOutcome, TrainTask};
 use retouch_proto::worker::Role;
 use retouch_proto::{ContentHash, Iteration};
@@ -311,4 +311,48 @@ fn more_learners_than_ranks_stand_by() {
     // The one that holds the state goes on, whatever their names.
     driver.work_until_training(&[FIRST]);
     assert!(driver.tasks(standby).is_empty());
+}
+
+/// The second iteration is given out, and nothing is durable yet.
+fn one_undurable_iteration() -> Driver {
+    let mut driver = Driver::with_all_roles(config());
+    driver.work_until_committed(1);
+    driver.work_until_training(&[FIRST]);
+    assert_eq!(driver.machine.checkpoint.committed.iteration, Iteration(0));
+    driver
+}
+
+#[test]
+fn a_run_that_cannot_go_on_stops_with_a_checkpoint() {
+    let mut driver = one_undurable_iteration();
+    driver.fail(FIRST, "the loss is not finite", false, Vec::new());
+    let status = driver.machine.status(driver.now_ms);
+    let reason = "training failed: rank 0 on learner-0: the loss is not finite";
+    assert_eq!(
+        (status.state, status.reason.as_deref()),
+        (RunState::Stopping, Some(reason))
+    );
+    assert_eq!(training(&driver, FIRST).groups, [], "only written down");
+    driver.work_until(|driver| driver.exit.is_some());
+    assert_eq!(driver.machine.checkpoint.committed.iteration, Iteration(1));
+    let outcome = driver.exit.as_ref().expect("it is over");
+    assert_eq!(outcome.failure.as_deref(), Some(reason));
+    assert!(outcome.ema_adapter.is_some());
+    assert_eq!(driver.events(EventKind::Failed), [reason]);
+    assert!(driver.events(EventKind::Finished).is_empty());
+}
+
+#[test]
+fn what_failed_first_is_the_reason_even_if_nothing_can_be_written_down() {
+    let mut driver = one_undurable_iteration();
+    driver.fail(FIRST, "the loss is not finite", false, Vec::new());
+    driver.fail(FIRST, "the disk is on fire", false, Vec::new());
+    driver.work_until(|driver| driver.exit.is_some());
+    let reason = "training failed: rank 0 on learner-0: the loss is not finite";
+    let outcome = driver.exit.as_ref().expect("it is over");
+    assert_eq!(outcome.failure.as_deref(), Some(reason));
+    let told = driver.events(EventKind::Control);
+    let last = told.last().expect("told");
+    let expected = "the last iteration can't be written down: training failed: rank 0 on learner-0: the disk is on fire";
+    assert_eq!(last, expected);
 }

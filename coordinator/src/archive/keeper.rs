@@ -1,0 +1,401 @@
+//! Puts checkpoints away while the run goes on, and deletes those that need not stay.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
+
+use retouch_proto::status::IterationMetrics;
+use retouch_proto::{Iteration, RunConfig};
+use tokio::runtime;
+use tokio::sync::watch;
+
+use super::{Archive, ArchiveError, Keep, LocalFile, RunIdentity, Saved};
+use crate::machine::record::Checkpoint;
+use crate::store::{self, Reader};
+
+/// A thread of its own: neither training nor the record waits for a slow store.
+pub(crate) struct Keeper {
+    thread: JoinHandle<()>,
+}
+
+/// What the keeper has to know.
+pub(crate) struct KeeperOptions<'a> {
+    /// The resolved run file.
+    pub(crate) config: &'a RunConfig,
+    /// The hash of the dataset's rows.
+    pub(crate) dataset: &'a str,
+    /// The run folder.
+    pub(crate) run_dir: &'a Path,
+    /// The checkpoint that the run goes on from; its way to the URL may have been cut short.
+    pub(crate) last: Iteration,
+    /// Checkpoints that are complete, their snapshots included. It closes when the run ends.
+    pub(crate) complete: watch::Receiver<Iteration>,
+}
+
+/// The run folder, and where else its checkpoints go.
+struct Work {
+    run_dir: PathBuf,
+    run: RunIdentity,
+    keep: Keep,
+    archive: Option<Archive>,
+}
+
+impl Keeper {
+    /// Starts the thread. Of several checkpoints that become complete while it is busy, it takes the newest.
+    pub(crate) fn start(options: KeeperOptions<'_>) -> Result<Self, ArchiveError> {
+        let KeeperOptions {
+            config,
+            dataset,
+            run_dir,
+            last,
+            complete,
+        } = options;
+        let url = Some(&config.checkpoint.url).filter(|url| !url.is_empty());
+        let work = Work {
+            run_dir: run_dir.to_owned(),
+            run: RunIdentity {
+                config_toml: config.to_toml(),
+                dataset: dataset.to_owned(),
+            },
+            keep: Keep::of(&config.checkpoint),
+            archive: url.map(|url| Archive::open(url)).transpose()?,
+        };
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(ArchiveError::io(run_dir))?;
+        let thread = thread::Builder::new()
+            .name("checkpoints".into())
+            .spawn(move || runtime.block_on(work.run(last, complete)))
+            .map_err(ArchiveError::io(run_dir))?;
+        Ok(Self { thread })
+    }
+
+    /// Waits for the last checkpoint to be away. A store that is away is not tried for ever.
+    pub(crate) async fn finish(self) {
+        let joined = tokio::task::spawn_blocking(move || self.thread.join()).await;
+        if !matches!(joined, Ok(Ok(()))) {
+            tracing::error!("the thread that puts checkpoints away panicked");
+        }
+    }
+}
+
+impl Work {
+    async fn run(self, last: Iteration, mut complete: watch::Receiver<Iteration>) {
+        if let Some(archive) = &self.archive {
+            told(last, archive.url(), self.catch_up(archive, last).await);
+        }
+        while complete.changed().await.is_ok() {
+            let iteration = *complete.borrow_and_update();
+            self.take(iteration).await;
+        }
+    }
+
+    async fn take(&self, iteration: Iteration) {
+        if let Some(archive) = &self.archive {
+            told(
+                iteration,
+                archive.url(),
+                self.put_away(archive, iteration).await,
+            );
+        }
+        if let Err(error) = self.prune_here(iteration) {
+            tracing::warn!(%error, "old checkpoints stay in the run folder");
+        }
+    }
+
+    /// Puts the last run's end away if it is not there.
+    async fn catch_up(&self, archive: &Archive, last: Iteration) -> Result<(), ArchiveError> {
+        if last.0 == 0 || archive.iterations().await?.contains(&last) {
+            return Ok(());
+        }
+        store::take_missing_snapshot(&self.run_dir, last)?;
+        self.put_away(archive, last).await
+    }
+
+    async fn put_away(&self, archive: &Archive, iteration: Iteration) -> Result<(), ArchiveError> {
+        let snapshot = Reader::open(&store::checkpoint_folder(&self.run_dir, iteration))?;
+        let checkpoint = snapshot.checkpoint()?;
+        if checkpoint.committed.iteration > iteration {
+            // Its snapshot came too late; that of the newer one comes next.
+            return Ok(());
+        }
+        archive.check_is_of(&self.run).await?;
+        let files = self.files(&checkpoint)?;
+        let run = self.run.clone();
+        archive.write(iteration, run, &self.run_dir, &files).await?;
+        tracing::info!(%iteration, url = archive.url(), "a checkpoint was put away");
+        let rewards = rewards(&snapshot)?;
+        archive.prune(&self.keep, iteration, rewards).await
+    }
+
+    /// Everything that going on from this checkpoint needs.
+    fn files(&self, checkpoint: &Checkpoint) -> Result<Vec<LocalFile>, ArchiveError> {
+        let written = checkpoint.files().map(|(hash, name)| LocalFile {
+            name,
+            expected: Some(hash),
+        });
+        let mut files: Vec<LocalFile> = written.collect();
+        let unchecked = |name| LocalFile {
+            name,
+            expected: None,
+        };
+        if let Some(adapter) = checkpoint.ema_adapter {
+            let folder = format!("adapters/{adapter}");
+            let mut names = names(&self.run_dir.join(&folder))?;
+            names.sort();
+            files.extend(
+                names
+                    .iter()
+                    .map(|name| unchecked(format!("{folder}/{name}"))),
+            );
+        }
+        files.push(unchecked(store::snapshot_name(
+            checkpoint.committed.iteration,
+        )));
+        Ok(files)
+    }
+
+    /// Deletes checkpoints in the run folder that need not stay. Adapters do: they are what people keep.
+    fn prune_here(&self, newest: Iteration) -> Result<(), ArchiveError> {
+        if self.keep.last == 0 {
+            return Ok(());
+        }
+        let reward_mean = rewards(&Reader::open(&self.run_dir)?)?;
+        let newest_folder = store::checkpoint_folder(&self.run_dir, newest);
+        let Some(folder) = newest_folder.parent() else {
+            return Ok(());
+        };
+        let there = names(folder)?;
+        let numbers = there
+            .iter()
+            .filter_map(|name| name.parse().ok())
+            .map(Iteration);
+        let saved = numbers
+            .filter(|iteration| *iteration <= newest)
+            .map(|iteration| Saved {
+                iteration,
+                reward_mean: reward_mean(iteration),
+            });
+        for iteration in self.keep.dropped(&saved.collect::<Vec<_>>()) {
+            let path = store::checkpoint_folder(&self.run_dir, iteration);
+            fs::remove_dir_all(&path).map_err(ArchiveError::io(&path))?;
+        }
+        Ok(())
+    }
+}
+
+fn told(iteration: Iteration, url: &str, outcome: Result<(), ArchiveError>) {
+    if let Err(error) = outcome {
+        tracing::warn!(%iteration, url, %error, "a checkpoint stays in the run folder alone");
+    }
+}
+
+/// The judge's mean reward of what a checkpoint's policy sampled, which the iteration after it learned from.
+fn rewards(record: &Reader) -> Result<impl Fn(Iteration) -> Option<f64> + use<>, ArchiveError> {
+    let metrics: Vec<IterationMetrics> = record.iterations()?;
+    Ok(move |iteration: Iteration| {
+        let next = metrics
+            .iter()
+            .find(|metrics| metrics.iteration == iteration.next());
+        next.map(|metrics| metrics.reward_mean)
+    })
+}
+
+fn names(folder: &Path) -> Result<Vec<String>, ArchiveError> {
+    let entries = fs::read_dir(folder).map_err(ArchiveError::io(folder))?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    Ok(names.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use retouch_proto::ContentHash;
+    use retouch_proto::config::{Preset, preset};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::archive::bring_back;
+    use crate::machine::record::{Blob, Committed, Entry, Policy};
+    use crate::store::Store;
+
+    const ROWS: &str = "rows";
+
+    /// A run folder, and a folder for what is put away.
+    struct Run {
+        run_dir: TempDir,
+        elsewhere: TempDir,
+        config: RunConfig,
+    }
+
+    impl Run {
+        fn new() -> Self {
+            let elsewhere = tempfile::tempdir().unwrap();
+            let mut config = preset(Preset::Tiny);
+            config.checkpoint.url = format!("file://{}/a", elsewhere.path().display());
+            config.checkpoint.keep_last = 2;
+            Self {
+                run_dir: tempfile::tempdir().unwrap(),
+                elsewhere,
+                config,
+            }
+        }
+
+        fn path(&self) -> &Path {
+            self.run_dir.path()
+        }
+
+        fn store(&self) -> Store {
+            Store::open(self.path(), &self.config, ROWS).unwrap().0
+        }
+
+        fn keeper(&self, last: u32, complete: watch::Receiver<Iteration>) -> Keeper {
+            let options = KeeperOptions {
+                config: &self.config,
+                dataset: ROWS,
+                run_dir: self.path(),
+                last: Iteration(last),
+                complete,
+            };
+            Keeper::start(options).unwrap()
+        }
+
+        /// What a learner and the machine do for a checkpoint.
+        fn checkpoint(&self, store: &mut Store, iteration: u32) {
+            let iteration = Iteration(iteration);
+            let (state, version) = (format!("state {iteration}"), format!("version {iteration}"));
+            let folder = store::checkpoint_folder(self.path(), iteration);
+            let adapter = ContentHash::of(b"adapter");
+            let exported = self.path().join(format!("adapters/{adapter}"));
+            for folder in [&folder, &exported] {
+                fs::create_dir_all(folder).unwrap();
+            }
+            fs::write(folder.join("state.safetensors"), &state).unwrap();
+            fs::write(folder.join("version.safetensors"), &version).unwrap();
+            fs::write(exported.join("adapter_model.safetensors"), "adapter").unwrap();
+            let blob = |text: &str| Blob {
+                hash: ContentHash::of(text.as_bytes()),
+                size_bytes: text.len() as u64,
+            };
+            let committed = Committed {
+                iteration,
+                state: Some(blob(&state)),
+                policy: Policy {
+                    iteration,
+                    adapter: Some(blob(&version)),
+                },
+            };
+            let checkpoint = Checkpoint {
+                committed,
+                ema_adapter: Some(adapter),
+            };
+            store.write(&[Entry::Checkpointed(checkpoint)]).unwrap();
+        }
+
+        async fn iterations(&self) -> Vec<u32> {
+            let archive = Archive::open(&self.config.checkpoint.url).unwrap();
+            let iterations = archive.iterations().await.unwrap();
+            iterations
+                .into_iter()
+                .map(|iteration| iteration.0)
+                .collect()
+        }
+    }
+
+    #[tokio::test]
+    async fn the_last_checkpoint_is_away_when_the_run_is_over_and_another_folder_goes_on_from_it() {
+        let run = Run::new();
+        let mut store = run.store();
+        let keeper = run.keeper(0, store.complete_checkpoints());
+        for iteration in 1..=4 {
+            run.checkpoint(&mut store, iteration);
+        }
+        drop(store);
+        keeper.finish().await;
+        assert_eq!(run.iterations().await.last(), Some(&4));
+        let mut here = names(&run.path().join("checkpoints")).unwrap();
+        here.sort();
+        assert_eq!(here, ["3", "4"], "keep_last = 2");
+
+        let other = tempfile::tempdir().unwrap();
+        bring_back(&run.config, ROWS, other.path()).await.unwrap();
+        let brought = Reader::open(other.path()).unwrap().checkpoint().unwrap();
+        assert_eq!(brought.committed.iteration, Iteration(4));
+        for (hash, name) in brought.files() {
+            let bytes = fs::read(other.path().join(name)).unwrap();
+            assert_eq!(ContentHash::of(&bytes), hash);
+        }
+        assert!(other.path().join("adapters").is_dir());
+    }
+
+    #[tokio::test]
+    async fn a_checkpoint_whose_way_was_cut_short_goes_at_the_next_start() {
+        let run = Run::new();
+        let mut store = run.store();
+        run.checkpoint(&mut store, 1);
+        drop(store);
+        fs::remove_file(run.path().join(store::snapshot_name(Iteration(1)))).unwrap();
+        let store = run.store();
+        let keeper = run.keeper(1, store.complete_checkpoints());
+        drop(store);
+        keeper.finish().await;
+        assert_eq!(run.iterations().await, [1]);
+    }
+
+    #[tokio::test]
+    async fn a_store_that_fails_is_named_and_tried_again_with_the_next_checkpoint() {
+        let run = Run::new();
+        let mut store = run.store();
+        let mut complete = store.complete_checkpoints();
+        run.checkpoint(&mut store, 1);
+        complete.changed().await.unwrap();
+        let archive = Archive::open(&run.config.checkpoint.url).unwrap();
+        let work = Work {
+            run_dir: run.path().to_owned(),
+            run: RunIdentity {
+                config_toml: run.config.to_toml(),
+                dataset: ROWS.into(),
+            },
+            keep: Keep::of(&run.config.checkpoint),
+            archive: None,
+        };
+        let folder = run.elsewhere.path().join("a");
+        fs::remove_dir(&folder).unwrap();
+        fs::write(&folder, "no folder").unwrap();
+        let error = work.put_away(&archive, Iteration(1)).await.unwrap_err();
+        assert!(error.to_string().starts_with(archive.url()), "{error}");
+        fs::remove_file(&folder).unwrap();
+        fs::create_dir(&folder).unwrap();
+        run.checkpoint(&mut store, 2);
+        complete.changed().await.unwrap();
+        work.put_away(&archive, Iteration(2)).await.unwrap();
+        assert_eq!(run.iterations().await, [2]);
+    }
+
+    #[tokio::test]
+    async fn of_several_checkpoints_the_newest_whole_one_is_taken() {
+        let run = Run::new();
+        for iteration in [1, 2] {
+            let mut store = run.store();
+            let keeper = run.keeper(0, store.complete_checkpoints());
+            run.checkpoint(&mut store, iteration);
+            drop(store);
+            keeper.finish().await;
+        }
+        let state = "a/checkpoint-2/checkpoints/2/state.safetensors";
+        fs::write(run.elsewhere.path().join(state), "stat").unwrap();
+        let other = tempfile::tempdir().unwrap();
+        bring_back(&run.config, ROWS, other.path()).await.unwrap();
+        let brought = Reader::open(other.path()).unwrap().checkpoint().unwrap();
+        assert_eq!(brought.committed.iteration, Iteration(1));
+
+        let state = "a/checkpoint-1/checkpoints/1/state.safetensors";
+        fs::write(run.elsewhere.path().join(state), "stat").unwrap();
+        let another = tempfile::tempdir().unwrap();
+        let error = bring_back(&run.config, ROWS, another.path())
+            .await
+            .unwrap_err();
+        assert!(
+            error.to_string().contains(state.trim_start_matches("a/")),
+            "{error}"
+        );
+    }
+}
