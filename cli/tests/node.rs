@@ -6,8 +6,8 @@ use cluster::Cluster;
 
 const SETTINGS: &str = r#"
 iterations = 3
-learner = { ranks = 1, micro_batch_size = 12, checkpoint_every = 4 }
-rollout = { groups_per_iteration = 2, group_size = 12, num_inference_steps = 2 }
+learner = { ranks = 1, micro_batch_size = 32, checkpoint_every = 4 }
+rollout = { groups_per_iteration = 2, group_size = 32, num_inference_steps = 2 }
 cluster = { threads_per_worker = 1 }
 "#;
 

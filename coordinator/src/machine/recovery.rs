@@ -176,6 +176,7 @@ impl Machine {
         }
         self.minting = None;
         self.open.clear();
+        self.workers.forget_prefetch();
         self.committed = self.checkpoint.committed;
         self.policies = vec![self.committed.policy];
         self.prompts.unban_after(to);

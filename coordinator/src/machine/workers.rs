@@ -248,6 +248,12 @@ impl Workers {
         self.by_id.iter()
     }
 
+    /// What was to be hinted at is of no use any more.
+    pub fn forget_prefetch(&mut self) {
+        let workers = self.by_id.values_mut();
+        workers.for_each(|worker| worker.prefetch.clear());
+    }
+
     /// How many of a role live.
     pub fn count_alive(&self, role: Role) -> usize {
         self.alive.get(&role).copied().unwrap_or(0)
