@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
+use retouch_learner::step::checkpointing;
 use retouch_models::{
     device,
     editor::ImageSize,
@@ -115,7 +116,7 @@ fn estimates(
 }
 
 /// What a run's settings have a role do at once.
-fn workload(config: &RunConfig, role: Role) -> anyhow::Result<Workload> {
+pub(crate) fn workload(config: &RunConfig, role: Role) -> anyhow::Result<Workload> {
     let dtype = match role {
         Role::RewardWorker => config.reward.dtype,
         Role::RolloutWorker | Role::Learner => config.model.dtype,
@@ -128,6 +129,7 @@ fn workload(config: &RunConfig, role: Role) -> anyhow::Result<Workload> {
         },
         group_size: config.rollout.group_size as usize,
         max_sequence_length: config.model.max_sequence_length as usize,
+        checkpointing: checkpointing(config.learner.activation_checkpointing),
         micro_batch_size: config.learner.micro_batch_size as usize,
         lanes: lanes(config),
         shards: (config.learner.gradient_shards / config.learner.ranks.max(1)) as usize,
@@ -189,7 +191,7 @@ fn print_part(part: &Component) {
     say!("  {name:<16} {class}{tensors}  {state}");
 }
 
-fn print_estimate(estimate: &Estimate) {
+pub(crate) fn print_estimate(estimate: &Estimate) {
     say!("{} needs {}:", estimate.role, size(estimate.bytes));
     for line in &estimate.lines {
         say!(
@@ -202,7 +204,7 @@ fn print_estimate(estimate: &Estimate) {
 }
 
 /// Bytes as people read them.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["B", "KiB", "MiB", "GiB"];
     let unit = (0..UNITS.len() - 1).find(|&unit| bytes >> (10 * (unit + 1)) == 0);
     let unit = unit.unwrap_or(UNITS.len() - 1);

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use burn::tensor::DType;
 
+use super::learner_memory::{self, Trunk};
 use super::memory::{MemoryLine, Workload};
 use crate::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
 use crate::clip::{ClipText, ClipTextConfig};
@@ -18,14 +19,10 @@ use crate::weights::{LoadError, Table};
 const COMPUTED: u64 = 4;
 /// Widths of a token that are there at once while the transformer computes without gradients.
 const SAMPLING_WIDTHS: u64 = 16;
-/// Widths of a token that a block with gradients keeps until it goes back.
-const KEPT_WIDTHS: u64 = 16;
 /// Channels' worth of a pixel, over those of the second level, while the VAE decodes.
 const DECODING_COPIES: u64 = 5;
 /// Adapters that a rollout worker keeps: the current one and the one before.
 const ADAPTERS_KEPT: u64 = 2;
-/// Copies of the adapter's values in a learner: theta, old policy, EMA, and AdamW's two moments.
-const STATE_COPIES: u64 = 5;
 
 pub(super) fn rollout(folder: &Path, workload: &Workload) -> Result<Vec<MemoryLine>, LoadError> {
     let editor = Parts::read(folder)?;
@@ -58,31 +55,13 @@ pub(super) fn rollout(folder: &Path, workload: &Workload) -> Result<Vec<MemoryLi
 
 pub(super) fn learner(folder: &Path, workload: &Workload) -> Result<Vec<MemoryLine>, LoadError> {
     let editor = Parts::read(folder)?;
-    let (adapter, f32) = (editor.adapter(&workload.lora), (4, "B (f32)"));
-    let pairs = (workload.micro_batch_size * workload.lanes) as u64;
-    let blocks = (editor.config.num_layers + editor.config.num_single_layers) as u64;
-    let kept = editor.tokens(
-        workload,
-        pairs,
-        blocks * KEPT_WIDTHS,
-        "what backward needs of a micro batch",
-    );
-    Ok(vec![
-        editor.transformer(workload),
-        MemoryLine::product(
-            "policy, old policy, EMA and Adam's moments",
-            &[(STATE_COPIES, ""), (adapter, "values"), f32],
-        ),
-        MemoryLine::product(
-            "gradient sums",
-            &[
-                ((workload.shards + workload.lanes) as u64, "sums"),
-                (adapter, "values"),
-                f32,
-            ],
-        ),
-        kept,
-    ])
+    let trunk = Trunk {
+        parameters: editor.tables[0].1.parameters(),
+        hidden: editor.config.inner_dim() as u64,
+        tokens: editor.tokens_of_a_sample(workload),
+        projections: &editor.projections,
+    };
+    Ok(learner_memory::learner(&trunk, workload))
 }
 
 /// The configurations of an editor's folder, and the modules that they describe, which are never made.
@@ -144,10 +123,14 @@ impl Parts {
             .sum()
     }
 
+    fn tokens_of_a_sample(&self, workload: &Workload) -> u64 {
+        let [image, _] = flux_format(&self.vae).shape(workload.size);
+        (2 * image + workload.max_sequence_length) as u64
+    }
+
     /// What the tokens of `samples` samples take, each as `widths` rows of hidden states.
     fn tokens(&self, workload: &Workload, samples: u64, widths: u64, what: &str) -> MemoryLine {
-        let [image, _] = flux_format(&self.vae).shape(workload.size);
-        let tokens = (2 * image + workload.max_sequence_length) as u64;
+        let tokens = self.tokens_of_a_sample(workload);
         let hidden = self.config.inner_dim() as u64;
         let factors = [
             (samples, "samples"),

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::folder::{FolderKind, Inspection};
 use super::{editor_memory, judge_memory};
 use crate::editor::ImageSize;
-use crate::lora::LoraConfig;
+use crate::lora::{Checkpointing, LoraConfig};
 use crate::weights::LoadError;
 
 /// What a process does with a model.
@@ -63,6 +63,8 @@ pub struct Workload {
     pub max_sequence_length: usize,
     /// (sample, timestep) pairs in one forward pass of a learner.
     pub micro_batch_size: usize,
+    /// What a learner keeps of a forward pass.
+    pub checkpointing: Checkpointing,
     /// Micro batches that a learner works on at a time: one on a GPU, one a thread on a CPU.
     pub lanes: usize,
     /// Gradient sums that a learner holds.

@@ -8,6 +8,7 @@ mod component;
 mod editor_memory;
 mod folder;
 mod judge_memory;
+mod learner_memory;
 mod memory;
 #[cfg(test)]
 mod tests;

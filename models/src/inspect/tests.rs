@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device};
 use super::*;
 use crate::editor::{Editor, ImageSize, Parts};
 use crate::golden::Case;
-use crate::lora::LoraConfig;
+use crate::lora::{Checkpointing, LoraConfig};
 
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
@@ -45,6 +45,7 @@ fn workload(dtype: DType) -> Workload {
         size: ImageSize::square(16),
         group_size: 3,
         max_sequence_length: 7,
+        checkpointing: Checkpointing::Block,
         micro_batch_size: 2,
         lanes: 1,
         shards: 8,
