@@ -29,8 +29,8 @@ const SINGLE: Widths = Widths {
 /// What is on its way back through a feed-forward: the gradient of its inner activations, attention's beside them, as
 /// it is computed (5) and as it is passed on (5), and those of the block's output (3).
 const PASSING: Widths = Widths { wide: 5, narrow: 8 };
-/// Bytes of the program, its threads, and what the allocator holds back for them.
-const PROGRAM: u64 = 40 << 20;
+/// Bytes of the program and its threads.
+const PROGRAM: u64 = 16 << 20;
 
 /// So many times the width of a token, in f32 and in the type of the weights.
 #[derive(Clone, Copy)]
@@ -118,6 +118,12 @@ fn activations(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {
         ..widths
     };
     let input = Widths { wide: 0, narrow: 1 };
+    // All inputs are there as long as the last kind of blocks goes back.
+    let last = if single > 0 { SINGLE } else { DOUBLE };
+    let one = match (workload.checkpointing, workload.dtype) {
+        (Checkpointing::Block, DType::F32) => last,
+        _ => widened(last),
+    };
     let mut lines = match workload.checkpointing {
         Checkpointing::None => vec![
             line(
@@ -131,20 +137,18 @@ fn activations(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {
                 widened(SINGLE),
             ),
         ],
-        Checkpointing::Block => {
-            // All inputs are there as long as the last kind of blocks goes back.
-            let last = if single > 0 { SINGLE } else { DOUBLE };
-            let own = match workload.dtype {
-                DType::F32 => last,
-                _ => widened(last),
-            };
-            vec![
-                line("inputs of the blocks", double + single, input),
-                line("graph of one block", 1, own),
-            ]
-        }
+        Checkpointing::Block => vec![
+            line("inputs of the blocks", double + single, input),
+            line("graph of one block", 1, one),
+        ],
     };
     lines.push(line("gradients on their way", 1, PASSING));
+    // Each thread's heap keeps for a while what tensors of one size left, while others come.
+    let passed = Widths {
+        wide: one.wide + PASSING.wide,
+        narrow: one.narrow + PASSING.narrow,
+    };
+    lines.push(line("held back by the allocator", 1, passed));
     lines.retain(|line| line.bytes > 0);
     lines
 }
