@@ -120,8 +120,8 @@ fn activations(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {
     let input = Widths { wide: 0, narrow: 1 };
     // All inputs are there as long as the last kind of blocks goes back.
     let last = if single > 0 { SINGLE } else { DOUBLE };
-    let one = match (workload.checkpointing, workload.dtype) {
-        (Checkpointing::Block, DType::F32) => last,
+    let one = match workload.dtype {
+        DType::F32 => last,
         _ => widened(last),
     };
     let mut lines = match workload.checkpointing {
@@ -144,9 +144,12 @@ fn activations(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {
     };
     lines.push(line("gradients on their way", 1, PASSING));
     // Each thread's heap keeps for a while what tensors of one size left, while others come.
-    let passed = Widths {
-        wide: one.wide + PASSING.wide,
-        narrow: one.narrow + PASSING.narrow,
+    let passed = match workload.checkpointing {
+        Checkpointing::None => PASSING,
+        Checkpointing::Block => Widths {
+            wide: one.wide + PASSING.wide,
+            narrow: one.narrow + PASSING.narrow,
+        },
     };
     lines.push(line("held back by the allocator", 1, passed));
     lines.retain(|line| line.bytes > 0);
