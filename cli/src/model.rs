@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
+use retouch_learner::step::checkpointing;
 use retouch_models::{
     device,
     editor::ImageSize,
@@ -119,7 +120,7 @@ fn estimates(
 }
 
 /// What a run's settings have a role do at once.
-fn workload(config: &RunConfig, role: Role) -> anyhow::Result<Workload> {
+pub(crate) fn workload(config: &RunConfig, role: Role) -> anyhow::Result<Workload> {
     let dtype = match role {
         Role::RewardWorker => config.reward.dtype,
         Role::RolloutWorker | Role::Learner => config.model.dtype,
@@ -137,6 +138,7 @@ fn workload(config: &RunConfig, role: Role) -> anyhow::Result<Workload> {
             true => Guidance::ClassifierFree,
             false => Guidance::None,
         },
+        checkpointing: checkpointing(config.learner.activation_checkpointing),
         micro_batch_size: config.learner.micro_batch_size as usize,
         lanes: lanes(config),
         shards: (config.learner.gradient_shards / config.learner.ranks.max(1)) as usize,
@@ -198,7 +200,7 @@ fn print_part(part: &Component) {
     say!("  {name:<16} {class}{tensors}  {state}");
 }
 
-fn print_estimate(estimate: &Estimate) {
+pub(crate) fn print_estimate(estimate: &Estimate) {
     say!("{} needs {}:", estimate.role, size(estimate.bytes));
     for line in &estimate.lines {
         say!(
@@ -245,7 +247,7 @@ fn operations(flops: u64) -> String {
 }
 
 /// Bytes as people read them.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["B", "KiB", "MiB", "GiB"];
     let unit = (0..UNITS.len() - 1).find(|&unit| bytes >> (10 * (unit + 1)) == 0);
     let unit = unit.unwrap_or(UNITS.len() - 1);

@@ -3,6 +3,7 @@
 use std::hint::black_box;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::time::Instant;
 
 use burn::tensor::Device;
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -12,7 +13,8 @@ use retouch_learner::step::{
     GroupData, Iteration, SampledBy, SealedGroup, StepConfig, train_iteration,
 };
 use retouch_models::autoencoder_kl::AutoencoderKlConfig;
-use retouch_models::editor::{Condition, Editor, ImageSize, Parts, Prompt};
+use retouch_models::editor::{ConditionShape, Editor, ImageSize, Parts};
+use retouch_models::exchange;
 use retouch_models::flux::{FluxTransformer, FluxTransformerConfig};
 use retouch_models::init::Init;
 use retouch_models::lora::LoraAdapter;
@@ -20,7 +22,9 @@ use retouch_models::noise;
 use retouch_models::scheduler::FlowMatchScheduler;
 use retouch_models::weights::write_config;
 use retouch_proto::RunConfig;
+use retouch_proto::config::ActivationCheckpointing;
 use retouch_proto::ids::{self, GroupId};
+use retouch_proto::task::TrainMetrics;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -64,15 +68,10 @@ fn group(editor: &Editor, index: u32) -> SealedGroup {
     let size = ImageSize::square(64);
     let [tokens, channels] = editor.latent_shape(size);
     let seed = u64::from(index) * 10;
-    let condition = Condition {
-        prompt: Prompt {
-            tokens: noise::normal(seed + 1, [TEXT_TOKENS, 64], &device),
-            pooled: Some(noise::normal(seed + 2, [64], &device)),
-        },
-        negative_prompt: None,
-        image_latents: noise::normal(seed + 3, [tokens, channels], &device),
+    let shape = ConditionShape {
         size,
-        source_sizes: vec![size],
+        sources: 1,
+        max_sequence_length: TEXT_TOKENS,
     };
     let advantages = noise::normal_values(seed + 4, GROUP_SIZE);
     SealedGroup {
@@ -83,16 +82,17 @@ fn group(editor: &Editor, index: u32) -> SealedGroup {
         advantages: advantages.into_iter().map(f64::from).collect(),
         sampled_by: SampledBy::Old,
         data: Some(GroupData {
-            condition,
+            condition: editor.random_condition(shape, seed + 1),
             x0: noise::normal(seed + 5, [GROUP_SIZE, tokens, channels], &device),
         }),
     }
 }
 
-fn config(micro_batch_size: usize) -> StepConfig {
+fn config(micro_batch_size: usize, checkpointing: ActivationCheckpointing) -> StepConfig {
     let mut run = RunConfig::default();
     run.learner.gradient_shards = 2;
     run.learner.micro_batch_size = micro_batch_size as u32;
+    run.learner.activation_checkpointing = checkpointing;
     StepConfig::from_run(&run)
 }
 
@@ -111,8 +111,12 @@ fn iterations(criterion: &mut Criterion) {
     let groups = [group(&editor, 0), group(&editor, 1)];
     let mut bench = criterion.benchmark_group("nft_step/24_samples");
     bench.sample_size(10);
-    for micro_batch_size in [6, 12, 24] {
-        let config = config(micro_batch_size);
+    use ActivationCheckpointing::{Block, None};
+    for (micro_batch_size, checkpointing) in
+        [(6, None), (12, None), (24, None), (12, Block), (24, Block)]
+    {
+        let name = format!("micro_batch_{micro_batch_size}_checkpointing_{checkpointing}");
+        let config = config(micro_batch_size, checkpointing);
         let state = state(&editor, &config);
         let iteration = Iteration {
             editor: &editor,
@@ -121,16 +125,30 @@ fn iterations(criterion: &mut Criterion) {
             number: ids::Iteration(1),
             groups: &groups,
         };
+        print_stages(&name, iteration, &state);
         let mut go_on = |_| ControlFlow::Continue(());
-        let metrics = train_iteration(iteration, &state, &mut Local, &mut go_on)
-            .unwrap()
-            .metrics;
-        println!("micro_batch_size {micro_batch_size}: {:?}", metrics.times);
-        bench.bench_function(format!("micro_batch_{micro_batch_size}"), |b| {
+        bench.bench_function(name, |b| {
             b.iter(|| train_iteration(iteration, &state, &mut Local, &mut go_on).unwrap());
         });
     }
     bench.finish();
+}
+
+/// Where the time of one iteration and of what is published of it goes. No blob is waited for and no rank.
+fn print_stages(name: &str, iteration: Iteration<'_>, state: &LearnerState) {
+    let mut go_on = |_| ControlFlow::Continue(());
+    let output = train_iteration(iteration, state, &mut Local, &mut go_on).unwrap();
+    let begin = Instant::now();
+    black_box((
+        output.state.to_bytes(),
+        exchange::adapter_to_bytes(&output.state.old),
+    ));
+    let metrics = TrainMetrics {
+        publish_s: begin.elapsed().as_secs_f64(),
+        ..output.metrics.into()
+    };
+    let stages = metrics.stages().map(|(stage, s)| format!("{stage} {s:.3}"));
+    println!("{name}: seconds: {}", stages.join(", "));
 }
 
 /// Clipping, AdamW, EMA and old policy on an adapter of 32 million values.

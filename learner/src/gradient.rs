@@ -1,22 +1,26 @@
 //! The gradient of one batch: three predictions, the loss, the way back.
 
 use burn::tensor::{Tensor, TensorData};
-use retouch_models::lora::LoraAdapter;
+use retouch_models::lora::Tracked;
 
 use crate::metrics::{StageTimes, timed};
 use crate::nft::{self, NftBatch, NftConfig, NftLoss};
 
-/// Predicts velocities: x_t [B, S, C], t [B] in 0..1 and an adapter, or none for
-/// the base, to [B, S, C]. The condition is part of it.
-pub type Velocity<'a> = dyn Fn(Tensor<3>, Tensor<1>, Option<&LoraAdapter>) -> Tensor<3> + 'a;
+/// Predicts velocities: x_t [B, S, C] and t [B] in 0..1 to [B, S, C]. The condition is part of it.
+pub type Velocity<'a> = dyn Fn(Tensor<3>, Tensor<1>) -> Tensor<3> + 'a;
+
+/// As [`Velocity`], with the way back to the trained adapter.
+pub type TrackedVelocity<'a> = dyn Fn(Tensor<3>, Tensor<1>) -> Tracked<'a> + 'a;
 
 /// The three policies of the loss.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Policies<'a> {
-    /// The trained adapter, on an autodiff device.
-    pub theta: &'a LoraAdapter,
-    /// The adapter that sampled, off the graph; `None` if it is the trained one.
-    pub old: Option<&'a LoraAdapter>,
+    /// The trained one.
+    pub theta: &'a TrackedVelocity<'a>,
+    /// The one that sampled; `None` if it is the trained one.
+    pub old: Option<&'a Velocity<'a>>,
+    /// The base.
+    pub reference: &'a Velocity<'a>,
 }
 
 /// (sample, timestep) pairs that share a condition.
@@ -52,7 +56,6 @@ pub struct PairGradient {
 /// The old policy's forward pass is left out where it would repeat the trained
 /// one's, and the base's where the KL term has no weight.
 pub fn pair_gradient(
-    velocity: &Velocity<'_>,
     policies: Policies<'_>,
     batch: &PairBatch,
     config: &NftConfig,
@@ -63,19 +66,26 @@ pub fn pair_gradient(
         TensorData::new(batch.t.clone(), [batch.t.len()]),
         &x_t.device(),
     );
-    let predict = |adapter| velocity(x_t.clone(), t.clone(), adapter);
+    let predict = |velocity: &Velocity<'_>| velocity(x_t.clone(), t.clone());
+    let pairs = batch.t.len();
 
-    let v_old = policies
-        .old
-        .map(|old| timed(&mut times.v_old, || predict(Some(old))));
-    let v_ref = (config.kl_beta != 0.0).then(|| timed(&mut times.v_ref, || predict(None)));
-    let loss = timed(&mut times.forward, || {
-        let v_theta = predict(Some(policies.theta));
-        nft::nft_loss(batch.with_predictions(v_theta, v_old, v_ref), config)
+    let v_old = policies.old.map(|old| {
+        times.evaluations.old += pairs;
+        timed(&mut times.v_old, || predict(old))
+    });
+    let v_ref = (config.kl_beta != 0.0).then(|| {
+        times.evaluations.reference += pairs;
+        timed(&mut times.v_ref, || predict(policies.reference))
+    });
+    times.evaluations.theta += pairs;
+    let (theta, loss) = timed(&mut times.forward, || {
+        let theta = (policies.theta)(x_t.clone(), t.clone());
+        let batch = batch.with_predictions(theta.output(), v_old, v_ref);
+        (theta, nft::nft_loss(batch, config))
     });
     let gradient = timed(&mut times.backward, || {
         let gradients = loss.loss.backward();
-        policies.theta.flat_gradients(&gradients)
+        theta.flat_gradients(&gradients)
     });
     PairGradient { gradient, loss }
 }

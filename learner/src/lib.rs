@@ -5,11 +5,12 @@
 //! to parameters, and [`state`] is what carries it on. [`plan`] and [`shards`] divide the
 //! work so that results do not depend on how many ranks (`rank`) and threads ([`lanes`])
 //! share it; [`collective`] adds their sums up. [`session`] is the role of a cluster's
-//! process. [`sft`] is the other training.
+//! process, and [`dry_run`] an iteration before there is one. [`sft`] is the other training.
 
 pub mod adamw;
 pub mod clip;
 pub mod collective;
+pub mod dry_run;
 pub mod gradient;
 pub mod lanes;
 pub mod metrics;

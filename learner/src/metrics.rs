@@ -1,8 +1,11 @@
 //! What an iteration tells about itself.
 
+use std::ops::AddAssign;
 use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
+use retouch_proto::task::TrainMetrics;
+use serde::Serialize;
 
 use crate::nft::NftTerms;
 
@@ -37,6 +40,35 @@ pub struct StepMetrics {
     pub times: StageTimes,
 }
 
+impl From<StepMetrics> for TrainMetrics {
+    /// Without the stages before and after the step.
+    fn from(metrics: StepMetrics) -> Self {
+        let times = metrics.times;
+        Self {
+            policy_loss: metrics.policy_loss,
+            kl_div: metrics.kl_div,
+            old_kl_div: metrics.old_kl_div,
+            old_deviate: metrics.old_deviate,
+            old_deviate_max: metrics.old_deviate_max,
+            x0_norm: metrics.x0_norm,
+            x0_norm_max: metrics.x0_norm_max,
+            grad_norm: metrics.grad_norm,
+            samples: metrics.samples as u64,
+            pairs: metrics.pairs as u64,
+            fetch_s: 0.0,
+            prepare_s: times.prepare.as_secs_f64(),
+            v_old_s: times.v_old.as_secs_f64(),
+            v_ref_s: times.v_ref.as_secs_f64(),
+            forward_s: times.forward.as_secs_f64(),
+            backward_s: times.backward.as_secs_f64(),
+            all_reduce_s: times.all_reduce.as_secs_f64(),
+            optimizer_s: times.optimizer.as_secs_f64(),
+            checkpoint_s: 0.0,
+            publish_s: 0.0,
+        }
+    }
+}
+
 /// Wall time of one rank by stage.
 ///
 /// Devices that compute asynchronously are waited for at the end of the backward
@@ -51,12 +83,35 @@ pub struct StageTimes {
     pub v_ref: Duration,
     /// Forward passes of the trained policy, and the loss.
     pub forward: Duration,
-    /// Backward passes.
+    /// Backward passes, with what is computed again for them.
     pub backward: Duration,
     /// The sum over ranks, waiting for the slowest included.
     pub all_reduce: Duration,
     /// Clipping, AdamW, EMA and old policy.
     pub optimizer: Duration,
+    /// What the passes were made for.
+    pub evaluations: Evaluations,
+}
+
+/// (sample, timestep) pairs for which one rank asked each policy for a velocity.
+///
+/// What is computed again on the way back is not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Evaluations {
+    /// The trained policy.
+    pub theta: usize,
+    /// The policy that sampled.
+    pub old: usize,
+    /// The base.
+    pub reference: usize,
+}
+
+impl AddAssign for Evaluations {
+    fn add_assign(&mut self, other: Self) {
+        self.theta += other.theta;
+        self.old += other.old;
+        self.reference += other.reference;
+    }
 }
 
 impl StageTimes {
@@ -69,6 +124,7 @@ impl StageTimes {
             self.v_ref += t.v_ref / lanes;
             self.forward += t.forward / lanes;
             self.backward += t.backward / lanes;
+            self.evaluations += t.evaluations;
         }
     }
 }

@@ -5,10 +5,10 @@ use std::sync::Mutex;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use retouch_models::editor::Prepared;
-use retouch_models::lora::LoraAdapter;
+use retouch_models::lora::{LoraAdapter, Trained};
 use retouch_models::noise;
 
-use crate::gradient::{self, PairBatch, Policies};
+use crate::gradient::{self, PairBatch, Policies, Velocity};
 use crate::lanes::Lanes;
 use crate::metrics::{PairTerms, StageTimes, TermSums, timed};
 use crate::plan::{self, Draws, MicroBatch};
@@ -45,15 +45,6 @@ impl<'a> Rank<'a> {
         excluded: &'a Excluded,
     ) -> Result<Self, StepError> {
         iteration.check_adapter("trained adapter", &state.theta)?;
-        let samplers = iteration.groups.iter().map(|group| {
-            let flat = match &group.sampled_by {
-                SampledBy::Old => &state.old[..],
-                SampledBy::Earlier(flat) => flat,
-            };
-            iteration.check_adapter("sampling adapter", flat)?;
-            let own = same_bits(flat, &state.theta);
-            Ok((!own).then(|| iteration.adapter(flat, iteration.editor.device())))
-        });
         let guidance = iteration.config.guidance_scale;
         let prepare = |group: &SealedGroup| {
             let data = group.data.as_ref()?;
@@ -63,7 +54,7 @@ impl<'a> Rank<'a> {
             group_sizes: iteration.group_sizes(),
             group_numbers: iteration.group_numbers(),
             theta: &state.theta,
-            samplers: samplers.collect::<Result<_, StepError>>()?,
+            samplers: iteration.samplers(state)?,
             conditions: iteration.groups.iter().map(prepare).collect(),
             excluded,
             iteration,
@@ -152,6 +143,26 @@ impl Iteration<'_> {
         })
     }
 
+    /// Per group the policy that sampled it, each on the device once; `None` for the trained one.
+    fn samplers(&self, state: &LearnerState) -> Result<Vec<Option<LoraAdapter>>, StepError> {
+        let mut samplers: Vec<(&[f32], Option<LoraAdapter>)> = Vec::new();
+        for group in self.groups {
+            let flat = match &group.sampled_by {
+                SampledBy::Old => &state.old[..],
+                SampledBy::Earlier(flat) => flat,
+            };
+            self.check_adapter("sampling adapter", flat)?;
+            let known = samplers.iter().find(|(other, _)| same_bits(other, flat));
+            let adapter = match known {
+                Some((_, adapter)) => adapter.clone(),
+                None if same_bits(flat, &state.theta) => None,
+                None => Some(self.adapter(flat, self.editor.device())),
+            };
+            samplers.push((flat, adapter));
+        }
+        Ok(samplers.into_iter().map(|(_, adapter)| adapter).collect())
+    }
+
     fn adapter(&self, flat: &[f32], device: &Device) -> LoraAdapter {
         LoraAdapter::from_flat(&self.config.lora, self.editor.projections(), flat, device)
     }
@@ -163,7 +174,7 @@ struct Lane<'r> {
     theta: LoraAdapter,
 }
 
-impl Lane<'_> {
+impl<'r> Lane<'r> {
     /// The summed gradient of a shard with its row of the ledger. A pair that is not
     /// finite ends the shard: the ledger tells every rank.
     fn shard_sum(
@@ -203,15 +214,24 @@ impl Lane<'_> {
         let Iteration { editor, config, .. } = self.rank.iteration;
         let group = batch[0].sample.group;
         let (_, condition) = self.rank.data(group)?;
-        let velocity = |x_t: Tensor<3>, t: Tensor<1>, adapter: Option<&LoraAdapter>| {
-            editor.velocity_of(x_t, t, condition, adapter)
+        let frozen = |adapter: Option<&'r LoraAdapter>| {
+            move |x_t: Tensor<3>, t: Tensor<1>| editor.velocity_of(x_t, t, condition, adapter)
         };
+        let trained = Trained {
+            adapter: &self.theta,
+            checkpointing: config.checkpointing,
+        };
+        let theta =
+            |x_t: Tensor<3>, t: Tensor<1>| editor.tracked_velocity_of(x_t, t, condition, trained);
+        let old = self.rank.samplers[group].as_ref();
+        let old = old.map(|adapter| frozen(Some(adapter)));
         let policies = Policies {
-            theta: &self.theta,
-            old: self.rank.samplers[group].as_ref(),
+            theta: &theta,
+            old: old.as_ref().map(|old| old as &Velocity<'_>),
+            reference: &frozen(None),
         };
         let pairs = timed(&mut times.prepare, || self.pair_batch(batch))?;
-        let result = gradient::pair_gradient(&velocity, policies, &pairs, &config.nft, times);
+        let result = gradient::pair_gradient(policies, &pairs, &config.nft, times);
         Ok((result.gradient, PairTerms::read(result.loss.terms)))
     }
 
@@ -278,7 +298,7 @@ impl Lane<'_> {
 }
 
 fn same_bits(a: &[f32], b: &[f32]) -> bool {
-    bytemuck::cast_slice::<_, u8>(a) == bytemuck::cast_slice::<_, u8>(b)
+    std::ptr::eq(a, b) || bytemuck::cast_slice::<_, u8>(a) == bytemuck::cast_slice::<_, u8>(b)
 }
 
 /// A pair whose loss is not finite, and why.

@@ -15,10 +15,10 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use retouch_models::editor::{Condition, Editor};
-use retouch_models::lora::LoraConfig;
+use retouch_models::lora::{Checkpointing, LoraConfig};
 use retouch_models::scheduler::ScheduleError;
 use retouch_proto::RunConfig;
-use retouch_proto::config::NotFinite;
+use retouch_proto::config::{ActivationCheckpointing, NotFinite};
 use retouch_proto::ids::{GroupId, Iteration as IterationNumber};
 
 use crate::adamw::AdamWConfig;
@@ -48,6 +48,8 @@ pub struct StepConfig {
     pub gradient_shards: usize,
     /// Most (sample, timestep) pairs in one forward pass.
     pub micro_batch_size: usize,
+    /// What is kept of a forward pass until it goes back.
+    pub checkpointing: Checkpointing,
     /// Share of the sampler's timesteps that each sample is trained at.
     pub timestep_fraction: f64,
     /// Steps of the sampler that made the samples.
@@ -235,11 +237,20 @@ impl StepConfig {
             },
             gradient_shards: learner.gradient_shards as usize,
             micro_batch_size: learner.micro_batch_size as usize,
+            checkpointing: checkpointing(learner.activation_checkpointing),
             timestep_fraction: learner.timestep_fraction,
             num_inference_steps: rollout.num_inference_steps as usize,
             guidance_scale: rollout.guidance_scale,
             not_finite: learner.not_finite,
         }
+    }
+}
+
+/// What a run file's setting has models keep.
+pub fn checkpointing(setting: ActivationCheckpointing) -> Checkpointing {
+    match setting {
+        ActivationCheckpointing::None => Checkpointing::None,
+        ActivationCheckpointing::Block => Checkpointing::Block,
     }
 }
 

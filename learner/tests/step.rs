@@ -7,14 +7,18 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use burn::tensor::DType;
-use common::{config, editor, editor_as, group, iteration, sized_group, state, step, step_on};
+use burn::tensor::{DType, Device};
+use common::{
+    config, editor, editor_as, group, iteration, pipeline_of, sized_group, state, step, step_on,
+};
+use retouch_learner::metrics::Evaluations;
 use retouch_learner::shards::{self, BoxError, Local, ShardReduce};
 use retouch_learner::state::LearnerState;
 use retouch_learner::step::{
     Culprit, SampledBy, SealedGroup, StepConfig, StepError, StepOutput, train_iteration,
 };
-use retouch_models::editor::Editor;
+use retouch_models::editor::{Editor, Parts};
+use retouch_models::lora::Checkpointing;
 use retouch_proto::config::NotFinite;
 
 fn groups(editor: &Editor) -> Vec<SealedGroup> {
@@ -160,6 +164,59 @@ fn a_half_precision_base_gives_nearly_the_same_gradients() {
     let (a, b) = (full.metrics.policy_loss, half.metrics.policy_loss);
     assert!((a - b).abs() < 0.02 * a.abs(), "{a} {b}");
     assert_ne!(a, b, "the second base is no narrower");
+}
+
+/// The parameters that a step of either base model ends with, in full and in half precision.
+#[test]
+fn activation_checkpointing_changes_no_bit() {
+    let cases = [
+        "kontext_pipeline__dpm2_truncated_prompt",
+        "qwen_image_edit_pipeline__published_areas",
+    ];
+    for (case, dtype) in cases
+        .into_iter()
+        .flat_map(|case| [(case, DType::F32), (case, DType::BF16)])
+    {
+        let folder = pipeline_of(case);
+        let editor = Editor::load_as(&folder, &Device::flex(), Parts::Transformer, dtype).unwrap();
+        let groups = [group(&editor, 0, 5), group(&editor, 1, 4)];
+        let [whole, by_block] = [Checkpointing::None, Checkpointing::Block].map(|checkpointing| {
+            let config = StepConfig {
+                checkpointing,
+                ..config()
+            };
+            let state = state(&editor, &config);
+            step(&editor, &config, &state, &groups).unwrap()
+        });
+        assert!(whole.metrics.grad_norm > 0.0, "{case} {dtype:?}");
+        assert!(whole.state == by_block.state, "{case} {dtype:?}");
+    }
+}
+
+#[test]
+fn equal_policies_are_evaluated_once() {
+    let (editor, config) = (editor(), config());
+    let (parted, groups) = (state(&editor, &config), groups(&editor));
+    let together = LearnerState::initial(parted.theta.clone());
+    let of = |state: &LearnerState, groups: &[SealedGroup]| {
+        let metrics = step(&editor, &config, state, groups).unwrap().metrics;
+        assert_eq!(metrics.pairs, 95);
+        metrics.times.evaluations
+    };
+    let every = Evaluations {
+        theta: 95,
+        old: 95,
+        reference: 95,
+    };
+    let only = |old| Evaluations { old, ..every };
+    assert_eq!(of(&parted, &groups), every);
+    assert_eq!(of(&together, &groups), only(0));
+    // Of an earlier policy's two groups of five, the one sampled by the trained policy is left out too.
+    let mut mixed = groups.clone();
+    mixed[0].sampled_by = SampledBy::Earlier(parted.theta.clone().into());
+    mixed[1].sampled_by = SampledBy::Earlier(parted.ema.clone().into());
+    assert_eq!(of(&together, &mixed), only(25));
+    assert_eq!(of(&parted, &mixed), only(70));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::tensor::DType;
 use retouch_models::editor::ImageSize;
 use retouch_models::inspect::{Effort, Guidance, Inspection, Role, Workload, estimate, inspect};
-use retouch_models::lora::LoraConfig;
+use retouch_models::lora::{Checkpointing, LoraConfig};
 use serde_json::{Value, json};
 
 /// An H100's dense bf16 products and its memory, per second.
@@ -108,6 +108,7 @@ fn training() -> Workload {
         max_sequence_length: 128,
         num_inference_steps: 6,
         guidance: Guidance::None,
+        checkpointing: Checkpointing::Block,
         micro_batch_size: 3,
         lanes: 1,
         shards: 8,

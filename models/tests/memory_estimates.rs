@@ -15,7 +15,7 @@ use retouch_models::flux::{FluxTransformer, FluxTransformerConfig};
 use retouch_models::init::Init;
 use retouch_models::inspect::{Estimate, Guidance, Role, Workload, estimate, inspect};
 use retouch_models::judge::{Judge, JudgeRequest, Template};
-use retouch_models::lora::{LoraAdapter, LoraConfig};
+use retouch_models::lora::{Checkpointing, LoraAdapter, LoraConfig, Trained};
 use retouch_models::noise;
 use retouch_models::qwen_image::{QwenImageTransformer, QwenImageTransformerConfig};
 use retouch_models::scheduler::FlowMatchScheduler;
@@ -122,6 +122,7 @@ fn workload(dtype: DType) -> Workload {
         max_sequence_length: 12,
         num_inference_steps: 2,
         guidance: Guidance::None,
+        checkpointing: Checkpointing::None,
         micro_batch_size: 3,
         lanes: 1,
         shards: 1,
@@ -155,8 +156,20 @@ fn roll_out(folder: &Path, dtype: DType) {
     assert_eq!(editor.decode(x0, &condition).unwrap().len(), 4);
 }
 
+/// The lines of a learner's estimate that [`learn`] makes.
+const LEARNED: [&str; 8] = [
+    "transformer weights",
+    "policy as leaves of graphs",
+    "graphs of the double-stream blocks",
+    "graphs of the single-stream blocks",
+    "inputs of the blocks",
+    "graph of one block",
+    "gradients on their way",
+    "a weight as f32",
+];
+
 /// Loads, and takes a gradient on a micro batch.
-fn learn(folder: &Path, dtype: DType) {
+fn learn(folder: &Path, dtype: DType, checkpointing: Checkpointing) {
     let device = Device::flex();
     let encoders = Editor::load(folder, &device, Parts::All).unwrap();
     let source = RgbImage::new(SIZE.width as u32, SIZE.height as u32);
@@ -168,10 +181,15 @@ fn learn(folder: &Path, dtype: DType) {
     let [tokens, channels] = editor.latent_shape(SIZE);
     let x = noise::normal(1, [3, tokens, channels], &device);
     let t = Tensor::from_floats([0.9, 0.5, 0.1], &device);
-    let velocity = editor.velocity(x, t, &condition, 1.0, Some(&adapter));
-    let gradients = velocity.square().mean().backward();
+    let prepared = editor.prepare(&[&condition], 1.0);
+    let trained = Trained {
+        adapter: &adapter,
+        checkpointing,
+    };
+    let tracked = editor.tracked_velocity_of(x, t, &prepared, trained);
+    let gradients = tracked.output().square().mean().backward();
     assert_eq!(
-        adapter.flat_gradients(&gradients).len(),
+        tracked.flat_gradients(&gradients).len(),
         adapter.num_params()
     );
 }
@@ -210,6 +228,27 @@ fn measure(folder: &Path, role: Role, dtype: DType, work: fn(&Path, DType)) -> (
     (estimate.bytes, peak)
 }
 
+/// The same of a gradient; what a learner's process holds besides is measured in a process of its own
+/// (`cli/tests/memory_plan.rs`).
+fn measure_gradient(folder: &Path, dtype: DType, checkpointing: Checkpointing) -> (u64, u64) {
+    let inspection = inspect(folder).unwrap();
+    let workload = Workload {
+        checkpointing,
+        ..workload(dtype)
+    };
+    let mut estimate = estimate(&inspection, Role::Learner, &workload).unwrap();
+    let lines = &mut estimate.lines;
+    lines.retain(|line| LEARNED.contains(&line.what.as_str()));
+    estimate.bytes = lines.iter().map(|line| line.bytes).sum();
+    let peak = peak(|| learn(folder, dtype, checkpointing));
+    print(
+        &format!("gradient, {dtype:?}, {checkpointing:?}"),
+        &estimate,
+        peak,
+    );
+    (estimate.bytes, peak)
+}
+
 /// One test: what another one allocates meanwhile would count.
 #[test]
 fn roles_take_no_more_and_not_much_less_than_estimated() {
@@ -226,7 +265,11 @@ fn roles_take_no_more_and_not_much_less_than_estimated() {
         make(&narrow, 1, [2, 2, 4]);
         for dtype in [DType::F32, DType::BF16] {
             measured.push(measure(&wide, Role::RolloutWorker, dtype, roll_out));
-            measured.push(measure(&wide, Role::Learner, dtype, learn));
+            for checkpointing in [Checkpointing::None, Checkpointing::Block] {
+                let (estimated, peak) = measure_gradient(&wide, dtype, checkpointing);
+                let off = peak as f64 / estimated as f64 - 1.0;
+                assert!(off.abs() < 0.12, "{dtype:?} {checkpointing:?}: {off:+.3}");
+            }
         }
         measured.push(measure(&narrow, Role::RolloutWorker, DType::F32, roll_out));
     }

@@ -3,6 +3,7 @@
 //! Every role is a process of its own that talks gRPC over loopback, exactly as on a cluster; only the one who starts
 //! them differs. The run folder is the truth: launching the same run file again continues an interrupted run.
 
+mod dry_run;
 mod memory;
 mod processes;
 mod progress;
@@ -45,10 +46,20 @@ pub(crate) struct LaunchArgs {
     /// End after training, without the held-out evaluation and the report.
     #[arg(long)]
     no_evaluation: bool,
+    /// Start nothing: walk one iteration of the first learner here, on random samples, and tell its
+    /// shapes, its memory as planned and as measured, and its time by stage.
+    #[arg(long, conflicts_with = "no_evaluation")]
+    dry_run: bool,
+    /// Print what a dry run tells as JSON, for programs.
+    #[arg(long, requires = "dry_run")]
+    json: bool,
 }
 
 pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
     let config = args.config.load()?;
+    if args.dry_run {
+        return dry_run::run(&config, args.json);
+    }
     crate::config::check_files(&config)?;
     check_devices(&config)?;
     let folder = RunFolder::open(&config)?;

@@ -6,7 +6,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use crate::case::Case;
 
 /// What a component computed, under the names of `io.safetensors`.
-#[derive(Default)]
+#[derive(Default, PartialEq)]
 pub(crate) struct Outputs(BTreeMap<String, TensorData>);
 
 impl Outputs {

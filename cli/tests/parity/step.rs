@@ -2,22 +2,33 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use retouch_learner::adamw::AdamWConfig;
 use retouch_learner::gradient::{PairBatch, Policies, pair_gradient};
 use retouch_learner::metrics::StageTimes;
 use retouch_learner::state::{LearnerState, Update};
-use retouch_models::flux::{FluxCondition, FluxTransformer};
-use retouch_models::lora::{LoraAdapter, LoraPair, Projection};
+use retouch_models::flux::{FluxCondition, FluxContext, FluxTransformer};
+use retouch_models::lora::{Checkpointing, LoraAdapter, LoraPair, Projection, Tracked, Trained};
 use retouch_models::weights::Weights;
 
 use super::method::{levels, nft_config, valid};
 use crate::case::Case;
 use crate::compare::Outputs;
 
+/// The step with what each kind of checkpointing keeps, which changes no bit.
 pub(crate) fn nft_step(case: &Case) -> anyhow::Result<Outputs> {
+    let whole = step(case, Checkpointing::None)?;
+    let by_block = step(case, Checkpointing::Block)?;
+    ensure!(
+        by_block == whole,
+        "with activation checkpointing the step is another one"
+    );
+    Ok(by_block)
+}
+
+fn step(case: &Case, checkpointing: Checkpointing) -> anyhow::Result<Outputs> {
     let device = Device::flex();
     let model = super::flux::load(case, &device)?.no_grad();
     let theta = Adapter::read(
@@ -34,13 +45,17 @@ pub(crate) fn nft_step(case: &Case) -> anyhow::Result<Outputs> {
         advantages: case.values("advantages")?,
         valid: valid(case)?,
     };
-    let velocity = velocity(case, &model, &device)?;
+    let network = &Network::new(case, &model, &device)?;
+    let trained = Trained {
+        adapter: &theta.adapter,
+        checkpointing,
+    };
     let policies = Policies {
-        theta: &theta.adapter,
-        old: Some(&old.adapter),
+        theta: &|x_t, t| network.tracked(x_t, t, trained),
+        old: Some(&|x_t, t| network.velocity(x_t, t, Some(&old.adapter))),
+        reference: &|x_t, t| network.velocity(x_t, t, None),
     };
     let sums = pair_gradient(
-        &velocity,
         policies,
         &batch,
         &nft_config(case)?,
@@ -70,29 +85,48 @@ pub(crate) fn nft_step(case: &Case) -> anyhow::Result<Outputs> {
 }
 
 /// Predicts v at the noised tokens; the source image's tokens behind them are only attended to.
-fn velocity(
-    case: &Case,
-    model: &FluxTransformer,
-    device: &Device,
-) -> anyhow::Result<impl Fn(Tensor<3>, Tensor<1>, Option<&LoraAdapter>) -> Tensor<3>> {
-    let guidance = case
-        .has_input("guidance")
-        .then(|| case.input("guidance", device));
-    let context = model.prepare(FluxCondition {
-        encoder_hidden_states: case.input("encoder_hidden_states", device)?,
-        pooled_projections: case.input("pooled_projections", device)?,
-        guidance: guidance.transpose()?,
-        img_ids: case.input("img_ids", device)?,
-        txt_ids: case.input("txt_ids", device)?,
-    });
-    let image_latents = case.input::<3>("image_latents", device)?;
-    Ok(
-        move |x_t: Tensor<3>, t: Tensor<1>, adapter: Option<&LoraAdapter>| {
-            let [_, tokens, _] = x_t.dims();
-            let hidden_states = Tensor::cat(vec![x_t, image_latents.clone()], 1);
-            model.step(hidden_states, tokens, t, &context, adapter)
-        },
-    )
+struct Network<'a> {
+    model: &'a FluxTransformer,
+    context: FluxContext,
+    image_latents: Tensor<3>,
+}
+
+impl<'a> Network<'a> {
+    fn new(case: &Case, model: &'a FluxTransformer, device: &Device) -> anyhow::Result<Self> {
+        let guidance = case
+            .has_input("guidance")
+            .then(|| case.input("guidance", device));
+        let context = model.prepare(FluxCondition {
+            encoder_hidden_states: case.input("encoder_hidden_states", device)?,
+            pooled_projections: case.input("pooled_projections", device)?,
+            guidance: guidance.transpose()?,
+            img_ids: case.input("img_ids", device)?,
+            txt_ids: case.input("txt_ids", device)?,
+        });
+        Ok(Self {
+            model,
+            context,
+            image_latents: case.input("image_latents", device)?,
+        })
+    }
+
+    fn velocity(&self, x_t: Tensor<3>, t: Tensor<1>, adapter: Option<&LoraAdapter>) -> Tensor<3> {
+        let [_, tokens, _] = x_t.dims();
+        let hidden_states = self.with_source(x_t);
+        self.model
+            .step(hidden_states, tokens, t, &self.context, adapter)
+    }
+
+    fn tracked<'s>(&'s self, x_t: Tensor<3>, t: Tensor<1>, trained: Trained<'s>) -> Tracked<'s> {
+        let [_, tokens, _] = x_t.dims();
+        let hidden_states = self.with_source(x_t);
+        self.model
+            .tracked_step(hidden_states, tokens, t, &self.context, trained)
+    }
+
+    fn with_source(&self, x_t: Tensor<3>) -> Tensor<3> {
+        Tensor::cat(vec![x_t, self.image_latents.clone()], 1)
+    }
 }
 
 fn update(case: &Case) -> anyhow::Result<Update> {

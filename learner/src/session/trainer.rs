@@ -1,6 +1,8 @@
 //! One training task on the device.
 
 use std::{
+    cell::RefCell,
+    collections::HashMap,
     ops::ControlFlow,
     path::{Path, PathBuf},
     sync::Arc,
@@ -168,7 +170,7 @@ impl Trainer {
             state: state_bytes.into(),
             version: version.into(),
             ema_adapter: None,
-            metrics: reported(metrics),
+            metrics: metrics.into(),
         };
         trained.metrics.publish_s = publish_s;
         if inputs.task.checkpoint && inputs.task.collective.rank == 0 {
@@ -238,6 +240,7 @@ impl Trainer {
             inputs,
             state,
             old: ContentHash::of(&exchange::adapter_to_bytes(&state.old)),
+            read: RefCell::default(),
         };
         let group = |(group, bytes): (&TrainGroup, &Option<GroupBytes>)| {
             Ok(SealedGroup {
@@ -306,60 +309,35 @@ struct Samplers<'a> {
     inputs: &'a TrainInputs,
     state: &'a LearnerState,
     old: ContentHash,
+    /// Those that were read; `None` is the bare base.
+    read: RefCell<HashMap<Option<ContentHash>, Arc<[f32]>>>,
 }
 
 impl Samplers<'_> {
     fn of(&self, group: &TrainGroup) -> Result<SampledBy, TrainError> {
-        let Some(version) = group.version else {
-            return Ok(self.bare_base());
-        };
-        if version == self.old {
+        let initial = self.state.step == 0;
+        if group.version == Some(self.old) || (group.version.is_none() && initial) {
             return Ok(SampledBy::Old);
         }
-        let unknown = || TrainError::UnknownVersion {
-            group: group.group,
-            version,
+        if let Some(flat) = self.read.borrow().get(&group.version) {
+            return Ok(SampledBy::Earlier(flat.clone()));
+        }
+        let flat: Arc<[f32]> = match group.version {
+            Some(version) => self.version(group.group, version)?.into(),
+            // The initial adapter changes nothing, since its second factors are zero.
+            None => self.trainer.initial_adapter().into(),
         };
+        self.read.borrow_mut().insert(group.version, flat.clone());
+        Ok(SampledBy::Earlier(flat))
+    }
+
+    fn version(&self, group: GroupId, version: ContentHash) -> Result<Vec<f32>, TrainError> {
+        let unknown = || TrainError::UnknownVersion { group, version };
         let bytes = self.inputs.versions.get(&version).ok_or_else(unknown)?;
         let flat = exchange::adapter_from_bytes(bytes, self.state.old.len());
-        let flat = flat.map_err(|source| TrainError::Blob {
+        flat.map_err(|source| TrainError::Blob {
             what: format!("version {version}"),
             source,
-        })?;
-        Ok(SampledBy::Earlier(flat.into()))
-    }
-
-    /// The initial adapter changes nothing, since its second factors are zero.
-    fn bare_base(&self) -> SampledBy {
-        if self.state.step == 0 {
-            return SampledBy::Old;
-        }
-        SampledBy::Earlier(Arc::from(self.trainer.initial_adapter()))
-    }
-}
-
-fn reported(metrics: StepMetrics) -> TrainMetrics {
-    let times = metrics.times;
-    TrainMetrics {
-        policy_loss: metrics.policy_loss,
-        kl_div: metrics.kl_div,
-        old_kl_div: metrics.old_kl_div,
-        old_deviate: metrics.old_deviate,
-        old_deviate_max: metrics.old_deviate_max,
-        x0_norm: metrics.x0_norm,
-        x0_norm_max: metrics.x0_norm_max,
-        grad_norm: metrics.grad_norm,
-        samples: metrics.samples as u64,
-        pairs: metrics.pairs as u64,
-        fetch_s: 0.0,
-        prepare_s: times.prepare.as_secs_f64(),
-        v_old_s: times.v_old.as_secs_f64(),
-        v_ref_s: times.v_ref.as_secs_f64(),
-        forward_s: times.forward.as_secs_f64(),
-        backward_s: times.backward.as_secs_f64(),
-        all_reduce_s: times.all_reduce.as_secs_f64(),
-        optimizer_s: times.optimizer.as_secs_f64(),
-        checkpoint_s: 0.0,
-        publish_s: 0.0,
+        })
     }
 }

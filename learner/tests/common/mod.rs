@@ -11,7 +11,7 @@ use retouch_learner::step::{
     GroupData, Iteration, SampledBy, SealedGroup, StepConfig, StepError, StepOutput,
     train_iteration,
 };
-use retouch_models::editor::{Base, Condition, Editor, ImageSize, Parts, Prompt};
+use retouch_models::editor::{ConditionShape, Editor, ImageSize, Parts};
 use retouch_models::lora::LoraAdapter;
 use retouch_models::noise;
 use retouch_proto::RunConfig;
@@ -19,11 +19,16 @@ use retouch_proto::ids::{self, GroupId};
 
 /// A pipeline of the golden cases.
 pub fn pipeline() -> PathBuf {
+    pipeline_of("kontext_pipeline__dpm2_truncated_prompt")
+}
+
+/// The pipeline of a golden case.
+pub fn pipeline_of(case: &str) -> PathBuf {
     let cases = PathBuf::from(concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/../tools/parity/cases"
     ));
-    cases.join("kontext_pipeline__dpm2_truncated_prompt/pipeline")
+    cases.join(case).join("pipeline")
 }
 
 pub fn editor() -> Editor {
@@ -83,25 +88,13 @@ pub fn sized_group(
         width: columns * unit,
     };
     let [tokens, channels] = editor.latent_shape(image);
-    let Base::FluxKontext(base) = &editor.base else {
-        panic!("the golden pipeline is a FluxKontextPipeline");
-    };
-    let config = base.transformer.config();
     let seed = u64::from(index) * 10;
-    let condition = Condition {
-        prompt: Prompt {
-            tokens: noise::normal(seed + 1, [5, config.joint_attention_dim], &device),
-            pooled: Some(noise::normal(
-                seed + 2,
-                [config.pooled_projection_dim],
-                &device,
-            )),
-        },
-        negative_prompt: None,
-        image_latents: noise::normal(seed + 3, [tokens, channels], &device),
+    let shape = ConditionShape {
         size: image,
-        source_sizes: vec![image],
+        sources: 1,
+        max_sequence_length: 5,
     };
+    let condition = editor.random_condition(shape, seed + 1);
     SealedGroup {
         group: GroupId {
             iteration: ids::Iteration(1),

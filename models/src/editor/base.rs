@@ -9,10 +9,11 @@ use image::RgbImage;
 
 use super::outline::{Assumed, Outline};
 use super::{
-    EditError, FluxKontext, ImageSize, LatentFormat, Parts, PromptBatch, PromptInput, QwenImageEdit,
+    ConditionShape, EditError, FluxKontext, ImageSize, LatentFormat, Parts, PromptBatch,
+    PromptInput, PromptShape, QwenImageEdit,
 };
 use crate::init::Init;
-use crate::lora::{LoraAdapter, Projection};
+use crate::lora::{LoraAdapter, Projection, Tracked, Trained};
 use crate::weights::LoadError;
 
 /// Where and how a base model is loaded.
@@ -130,6 +131,9 @@ pub(super) trait BaseModel: Clone + Debug + Sized {
     /// Float type of the transformer's weights.
     fn dtype(&self) -> DType;
 
+    /// How much an instruction of common length is once it is encoded.
+    fn prompt_shape(&self, shape: ConditionShape) -> PromptShape;
+
     /// The size that a source image is given to the autoencoder in, if the model may choose.
     fn preferred_size(&self, own: ImageSize) -> ImageSize;
 
@@ -171,6 +175,19 @@ pub(super) trait BaseModel: Clone + Debug + Sized {
         context: &Self::Context,
         adapter: Option<&LoraAdapter>,
     ) -> Tensor<3>;
+
+    /// As [`BaseModel::step`], with the way back to an adapter that is being trained.
+    ///
+    /// # Shapes
+    /// As [`BaseModel::step`].
+    fn tracked_step<'a>(
+        &'a self,
+        hidden_states: Tensor<3>,
+        kept: usize,
+        t: Tensor<1>,
+        context: &'a Self::Context,
+        trained: Trained<'a>,
+    ) -> Tracked<'a>;
 
     /// Classifier-free guidance: the velocity led away from the negative prompt's.
     fn guide(positive: Tensor<3>, negative: Tensor<3>, scale: f64) -> Tensor<3> {
@@ -285,6 +302,10 @@ macro_rules! base_models {
                 match self { $(Self::$name(model) => model.dtype(),)* }
             }
 
+            pub(super) fn prompt_shape(&self, shape: ConditionShape) -> PromptShape {
+                match self { $(Self::$name(model) => model.prompt_shape(shape),)* }
+            }
+
             pub(super) fn preferred_size(&self, own: ImageSize) -> ImageSize {
                 match self { $(Self::$name(model) => model.preferred_size(own),)* }
             }
@@ -335,6 +356,24 @@ macro_rules! base_models {
                 match (self, context) {
                     $((Self::$name(model), Context::$name(context)) => {
                         model.step(hidden_states, kept, t, context, adapter)
+                    })*
+                    _ => panic!("a context is used by the base model that prepared it"),
+                }
+            }
+
+            /// # Panics
+            /// If another base model prepared the context.
+            pub(super) fn tracked_step<'a>(
+                &'a self,
+                hidden_states: Tensor<3>,
+                kept: usize,
+                t: Tensor<1>,
+                context: &'a Context,
+                trained: Trained<'a>,
+            ) -> Tracked<'a> {
+                match (self, context) {
+                    $((Self::$name(model), Context::$name(context)) => {
+                        model.tracked_step(hidden_states, kept, t, context, trained)
                     })*
                     _ => panic!("a context is used by the base model that prepared it"),
                 }

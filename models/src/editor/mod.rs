@@ -16,6 +16,7 @@ mod pixels;
 mod prompt;
 mod quiet;
 mod qwen_image_edit;
+mod random;
 mod size;
 mod source;
 #[cfg(test)]
@@ -32,5 +33,6 @@ pub use pipeline::{EditRequest, Editor, NEGATIVE_PROMPT, Parts, Prepared, Sample
 pub use pixels::fit;
 pub use prompt::{Prompt, PromptBatch, PromptInput};
 pub use qwen_image_edit::{Areas, QwenImageEdit, QwenImageEditEncoders, TextPositions};
+pub use random::{ConditionShape, PromptShape};
 pub use size::{ImageSize, SizeRule, SourceSize, output_size};
 pub use source::{EditorSource, Loaded};

@@ -8,7 +8,7 @@ use super::{
     Base, Condition, ConditionBatch, EditError, ImageSize, LatentFormat, Prompt, PromptBatch,
     PromptInput, SourceSize, TrainedPart,
 };
-use crate::lora::{LoraAdapter, Projection};
+use crate::lora::{LoraAdapter, Projection, Tracked, Trained};
 use crate::scheduler::FlowMatchScheduler;
 use crate::solver::{self, Solver};
 
@@ -342,13 +342,8 @@ impl Editor {
         prepared: &Prepared,
         adapter: Option<&LoraAdapter>,
     ) -> Tensor<3> {
-        let [batch, tokens, _] = x_t.dims();
-        let [_, source, channels] = prepared.image_latents.dims();
-        let image_latents = prepared
-            .image_latents
-            .clone()
-            .expand([batch, source, channels]);
-        let hidden_states = Tensor::cat(vec![x_t.cast(self.base.dtype()), image_latents], 1);
+        let [_, tokens, _] = x_t.dims();
+        let hidden_states = self.with_sources(x_t, prepared);
         let velocity = |context: &Context| {
             let (x, t) = (hidden_states.clone(), t.clone());
             self.base
@@ -360,6 +355,35 @@ impl Editor {
             None => positive,
             Some(Guided { context, scale }) => self.base.guide(positive, velocity(context), *scale),
         }
+    }
+
+    /// As [`Editor::velocity_of`], with the way back to an adapter that is being trained; without
+    /// classifier-free guidance.
+    ///
+    /// # Shapes
+    /// As [`Editor::velocity_of`].
+    pub fn tracked_velocity_of<'a>(
+        &'a self,
+        x_t: Tensor<3>,
+        t: Tensor<1>,
+        prepared: &'a Prepared,
+        trained: Trained<'a>,
+    ) -> Tracked<'a> {
+        let [_, tokens, _] = x_t.dims();
+        let hidden_states = self.with_sources(x_t, prepared);
+        let tracked = self
+            .base
+            .tracked_step(hidden_states, tokens, t, &prepared.context, trained);
+        tracked.map(|velocity| velocity.cast(DType::F32))
+    }
+
+    /// The tokens of noised latents, then those of the source images.
+    fn with_sources(&self, x_t: Tensor<3>, prepared: &Prepared) -> Tensor<3> {
+        let [batch, ..] = x_t.dims();
+        let [_, source, channels] = prepared.image_latents.dims();
+        let sources = prepared.image_latents.clone();
+        let sources = sources.expand([batch, source, channels]);
+        Tensor::cat(vec![x_t.cast(self.base.dtype()), sources], 1)
     }
 
     /// Samples edits of one condition from noise, all as one batch, without gradients.

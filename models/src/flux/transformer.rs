@@ -1,4 +1,5 @@
 use std::cell::RefCell;
+use std::ops::Range;
 use std::path::Path;
 
 use burn::module::Module;
@@ -8,10 +9,10 @@ use super::embeddings::TimeTextEmbed;
 use super::single_transformer_block::FluxSingleTransformerBlock;
 use super::transformer_block::FluxTransformerBlock;
 use super::{FluxCondition, FluxContext, FluxTransformerConfig, Rotary};
-use crate::dit::AdaLayerNormContinuous;
+use crate::dit::{self, AdaLayerNormContinuous, Blocks, Tokens};
 use crate::init::Init;
 use crate::layers::Linear;
-use crate::lora::{self, LoraAdapter, Projection, Scope};
+use crate::lora::{self, LoraAdapter, Projection, Scope, Tracked, Trained};
 use crate::ops;
 use crate::weights::{DIFFUSERS_FILE, LoadError, Names, Table, Weights, save_folder};
 
@@ -218,29 +219,105 @@ impl FluxTransformer {
         context: &FluxContext,
         adapter: Option<&LoraAdapter>,
     ) -> Tensor<3> {
+        let (evaluation, tokens) = self.begin(hidden_states, kept, timestep, context);
+        dit::evaluate(&evaluation, tokens, adapter)
+    }
+
+    /// As [`FluxTransformer::step`], with the way back to an adapter that is being trained.
+    ///
+    /// # Shapes
+    /// As [`FluxTransformer::step`].
+    pub fn tracked_step<'a>(
+        &'a self,
+        hidden_states: Tensor<3>,
+        kept: usize,
+        timestep: Tensor<1>,
+        context: &'a FluxContext,
+        trained: Trained<'a>,
+    ) -> Tracked<'a> {
+        let (evaluation, tokens) = self.begin(hidden_states, kept, timestep, context);
+        dit::track(evaluation, tokens, trained)
+    }
+
+    fn begin<'a>(
+        &'a self,
+        hidden_states: Tensor<3>,
+        kept: usize,
+        timestep: Tensor<1>,
+        context: &'a FluxContext,
+    ) -> (Evaluation<'a>, Tokens) {
         let [batch, image, _] = hidden_states.dims();
+        let [_, text, dim] = context.context.dims();
         let temb = self
             .time_text_embed
             .forward(timestep, context.fixed.clone());
-        let silu_temb = ops::silu(temb);
-        let mut x = self.x_embedder.forward(hidden_states);
-        let [_, text, dim] = context.context.dims();
-        let mut encoder = context.context.clone().expand([batch, text, dim]);
+        let evaluation = Evaluation {
+            model: self,
+            rotary: &context.rotary,
+            silu_temb: ops::silu(temb),
+            all: 0..text + image,
+            kept: text..text + kept,
+        };
+        let tokens = Tokens {
+            x: self.x_embedder.forward(hidden_states),
+            context: Some(context.context.clone().expand([batch, text, dim])),
+        };
+        (evaluation, tokens)
+    }
+}
 
-        for block in &self.transformer_blocks {
-            (x, encoder) = block.forward(x, encoder, silu_temb.clone(), &context.rotary, adapter);
+/// A step with all that it is given but the tokens: double-stream blocks, then single-stream blocks.
+struct Evaluation<'a> {
+    model: &'a FluxTransformer,
+    rotary: &'a Rotary,
+    /// Silu of the conditioning: `[B, D]`
+    silu_temb: Tensor<2>,
+    /// Places of all tokens, text first, and of those whose velocity is wanted.
+    all: Range<usize>,
+    kept: Range<usize>,
+}
+
+impl Blocks for Evaluation<'_> {
+    fn count(&self) -> usize {
+        self.model.transformer_blocks.len() + self.model.single_transformer_blocks.len()
+    }
+
+    fn slots(&self, block: usize) -> Range<usize> {
+        let double = self.model.transformer_blocks.len();
+        let path = match block.checked_sub(double) {
+            None => format!("transformer_blocks.{block}"),
+            Some(single) => format!("single_transformer_blocks.{single}"),
+        };
+        dit::slots_under(&self.model.projections, &path)
+    }
+
+    fn forward(&self, block: usize, tokens: Tokens, adapter: Option<&LoraAdapter>) -> Tokens {
+        let silu_temb = self.silu_temb.clone();
+        if let Some(double) = self.model.transformer_blocks.get(block) {
+            let context = tokens.context.expect("text has its own stream here");
+            let (x, context) = double.forward(tokens.x, context, silu_temb, self.rotary, adapter);
+            return Tokens {
+                x,
+                context: Some(context),
+            };
         }
-        let mut x = Tensor::cat(vec![encoder, x], 1);
-        let (all, kept) = (0..text + image, text..text + kept);
-        if let Some((last, blocks)) = self.single_transformer_blocks.split_last() {
-            for block in blocks {
-                x = block.forward(x, &all, silu_temb.clone(), &context.rotary, adapter);
-            }
-            // Nothing reads the other tokens after the last block.
-            x = last.forward(x, &kept, silu_temb.clone(), &context.rotary, adapter);
-        } else {
-            x = x.narrow(1, kept.start, kept.len());
-        }
-        self.proj_out.forward(self.norm_out.forward(x, silu_temb))
+        let singles = &self.model.single_transformer_blocks;
+        let single = block - self.model.transformer_blocks.len();
+        // Nothing reads the other tokens after the last block.
+        let kept = match single + 1 == singles.len() {
+            true => &self.kept,
+            false => &self.all,
+        };
+        let x = singles[single].forward(tokens.joined(), kept, silu_temb, self.rotary, adapter);
+        Tokens { x, context: None }
+    }
+
+    fn velocity(&self, tokens: Tokens) -> Tensor<3> {
+        let x = match self.model.single_transformer_blocks.is_empty() {
+            true => tokens.x.narrow(1, 0, self.kept.len()),
+            false => tokens.x,
+        };
+        let x = self.model.norm_out.forward(x, self.silu_temb.clone());
+        self.model.proj_out.forward(x)
     }
 }

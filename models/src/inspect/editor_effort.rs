@@ -5,6 +5,7 @@ use burn::tensor::DType;
 use super::effort::{Effort, EffortLine, Unit};
 use super::memory::Workload;
 use crate::editor::{DECODED_PIXELS_MAX, Network, Outline};
+use crate::lora::Checkpointing;
 use crate::work::Work;
 
 /// Predictions for a training pair: of the policy, the old policy and the base.
@@ -63,46 +64,56 @@ fn sampled_velocity(editor: &Outline, workload: &Workload) -> Work {
     }
 }
 
-/// A pair of a sample and a timestep: three predictions, and the way back through the policy's.
+/// A pair of a sample and a timestep: three predictions, and the way back through the policy's, whose
+/// blocks are computed again if only their inputs were kept.
 pub(super) fn learner(editor: &Outline, workload: &Workload) -> Effort {
     let batch = workload.micro_batch_size.max(1) as u64;
     let weights = bytes(&editor.transformer, workload.dtype);
     let forward = editor.velocity.flops() * PREDICTIONS;
+    let again = match workload.checkpointing {
+        Checkpointing::None => 0,
+        Checkpointing::Block => 1,
+    };
     // Of a factor, the gradients are its own and its input's.
-    let adapter = editor.adapter.flops() * (ADAPTED + 2);
+    let adapter = editor.adapter.flops() * (ADAPTED + again + 2);
     let line = |what: &str, arithmetic: String, flops, reads| EffortLine {
         what: what.to_owned(),
         arithmetic,
         flops,
         bytes: reads * weights / batch,
     };
-    Effort::new(
-        Unit::TrainingPair,
-        vec![
-            line(
-                "predictions of policy, old policy and base",
-                format!(
-                    "{PREDICTIONS} x {} FLOP of {} tokens",
-                    editor.velocity.flops(),
-                    editor.tokens.all()
-                ),
-                forward,
-                PREDICTIONS,
+    let mut lines = vec![
+        line(
+            "predictions of policy, old policy and base",
+            format!(
+                "{PREDICTIONS} x {} FLOP of {} tokens",
+                editor.velocity.flops(),
+                editor.tokens.all()
             ),
-            line(
-                "backward",
-                "as much as one prediction, and a product more in attention".to_owned(),
-                editor.velocity.backward_flops(),
-                1,
-            ),
-            line(
-                "the adapter's factors",
-                format!("{ADAPTED} x forward, 2 x backward"),
-                adapter,
-                0,
-            ),
-        ],
-    )
+            forward,
+            PREDICTIONS,
+        ),
+        line(
+            "backward",
+            "as much as one prediction, and a product more in attention".to_owned(),
+            editor.velocity.backward_flops(),
+            1,
+        ),
+        line(
+            "the policy's blocks once more",
+            format!("{again} x {} FLOP", editor.velocity.flops()),
+            again * editor.velocity.flops(),
+            again,
+        ),
+        line(
+            "the adapter's factors",
+            format!("{} x forward, 2 x backward", ADAPTED + again),
+            adapter,
+            0,
+        ),
+    ];
+    lines.retain(|line| line.flops > 0);
+    Effort::new(Unit::TrainingPair, lines)
 }
 
 fn bytes(network: &Network, dtype: DType) -> u64 {

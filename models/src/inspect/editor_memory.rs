@@ -2,6 +2,7 @@
 
 use burn::tensor::DType;
 
+use super::learner_memory::{self, Trunk};
 use super::memory::{MemoryLine, Workload};
 use crate::editor::{DECODED_PIXELS_MAX, Network, Outline};
 use crate::lora::LoraConfig;
@@ -10,16 +11,10 @@ use crate::lora::LoraConfig;
 const COMPUTED: u64 = 4;
 /// Widths of a token that are there at once while the transformer computes without gradients.
 const SAMPLING_WIDTHS: u64 = 16;
-/// Widths of a token that a double-stream block with gradients keeps until it goes back.
-const DOUBLE_WIDTHS: u64 = 20;
-/// The same of a single-stream block.
-const SINGLE_WIDTHS: u64 = 12;
 /// Channels' worth of a pixel, over those of the second level, while the VAE decodes.
 const DECODING_COPIES: u64 = 5;
 /// Adapters that a rollout worker keeps: the current one and the one before.
 const ADAPTERS_KEPT: u64 = 2;
-/// Copies of the adapter's values in a learner: theta, old policy, EMA, and AdamW's two moments.
-const STATE_COPIES: u64 = 5;
 
 pub(super) fn rollout(editor: &Outline, workload: &Workload) -> Vec<MemoryLine> {
     let adapter = adapter(editor, &workload.lora);
@@ -48,20 +43,15 @@ pub(super) fn rollout(editor: &Outline, workload: &Workload) -> Vec<MemoryLine> 
 }
 
 pub(super) fn learner(editor: &Outline, workload: &Workload) -> Vec<MemoryLine> {
-    let (adapter, f32) = (adapter(editor, &workload.lora), (4, "B (f32)"));
-    let pairs = (workload.micro_batch_size * workload.lanes) as u64;
-    let sums = (workload.shards + workload.lanes) as u64;
-    let kept =
-        editor.double_blocks as u64 * DOUBLE_WIDTHS + editor.single_blocks as u64 * SINGLE_WIDTHS;
-    vec![
-        weights(&editor.transformer, workload.dtype),
-        MemoryLine::product(
-            "policy, old policy, EMA and Adam's moments",
-            &[(STATE_COPIES, ""), (adapter, "values"), f32],
-        ),
-        MemoryLine::product("gradient sums", &[(sums, "sums"), (adapter, "values"), f32]),
-        tokens(editor, pairs, kept, "what backward needs of a micro batch"),
-    ]
+    let trunk = Trunk {
+        parameters: editor.transformer.table.parameters(),
+        hidden: editor.hidden as u64,
+        tokens: editor.tokens.all(),
+        double_blocks: editor.double_blocks as u64,
+        single_blocks: editor.single_blocks as u64,
+        projections: &editor.projections,
+    };
+    learner_memory::learner(&trunk, workload)
 }
 
 fn weights(network: &Network, dtype: DType) -> MemoryLine {

@@ -14,7 +14,7 @@ use super::folder::{FolderKind, Inspection};
 use super::judge::JudgeOutline;
 use super::{editor_effort, editor_memory};
 use crate::editor::{Assumed, ImageSize, Outline};
-use crate::lora::LoraConfig;
+use crate::lora::{Checkpointing, LoraConfig};
 use crate::weights::LoadError;
 
 /// What a process does with a model.
@@ -69,6 +69,8 @@ pub struct Workload {
     pub guidance: Guidance,
     /// (sample, timestep) pairs in one forward pass of a learner.
     pub micro_batch_size: usize,
+    /// What a learner keeps of a forward pass.
+    pub checkpointing: Checkpointing,
     /// Micro batches that a learner works on at a time: one on a GPU, one a thread on a CPU.
     pub lanes: usize,
     /// Gradient sums that a learner holds.

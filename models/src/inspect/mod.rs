@@ -10,6 +10,7 @@ mod editor_memory;
 mod effort;
 mod folder;
 mod judge;
+mod learner_memory;
 mod memory;
 #[cfg(test)]
 mod tests;

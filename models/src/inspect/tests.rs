@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device};
 use super::*;
 use crate::editor::{Editor, ImageSize, Parts};
 use crate::golden::Case;
-use crate::lora::LoraConfig;
+use crate::lora::{Checkpointing, LoraConfig};
 
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
@@ -64,6 +64,7 @@ fn workload(dtype: DType) -> Workload {
         max_sequence_length: 7,
         num_inference_steps: 6,
         guidance: Guidance::None,
+        checkpointing: Checkpointing::Block,
         micro_batch_size: 2,
         lanes: 1,
         shards: 8,

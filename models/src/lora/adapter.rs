@@ -138,7 +138,11 @@ impl LoraAdapter {
         self.flatten(|factor| factor.val().grad(gradients))
     }
 
-    fn flatten(&self, tensor: impl Fn(&Param<Tensor<2>>) -> Option<Tensor<2>>) -> Vec<f32> {
+    /// The tensors of all factors in flat form, zeros where there is none.
+    pub(super) fn flatten(
+        &self,
+        mut tensor: impl FnMut(&Param<Tensor<2>>) -> Option<Tensor<2>>,
+    ) -> Vec<f32> {
         let mut flat = Vec::with_capacity(self.flat_len());
         for factor in self
             .pairs

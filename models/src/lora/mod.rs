@@ -5,14 +5,18 @@
 
 mod adapter;
 mod factors;
+mod gradients;
 mod interchange;
 mod linear;
 mod merge;
 mod peft_config;
 #[cfg(test)]
 mod tests;
+mod tracked;
 
 pub use adapter::{LoraAdapter, LoraConfig, LoraPair};
+pub(crate) use gradients::FactorGradients;
 pub use interchange::{load_adapter, load_diffusers, load_peft, save_diffusers, save_peft};
 pub use linear::{LoraLinear, Projection, Scope};
 pub(crate) use merge::{merge, unmerge};
+pub use tracked::{Checkpointing, Tracked, Trained};

@@ -1,4 +1,5 @@
 use std::cell::RefCell;
+use std::ops::Range;
 use std::path::Path;
 
 use burn::module::Module;
@@ -8,11 +9,11 @@ use super::embeddings::TimeTextEmbed;
 use super::rotary::Rotary;
 use super::transformer_block::{Conditioning, QwenImageTransformerBlock};
 use super::{ImageShape, QwenImageCondition, QwenImageContext, QwenImageTransformerConfig};
-use crate::dit::{AdaLayerNormContinuous, EPS};
+use crate::dit::{self, AdaLayerNormContinuous, Blocks, EPS, JointRotary, Tokens};
 use crate::init::Init;
 use crate::layers::{Linear, RmsNorm};
-use crate::lora::{self, LoraAdapter, Projection, Scope};
-use crate::ops;
+use crate::lora::{self, LoraAdapter, Projection, Scope, Tracked, Trained};
+use crate::ops::{self, AttentionMask};
 use crate::weights::{DIFFUSERS_FILE, LoadError, Names, Table, Weights, save_folder};
 
 const NAMES: Names = Names {
@@ -238,28 +239,99 @@ impl QwenImageTransformer {
         context: &QwenImageContext,
         adapter: Option<&LoraAdapter>,
     ) -> Tensor<3> {
-        let [batch, image, _] = hidden_states.dims();
-        let silu_temb = ops::silu(self.time_text_embed.forward(timestep, self.dtype()));
-        let mut x = self.img_in.forward(hidden_states);
-        let [_, text, dim] = context.context.dims();
-        let mut encoder = context.context.clone().expand([batch, text, dim]);
+        let (evaluation, tokens) = self.begin(hidden_states, kept, timestep, context);
+        dit::evaluate(&evaluation, tokens, adapter)
+    }
 
-        let given = Conditioning {
-            silu_temb: &silu_temb,
+    /// As [`QwenImageTransformer::step`], with the way back to an adapter that is being trained.
+    ///
+    /// # Shapes
+    /// As [`QwenImageTransformer::step`].
+    pub fn tracked_step<'a>(
+        &'a self,
+        hidden_states: Tensor<3>,
+        kept: usize,
+        timestep: Tensor<1>,
+        context: &'a QwenImageContext,
+        trained: Trained<'a>,
+    ) -> Tracked<'a> {
+        let (evaluation, tokens) = self.begin(hidden_states, kept, timestep, context);
+        dit::track(evaluation, tokens, trained)
+    }
+
+    fn begin<'a>(
+        &'a self,
+        hidden_states: Tensor<3>,
+        kept: usize,
+        timestep: Tensor<1>,
+        context: &'a QwenImageContext,
+    ) -> (Evaluation<'a>, Tokens) {
+        let [batch, image, _] = hidden_states.dims();
+        let [_, text, dim] = context.context.dims();
+        let evaluation = Evaluation {
+            model: self,
             rotary: context.rotary.joint(),
-            mask: &context.mask(batch, image),
+            silu_temb: ops::silu(self.time_text_embed.forward(timestep, self.dtype())),
+            mask: context.mask(batch, image),
+            kept,
+        };
+        let tokens = Tokens {
+            x: self.img_in.forward(hidden_states),
+            context: Some(context.context.clone().expand([batch, text, dim])),
+        };
+        (evaluation, tokens)
+    }
+}
+
+/// A step with all that it is given but the tokens.
+struct Evaluation<'a> {
+    model: &'a QwenImageTransformer,
+    rotary: JointRotary<'a>,
+    /// Silu of the conditioning: `[B, D]`
+    silu_temb: Tensor<2>,
+    mask: AttentionMask,
+    /// Number of the image tokens whose velocity is wanted.
+    kept: usize,
+}
+
+impl Blocks for Evaluation<'_> {
+    fn count(&self) -> usize {
+        self.model.transformer_blocks.len()
+    }
+
+    fn slots(&self, block: usize) -> Range<usize> {
+        let path = format!("transformer_blocks.{block}");
+        dit::slots_under(&self.model.projections, &path)
+    }
+
+    fn forward(&self, block: usize, tokens: Tokens, adapter: Option<&LoraAdapter>) -> Tokens {
+        let given = Conditioning {
+            silu_temb: &self.silu_temb,
+            rotary: self.rotary,
+            mask: &self.mask,
             adapter,
         };
-        match self.transformer_blocks.split_last() {
-            Some((last, blocks)) => {
-                for block in blocks {
-                    (x, encoder) = block.forward(x, encoder, given);
-                }
-                x = last.forward_last(x, kept, encoder, given);
-            }
-            None => x = x.narrow(1, 0, kept),
+        let Tokens { x, context } = tokens;
+        let context = context.expect("text has its own stream up to the last block");
+        let blocks = &self.model.transformer_blocks;
+        if block + 1 == blocks.len() {
+            let x = blocks[block].forward_last(x, self.kept, context, given);
+            return Tokens { x, context: None };
         }
-        self.proj_out.forward(self.norm_out.forward(x, silu_temb))
+        let (x, context) = blocks[block].forward(x, context, given);
+        Tokens {
+            x,
+            context: Some(context),
+        }
+    }
+
+    fn velocity(&self, tokens: Tokens) -> Tensor<3> {
+        let x = match self.model.transformer_blocks.is_empty() {
+            true => tokens.x.narrow(1, 0, self.kept),
+            false => tokens.x,
+        };
+        let x = self.model.norm_out.forward(x, self.silu_temb.clone());
+        self.model.proj_out.forward(x)
     }
 }
 

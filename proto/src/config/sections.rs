@@ -126,6 +126,16 @@ choice! {
 }
 
 choice! {
+    /// What a learner keeps of a forward pass until it goes back.
+    ActivationCheckpointing {
+        /// All that gradients need: nothing is computed twice, and memory grows with the depth of the model.
+        None = "none",
+        /// What each transformer block was given: one more forward pass, and the rest of one block at a time.
+        Block = "block",
+    }
+}
+
+choice! {
     /// How learner ranks sum gradients.
     CollectiveKind {
         /// The fixed tree over sockets: the same bits for every rank count (A9).
@@ -344,6 +354,8 @@ pub struct LearnerConfig {
     pub gradient_shards: u32,
     /// Samples per forward.
     pub micro_batch_size: u32,
+    /// What is kept of a forward pass until it goes back; the gradients are the same.
+    pub activation_checkpointing: ActivationCheckpointing,
     /// How far the implicit positive and negative policies lie from the old one.
     pub nft_beta: f64,
     /// Weight of the distance from the base model.
@@ -389,6 +401,7 @@ impl Default for LearnerConfig {
             ranks_max: 0,
             gradient_shards: 8,
             micro_batch_size: 3,
+            activation_checkpointing: ActivationCheckpointing::Block,
             nft_beta: 1.0,
             kl_beta: 1e-4,
             learning_rate: 3e-4,

@@ -16,12 +16,13 @@ use super::outline::{Assumed, Outline};
 use super::quiet::Quiet;
 use super::size::preferred_size;
 use super::{
-    EditError, ImageSize, LatentFormat, Parts, PromptBatch, PromptInput, TextStart, TrainedPart,
+    ConditionShape, EditError, ImageSize, LatentFormat, Parts, PromptBatch, PromptInput,
+    PromptShape, TextStart, TrainedPart,
 };
 use crate::autoencoder_kl::AutoencoderKlConfig;
 use crate::flux::{FluxCondition, FluxContext, FluxTransformer, FluxTransformerConfig};
 use crate::init::Init;
-use crate::lora::{LoraAdapter, Projection};
+use crate::lora::{LoraAdapter, Projection, Tracked, Trained};
 use crate::weights::LoadError;
 
 /// FLUX.1-Kontext.
@@ -181,6 +182,15 @@ impl BaseModel for FluxKontext {
         self.transformer.dtype()
     }
 
+    fn prompt_shape(&self, shape: ConditionShape) -> PromptShape {
+        let config = self.transformer.config();
+        PromptShape {
+            tokens: shape.max_sequence_length,
+            width: config.joint_attention_dim,
+            pooled: Some(config.pooled_projection_dim),
+        }
+    }
+
     fn preferred_size(&self, own: ImageSize) -> ImageSize {
         preferred_size(own, self.format.unit())
     }
@@ -231,6 +241,18 @@ impl BaseModel for FluxKontext {
     ) -> Tensor<3> {
         self.transformer
             .step(hidden_states, kept, t, context, adapter)
+    }
+
+    fn tracked_step<'a>(
+        &'a self,
+        hidden_states: Tensor<3>,
+        kept: usize,
+        t: Tensor<1>,
+        context: &'a FluxContext,
+        trained: Trained<'a>,
+    ) -> Tracked<'a> {
+        self.transformer
+            .tracked_step(hidden_states, kept, t, context, trained)
     }
 
     fn without_encoders(&self) -> Self {

@@ -19,16 +19,22 @@ use super::outline::{Assumed, Outline};
 use super::quiet::Quiet;
 use super::size::area_size;
 use super::{
-    EditError, ImageSize, LatentFormat, Parts, PromptBatch, PromptInput, TextStart, TrainedPart,
+    ConditionShape, EditError, ImageSize, LatentFormat, Parts, PromptBatch, PromptInput,
+    PromptShape, TextStart, TrainedPart,
 };
 use crate::autoencoder_kl_qwen_image::AutoencoderKlQwenImageConfig;
 use crate::init::Init;
-use crate::lora::{LoraAdapter, Projection};
+use crate::lora::{LoraAdapter, Projection, Tracked, Trained};
 use crate::qwen_image::{
     ImageShape, QwenImageCondition, QwenImageContext, QwenImageTransformer,
     QwenImageTransformerConfig,
 };
 use crate::weights::LoadError;
+
+/// Pixels of a source image for each token of it that the text encoder makes.
+const PIXELS_PER_TOKEN: usize = 28 * 28;
+/// Tokens of an instruction of common length and of the markup around it.
+const INSTRUCTION_TOKENS: usize = 64;
 
 /// Qwen-Image-Edit-2509.
 #[derive(Clone, Debug)]
@@ -198,6 +204,14 @@ impl BaseModel for QwenImageEdit {
         self.transformer.dtype()
     }
 
+    fn prompt_shape(&self, shape: ConditionShape) -> PromptShape {
+        PromptShape {
+            tokens: shape.sources * self.areas.condition / PIXELS_PER_TOKEN + INSTRUCTION_TOKENS,
+            width: self.transformer.config().joint_attention_dim,
+            pooled: None,
+        }
+    }
+
     fn preferred_size(&self, own: ImageSize) -> ImageSize {
         area_size(own, self.areas.source)
     }
@@ -256,6 +270,18 @@ impl BaseModel for QwenImageEdit {
     ) -> Tensor<3> {
         self.transformer
             .step(hidden_states, kept, t, context, adapter)
+    }
+
+    fn tracked_step<'a>(
+        &'a self,
+        hidden_states: Tensor<3>,
+        kept: usize,
+        t: Tensor<1>,
+        context: &'a QwenImageContext,
+        trained: Trained<'a>,
+    ) -> Tracked<'a> {
+        self.transformer
+            .tracked_step(hidden_states, kept, t, context, trained)
     }
 
     /// Every token keeps the length that it has without guidance.

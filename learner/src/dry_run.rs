@@ -1,0 +1,260 @@
+//! One iteration on random samples: what a run will take of a learner, before it is started.
+
+use std::ops::Range;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use burn::tensor::Device;
+use retouch_models::device::{self, DeviceError};
+use retouch_models::editor::{ConditionShape, Editor, ImageSize, Parts};
+use retouch_models::exchange;
+use retouch_models::lora::LoraAdapter;
+use retouch_models::noise;
+use retouch_models::weights::LoadError;
+use retouch_proto::RunConfig;
+use retouch_proto::ids::{self, GroupId};
+use retouch_proto::task::TrainMetrics;
+use serde::Serialize;
+
+use crate::metrics::Evaluations;
+use crate::shards::{self, BoxError, ShardReduce};
+use crate::state::{LearnerState, StateError};
+use crate::step::{
+    self, GroupData, Iteration, Observer, SampledBy, SealedGroup, StepConfig, StepError,
+};
+
+/// How much of itself the old policy has of the new one: they differ, as after the first iterations.
+const OLD_SHARE: f32 = 0.99;
+
+/// What one rank's iteration took.
+#[derive(Clone, Debug, Serialize)]
+pub struct DryRun {
+    /// The tensors that go in.
+    pub shapes: Vec<NamedShape>,
+    /// Ranks of the run; this was the first.
+    pub ranks: usize,
+    /// Groups whose samples this rank needs.
+    pub groups: usize,
+    /// (sample, timestep) pairs for which it asked each policy.
+    pub evaluations: Evaluations,
+    /// Values of the trained adapter.
+    pub adapter_values: usize,
+    /// Seconds to load the base model.
+    pub load_s: f64,
+    /// Seconds of the whole iteration.
+    pub iteration_s: f64,
+    /// Seconds of its stages: name and time, without those that need other processes.
+    pub stages_s: Vec<(&'static str, f64)>,
+}
+
+/// A tensor, or several of one shape.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NamedShape {
+    /// What it is.
+    pub name: &'static str,
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+}
+
+/// Why an iteration could not be walked through.
+#[derive(Debug, thiserror::Error)]
+pub enum DryRunError {
+    /// The device is not there.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The base model can't be loaded.
+    #[error("the base model cannot be loaded: {0}")]
+    Load(#[from] LoadError),
+    /// The state can't be read back.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The iteration itself.
+    #[error(transparent)]
+    Step(#[from] StepError),
+}
+
+/// Walks through the first rank's part of an iteration that keeps every group.
+///
+/// `observe` is told how far it is, and may stop it. Other ranks are not waited for, and nothing is written.
+///
+/// # Errors
+///
+/// See [`DryRunError`].
+pub fn dry_run(run: &RunConfig, observe: &mut Observer<'_>) -> Result<DryRun, DryRunError> {
+    let device = device::parse(&run.learner.device)?;
+    let dtype =
+        device::float_type(run.model.dtype.as_str()).expect("both sides name the same types");
+    let begin = Instant::now();
+    let folder = Path::new(&run.model.path);
+    let editor = Editor::load_as(folder, &device, Parts::Transformer, dtype)?;
+    let load = begin.elapsed();
+    let walk = Walk {
+        run,
+        editor: &editor,
+        device: &device,
+        config: StepConfig::from_run(run),
+    };
+    walk.iteration(load, observe)
+}
+
+/// The settings of a run on a loaded model.
+struct Walk<'a> {
+    run: &'a RunConfig,
+    editor: &'a Editor,
+    device: &'a Device,
+    config: StepConfig,
+}
+
+impl Walk<'_> {
+    fn iteration(&self, load: Duration, observe: &mut Observer<'_>) -> Result<DryRun, DryRunError> {
+        let ranks = self.run.learner.ranks as usize;
+        let groups = self.groups(shards::owned(self.config.gradient_shards, 0, ranks));
+        // As a learner has it: the blob of the state stays while the task is worked on.
+        let blob = self.state().to_bytes();
+        let begin = Instant::now();
+        let state = LearnerState::from_bytes(&blob)?;
+        let iteration = self.numbered(&groups);
+        let output = step::train_iteration(iteration, &state, &mut FirstOf { ranks }, observe)?;
+        let publishing = Instant::now();
+        let published = (
+            output.state.to_bytes(),
+            exchange::adapter_to_bytes(&output.state.old),
+        );
+        let publish_s = publishing.elapsed().as_secs_f64();
+        let iteration_s = begin.elapsed().as_secs_f64();
+        drop((published, blob));
+        let metrics = TrainMetrics {
+            publish_s,
+            ..output.metrics.into()
+        };
+        Ok(DryRun {
+            shapes: self.shapes(&groups),
+            ranks,
+            groups: groups.iter().filter(|group| group.data.is_some()).count(),
+            evaluations: output.metrics.times.evaluations,
+            adapter_values: state.theta.len(),
+            load_s: load.as_secs_f64(),
+            iteration_s,
+            stages_s: walked(&metrics),
+        })
+    }
+
+    fn numbered<'g>(&'g self, groups: &'g [SealedGroup]) -> Iteration<'g> {
+        Iteration {
+            editor: self.editor,
+            config: &self.config,
+            run_seed: self.run.seed,
+            number: ids::Iteration(1),
+            groups,
+        }
+    }
+
+    fn state(&self) -> LearnerState {
+        let projections = self.editor.projections();
+        let adapter = LoraAdapter::init(&self.config.lora, projections, self.run.seed, self.device);
+        let mut state = LearnerState::initial(adapter.to_flat());
+        state.old.iter_mut().for_each(|value| *value *= OLD_SHARE);
+        state
+    }
+
+    /// The groups of an iteration, with the samples that the given shards need.
+    fn groups(&self, owned: Range<usize>) -> Vec<SealedGroup> {
+        let count = self.run.rollout.groups_per_iteration;
+        let mut groups: Vec<SealedGroup> = (0..count).map(|index| self.group(index)).collect();
+        for position in self.numbered(&groups).needed_groups(owned) {
+            groups[position].data = Some(self.data(groups[position].group.index));
+        }
+        groups
+    }
+
+    fn group(&self, index: u32) -> SealedGroup {
+        let samples = self.run.rollout.group_size as usize;
+        let advantages = noise::normal_values(u64::from(index), samples);
+        SealedGroup {
+            group: GroupId {
+                iteration: ids::Iteration(1),
+                index,
+            },
+            advantages: advantages.into_iter().map(f64::from).collect(),
+            sampled_by: SampledBy::Old,
+            data: None,
+        }
+    }
+
+    fn data(&self, index: u32) -> GroupData {
+        let shape = self.condition_shape();
+        let [tokens, channels] = self.editor.latent_shape(shape.size);
+        let samples = self.run.rollout.group_size as usize;
+        let seed = u64::from(index) + 1;
+        GroupData {
+            condition: self.editor.random_condition(shape, seed),
+            x0: noise::normal(seed, [samples, tokens, channels], self.device),
+        }
+    }
+
+    fn condition_shape(&self) -> ConditionShape {
+        let model = &self.run.model;
+        ConditionShape {
+            size: ImageSize {
+                height: model.height as usize,
+                width: model.width as usize,
+            },
+            sources: 1,
+            max_sequence_length: model.max_sequence_length as usize,
+        }
+    }
+
+    fn shapes(&self, groups: &[SealedGroup]) -> Vec<NamedShape> {
+        let prompt = self.editor.prompt_shape(self.condition_shape());
+        let [tokens, channels] = self.editor.latent_shape(self.condition_shape().size);
+        let samples = groups.first().map_or(0, |group| group.advantages.len());
+        let pairs = self.config.micro_batch_size;
+        let mut shapes = vec![
+            shape("x0 of a group", [samples, tokens, channels]),
+            shape("source latents", [tokens, channels]),
+            shape("prompt", [prompt.tokens, prompt.width]),
+        ];
+        if let Some(width) = prompt.pooled {
+            shapes.push(shape("pooled prompt", [width]));
+        }
+        shapes.push(shape("x_t of a micro batch", [pairs, tokens, channels]));
+        let all = 2 * tokens + prompt.tokens;
+        shapes.push(shape("tokens of a micro batch", [pairs, all]));
+        shapes
+    }
+}
+
+fn shape<const D: usize>(name: &'static str, shape: [usize; D]) -> NamedShape {
+    NamedShape {
+        name,
+        shape: shape.to_vec(),
+    }
+}
+
+/// The stages that one process has by itself.
+fn walked(metrics: &TrainMetrics) -> Vec<(&'static str, f64)> {
+    let elsewhere = ["data wait", "all-reduce", "checkpoint"];
+    let stages = metrics.stages().into_iter();
+    stages
+        .filter(|(name, _)| !elsewhere.contains(name))
+        .collect()
+}
+
+/// The first of some ranks, without the others.
+struct FirstOf {
+    ranks: usize,
+}
+
+impl ShardReduce for FirstOf {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn world(&self) -> usize {
+        self.ranks
+    }
+
+    fn all_reduce(&mut self, shards: Vec<Vec<f32>>) -> Result<Vec<f32>, BoxError> {
+        Ok(shards::tree_sum(shards))
+    }
+}

@@ -1,0 +1,75 @@
+use std::fmt;
+
+use burn::tensor::{Gradients, Tensor};
+
+use super::LoraAdapter;
+
+/// What is kept of a forward pass for the way back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checkpointing {
+    /// All that the gradients need: nothing is computed twice.
+    None,
+    /// What each block was given: on the way back a block is computed again, so that no graph is deeper than one.
+    Block,
+}
+
+/// An adapter that is being trained.
+#[derive(Debug, Clone, Copy)]
+pub struct Trained<'a> {
+    /// On an autodiff device.
+    pub adapter: &'a LoraAdapter,
+    /// What its forward passes keep.
+    pub checkpointing: Checkpointing,
+}
+
+/// A prediction of a trained adapter, and the way from it back to the factors.
+pub struct Tracked<'a> {
+    output: Tensor<3>,
+    back: Back<'a>,
+}
+
+/// From the gradients of a loss of the output to the flat gradient of the adapter.
+type Back<'a> = Box<dyn FnOnce(&Gradients) -> Vec<f32> + 'a>;
+
+impl<'a> Tracked<'a> {
+    /// An output whose graph reaches back to the factors themselves.
+    pub fn whole(output: Tensor<3>, adapter: &'a LoraAdapter) -> Self {
+        Self::new(output, move |gradients| adapter.flat_gradients(gradients))
+    }
+
+    /// An output from which `back` finds the way.
+    pub(crate) fn new(output: Tensor<3>, back: impl FnOnce(&Gradients) -> Vec<f32> + 'a) -> Self {
+        Self {
+            output,
+            back: Box::new(back),
+        }
+    }
+
+    /// A function of the output in its place.
+    pub fn map(self, function: impl FnOnce(Tensor<3>) -> Tensor<3>) -> Self {
+        Self {
+            output: function(self.output),
+            back: self.back,
+        }
+    }
+
+    /// The output, on an autodiff device; a loss is to be made of it.
+    pub fn output(&self) -> Tensor<3> {
+        self.output.clone()
+    }
+
+    /// The gradients of all factors in flat form, given those of a loss of the output.
+    pub fn flat_gradients(self, gradients: &Gradients) -> Vec<f32> {
+        let Self { output, back } = self;
+        drop(output);
+        back(gradients)
+    }
+}
+
+impl fmt::Debug for Tracked<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tracked")
+            .field("output", &self.output)
+            .finish_non_exhaustive()
+    }
+}
