@@ -29,6 +29,11 @@ const SINGLE: Widths = Widths {
 /// What is on its way back through a feed-forward: the gradient of its inner activations, attention's beside them, as
 /// it is computed (5) and as it is passed on (5), and those of the block's output (3).
 const PASSING: Widths = Widths { wide: 5, narrow: 8 };
+/// The same where both streams have feed-forwards of their own, as measured: they go back together, in f32.
+const PASSING_TWO_STREAMS: Widths = Widths {
+    wide: 22,
+    narrow: 0,
+};
 /// Bytes of the program and its threads.
 const PROGRAM: u64 = 16 << 20;
 
@@ -123,7 +128,11 @@ fn activations(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {
     };
     let input = Widths { wide: 0, narrow: 1 };
     // All inputs are there as long as the last kind of blocks goes back.
-    let last = if single > 0 { SINGLE } else { DOUBLE };
+    let (last, passing) = if single > 0 {
+        (SINGLE, PASSING)
+    } else {
+        (DOUBLE, PASSING_TWO_STREAMS)
+    };
     let one = match workload.dtype {
         DType::F32 => last,
         _ => widened(last),
@@ -146,13 +155,13 @@ fn activations(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {
             line("graph of one block", 1, one),
         ],
     };
-    lines.push(line("gradients on their way", 1, PASSING));
+    lines.push(line("gradients on their way", 1, passing));
     // Each thread's heap keeps for a while what tensors of one size left, while others come.
     let passed = match workload.checkpointing {
-        Checkpointing::None => PASSING,
+        Checkpointing::None => passing,
         Checkpointing::Block => Widths {
-            wide: one.wide + PASSING.wide,
-            narrow: one.narrow + PASSING.narrow,
+            wide: one.wide + passing.wide,
+            narrow: one.narrow + passing.narrow,
         },
     };
     lines.push(line("held back by the allocator", 1, passed));
