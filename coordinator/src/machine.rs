@@ -339,6 +339,7 @@ impl Machine {
     fn forget_unwanted(&mut self) {
         let wanted = self.wanted();
         self.blobs.retain(&wanted);
+        self.workers.retain_hints(&wanted);
     }
 
     fn track_wanted(&mut self) {

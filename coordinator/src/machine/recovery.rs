@@ -176,7 +176,6 @@ impl Machine {
         }
         self.minting = None;
         self.open.clear();
-        self.workers.forget_prefetch();
         self.committed = self.checkpoint.committed;
         self.policies = vec![self.committed.policy];
         self.prompts.unban_after(to);

@@ -1,11 +1,11 @@
 //! Who is there: registrations, generations, heartbeats, held reports.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::SocketAddr;
 
 use retouch_proto::status::Presence;
 use retouch_proto::worker::{Registration, Report, Role};
-use retouch_proto::{BlobAddress, Generation, LeaseId, WorkerId};
+use retouch_proto::{BlobAddress, ContentHash, Generation, LeaseId, WorkerId};
 
 use super::io::Ticket;
 use super::leaving::Order;
@@ -248,10 +248,11 @@ impl Workers {
         self.by_id.iter()
     }
 
-    /// What was to be hinted at is of no use any more.
-    pub fn forget_prefetch(&mut self) {
-        let workers = self.by_id.values_mut();
-        workers.for_each(|worker| worker.prefetch.clear());
+    /// Forgets hints at blobs that nobody wants any more: a silent worker never took them.
+    pub fn retain_hints(&mut self, wanted: &HashSet<ContentHash>) {
+        for worker in self.by_id.values_mut() {
+            worker.prefetch.retain(|blob| wanted.contains(&blob.hash));
+        }
     }
 
     /// How many of a role live.
