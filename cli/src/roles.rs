@@ -90,6 +90,7 @@ impl ProcessArgs {
             process::die_with_parent(parent)?;
         }
         telemetry::init(&telemetry::TelemetryOptions::default())?;
+        process::raise_file_limit();
         Ok(process::stop_signal()?)
     }
 }

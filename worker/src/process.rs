@@ -3,7 +3,11 @@
 use std::io;
 
 use nix::{
-    sys::{prctl, signal::Signal},
+    sys::{
+        prctl,
+        resource::{Resource, getrlimit, setrlimit},
+        signal::Signal,
+    },
     unistd::{Pid, getppid},
 };
 use thiserror::Error;
@@ -52,6 +56,16 @@ pub fn die_with_parent(parent: u32) -> Result<(), ProcessError> {
         expected: parent,
         found: found.as_raw(),
     })
+}
+
+/// Lets this process open as many files as the system allows: each connection is one, and shells often
+/// start with room for a thousand.
+pub fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// A token that is cancelled by the first SIGTERM or Ctrl-C. The second ends the
