@@ -137,7 +137,7 @@ impl Mutation {
 /// Where mutations are made.
 const MACHINE: &str = "coordinator/src/machine";
 /// What the coordinator is built from.
-const COPIED: [&str; 3] = ["coordinator", "proto", "Cargo.lock"];
+const CRATES: [&str; 4] = ["coordinator", "credentials", "hostile", "proto"];
 
 /// A copy of the workspace with the coordinator alone.
 struct Copy {
@@ -149,7 +149,7 @@ impl Copy {
     fn new(root: &Path) -> anyhow::Result<Self> {
         let folder = root.join("target/mutations/source");
         let target = root.join("target/mutations/target");
-        for name in COPIED {
+        for name in CRATES.into_iter().chain(["Cargo.lock"]) {
             copy_all(&root.join(name), &folder.join(name))?;
         }
         let manifest =
@@ -201,7 +201,7 @@ impl Copy {
     }
 }
 
-/// The workspace's manifest with two members.
+/// The workspace's manifest with these crates alone.
 fn coordinator_alone(manifest: &str) -> anyhow::Result<String> {
     let begin = manifest
         .find("members = [")
@@ -211,9 +211,9 @@ fn coordinator_alone(manifest: &str) -> anyhow::Result<String> {
             .find(']')
             .context("Cargo.toml has no end of members")?;
     let alone = format!(
-        "{}members = [\"coordinator\", \"proto\"{}",
+        "{}members = {CRATES:?}{}",
         &manifest[..begin],
-        &manifest[end..]
+        &manifest[end + 1..]
     );
     // Settings of packages that are not there are warned about.
     let lines = alone

@@ -34,7 +34,10 @@ pub fn attention(
         Ok(y) => Tensor::from_dispatch(y),
         Err(inputs) => {
             let [q, k, v] = inputs.map(Tensor::from_dispatch);
-            plain::attention(q, k, v, None, mask, scale)
+            match mask {
+                AttentionMask::None => plain::backend_attention(q, k, v, scale),
+                mask => plain::attention(q, k, v, None, mask, scale),
+            }
         }
     }
 }

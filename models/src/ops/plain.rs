@@ -1,7 +1,10 @@
 //! Every op in burn's own ops: what runs on devices without fused kernels, and what the fused kernels are tested against.
 
 use burn::prelude::*;
-use burn::tensor::{DType, TensorData, activation, module, ops::ConvOptions};
+use burn::tensor::{
+    DType, TensorData, activation, module,
+    ops::{AttentionModuleOptions, ConvOptions},
+};
 
 use super::mask::{AttentionMask, Lengths};
 
@@ -66,6 +69,20 @@ pub(crate) fn attention(
     let probabilities = masked_softmax(scores, mask, lengths).cast(dtype);
     probabilities
         .matmul(v)
+        .swap_dims(1, 2)
+        .reshape([batch, queries, heads * head_dim])
+}
+
+/// Unmasked [`attention`] by the backend's own op, whose kernel keeps no scores where it has one.
+pub(crate) fn backend_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, scale: f32) -> Tensor<3> {
+    let [batch, heads, queries, head_dim] = q.dims();
+    let times = heads / k.dims()[1];
+    let options = AttentionModuleOptions {
+        scale: Some(f64::from(scale)),
+        ..Default::default()
+    };
+    let (k, v) = (repeat_heads(k, times), repeat_heads(v, times));
+    module::attention(q, k, v, None, None, options)
         .swap_dims(1, 2)
         .reshape([batch, queries, heads * head_dim])
 }

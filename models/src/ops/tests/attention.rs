@@ -72,6 +72,28 @@ impl Case {
     }
 }
 
+/// What devices without our kernels use where there is no mask.
+#[test]
+fn the_backends_own_attention_agrees() {
+    let shape = |x: &[Tensor<1>], i: usize, heads: usize, length: usize| {
+        x[i].clone().reshape([2, heads, length, 8])
+    };
+    let views = move |x: &[Tensor<1>]| {
+        let (k, v) = (shape(x, 1, 2, 7), shape(x, 2, 2, 7));
+        (shape(x, 0, 4, 5), k, v)
+    };
+    let backend = |x: &[Tensor<1>]| {
+        let (q, k, v) = views(x);
+        plain::backend_attention(q, k, v, 0.3).flatten(0, 2)
+    };
+    let reference = |x: &[Tensor<1>]| {
+        let (q, k, v) = views(x);
+        plain::attention(q, k, v, None, &AttentionMask::None, 0.3).flatten(0, 2)
+    };
+    let (q_len, k_len) = (2 * 4 * 5 * 8, 2 * 2 * 7 * 8);
+    check("backend", &[q_len, k_len, k_len], &backend, &reference);
+}
+
 #[test]
 fn unmasked_attention_agrees() {
     for (length, width) in [(1, 2), (5, 7), (33, 32), (150, 32), (200, 40)] {
