@@ -31,8 +31,8 @@ impl World {
     pub(super) fn register(&mut self, worker: usize) {
         let fake = &mut self.workers[worker];
         fake.generation = None;
+        // Reports are numbered on: a late answer to one of an older generation is an answer to no newer one.
         fake.outstanding = None;
-        fake.sequence = 0;
         let (life, registration) = (fake.life, fake.registration());
         let message = Message::Register {
             worker,
