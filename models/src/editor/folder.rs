@@ -107,12 +107,27 @@ pub(super) fn no_encoders(folder: &Path) -> LoadError {
 
 /// A field of the transformer's configuration that other parts decide.
 pub(super) struct Width {
-    pub(super) field: &'static str,
-    pub(super) found: usize,
-    /// What it must be; `None` if those parts were not loaded.
-    pub(super) expected: Option<usize>,
-    /// What it must be, in words.
-    pub(super) supported: &'static str,
+    field: &'static str,
+    found: usize,
+    expected: Option<usize>,
+    supported: &'static str,
+}
+
+impl Width {
+    /// `expected` is what it must be, `None` if those parts were not loaded; `supported` says it in words.
+    pub(super) fn new(
+        field: &'static str,
+        found: usize,
+        expected: Option<usize>,
+        supported: &'static str,
+    ) -> Self {
+        Self {
+            field,
+            found,
+            expected,
+            supported,
+        }
+    }
 }
 
 /// What the parts hand to the transformer is as wide as it expects.

@@ -387,7 +387,7 @@ impl World {
 }
 
 /// Why tasks of a poisoned row fail.
-pub(super) const POISON: &str = "poison";
+const POISON: &str = "poison";
 
 fn described(task: &Task) -> String {
     match task {

@@ -73,32 +73,26 @@ fn check(
     fed: Fed,
 ) -> Result<(), LoadError> {
     let [_, token] = format.shape(ImageSize::square(format.unit()));
-    let width = |field, found, expected, supported| Width {
-        field,
-        found,
-        expected,
-        supported,
-    };
     let widths = [
-        width(
+        Width::new(
             "in_channels",
             config.in_channels,
             Some(token),
             "four times vae/config.json's latent_channels",
         ),
-        width(
+        Width::new(
             "out_channels",
             config.out_features(),
             Some(token),
             "as many as in_channels",
         ),
-        width(
+        Width::new(
             "joint_attention_dim",
             config.joint_attention_dim,
             fed.text,
             "text_encoder_2/config.json's d_model",
         ),
-        width(
+        Width::new(
             "pooled_projection_dim",
             config.pooled_projection_dim,
             fed.pooled,

@@ -96,26 +96,20 @@ fn check(
     text: Option<usize>,
 ) -> Result<(), LoadError> {
     let [_, token] = format.shape(ImageSize::square(format.unit()));
-    let width = |field, found, expected, supported| Width {
-        field,
-        found,
-        expected,
-        supported,
-    };
     let widths = [
-        width(
+        Width::new(
             "in_channels",
             config.in_channels,
             Some(token),
             "four times vae/config.json's z_dim",
         ),
-        width(
+        Width::new(
             "out_channels",
             config.out_features(),
             Some(token),
             "vae/config.json's z_dim, with a patch_size of 2",
         ),
-        width(
+        Width::new(
             "joint_attention_dim",
             config.joint_attention_dim,
             text,
