@@ -6,20 +6,21 @@ use crate::node::{JoinRole, Place, take_part};
 
 /// Take part in a run from a node that has nothing but this program and the models.
 ///
-/// The node proves what it is by the token of its role, which is in `credentials/<role>/token` of the run folder, or
-/// by a certificate (`--credentials`).
+/// The node proves what it is by the token of its role, which is in `credentials/<role>/token` of
+/// the run folder, or by a certificate (`--credentials`).
 ///
-/// The run file comes from the coordinator. Where it names folders, this node must have them, under the same paths or
-/// wherever --path says:
+/// The run file comes from the coordinator. Where it names folders, this node must have them, under
+/// the same paths or wherever --path says:
 ///
 ///   rollout-worker  model.path (the whole editor) and dataset.path (the images)
 ///   reward-worker   each reward.terms.path (the judges)
-///   learner         model.path (the transformer alone) and the run folder, shared: checkpoints are written there
+///   learner         model.path (the transformer alone) and the shared run folder, for checkpoints
 ///
-/// The coordinator's address must be one that other machines can reach (`cluster.listen`, or `coordinator --listen`).
-/// The worker serves its blobs on a free port, under the address from which it reaches the coordinator. Its name and
-/// scratch folder are the same when it is started again. It ends with code 0 when the run is over or the worker was
-/// drained, and with 75 when it is to be started again.
+/// The coordinator's address must be one that other machines can reach (`cluster.listen`, or
+/// `coordinator --listen`). The worker serves its blobs on a free port, under the address from
+/// which it reaches the coordinator. Its name and scratch folder are the same when it is started
+/// again. It ends with code 0 when the run is over or the worker was drained, and with 75 when it
+/// is to be started again.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct JoinArgs {

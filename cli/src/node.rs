@@ -35,11 +35,13 @@ const HOST_CHARS_MAX: usize = 32;
 
 /// Take part in a run with several roles in one process, which share one device and one base model.
 ///
-/// Like `join`, for each of the roles; see there. One role computes at a time, so that the node needs hardly more memory
-/// than its largest role alone. Ranks of one collective belong on devices of their own.
+/// Like `join`, for each of the roles; see there. One role computes at a time, so that the node
+/// needs hardly more memory than its largest role alone. Ranks of one collective belong on devices
+/// of their own.
 ///
-/// Each role needs its own token (`--token T1,T2`) or folder of credentials (`--credentials FOLDER` with a folder for
-/// each role, as `credentials` of the run folder). With --name, workers are called NAME-ROLE.
+/// Each role needs its own token (`--token T1,T2`) or folder of credentials (`--credentials FOLDER`
+/// with a folder for each role, as `credentials` of the run folder). With --name, workers are
+/// called NAME-ROLE.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct NodeArgs {
