@@ -14,7 +14,7 @@ use retouch_proto::{ConfigErrors, RunConfig};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::server::TcpIncoming;
 
 use crate::archive::{ArchiveError, Keeper, KeeperOptions, bring_back};
 use crate::dataset::{self, DatasetError};
@@ -294,7 +294,8 @@ async fn serve_until(
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
     let router = server.add_routes(services.routes().await);
-    let incoming = TcpListenerStream::new(listener);
+    // An answer is a few small packets: none may wait until the one before is acknowledged (40 ms).
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Ok(router.serve_with_incoming_shutdown(incoming, async { drop(stopped.await) }))
 }
 

@@ -19,6 +19,8 @@ use crate::work;
 
 /// A session that lost its coordinator looks for it this often.
 const RECONNECT: Duration = Duration::from_millis(100);
+/// The last blobs that a session made are those that anybody asks for: eight groups, or dozens of versions.
+const HOLDS_MAX: usize = 120;
 
 /// What all sessions share.
 pub(crate) struct Shared {
@@ -51,7 +53,7 @@ pub(crate) struct Session {
     results: Vec<TaskResult>,
     /// When the task before was done.
     idle_since: Option<Instant>,
-    /// The blobs that matter after a restart of the coordinator.
+    /// The blobs that it says it holds after a restart of the coordinator, newest last.
     holds: Vec<ContentHash>,
 }
 
@@ -194,16 +196,16 @@ impl Session {
             TaskOutcome::Rollout(result) => {
                 let mut sampled = self.shared.sampled.lock().expect("nobody panics");
                 sampled.insert(result.group, now);
+                self.holds.extend(work::blobs(result));
             }
             TaskOutcome::Train(result) => {
                 self.shared.iterations.fetch_add(1, Ordering::Relaxed);
-                // The states and versions of the last iterations are all that anybody asks for.
                 self.holds.extend([result.state.hash, result.version.hash]);
-                let old = self.holds.len().saturating_sub(8);
-                self.holds.drain(..old);
             }
             _ => {}
         }
+        let old = self.holds.len().saturating_sub(HOLDS_MAX);
+        self.holds.drain(..old);
         self.results.push(TaskResult { lease, outcome });
     }
 }

@@ -19,8 +19,8 @@ const P99_MS_MAX: f64 = 50.0;
 const REWARD_LOAD: f64 = 0.8;
 /// How long each rate is looked at when the highest is looked for.
 const PROBE: Duration = Duration::from_secs(10);
-/// How long a rate takes to settle.
-const SETTLE: Duration = Duration::from_secs(6);
+/// How long a rate takes to settle: the longest tasks of the one before it, at the default load.
+const SETTLE: Duration = Duration::from_secs(12);
 /// How long everybody may take to join.
 const JOIN_MAX: Duration = Duration::from_secs(120);
 

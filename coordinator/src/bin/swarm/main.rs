@@ -1,7 +1,7 @@
 //! Load for a real coordinator: `cargo xtask swarm` calls this.
 //!
 //! The coordinator is a process of its own, with its record on disk; the workers are sessions over real sockets on
-//! loopback that work as fast as they are told to and hold nothing.
+//! loopback that work as fast as they are told to; the blobs that they say they hold have no bytes.
 
 mod grpc;
 mod latencies;

@@ -14,7 +14,7 @@ pub(crate) fn config(dataset: &Path) -> RunConfig {
     config.dataset.path = dataset.display().to_string();
     config.rollout.groups_per_iteration = 1_024;
     config.rollout.group_size = 12;
-    config.rollout.staleness_max = 2;
+    config.rollout.staleness_max = 8;
     config.filter.rule = FilterRule::None;
     config.filter.ban = false;
     config.learner.ranks = 1;
@@ -67,6 +67,15 @@ pub(crate) fn outcome(task: &Task) -> TaskOutcome {
         Task::Train(task) => TaskOutcome::Train(train(task)),
         Task::Mint(_) => unreachable!("the swarm's rank meets others over sockets"),
     }
+}
+
+/// What a rollout leaves behind.
+pub(crate) fn blobs(result: &RolloutResult) -> impl Iterator<Item = ContentHash> + '_ {
+    let latents = [&result.x0, &result.condition, &result.source_png];
+    latents
+        .into_iter()
+        .chain(&result.edits_png)
+        .map(|blob| blob.hash)
 }
 
 fn rollout(task: &RolloutTask) -> RolloutResult {
