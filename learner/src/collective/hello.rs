@@ -7,7 +7,7 @@ use std::{
 
 use super::seal::{Seal, TAG_BYTES};
 
-const MAGIC: [u8; 8] = *b"RTCHCOL2";
+const MAGIC: [u8; 8] = *b"RTCHCOL3";
 const HELLO_BYTES: usize = 8 + 8 + 4 + 4;
 const REPLY_BYTES: usize = 8 + 1 + 8;
 

@@ -1,6 +1,6 @@
 //! Messages to and from one rank.
 //!
-//! A message goes in chunks, each behind a header that tells how much is left,
+//! A message goes in chunks, each behind a header that tells how much is left, and the tag of both,
 //! so that a rank which gives up can say so between two chunks of a long one.
 //! Sockets are read and written in short ticks, between which a deadline or an
 //! abort is noticed. A rank that itself waits for another says so now and then:
@@ -8,7 +8,7 @@
 //! one another instead of the one that is silent.
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, IoSlice, Read, Write},
     net::{Shutdown, TcpStream},
     sync::{
         Arc, Mutex, MutexGuard, TryLockError,
@@ -25,9 +25,11 @@ use super::{
 };
 use crate::shards::add_into;
 
-/// Elements per chunk: large enough for full speed, small enough for a cache.
-const CHUNK: usize = 64 * 1024;
+/// Elements per chunk: large enough that ranks seldom wake each other, small enough for a cache.
+const CHUNK: usize = 256 * 1024;
 const HEADER_BYTES: usize = 16;
+/// Header and tag: what comes before the elements, so that a frame is one write and two reads.
+const HEAD_BYTES: usize = HEADER_BYTES + TAG_BYTES;
 const DATA: u32 = 1;
 const GIVE_UP: u32 = 2;
 const WAITING: u32 = 3;
@@ -54,6 +56,12 @@ struct Writing {
     /// Whether the last frame is whole.
     whole: bool,
     seal: Seal,
+}
+
+/// What a frame begins with.
+struct Head {
+    header: Header,
+    tag: [u8; TAG_BYTES],
 }
 
 struct Header {
@@ -146,9 +154,9 @@ impl Link {
         into: &mut [f32],
     ) -> Result<(), CollectiveError> {
         let mut scratch = vec![0.0; CHUNK.min(into.len())];
-        self.receive_chunks(sequence, into, |this, header, part| {
+        self.receive_chunks(sequence, into, |this, head, part| {
             let scratch = &mut scratch[..part.len()];
-            this.read_elements(header, scratch)?;
+            this.read_elements(head, scratch)?;
             add_into(part, scratch);
             Ok(())
         })
@@ -171,10 +179,9 @@ impl Link {
                 kind: GIVE_UP,
                 sequence: culprit as u32,
                 left: 0,
-            }
-            .bytes();
-            let tag = writing.seal.tag(&header, &[]);
-            let _ = (&self.stream).write_all(&[&header[..], &tag].concat());
+            };
+            let head = header.sealed(&mut writing.seal, &[]);
+            let _ = (&self.stream).write_all(&head);
         }
         let _ = self.stream.shutdown(Shutdown::Write);
     }
@@ -201,41 +208,41 @@ impl Link {
         &self,
         sequence: u32,
         mut into: &mut [f32],
-        mut take: impl FnMut(&Self, &Header, &mut [f32]) -> Result<(), CollectiveError>,
+        mut take: impl FnMut(&Self, &Head, &mut [f32]) -> Result<(), CollectiveError>,
     ) -> Result<(), CollectiveError> {
         // The other side may still be computing: only the first byte may be late.
         let mut deadline = self.deadlines.arrival;
         while !into.is_empty() {
-            let header = self.read_header(deadline)?;
-            self.check(&header, sequence, into.len())?;
+            let head = self.read_head(deadline)?;
+            self.check(&head.header, sequence, into.len())?;
             let (part, rest) = into.split_at_mut(CHUNK.min(into.len()));
-            take(self, &header, part)?;
+            take(self, &head, part)?;
             into = rest;
             deadline = self.deadlines.stall;
         }
         Ok(())
     }
 
-    fn read_header(&self, deadline: Duration) -> Result<Header, CollectiveError> {
+    fn read_head(&self, deadline: Duration) -> Result<Head, CollectiveError> {
         let begin = Instant::now();
         loop {
-            let mut bytes = [0; HEADER_BYTES];
+            let mut bytes = [0; HEAD_BYTES];
             self.read(&mut bytes, deadline)?;
-            let header = Header::parse(bytes);
-            if header.kind != DATA {
-                self.check_tag(&header, &[])?;
+            let head = Head::parse(&bytes);
+            if head.header.kind != DATA {
+                self.check_tag(&head, &[])?;
             }
-            match header.kind {
+            match head.header.kind {
                 WAITING if begin.elapsed() < deadline * DEADLINES_MAX => {}
                 WAITING => return Err(self.stalled(deadline * DEADLINES_MAX)),
                 GIVE_UP => {
-                    let culprit = header.sequence as usize;
+                    let culprit = head.header.sequence as usize;
                     return Err(CollectiveError::GaveUp {
                         from: self.rank,
                         culprit,
                     });
                 }
-                _ => return Ok(header),
+                _ => return Ok(head),
             }
         }
     }
@@ -252,16 +259,15 @@ impl Link {
         })
     }
 
-    fn read_elements(&self, header: &Header, into: &mut [f32]) -> Result<(), CollectiveError> {
+    fn read_elements(&self, head: &Head, into: &mut [f32]) -> Result<(), CollectiveError> {
         self.read(bytemuck::cast_slice_mut(into), self.deadlines.stall)?;
-        self.check_tag(header, bytemuck::cast_slice(into))
+        self.check_tag(head, bytemuck::cast_slice(into))
     }
 
-    /// Reads the tag behind a frame and checks the frame by it.
-    fn check_tag(&self, header: &Header, body: &[u8]) -> Result<(), CollectiveError> {
-        let mut tag = [0; TAG_BYTES];
-        self.read(&mut tag, self.deadlines.stall)?;
-        let checked = self.received().check(&header.bytes(), body, tag);
+    /// Checks a frame by its tag.
+    fn check_tag(&self, head: &Head, body: &[u8]) -> Result<(), CollectiveError> {
+        let header = head.header.bytes();
+        let checked = self.received().check(&header, body, head.tag);
         checked.map_err(|error| self.lost(error))
     }
 
@@ -271,12 +277,9 @@ impl Link {
         header: &Header,
         body: &[u8],
     ) -> Result<(), CollectiveError> {
-        let header = header.bytes();
         writing.whole = false;
-        let tag = writing.seal.tag(&header, body);
-        self.write(&header)?;
-        self.write(body)?;
-        self.write(&tag)?;
+        let head = header.sealed(&mut writing.seal, body);
+        self.write(&mut [IoSlice::new(&head), IoSlice::new(body)])?;
         writing.whole = true;
         Ok(())
     }
@@ -296,14 +299,14 @@ impl Link {
         Ok(())
     }
 
-    fn write(&self, mut bytes: &[u8]) -> Result<(), CollectiveError> {
+    fn write(&self, mut parts: &mut [IoSlice<'_>]) -> Result<(), CollectiveError> {
         // The other side may still be computing while our buffers are full.
         let deadline = self.deadlines.arrival;
         let mut moved = Instant::now();
-        while !bytes.is_empty() {
-            match (&self.stream).write(bytes) {
+        while !parts.is_empty() {
+            match (&self.stream).write_vectored(parts) {
                 Ok(count) => {
-                    bytes = &bytes[count..];
+                    IoSlice::advance_slices(&mut parts, count);
                     moved = Instant::now();
                 }
                 Err(error) => self.tolerate(error, moved, deadline)?,
@@ -360,7 +363,29 @@ fn is_tick(error: &io::Error) -> bool {
     matches!(error.kind(), WouldBlock | TimedOut | Interrupted)
 }
 
+impl Head {
+    fn parse(bytes: &[u8; HEAD_BYTES]) -> Self {
+        let (mut header, mut tag) = ([0; HEADER_BYTES], [0; TAG_BYTES]);
+        header.copy_from_slice(&bytes[..HEADER_BYTES]);
+        tag.copy_from_slice(&bytes[HEADER_BYTES..]);
+        Self {
+            header: Header::parse(header),
+            tag,
+        }
+    }
+}
+
 impl Header {
+    /// The bytes that go before the body.
+    fn sealed(&self, seal: &mut Seal, body: &[u8]) -> [u8; HEAD_BYTES] {
+        let header = self.bytes();
+        let tag = seal.tag(&header, body);
+        let mut head = [0; HEAD_BYTES];
+        head[..HEADER_BYTES].copy_from_slice(&header);
+        head[HEADER_BYTES..].copy_from_slice(&tag);
+        head
+    }
+
     fn bytes(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[..4].copy_from_slice(&self.kind.to_le_bytes());

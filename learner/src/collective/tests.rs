@@ -398,9 +398,10 @@ fn meet(
     [rank(0, first), rank(1, second)].map(|thread| thread.join().expect("no panic"))
 }
 
-/// Where the first frame's header and body are in what rank 1 sends: behind the hello and its tag.
+/// Where the first frame's header and body are in what rank 1 sends: behind the hello and its tag,
+/// and behind the frame's own tag.
 const HEADER: usize = 24 + 16;
-const BODY: usize = HEADER + 16;
+const BODY: usize = HEADER + 16 + 16;
 
 /// The errors of two ranks between whom one byte of what rank 1 says is changed.
 fn meet_with_a_changed_byte(place: usize, sealing: Sealing) -> [Option<String>; 2] {
@@ -440,7 +441,7 @@ fn what_is_changed_on_its_way_is_noticed() {
 fn spoil(place: usize) -> impl FnMut(&mut [u8]) {
     let mut since_hello: Option<usize> = None;
     move |bytes| {
-        let hello = || bytes.windows(8).position(|eight| eight == b"RTCHCOL2");
+        let hello = || bytes.windows(8).position(|eight| eight == b"RTCHCOL3");
         let Some(begin) = since_hello.map_or_else(hello, |_| Some(0)) else {
             return;
         };
