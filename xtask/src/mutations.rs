@@ -259,9 +259,24 @@ mod tests {
     }
 
     #[test]
-    fn the_copy_is_a_workspace_of_two() {
+    fn the_copy_holds_the_coordinator_and_what_it_needs() {
         let manifest = "[workspace]\nmembers = [\n    \"cli\",\n]\ndefault-members = [\"cli\"]\n";
         let alone = coordinator_alone(manifest).unwrap();
-        assert_eq!(alone, "[workspace]\nmembers = [\"coordinator\", \"proto\"]");
+        assert_eq!(
+            alone,
+            format!("[workspace]\nmembers = {CRATES:?}"),
+            "no other member, and no default ones"
+        );
+        for member in CRATES {
+            let path = crate::root().join(member).join("Cargo.toml");
+            let manifest = fs::read_to_string(path).unwrap();
+            let needed = manifest.lines().filter_map(|line| {
+                let name = line.strip_prefix("retouch-")?;
+                name.strip_suffix(".workspace = true")
+            });
+            for name in needed {
+                assert!(CRATES.contains(&name), "{member} needs {name}");
+            }
+        }
     }
 }
