@@ -3,11 +3,15 @@
 use std::time::Duration;
 
 use super::supervisor::Pids;
+use crate::report::Launch;
 
 const SAMPLE_EVERY: Duration = Duration::from_millis(500);
+/// Samples between two times that the totals are written down: ten seconds.
+const SAMPLES_PER_SAVE: u32 = 20;
 
-/// Samples for ever and keeps the highest sum in `peak_kib`; the caller drops the future to stop it.
-pub(crate) async fn watch_peak(pids: Pids, peak_kib: &std::cell::Cell<u64>) {
+/// Samples for ever, for the totals; the caller drops the future to stop it.
+pub(crate) async fn watch(pids: Pids, launch: &Launch) {
+    let mut samples = 0;
     loop {
         let ids: Vec<u32> = {
             let pids = pids
@@ -15,8 +19,13 @@ pub(crate) async fn watch_peak(pids: Pids, peak_kib: &std::cell::Cell<u64>) {
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
             pids.values().copied().chain([std::process::id()]).collect()
         };
-        let sum = ids.into_iter().map(resident_kib).sum();
-        peak_kib.set(peak_kib.get().max(sum));
+        launch.saw_memory(ids.into_iter().map(resident_kib).sum());
+        samples += 1;
+        if samples % SAMPLES_PER_SAVE == 0
+            && let Err(error) = launch.save()
+        {
+            tracing::warn!("{error:#}");
+        }
         tokio::time::sleep(SAMPLE_EVERY).await;
     }
 }

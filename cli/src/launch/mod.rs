@@ -13,7 +13,6 @@ mod supervisor;
 pub(crate) use self::memory::peak_resident_kib;
 
 use std::{
-    cell::Cell,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -29,7 +28,7 @@ use crate::{
     config::ConfigArgs,
     control::Target,
     credentials,
-    report::{self, Totals},
+    report::{self, Launch},
 };
 
 /// How long the coordinator may take to listen.
@@ -63,11 +62,12 @@ pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
     crate::config::check_files(&config)?;
     check_devices(&config)?;
     let folder = RunFolder::open(&config)?;
-    let started = Instant::now();
     say!("run folder {}", folder.path().display());
-    let peak_kib = Cell::new(0);
-    train(&config, &folder, &peak_kib).await?;
-    let totals = Totals::add_launch(folder.path(), started.elapsed(), peak_kib.get())?;
+    let launch = Launch::begin(folder.path())?;
+    let trained = train(&config, &folder, &launch).await;
+    let totals = launch.save();
+    trained?;
+    let totals = totals?;
     if args.no_evaluation {
         say!("trained in {}", crate::show::duration(totals.wall_s));
         return Ok(());
@@ -84,7 +84,7 @@ fn check_devices(config: &RunConfig) -> anyhow::Result<()> {
 }
 
 /// Starts all processes and waits until the coordinator says that the run is over.
-async fn train(config: &RunConfig, folder: &RunFolder, peak_kib: &Cell<u64>) -> anyhow::Result<()> {
+async fn train(config: &RunConfig, folder: &RunFolder, launch: &Launch) -> anyhow::Result<()> {
     let mut supervisor = Supervisor::new(&folder.join("logs"))?;
     credentials::run_authority(folder.path())?;
     let address_file = folder.join(retouch_coordinator::ADDRESS_FILE_NAME);
@@ -93,7 +93,7 @@ async fn train(config: &RunConfig, folder: &RunFolder, peak_kib: &Cell<u64>) -> 
     let pids = supervisor.pids();
     let result = tokio::select! {
         result = follow(config, folder, &mut supervisor, &address_file) => result,
-        () = memory::watch_peak(pids, peak_kib) => unreachable!("memory is watched for ever"),
+        () = memory::watch(pids, launch) => unreachable!("memory is watched for ever"),
         signal = tokio::signal::ctrl_c() => match signal {
             Ok(()) => Err(anyhow::anyhow!("interrupted; the same command continues from the last checkpoint")),
             Err(error) => Err(error.into()),

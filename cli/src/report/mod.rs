@@ -16,12 +16,13 @@ use retouch_proto::{RunConfig, status::IterationMetrics};
 pub(crate) use self::{
     contact_sheet::Triptych,
     summary::{Comparison, HeldOut},
-    totals::Totals,
+    totals::Launch,
 };
 use self::{
     contact_sheet::contact_sheet,
     html::Example,
     summary::{IterationPoint, Report},
+    totals::Totals,
 };
 use crate::output::say;
 use crate::{

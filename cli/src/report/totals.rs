@@ -1,6 +1,10 @@
 //! What is added up over all launches of one run: a resumed run's wall clock is the sum of its parts.
 
-use std::{path::Path, time::Duration};
+use std::{
+    cell::Cell,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
@@ -15,18 +19,46 @@ pub(crate) struct Totals {
     pub(crate) peak_rss_mib: f64,
 }
 
+/// The training part of a launch that is under way.
+pub(crate) struct Launch {
+    run_dir: PathBuf,
+    /// Without this launch.
+    before: Totals,
+    started: Instant,
+    peak_kib: Cell<u64>,
+}
+
+impl Launch {
+    /// Begins now.
+    pub(crate) fn begin(run_dir: &Path) -> anyhow::Result<Self> {
+        Ok(Self {
+            run_dir: run_dir.to_owned(),
+            before: Totals::load(run_dir)?,
+            started: Instant::now(),
+            peak_kib: Cell::new(0),
+        })
+    }
+
+    /// Notes that all processes together had this much memory.
+    pub(crate) fn saw_memory(&self, kib: u64) {
+        self.peak_kib.set(self.peak_kib.get().max(kib));
+    }
+
+    /// Writes down the totals as of now: said often enough, they hold even if the launch is killed.
+    pub(crate) fn save(&self) -> anyhow::Result<Totals> {
+        let totals = self
+            .before
+            .and_launch(self.started.elapsed(), self.peak_kib.get());
+        totals.save(&self.run_dir)
+    }
+}
+
 impl Totals {
-    /// Adds the training part of a launch, interrupted ones included.
-    pub(crate) fn add_launch(
-        run_dir: &Path,
-        wall: Duration,
-        peak_kib: u64,
-    ) -> anyhow::Result<Self> {
-        let mut totals = Self::load(run_dir)?;
-        totals.launches += 1;
-        totals.wall_s += wall.as_secs_f64();
-        totals.raise_peak(peak_kib);
-        totals.save(run_dir)
+    fn and_launch(mut self, wall: Duration, peak_kib: u64) -> Self {
+        self.launches += 1;
+        self.wall_s += wall.as_secs_f64();
+        self.raise_peak(peak_kib);
+        self
     }
 
     /// Adds an evaluation by this process.
@@ -58,7 +90,9 @@ impl Totals {
 
     fn save(self, run_dir: &Path) -> anyhow::Result<Self> {
         let file = run_dir.join(FILE);
-        std::fs::write(&file, serde_json::to_string(&self)?)
+        let partial = file.with_extension("part");
+        std::fs::write(&partial, serde_json::to_string(&self)?)
+            .and_then(|()| std::fs::rename(&partial, &file))
             .with_context(|| format!("can't write {}", file.display()))?;
         Ok(self)
     }
@@ -71,8 +105,15 @@ mod tests {
     #[test]
     fn launches_add_up_and_the_peak_is_the_highest() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        Totals::add_launch(folder.path(), Duration::from_secs(10), 2048).expect("written");
-        Totals::add_launch(folder.path(), Duration::from_secs(5), 1024).expect("written");
+        // The first launch is killed after it was written down twice.
+        let first = Totals::load(folder.path()).expect("nothing yet");
+        for (seconds, kib) in [(4, 512), (10, 2048)] {
+            let so_far = first.and_launch(Duration::from_secs(seconds), kib);
+            so_far.save(folder.path()).expect("written");
+        }
+        let second = Totals::load(folder.path()).expect("written");
+        let second = second.and_launch(Duration::from_secs(5), 1024);
+        second.save(folder.path()).expect("written");
         let totals = Totals::add_evaluation(folder.path(), 1.5, 3072).expect("written");
         assert_eq!(
             totals,
