@@ -159,7 +159,7 @@ pub struct VersionView {
     pub version: Option<String>,
     /// Hash of the learner's state.
     pub state: Option<String>,
-    /// Whether a durable checkpoint holds it.
+    /// Whether a durable checkpoint in the run folder holds it.
     pub checkpointed: bool,
     /// The EMA adapter that the checkpoint exported.
     pub ema_adapter: Option<String>,

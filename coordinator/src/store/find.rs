@@ -9,6 +9,7 @@ use rusqlite::{Connection, Row, params};
 
 use super::StoreError;
 use super::reader::{Reader, ScoreRow, group_scores};
+use super::snapshot::checkpoint_folder;
 use crate::machine::record::Policy;
 
 /// A group as the record has it.
@@ -83,9 +84,14 @@ impl Reader {
         self.on(|connection| group_scores(connection, attempt, index))?
     }
 
-    /// What each committed iteration left behind, oldest first.
+    /// What each committed iteration left behind, oldest first. A checkpoint that was deleted since is none.
     pub fn versions(&self) -> Result<Vec<VersionView>, StoreError> {
-        self.on(versions)
+        let mut versions = self.on(versions)?;
+        for version in &mut versions {
+            let folder = checkpoint_folder(self.folder(), version.iteration);
+            version.checkpointed &= folder.is_dir();
+        }
+        Ok(versions)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The record for reports and people.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use retouch_proto::status::{Event, EventKind, IterationMetrics};
 use retouch_proto::task::SampleScore;
@@ -13,7 +13,8 @@ use crate::machine::record::Checkpoint;
 /// Reads a record, while the run goes on or after it.
 pub struct Reader {
     connection: Connection,
-    path: std::path::PathBuf,
+    folder: PathBuf,
+    path: PathBuf,
 }
 
 /// How an attempt at an iteration went.
@@ -77,9 +78,18 @@ impl Reader {
         let path = folder.join(FILE_NAME);
         let opened = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY);
         let connection = opened.map_err(|error| StoreError::sqlite(&path, error))?;
-        let reader = Self { connection, path };
+        let reader = Self {
+            connection,
+            folder: folder.to_owned(),
+            path,
+        };
         reader.on(schema::check_version)??;
         Ok(reader)
+    }
+
+    /// The run folder, or that of a checkpoint.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     pub(super) fn on<T>(

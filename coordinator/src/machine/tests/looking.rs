@@ -173,12 +173,23 @@ fn what_was_taken_back_is_shown_when_it_is_asked_for() {
 fn versions_are_what_iterations_left_behind() {
     let mut driver = Driver::with_all_roles(config());
     driver.work_until(|driver| driver.exit.is_some());
-    let versions = Recorded::of(&driver.entries).lookup().versions().unwrap();
-    let seen: Vec<(u32, bool)> = versions
-        .iter()
-        .map(|version| (version.iteration.0, version.checkpointed))
-        .collect();
-    assert_eq!(seen, [(1, false), (2, false), (3, true)]);
+    let recorded = Recorded::of(&driver.entries);
+    let checkpoints = recorded.folder.path().join("checkpoints");
+    let versions = || recorded.lookup().versions().unwrap();
+    let checkpointed = || -> Vec<(u32, bool)> {
+        let versions = versions().into_iter();
+        versions
+            .map(|version| (version.iteration.0, version.checkpointed))
+            .collect()
+    };
+    let none = [(1, false), (2, false), (3, false)];
+    std::fs::create_dir_all(checkpoints.join("2")).unwrap();
+    assert_eq!(checkpointed(), none, "a folder alone is no checkpoint");
+    std::fs::create_dir_all(checkpoints.join("3")).unwrap();
+    assert_eq!(checkpointed(), [(1, false), (2, false), (3, true)]);
+    std::fs::remove_dir(checkpoints.join("3")).unwrap();
+    assert_eq!(checkpointed(), none, "it was deleted");
+    let versions = versions();
     let last = driver.machine.committed;
     let hash = |hash: retouch_proto::ContentHash| Some(hash.to_string());
     assert_eq!(versions[2].version, last.policy.hash().and_then(hash));
