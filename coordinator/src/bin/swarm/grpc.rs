@@ -15,6 +15,7 @@ use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::latencies::Latencies;
+use crate::outcome::outcome;
 use crate::work;
 
 /// A session that lost its coordinator looks for it this often.
@@ -189,7 +190,7 @@ impl Session {
         let Some((Assignment { lease, task, .. }, _)) = self.task.take() else {
             return;
         };
-        let outcome = work::outcome(&task);
+        let outcome = outcome(&task);
         let now = Instant::now();
         self.idle_since = Some(now);
         match &outcome {

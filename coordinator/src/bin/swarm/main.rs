@@ -6,6 +6,7 @@
 mod grpc;
 mod latencies;
 mod load;
+mod outcome;
 mod process;
 mod work;
 

@@ -1,11 +1,11 @@
-//! The run that the swarm works on, and its work in no time.
+//! The run that the swarm works on, and what its workers say of themselves.
 
 use std::path::Path;
 
 use retouch_proto::config::{FilterRule, Preset, preset};
-use retouch_proto::task::*;
+use retouch_proto::task::{RolloutResult, Task};
 use retouch_proto::worker::{Registration, Role, RunningTask};
-use retouch_proto::{BlobAddress, BlobRef, ContentHash, LeaseId, RunConfig, WorkerId};
+use retouch_proto::{BlobAddress, ContentHash, LeaseId, RunConfig, WorkerId};
 
 /// A run without end, whose next iterations are open while one is finished.
 pub(crate) fn config(dataset: &Path) -> RunConfig {
@@ -59,16 +59,6 @@ pub(crate) fn registration(
     }
 }
 
-/// What comes of a task.
-pub(crate) fn outcome(task: &Task) -> TaskOutcome {
-    match task {
-        Task::Rollout(task) => TaskOutcome::Rollout(rollout(task)),
-        Task::Score(task) => TaskOutcome::Score(score(task)),
-        Task::Train(task) => TaskOutcome::Train(train(task)),
-        Task::Mint(_) => unreachable!("the swarm's rank meets others over sockets"),
-    }
-}
-
 /// What a rollout leaves behind.
 pub(crate) fn blobs(result: &RolloutResult) -> impl Iterator<Item = ContentHash> + '_ {
     let latents = [&result.x0, &result.condition, &result.source_png];
@@ -76,51 +66,4 @@ pub(crate) fn blobs(result: &RolloutResult) -> impl Iterator<Item = ContentHash>
         .into_iter()
         .chain(&result.edits_png)
         .map(|blob| blob.hash)
-}
-
-fn rollout(task: &RolloutTask) -> RolloutResult {
-    let named = |what: u32| blob(&[what, task.group.iteration.0, task.group.index]);
-    RolloutResult {
-        group: task.group,
-        version: task.version.as_ref().map(|version| version.hash),
-        x0: named(0),
-        condition: named(1),
-        source_png: named(2),
-        edits_png: (3..3 + task.group_size).map(named).collect(),
-        timings: RolloutTimings::default(),
-    }
-}
-
-fn score(task: &ScoreTask) -> ScoreResult {
-    let edits: Vec<ContentHash> = task.edits_png.iter().map(|edit| edit.hash).collect();
-    let score = |edit: &ContentHash| SampleScore {
-        reward: f64::from(edit.0[0]) / 255.0,
-        terms: Vec::new(),
-    };
-    ScoreResult {
-        group: task.group,
-        scores: edits.iter().map(score).collect(),
-        edits,
-        scoring_s: 0.0,
-    }
-}
-
-fn train(task: &TrainTask) -> TrainResult {
-    TrainResult {
-        iteration: task.iteration,
-        epoch: task.collective.epoch,
-        state: blob(&[100, task.iteration.0]),
-        version: blob(&[101, task.iteration.0]),
-        ema_adapter: task.checkpoint.then(|| ContentHash::of(b"ema")),
-        metrics: TrainMetrics::default(),
-    }
-}
-
-fn blob(parts: &[u32]) -> BlobRef {
-    let bytes: Vec<u8> = parts.iter().flat_map(|part| part.to_le_bytes()).collect();
-    BlobRef {
-        hash: ContentHash::of(&bytes),
-        size_bytes: 1 << 20,
-        owners: Vec::new(),
-    }
 }
