@@ -2,17 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
-use retouch_learner::step::checkpointing;
-use retouch_models::{
-    device,
-    editor::ImageSize,
-    inspect::{
-        Component, Effort, Estimate, Guidance, Inspection, Role, Workload, estimate, inspect,
-    },
-    lora::LoraConfig,
-};
+use retouch_learner::workload::workload;
+use retouch_models::inspect::{Component, Effort, Estimate, Inspection, Role, estimate, inspect};
 use retouch_proto::{RunConfig, config::load};
 use serde_json::json;
 
@@ -113,54 +105,10 @@ fn estimates(
         .filter(|role| role.needs() == inspection.kind);
     let roles: Vec<Role> = role.map_or_else(|| fitting.collect(), |role| vec![role]);
     let estimates = roles.into_iter().map(|role| {
-        let workload = workload(config, role)?;
+        let workload = workload(config, role);
         Ok(estimate(inspection, role, &workload).map_err(UsageError::from)?)
     });
     estimates.collect()
-}
-
-/// What a run's settings have a role do at once.
-pub(crate) fn workload(config: &RunConfig, role: Role) -> anyhow::Result<Workload> {
-    let dtype = match role {
-        Role::RewardWorker => config.reward.dtype,
-        Role::RolloutWorker | Role::Learner => config.model.dtype,
-    };
-    Ok(Workload {
-        dtype: device::float_type(dtype.as_str()).context("both sides name the same types")?,
-        size: ImageSize {
-            height: config.model.height as usize,
-            width: config.model.width as usize,
-        },
-        group_size: config.rollout.group_size as usize,
-        max_sequence_length: config.model.max_sequence_length as usize,
-        num_inference_steps: config.rollout.num_inference_steps as usize,
-        guidance: match config.rollout.true_cfg_scale > 1.0 {
-            true => Guidance::ClassifierFree,
-            false => Guidance::None,
-        },
-        checkpointing: checkpointing(config.learner.activation_checkpointing),
-        micro_batch_size: config.learner.micro_batch_size as usize,
-        lanes: lanes(config),
-        shards: (config.learner.gradient_shards / config.learner.ranks.max(1)) as usize,
-        lora: LoraConfig {
-            rank: config.lora.rank as usize,
-            alpha: config.lora.alpha,
-            target_modules: config.lora.target_modules.clone(),
-        },
-    })
-}
-
-/// A learner on a CPU has a lane a thread.
-fn lanes(config: &RunConfig) -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    match (
-        config.learner.device.as_str(),
-        config.cluster.threads_per_worker as usize,
-    ) {
-        ("cpu", 0) => cores,
-        ("cpu", threads) => threads,
-        _ => 1,
-    }
 }
 
 fn print_parts(inspection: &Inspection) {

@@ -5,7 +5,8 @@
 //! to parameters, and [`state`] is what carries it on. [`plan`] and [`shards`] divide the
 //! work so that results do not depend on how many ranks (`rank`) and threads ([`lanes`])
 //! share it; [`collective`] adds their sums up. [`session`] is the role of a cluster's
-//! process, and [`dry_run`] an iteration before there is one. [`sft`] is the other training.
+//! process, and [`dry_run`] an iteration before there is one, [`workload`] its size. [`sft`] is the other
+//! training.
 
 pub mod adamw;
 pub mod clip;
@@ -24,5 +25,6 @@ pub mod shards;
 pub mod state;
 pub mod step;
 mod vectors;
+pub mod workload;
 
 pub use vectors::VectorsError;

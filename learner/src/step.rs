@@ -247,7 +247,7 @@ impl StepConfig {
 }
 
 /// What a run file's setting has models keep.
-pub fn checkpointing(setting: ActivationCheckpointing) -> Checkpointing {
+fn checkpointing(setting: ActivationCheckpointing) -> Checkpointing {
     match setting {
         ActivationCheckpointing::None => Checkpointing::None,
         ActivationCheckpointing::Block => Checkpointing::Block,

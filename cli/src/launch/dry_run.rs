@@ -3,7 +3,10 @@
 use std::ops::ControlFlow;
 
 use anyhow::Context;
-use retouch_learner::dry_run::{DryRun, dry_run};
+use retouch_learner::{
+    dry_run::{DryRun, dry_run},
+    workload::workload,
+};
 use retouch_models::inspect::{Estimate, Role, estimate, inspect};
 use retouch_proto::RunConfig;
 use retouch_worker::process;
@@ -11,7 +14,7 @@ use serde::Serialize;
 
 use super::peak_resident_kib;
 use crate::config::{check, model_file};
-use crate::model::{print_estimate, size, workload};
+use crate::model::{print_estimate, size};
 use crate::output::say;
 
 /// What is printed, as JSON or for people.
@@ -29,11 +32,7 @@ struct Report {
 pub(super) fn run(config: &RunConfig, json: bool) -> anyhow::Result<()> {
     check(&[model_file(config)])?;
     let inspection = inspect(config.model.path.as_ref())?;
-    let plan = estimate(
-        &inspection,
-        Role::Learner,
-        &workload(config, Role::Learner)?,
-    )?;
+    let plan = estimate(&inspection, Role::Learner, &workload(config, Role::Learner))?;
     process::set_compute_threads(config.cluster.threads_per_worker)?;
     let mut told = 0;
     let walked = dry_run(config, &mut |progress| {

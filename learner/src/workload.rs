@@ -1,0 +1,51 @@
+//! What a run file has each role do at once, as plans of memory and time want to know it.
+
+use retouch_models::{
+    device,
+    editor::ImageSize,
+    inspect::{Guidance, Role, Workload},
+};
+use retouch_proto::RunConfig;
+
+use crate::step::StepConfig;
+
+/// The workload of one worker of this role.
+pub fn workload(run: &RunConfig, role: Role) -> Workload {
+    let dtype = match role {
+        Role::RewardWorker => run.reward.dtype,
+        Role::RolloutWorker | Role::Learner => run.model.dtype,
+    };
+    let step = StepConfig::from_run(run);
+    Workload {
+        dtype: device::float_type(dtype.as_str()).expect("models know every type of run files"),
+        size: ImageSize {
+            height: run.model.height as usize,
+            width: run.model.width as usize,
+        },
+        group_size: run.rollout.group_size as usize,
+        max_sequence_length: run.model.max_sequence_length as usize,
+        num_inference_steps: step.num_inference_steps,
+        guidance: match run.rollout.true_cfg_scale > 1.0 {
+            true => Guidance::ClassifierFree,
+            false => Guidance::None,
+        },
+        checkpointing: step.checkpointing,
+        micro_batch_size: step.micro_batch_size,
+        lanes: lanes(run),
+        shards: step.gradient_shards / run.learner.ranks.max(1) as usize,
+        lora: step.lora,
+    }
+}
+
+/// A learner on a CPU has a lane a thread.
+fn lanes(run: &RunConfig) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    match (
+        run.learner.device.as_str(),
+        run.cluster.threads_per_worker as usize,
+    ) {
+        ("cpu", 0) => cores,
+        ("cpu", threads) => threads,
+        _ => 1,
+    }
+}
