@@ -1,9 +1,9 @@
 //! The gradient of one batch: three predictions, the loss, the way back.
 
 use burn::tensor::{Tensor, TensorData};
-use retouch_models::lora::Tracked;
+use retouch_models::lora::{LoraGradient, Tracked};
 
-use crate::metrics::{StageTimes, timed};
+use crate::metrics::{StageTimes, timed_on};
 use crate::nft::{self, NftBatch, NftConfig, NftLoss};
 
 /// Predicts velocities: x_t [B, S, C] and t [B] in 0..1 to [B, S, C]. The condition is part of it.
@@ -14,13 +14,13 @@ pub type TrackedVelocity<'a> = dyn Fn(Tensor<3>, Tensor<1>) -> Tracked<'a> + 'a;
 
 /// The three policies of the loss.
 #[derive(Clone, Copy)]
-pub struct Policies<'a> {
-    /// The trained one.
-    pub theta: &'a TrackedVelocity<'a>,
+pub struct Policies<'p, 'a> {
+    /// The trained one, whose adapter lives for `'a`.
+    pub theta: &'p TrackedVelocity<'a>,
     /// The one that sampled; `None` if it is the trained one.
-    pub old: Option<&'a Velocity<'a>>,
+    pub old: Option<&'p Velocity<'p>>,
     /// The base.
-    pub reference: &'a Velocity<'a>,
+    pub reference: &'p Velocity<'p>,
 }
 
 /// (sample, timestep) pairs that share a condition.
@@ -44,9 +44,9 @@ pub struct PairBatch {
 
 /// Sums over the valid pairs of a batch.
 #[derive(Clone, Debug)]
-pub struct PairGradient {
-    /// Gradient of the summed loss, in the order of `LoraAdapter::to_flat`.
-    pub gradient: Vec<f32>,
+pub struct PairGradient<'a> {
+    /// Gradient of the summed loss.
+    pub gradient: LoraGradient<'a>,
     /// The loss and its parts.
     pub loss: NftLoss,
 }
@@ -55,37 +55,36 @@ pub struct PairGradient {
 ///
 /// The old policy's forward pass is left out where it would repeat the trained
 /// one's, and the base's where the KL term has no weight.
-pub fn pair_gradient(
-    policies: Policies<'_>,
+pub fn pair_gradient<'a>(
+    policies: Policies<'_, 'a>,
     batch: &PairBatch,
     config: &NftConfig,
     times: &mut StageTimes,
-) -> PairGradient {
+) -> PairGradient<'a> {
     let x_t = nft::add_noise(batch.x0.clone(), batch.noise.clone(), &batch.t);
-    let t = Tensor::from_data(
-        TensorData::new(batch.t.clone(), [batch.t.len()]),
-        &x_t.device(),
-    );
+    let device = &x_t.device();
+    let levels = TensorData::new(batch.t.clone(), [batch.t.len()]);
+    let t = Tensor::from_data(levels, device);
     let predict = |velocity: &Velocity<'_>| velocity(x_t.clone(), t.clone());
     let pairs = batch.t.len();
 
     let v_old = policies.old.map(|old| {
         times.evaluations.old += pairs;
-        timed(&mut times.v_old, || predict(old))
+        timed_on(device, &mut times.v_old, || predict(old))
     });
     let v_ref = (config.kl_beta != 0.0).then(|| {
         times.evaluations.reference += pairs;
-        timed(&mut times.v_ref, || predict(policies.reference))
+        timed_on(device, &mut times.v_ref, || predict(policies.reference))
     });
     times.evaluations.theta += pairs;
-    let (theta, loss) = timed(&mut times.forward, || {
+    let (theta, loss) = timed_on(device, &mut times.forward, || {
         let theta = (policies.theta)(x_t.clone(), t.clone());
         let batch = batch.with_predictions(theta.output(), v_old, v_ref);
         (theta, nft::nft_loss(batch, config))
     });
-    let gradient = timed(&mut times.backward, || {
+    let gradient = timed_on(device, &mut times.backward, || {
         let gradients = loss.loss.backward();
-        theta.flat_gradients(&gradients)
+        theta.gradient(&gradients)
     });
     PairGradient { gradient, loss }
 }

@@ -3,7 +3,7 @@
 use std::ops::AddAssign;
 use std::time::{Duration, Instant};
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use retouch_proto::task::TrainMetrics;
 use serde::Serialize;
 
@@ -135,6 +135,16 @@ pub(crate) fn timed<T>(total: &mut Duration, work: impl FnOnce() -> T) -> T {
     let result = work();
     *total += start.elapsed();
     result
+}
+
+/// As [`timed`], for work that is done when the device is.
+pub(crate) fn timed_on<T>(device: &Device, total: &mut Duration, work: impl FnOnce() -> T) -> T {
+    timed(total, || {
+        let result = work();
+        // What went wrong shows when the result is read.
+        let _ = device.sync();
+        result
+    })
 }
 
 /// Running sums of a shard.

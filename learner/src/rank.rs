@@ -5,14 +5,13 @@ use std::sync::Mutex;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use retouch_models::editor::Prepared;
-use retouch_models::lora::{LoraAdapter, Trained};
+use retouch_models::lora::{LoraAdapter, LoraGradient, Trained};
 use retouch_models::noise;
 
 use crate::gradient::{self, PairBatch, Policies, Velocity};
 use crate::lanes::Lanes;
 use crate::metrics::{PairTerms, StageTimes, TermSums, timed};
 use crate::plan::{self, Draws, MicroBatch};
-use crate::shards;
 use crate::state::LearnerState;
 use crate::step::{
     Culprit, Excluded, GroupData, Iteration, Observer, SampledBy, SealedGroup, StepError,
@@ -183,7 +182,7 @@ impl<'r> Lane<'r> {
         batches: &[MicroBatch],
         advance: &Advance<'_>,
     ) -> Result<(Vec<f32>, StageTimes), StepError> {
-        let mut gradient = vec![0.0; self.rank.theta.len()];
+        let mut sum = LoraGradient::zero(&self.theta);
         let mut sums = TermSums::default();
         let mut times = StageTimes::default();
         let mut finding = None;
@@ -194,9 +193,10 @@ impl<'r> Lane<'r> {
             if finding.is_some() {
                 break;
             }
-            shards::add_into(&mut gradient, &part);
+            sum.add(part);
             sums.add(&terms);
         }
+        let mut gradient = timed(&mut times.backward, || sum.into_flat());
         let row = [&sums.row()[..], &Finding::row(finding)[..]].concat();
         self.rank
             .iteration
@@ -210,7 +210,7 @@ impl<'r> Lane<'r> {
         &self,
         batch: &MicroBatch,
         times: &mut StageTimes,
-    ) -> Result<(Vec<f32>, PairTerms), StepError> {
+    ) -> Result<(LoraGradient<'_>, PairTerms), StepError> {
         let Iteration { editor, config, .. } = self.rank.iteration;
         let group = batch[0].sample.group;
         let (_, condition) = self.rank.data(group)?;
@@ -221,8 +221,9 @@ impl<'r> Lane<'r> {
             adapter: &self.theta,
             checkpointing: config.checkpointing,
         };
-        let theta =
-            |x_t: Tensor<3>, t: Tensor<1>| editor.tracked_velocity_of(x_t, t, condition, trained);
+        let theta = move |x_t: Tensor<3>, t: Tensor<1>| {
+            editor.tracked_velocity_of(x_t, t, condition, trained)
+        };
         let old = self.rank.samplers[group].as_ref();
         let old = old.map(|adapter| frozen(Some(adapter)));
         let policies = Policies {

@@ -11,7 +11,7 @@ use std::ops::Range;
 use burn::module::Module;
 use burn::tensor::{Gradients, Tensor};
 
-use crate::lora::{Checkpointing, FactorGradients, LoraAdapter, Projection, Tracked, Trained};
+use crate::lora::{Checkpointing, LoraAdapter, LoraGradient, Projection, Tracked, Trained};
 
 /// What goes from block to block.
 #[derive(Debug, Clone)]
@@ -124,10 +124,10 @@ struct Trail<'a, B> {
     inputs: Vec<Tokens>,
 }
 
-impl<B: Blocks> Trail<'_, B> {
-    /// The flat gradient of the factors, from that of the last block's output.
-    fn back(mut self, mut output_gradients: TokenGradients) -> Vec<f32> {
-        let mut factors = FactorGradients::new(self.adapter);
+impl<'a, B: Blocks> Trail<'a, B> {
+    /// The gradient of the factors, from that of the last block's output.
+    fn back(mut self, mut output_gradients: TokenGradients) -> LoraGradient<'a> {
+        let mut factors = LoraGradient::zero(self.adapter);
         while let Some(input) = self.inputs.pop() {
             let index = self.inputs.len();
             let block = self.lowest + index;
@@ -146,7 +146,7 @@ impl<B: Blocks> Trail<'_, B> {
             }
             output_gradients = input.gradients(&gradients);
         }
-        factors.into_flat()
+        factors
     }
 }
 

@@ -1,8 +1,10 @@
+use std::ops::Range;
+
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::Projection;
+use super::{LoraGradient, Projection};
 use crate::noise;
 
 /// The size of an adapter and the layers that it changes.
@@ -130,32 +132,23 @@ impl LoraAdapter {
 
     /// The flat form.
     pub fn to_flat(&self) -> Vec<f32> {
-        self.flatten(|factor| Some(factor.val()))
+        let mut flat = Vec::with_capacity(self.flat_len());
+        for pair in self.pairs.iter().flatten() {
+            for factor in [&pair.a, &pair.b] {
+                flat.extend(factor.val().into_data().iter::<f32>());
+            }
+        }
+        flat
     }
 
     /// The gradients of all factors in flat form; a factor that the loss did not use has zeros.
     pub fn flat_gradients(&self, gradients: &Gradients) -> Vec<f32> {
-        self.flatten(|factor| factor.val().grad(gradients))
+        LoraGradient::new(self, gradients).into_flat()
     }
 
-    /// The tensors of all factors in flat form, zeros where there is none.
-    pub(super) fn flatten(
-        &self,
-        mut tensor: impl FnMut(&Param<Tensor<2>>) -> Option<Tensor<2>>,
-    ) -> Vec<f32> {
-        let mut flat = Vec::with_capacity(self.flat_len());
-        for factor in self
-            .pairs
-            .iter()
-            .flatten()
-            .flat_map(|pair| [&pair.a, &pair.b])
-        {
-            match tensor(factor) {
-                Some(tensor) => flat.extend(tensor.into_data().iter::<f32>()),
-                None => flat.resize(flat.len() + factor.lazy_shape().num_elements(), 0.0),
-            }
-        }
-        flat
+    /// The slots of the model's projections.
+    pub(super) fn slots(&self) -> Range<usize> {
+        0..self.pairs.len()
     }
 }
 

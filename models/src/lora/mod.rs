@@ -5,7 +5,7 @@
 
 mod adapter;
 mod factors;
-mod gradients;
+mod gradient;
 mod interchange;
 mod linear;
 mod merge;
@@ -15,7 +15,7 @@ mod tests;
 mod tracked;
 
 pub use adapter::{LoraAdapter, LoraConfig, LoraPair};
-pub(crate) use gradients::FactorGradients;
+pub use gradient::LoraGradient;
 pub use interchange::{load_adapter, load_diffusers, load_peft, save_diffusers, save_peft};
 pub use linear::{LoraLinear, Projection, Scope};
 pub(crate) use merge::{merge, unmerge};

@@ -2,7 +2,7 @@ use std::fmt;
 
 use burn::tensor::{Gradients, Tensor};
 
-use super::LoraAdapter;
+use super::{LoraAdapter, LoraGradient};
 
 /// What is kept of a forward pass for the way back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,17 +28,22 @@ pub struct Tracked<'a> {
     back: Back<'a>,
 }
 
-/// From the gradients of a loss of the output to the flat gradient of the adapter.
-type Back<'a> = Box<dyn FnOnce(&Gradients) -> Vec<f32> + 'a>;
+/// From the gradients of a loss of the output to the gradient of the adapter.
+type Back<'a> = Box<dyn FnOnce(&Gradients) -> LoraGradient<'a> + 'a>;
 
 impl<'a> Tracked<'a> {
     /// An output whose graph reaches back to the factors themselves.
     pub fn whole(output: Tensor<3>, adapter: &'a LoraAdapter) -> Self {
-        Self::new(output, move |gradients| adapter.flat_gradients(gradients))
+        Self::new(output, move |gradients| {
+            LoraGradient::new(adapter, gradients)
+        })
     }
 
     /// An output from which `back` finds the way.
-    pub(crate) fn new(output: Tensor<3>, back: impl FnOnce(&Gradients) -> Vec<f32> + 'a) -> Self {
+    pub(crate) fn new(
+        output: Tensor<3>,
+        back: impl FnOnce(&Gradients) -> LoraGradient<'a> + 'a,
+    ) -> Self {
         Self {
             output,
             back: Box::new(back),
@@ -58,8 +63,8 @@ impl<'a> Tracked<'a> {
         self.output.clone()
     }
 
-    /// The gradients of all factors in flat form, given those of a loss of the output.
-    pub fn flat_gradients(self, gradients: &Gradients) -> Vec<f32> {
+    /// The gradient of the adapter, given those of a loss of the output.
+    pub fn gradient(self, gradients: &Gradients) -> LoraGradient<'a> {
         let Self { output, back } = self;
         drop(output);
         back(gradients)
