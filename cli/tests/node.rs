@@ -6,6 +6,7 @@ use std::path::Path;
 
 use burn::tensor::{DType, Device};
 use cluster::Cluster;
+use retouch_models::weights::{Pretrained, PretrainedConfig};
 use retouch_models::{
     editor::{Editor, FluxKontext, FluxKontextEncoders},
     flux::{FluxTransformer, FluxTransformerConfig},

@@ -20,7 +20,7 @@ use retouch_models::init::Init;
 use retouch_models::lora::LoraAdapter;
 use retouch_models::noise;
 use retouch_models::scheduler::FlowMatchScheduler;
-use retouch_models::weights::write_config;
+use retouch_models::weights::{Pretrained, write_config};
 use retouch_proto::RunConfig;
 use retouch_proto::config::ActivationCheckpointing;
 use retouch_proto::ids::{self, GroupId};

@@ -13,13 +13,13 @@ use std::process::Command;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use retouch_learner::dry_run::dry_run;
-use retouch_learner::step::StepConfig;
-use retouch_models::device;
-use retouch_models::editor::{Editor, FluxKontext, FluxKontextEncoders, ImageSize};
+use retouch_learner::workload::workload;
+use retouch_models::editor::{Editor, FluxKontext, FluxKontextEncoders};
 use retouch_models::flux::{FluxTransformer, FluxTransformerConfig};
 use retouch_models::init::Init;
-use retouch_models::inspect::{Estimate, Guidance, Role, Workload, estimate, inspect};
+use retouch_models::inspect::{Estimate, Role, estimate, inspect};
 use retouch_models::scheduler::FlowMatchScheduler;
+use retouch_models::weights::{Pretrained, PretrainedConfig};
 use retouch_proto::RunConfig;
 use retouch_proto::config::{ActivationCheckpointing, Dtype, Preset, load, preset};
 use serde::{Deserialize, Serialize};
@@ -79,26 +79,8 @@ fn walk(run: &RunConfig) -> Told {
 
 /// The plan of a run's learner, as `retouch model check --role learner` makes it.
 fn plan(run: &RunConfig) -> Estimate {
-    let RunConfig { model, learner, .. } = run;
-    let step = StepConfig::from_run(run);
-    let workload = Workload {
-        dtype: device::float_type(model.dtype.as_str()).unwrap(),
-        size: ImageSize {
-            height: model.height as usize,
-            width: model.width as usize,
-        },
-        group_size: run.rollout.group_size as usize,
-        max_sequence_length: model.max_sequence_length as usize,
-        num_inference_steps: run.rollout.num_inference_steps as usize,
-        guidance: Guidance::None,
-        checkpointing: step.checkpointing,
-        micro_batch_size: step.micro_batch_size,
-        lanes: std::thread::available_parallelism().unwrap().get(),
-        shards: (learner.gradient_shards / learner.ranks) as usize,
-        lora: step.lora,
-    };
-    let inspection = inspect(Path::new(&model.path)).unwrap();
-    estimate(&inspection, Role::Learner, &workload).unwrap()
+    let inspection = inspect(Path::new(&run.model.path)).unwrap();
+    estimate(&inspection, Role::Learner, &workload(run, Role::Learner)).unwrap()
 }
 
 /// Planned and measured, with and without checkpointing, in MiB; printed with the arithmetic.

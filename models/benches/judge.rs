@@ -10,6 +10,7 @@ use retouch_models::init::Init;
 use retouch_models::judge::{Judge, JudgeProcessor, JudgeRequest, Template};
 use retouch_models::noise;
 use retouch_models::qwen2_5_vl::{Qwen2_5Vl, Qwen2_5VlConfig};
+use retouch_models::weights::Pretrained;
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 

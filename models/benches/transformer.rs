@@ -11,6 +11,7 @@ use retouch_models::init::Init;
 use retouch_models::lora::{LoraAdapter, LoraConfig};
 use retouch_models::noise;
 use retouch_models::solver::{self, Solver};
+use retouch_models::weights::Pretrained;
 
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -12,7 +12,7 @@ use retouch_models::flux::{FluxInput, FluxTransformer};
 use retouch_models::lora::{LoraAdapter, LoraConfig, Projection, save_diffusers, save_peft};
 use retouch_models::noise;
 use retouch_models::qwen_image::{ImageShape, QwenImageInput, QwenImageTransformer};
-use retouch_models::weights::{LoadError, TensorMap, write_safetensors};
+use retouch_models::weights::{LoadError, Pretrained, TensorMap, write_safetensors};
 
 const FLUX: &str = "kontext_pipeline__euler";
 const QWEN: &str = "qwen_image_edit_pipeline__sequential_positions";

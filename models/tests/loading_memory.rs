@@ -7,7 +7,7 @@ use std::path::Path;
 
 use burn::tensor::{DType, Device};
 use retouch_models::t5::{T5Config, T5Encoder};
-use retouch_models::weights::Table;
+use retouch_models::weights::{Pretrained, Table};
 use serde_json::json;
 
 const MIB: f64 = (1 << 20) as f64;

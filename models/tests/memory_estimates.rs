@@ -20,6 +20,7 @@ use retouch_models::noise;
 use retouch_models::qwen_image::{QwenImageTransformer, QwenImageTransformerConfig};
 use retouch_models::scheduler::FlowMatchScheduler;
 use retouch_models::solver::Solver;
+use retouch_models::weights::{Pretrained, PretrainedConfig};
 
 /// The system's allocator, with the bytes that are out now and that were at most.
 struct Counting;
@@ -189,7 +190,7 @@ fn learn(folder: &Path, dtype: DType, checkpointing: Checkpointing) {
     let tracked = editor.tracked_velocity_of(x, t, &prepared, trained);
     let gradients = tracked.output().square().mean().backward();
     assert_eq!(
-        tracked.flat_gradients(&gradients).len(),
+        tracked.gradient(&gradients).into_flat().len(),
         adapter.num_params()
     );
 }

@@ -14,7 +14,7 @@ use retouch_models::inspect::inspect;
 use retouch_models::qwen_image::QwenImageTransformer;
 use retouch_models::qwen2_5_vl::Qwen2_5Vl;
 use retouch_models::t5::T5Encoder;
-use retouch_models::weights::Table;
+use retouch_models::weights::{Pretrained, Table};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};

@@ -11,7 +11,7 @@ use retouch_models::init::Init;
 use retouch_models::scheduler::FlowMatchScheduler;
 use retouch_models::t5::{T5Config, T5Encoder};
 use retouch_models::tokenizer::Tokenizer;
-use retouch_models::weights::LoadError;
+use retouch_models::weights::{LoadError, Pretrained};
 
 use crate::scene::IMAGE_SIZE;
 use crate::tokenizer::Family;

@@ -7,7 +7,7 @@ use retouch_models::image_processor::{ImageProcessor, ImageProcessorConfig};
 use retouch_models::init::Init;
 use retouch_models::judge::{Judge, JudgeError, JudgeProcessor, Template};
 use retouch_models::qwen2_5_vl::{Qwen2_5Vl, Qwen2_5VlConfig};
-use retouch_models::weights::LoadError;
+use retouch_models::weights::{LoadError, Pretrained};
 use serde_json::json;
 
 use crate::scene::IMAGE_SIZE;

@@ -14,7 +14,7 @@ use retouch_models::qwen_image::{QwenImageTransformer, QwenImageTransformerConfi
 use retouch_models::qwen2_5_vl::{Qwen2_5Vl, Qwen2_5VlConfig};
 use retouch_models::scheduler::FlowMatchScheduler;
 use retouch_models::tokenizer::Tokenizer;
-use retouch_models::weights::LoadError;
+use retouch_models::weights::{LoadError, Pretrained};
 use serde_json::json;
 
 use crate::scene::IMAGE_SIZE;

@@ -3,6 +3,7 @@
 use burn::tensor::Device;
 use retouch_models::flux::{FluxInput, FluxTransformer};
 use retouch_models::lora;
+use retouch_models::weights::Pretrained;
 
 use crate::case::Case;
 use crate::compare::Outputs;

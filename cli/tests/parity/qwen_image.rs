@@ -9,6 +9,7 @@ use retouch_models::editor::{
     SourceSize, TextPositions,
 };
 use retouch_models::qwen_image::{ImageShape, QwenImageInput, QwenImageTransformer};
+use retouch_models::weights::Pretrained;
 
 use super::qwen_vl::image;
 use crate::case::Case;

@@ -8,7 +8,7 @@ use retouch_models::judge::{JudgeProcessor, JudgeRequest};
 use retouch_models::qwen2_5_vl::{
     Grid, Qwen2_5Vl, Qwen2_5VlConfig, TokenRows, VisionConfig, VisionTower,
 };
-use retouch_models::weights::{Weights, read_config};
+use retouch_models::weights::{Pretrained, PretrainedConfig, Weights, read_config};
 
 use crate::case::Case;
 use crate::compare::Outputs;

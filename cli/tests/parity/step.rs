@@ -64,8 +64,9 @@ fn step(case: &Case, checkpointing: Checkpointing) -> anyhow::Result<Outputs> {
     let count = sums.loss.count as f64;
     let gradient: Vec<f32> = sums
         .gradient
-        .iter()
-        .map(|value| (f64::from(*value) / count) as f32)
+        .into_flat()
+        .into_iter()
+        .map(|value| (f64::from(value) / count) as f32)
         .collect();
     let mut state = LearnerState::initial(theta.adapter.to_flat());
     state.old = old.adapter.to_flat();

@@ -3,6 +3,7 @@
 use burn::tensor::Device;
 use retouch_models::clip::ClipText;
 use retouch_models::t5::T5Encoder;
+use retouch_models::weights::Pretrained;
 
 use crate::case::Case;
 use crate::compare::Outputs;

@@ -2,6 +2,7 @@
 
 use burn::tensor::Device;
 use retouch_models::autoencoder_kl::AutoencoderKl;
+use retouch_models::weights::Pretrained;
 
 use crate::case::Case;
 use crate::compare::Outputs;

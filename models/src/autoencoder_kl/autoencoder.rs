@@ -1,14 +1,12 @@
-use std::path::Path;
-
 use burn::module::Module;
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::Tensor;
 
 use super::AutoencoderKlConfig;
 use super::decoder::Decoder;
 use super::encoder::Encoder;
 use crate::init::Init;
 use crate::layers::Conv2d;
-use crate::weights::{DIFFUSERS_FILE, LoadError, Names, Table, Weights, save_folder};
+use crate::weights::{DIFFUSERS_FILE, Names, Pretrained};
 
 const NAMES: Names = Names {
     prefix: "",
@@ -27,9 +25,12 @@ pub struct AutoencoderKl {
     config: AutoencoderKlConfig,
 }
 
-impl AutoencoderKl {
-    /// A new model; its parameters are trainable.
-    pub fn init(config: &AutoencoderKlConfig, init: &Init) -> Self {
+impl Pretrained for AutoencoderKl {
+    type Config = AutoencoderKlConfig;
+
+    const FILE: &'static str = DIFFUSERS_FILE;
+
+    fn init(config: &AutoencoderKlConfig, init: &Init) -> Self {
         let (moments, latent) = (2 * config.latent_channels, config.latent_channels);
         let conv = |channels| Conv2d::init_same([channels, channels], 1, init);
         Self {
@@ -41,46 +42,16 @@ impl AutoencoderKl {
         }
     }
 
-    /// The model of a diffusers folder, in f32.
-    ///
-    /// # Errors
-    /// If its files can't be read or do not fit each other.
-    pub fn load(folder: &Path, device: &Device) -> Result<Self, LoadError> {
-        let config = AutoencoderKlConfig::load(folder)?;
-        Self::from_weights(&config, &Weights::from_folder(folder)?, device, DType::F32)
-    }
-
-    /// Names and shapes of the tensors of a model of this configuration.
-    pub fn table(config: &AutoencoderKlConfig) -> Table {
-        Table::of(&Self::init(config, &Init::unused()), &NAMES)
-    }
-
-    /// A model of the given weights.
-    ///
-    /// # Errors
-    /// If they do not fit the configuration.
-    pub fn from_weights(
-        config: &AutoencoderKlConfig,
-        weights: &Weights,
-        device: &Device,
-        dtype: DType,
-    ) -> Result<Self, LoadError> {
-        weights.load_as(Self::init(config, &Init::new(0, device)), &NAMES, dtype)
-    }
-
-    /// Saves the model as a diffusers folder.
-    ///
-    /// # Errors
-    /// If the folder can't be written.
-    pub fn save(&self, folder: &Path) -> Result<(), LoadError> {
-        save_folder(folder, &self.config, self, &NAMES, DIFFUSERS_FILE)
-    }
-
-    /// The configuration that it was built from.
-    pub fn config(&self) -> &AutoencoderKlConfig {
+    fn config(&self) -> &AutoencoderKlConfig {
         &self.config
     }
 
+    fn names(_config: &AutoencoderKlConfig) -> Names {
+        NAMES
+    }
+}
+
+impl AutoencoderKl {
     /// Mean and log-variance of the latents, before shift and scale.
     ///
     /// # Shapes

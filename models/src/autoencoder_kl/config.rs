@@ -2,7 +2,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::weights::{LoadError, read_class};
+use crate::weights::{LoadError, PretrainedConfig};
 
 /// The published configuration; a missing field has diffusers' default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -45,17 +45,6 @@ impl Default for AutoencoderKlConfig {
 }
 
 impl AutoencoderKlConfig {
-    /// The configuration of a diffusers folder.
-    ///
-    /// # Errors
-    /// If it can't be read, is another class's, or asks for something that this model does not have.
-    pub fn load(folder: &Path) -> Result<Self, LoadError> {
-        let path = folder.join("config.json");
-        let config: Self = read_class(&path, "AutoencoderKL")?;
-        config.check(&path)?;
-        Ok(config)
-    }
-
     /// diffusers' defaults with the given channels per level.
     pub fn with_levels(block_out_channels: Vec<usize>) -> Self {
         let levels = block_out_channels.len();
@@ -86,6 +75,10 @@ impl AutoencoderKlConfig {
     pub(super) fn lowest_channels(&self) -> usize {
         *self.block_out_channels.last().expect("at least one level")
     }
+}
+
+impl PretrainedConfig for AutoencoderKlConfig {
+    const CLASS: &'static str = "AutoencoderKL";
 
     fn check(&self, path: &Path) -> Result<(), LoadError> {
         let unsupported = |field, value: &str, supported| {

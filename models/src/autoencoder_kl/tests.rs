@@ -4,7 +4,7 @@ use super::*;
 use crate::golden::Case;
 use crate::init::Init;
 use crate::noise;
-use crate::weights::read_config;
+use crate::weights::{Pretrained, read_config};
 
 #[test]
 fn the_autoencoder_equals_the_reference() {

@@ -1,14 +1,12 @@
-use std::path::Path;
-
 use burn::module::Module;
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 
 use super::AutoencoderKlQwenImageConfig;
 use super::causal_conv::CausalConv3d;
 use super::decoder::Decoder;
 use super::encoder::Encoder;
 use crate::init::Init;
-use crate::weights::{DIFFUSERS_FILE, LoadError, Names, Table, Weights, save_folder};
+use crate::weights::{DIFFUSERS_FILE, Names, Pretrained};
 
 /// The variants of the encoder's layers are no part of the reference's names.
 const NAMES: Names = Names {
@@ -37,9 +35,12 @@ pub struct AutoencoderKlQwenImage {
     config: AutoencoderKlQwenImageConfig,
 }
 
-impl AutoencoderKlQwenImage {
-    /// A new model; its parameters are trainable.
-    pub fn init(config: &AutoencoderKlQwenImageConfig, init: &Init) -> Self {
+impl Pretrained for AutoencoderKlQwenImage {
+    type Config = AutoencoderKlQwenImageConfig;
+
+    const FILE: &'static str = DIFFUSERS_FILE;
+
+    fn init(config: &AutoencoderKlQwenImageConfig, init: &Init) -> Self {
         let conv = |channels| CausalConv3d::init([channels, channels], 1, init);
         Self {
             encoder: Encoder::init(config, init),
@@ -50,46 +51,16 @@ impl AutoencoderKlQwenImage {
         }
     }
 
-    /// The model of a diffusers folder, in f32.
-    ///
-    /// # Errors
-    /// If its files can't be read or do not fit each other.
-    pub fn load(folder: &Path, device: &Device) -> Result<Self, LoadError> {
-        let config = AutoencoderKlQwenImageConfig::load(folder)?;
-        Self::from_weights(&config, &Weights::from_folder(folder)?, device, DType::F32)
-    }
-
-    /// Names and shapes of the tensors of a model of this configuration.
-    pub fn table(config: &AutoencoderKlQwenImageConfig) -> Table {
-        Table::of(&Self::init(config, &Init::unused()), &NAMES)
-    }
-
-    /// A model of the given weights.
-    ///
-    /// # Errors
-    /// If they do not fit the configuration.
-    pub fn from_weights(
-        config: &AutoencoderKlQwenImageConfig,
-        weights: &Weights,
-        device: &Device,
-        dtype: DType,
-    ) -> Result<Self, LoadError> {
-        weights.load_as(Self::init(config, &Init::new(0, device)), &NAMES, dtype)
-    }
-
-    /// Saves the model as a diffusers folder.
-    ///
-    /// # Errors
-    /// If the folder can't be written.
-    pub fn save(&self, folder: &Path) -> Result<(), LoadError> {
-        save_folder(folder, &self.config, self, &NAMES, DIFFUSERS_FILE)
-    }
-
-    /// The configuration that it was built from.
-    pub fn config(&self) -> &AutoencoderKlQwenImageConfig {
+    fn config(&self) -> &AutoencoderKlQwenImageConfig {
         &self.config
     }
 
+    fn names(_config: &AutoencoderKlQwenImageConfig) -> Names {
+        NAMES
+    }
+}
+
+impl AutoencoderKlQwenImage {
     /// Mean and log-variance of the latents, before shift and scale.
     ///
     /// # Shapes

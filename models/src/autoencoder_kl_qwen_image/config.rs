@@ -2,7 +2,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::weights::{LoadError, read_class};
+use crate::weights::{LoadError, PretrainedConfig};
 
 /// The published configuration; a missing field has diffusers' default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,17 +51,6 @@ impl Default for AutoencoderKlQwenImageConfig {
 }
 
 impl AutoencoderKlQwenImageConfig {
-    /// The configuration of a diffusers folder.
-    ///
-    /// # Errors
-    /// If it can't be read, is another class's, or asks for something that this model does not have.
-    pub fn load(folder: &Path) -> Result<Self, LoadError> {
-        let path = folder.join("config.json");
-        let config: Self = read_class(&path, "AutoencoderKLQwenImage")?;
-        config.check(&path)?;
-        Ok(config)
-    }
-
     /// Side of the pixel square that one latent stands for.
     pub fn scale_factor(&self) -> usize {
         1 << self.temperal_downsample.len()
@@ -80,8 +69,11 @@ impl AutoencoderKlQwenImageConfig {
         let levels = self.levels();
         levels.get(1).or(levels.first()).copied().unwrap_or(0)
     }
+}
 
-    /// Whether a model can be built; `path` names the file in the error.
+impl PretrainedConfig for AutoencoderKlQwenImageConfig {
+    const CLASS: &'static str = "AutoencoderKLQwenImage";
+
     fn check(&self, path: &Path) -> Result<(), LoadError> {
         let unsupported = |field, value: String, supported| {
             Err(LoadError::Unsupported {

@@ -4,7 +4,7 @@ use super::*;
 use crate::golden::Case;
 use crate::init::Init;
 use crate::noise;
-use crate::weights::{Weights, read_config};
+use crate::weights::{Pretrained, Weights, read_config};
 
 #[test]
 fn the_autoencoder_equals_the_reference() {

@@ -1,4 +1,5 @@
 use super::{AutoencoderKlQwenImage, AutoencoderKlQwenImageConfig};
+use crate::weights::Pretrained;
 use crate::work::{Work, halved, index_in};
 
 impl AutoencoderKlQwenImageConfig {

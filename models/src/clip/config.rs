@@ -1,8 +1,6 @@
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 
-use crate::weights::{LoadError, read_class};
+use crate::weights::PretrainedConfig;
 
 /// The published configuration; a missing field has transformers' default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,14 +54,6 @@ impl Default for ClipTextConfig {
 }
 
 impl ClipTextConfig {
-    /// The configuration of a transformers folder.
-    ///
-    /// # Errors
-    /// If it can't be read or is another class's.
-    pub fn load(folder: &Path) -> Result<Self, LoadError> {
-        read_class(&folder.join("config.json"), "CLIPTextModel")
-    }
-
     /// Where a row of tokens is pooled.
     pub(super) fn pooled_position(&self, ids: &[i64]) -> usize {
         const LEGACY: i64 = 2;
@@ -74,6 +64,10 @@ impl ClipTextConfig {
         };
         ids.iter().position(|id| *id == eos).unwrap_or(0)
     }
+}
+
+impl PretrainedConfig for ClipTextConfig {
+    const CLASS: &'static str = "CLIPTextModel";
 }
 
 #[cfg(test)]

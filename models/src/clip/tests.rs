@@ -2,7 +2,7 @@ use burn::tensor::{DType, Device};
 
 use super::*;
 use crate::golden::Case;
-use crate::weights::read_config;
+use crate::weights::{Pretrained, read_config};
 
 #[test]
 fn the_text_encoder_equals_the_reference() {

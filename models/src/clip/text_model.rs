@@ -1,13 +1,11 @@
-use std::path::Path;
-
 use burn::module::Module;
-use burn::tensor::{DType, Device, Int, Tensor};
+use burn::tensor::{Int, Tensor};
 
 use super::ClipTextConfig;
 use super::encoder_layer::EncoderLayer;
 use crate::init::Init;
 use crate::layers::{Embedding, LayerNorm};
-use crate::weights::{LoadError, Names, TRANSFORMERS_FILE, Table, Weights, save_folder};
+use crate::weights::{Names, Pretrained, TRANSFORMERS_FILE, Weights};
 
 /// As published; transformers 5 leaves the prefix out.
 const NAMES: Names = Names {
@@ -19,13 +17,6 @@ const NAMES_WITHOUT_PREFIX: Names = Names {
     prefix: "",
     ..NAMES
 };
-
-fn names_in(weights: &Weights) -> Names {
-    match weights.names().any(|name| name.starts_with("text_model.")) {
-        true => NAMES,
-        false => NAMES_WITHOUT_PREFIX,
-    }
-}
 
 /// CLIP's text encoder.
 #[derive(Module, Debug)]
@@ -57,9 +48,12 @@ pub struct ClipOutput {
     pub pooler_output: Tensor<2>,
 }
 
-impl ClipText {
-    /// A new model; its parameters are trainable.
-    pub fn init(config: &ClipTextConfig, init: &Init) -> Self {
+impl Pretrained for ClipText {
+    type Config = ClipTextConfig;
+
+    const FILE: &'static str = TRANSFORMERS_FILE;
+
+    fn init(config: &ClipTextConfig, init: &Init) -> Self {
         const STD: f64 = 0.02;
         let dim = config.hidden_size;
         let positions = config.max_position_embeddings;
@@ -77,60 +71,24 @@ impl ClipText {
         }
     }
 
-    /// The model of a transformers folder, in f32.
-    ///
-    /// # Errors
-    /// If its files can't be read or do not fit each other.
-    pub fn load(folder: &Path, device: &Device) -> Result<Self, LoadError> {
-        Self::load_as(folder, device, DType::F32)
-    }
-
-    /// As [`ClipText::load`], with weights of the given float type.
-    ///
-    /// # Errors
-    /// As [`ClipText::load`].
-    pub fn load_as(folder: &Path, device: &Device, dtype: DType) -> Result<Self, LoadError> {
-        let config = ClipTextConfig::load(folder)?;
-        Self::from_weights(&config, &Weights::from_folder(folder)?, device, dtype)
-    }
-
-    /// Names and shapes of the tensors of a published model of this configuration.
-    pub fn table(config: &ClipTextConfig) -> Table {
-        Table::of(&Self::init(config, &Init::unused()), &NAMES)
-    }
-
-    /// The same under the names that this file uses.
-    pub fn table_in(config: &ClipTextConfig, weights: &Weights) -> Table {
-        Table::of(&Self::init(config, &Init::unused()), &names_in(weights))
-    }
-
-    /// A model of the given weights.
-    ///
-    /// # Errors
-    /// If they do not fit the configuration.
-    pub fn from_weights(
-        config: &ClipTextConfig,
-        weights: &Weights,
-        device: &Device,
-        dtype: DType,
-    ) -> Result<Self, LoadError> {
-        let module = Self::init(config, &Init::new(0, device));
-        weights.load_as(module, &names_in(weights), dtype)
-    }
-
-    /// Saves the model as a transformers folder, with the published names.
-    ///
-    /// # Errors
-    /// If the folder can't be written.
-    pub fn save(&self, folder: &Path) -> Result<(), LoadError> {
-        save_folder(folder, &self.config, self, &NAMES, TRANSFORMERS_FILE)
-    }
-
-    /// The configuration that it was built from.
-    pub fn config(&self) -> &ClipTextConfig {
+    fn config(&self) -> &ClipTextConfig {
         &self.config
     }
 
+    fn names(_config: &ClipTextConfig) -> Names {
+        NAMES
+    }
+
+    /// Newer files leave out the `text_model.` that published ones have.
+    fn names_in(_config: &ClipTextConfig, weights: &Weights) -> Names {
+        match weights.names().any(|name| name.starts_with("text_model.")) {
+            true => NAMES,
+            false => NAMES_WITHOUT_PREFIX,
+        }
+    }
+}
+
+impl ClipText {
     /// # Shapes
     /// * ids: `[B, T]`, T at most `max_position_embeddings`
     pub fn forward(&self, ids: Tensor<2, Int>) -> ClipOutput {

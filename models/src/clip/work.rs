@@ -1,4 +1,5 @@
 use super::{ClipText, ClipTextConfig};
+use crate::weights::Pretrained;
 use crate::work::Work;
 
 impl ClipTextConfig {

@@ -9,6 +9,7 @@ use crate::lora::{LoraAdapter, LoraConfig};
 use crate::noise;
 use crate::solver::Solver;
 use crate::t5::{T5Config, T5Encoder};
+use crate::weights::Pretrained;
 
 fn number<T: std::str::FromStr>(case: &Case, key: &str) -> T {
     case.parameter(key)

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::weights::{LoadError, read_class};
+use crate::weights::{LoadError, PretrainedConfig};
 
 /// The published configuration; a missing field has diffusers' default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,17 +51,6 @@ impl Default for FluxTransformerConfig {
 }
 
 impl FluxTransformerConfig {
-    /// The configuration of a diffusers folder.
-    ///
-    /// # Errors
-    /// If it can't be read, is another class's, or asks for something that this model does not have.
-    pub fn load(folder: &Path) -> Result<Self, LoadError> {
-        let path = folder.join("config.json");
-        let config: Self = read_class(&path, "FluxTransformer2DModel")?;
-        config.check(&path)?;
-        Ok(config)
-    }
-
     /// Width D of the hidden states.
     pub fn inner_dim(&self) -> usize {
         self.num_attention_heads * self.attention_head_dim
@@ -75,8 +64,11 @@ impl FluxTransformerConfig {
     fn rotates_whole_heads(&self) -> bool {
         self.axes_dims_rope.iter().sum::<usize>() == self.attention_head_dim
     }
+}
 
-    /// Whether a model can be built; `path` names the file in the error.
+impl PretrainedConfig for FluxTransformerConfig {
+    const CLASS: &'static str = "FluxTransformer2DModel";
+
     fn check(&self, path: &Path) -> Result<(), LoadError> {
         if self.rotates_whole_heads() {
             return Ok(());

@@ -8,7 +8,7 @@ use crate::init::Init;
 use crate::lora::{
     LoraAdapter, LoraConfig, load_adapter, load_diffusers, load_peft, save_diffusers, save_peft,
 };
-use crate::weights::{Names, read_config, tensors_of};
+use crate::weights::{Names, Pretrained, read_config, tensors_of};
 
 fn model(case: &Case) -> FluxTransformer {
     let config = read_config(&case.path("config.json")).unwrap();

@@ -1,9 +1,8 @@
 use std::cell::RefCell;
 use std::ops::Range;
-use std::path::Path;
 
 use burn::module::Module;
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Tensor};
 
 use super::embeddings::TimeTextEmbed;
 use super::single_transformer_block::FluxSingleTransformerBlock;
@@ -14,7 +13,7 @@ use crate::init::Init;
 use crate::layers::Linear;
 use crate::lora::{self, LoraAdapter, Projection, Scope, Tracked, Trained};
 use crate::ops;
-use crate::weights::{DIFFUSERS_FILE, LoadError, Names, Table, Weights, save_folder};
+use crate::weights::{DIFFUSERS_FILE, Names, Pretrained};
 
 const NAMES: Names = Names {
     prefix: "",
@@ -63,12 +62,12 @@ pub struct FluxInput {
     pub txt_ids: Tensor<2>,
 }
 
-impl FluxTransformer {
-    /// A new model; its parameters are trainable.
-    ///
-    /// # Panics
-    /// If `axes_dims_rope` does not add up to an attention head.
-    pub fn init(config: &FluxTransformerConfig, init: &Init) -> Self {
+impl Pretrained for FluxTransformer {
+    type Config = FluxTransformerConfig;
+
+    const FILE: &'static str = DIFFUSERS_FILE;
+
+    fn init(config: &FluxTransformerConfig, init: &Init) -> Self {
         let rotated: usize = config.axes_dims_rope.iter().sum();
         assert_eq!(
             rotated, config.attention_head_dim,
@@ -98,54 +97,16 @@ impl FluxTransformer {
         }
     }
 
-    /// The model of a diffusers folder, in f32.
-    ///
-    /// # Errors
-    /// If its files can't be read or do not fit each other.
-    pub fn load(folder: &Path, device: &Device) -> Result<Self, LoadError> {
-        Self::load_as(folder, device, DType::F32)
-    }
-
-    /// As [`FluxTransformer::load`], with weights of the given float type.
-    ///
-    /// # Errors
-    /// As [`FluxTransformer::load`].
-    pub fn load_as(folder: &Path, device: &Device, dtype: DType) -> Result<Self, LoadError> {
-        let config = FluxTransformerConfig::load(folder)?;
-        Self::from_weights(&config, &Weights::from_folder(folder)?, device, dtype)
-    }
-
-    /// Names and shapes of the tensors of a model of this configuration.
-    pub fn table(config: &FluxTransformerConfig) -> Table {
-        Table::of(&Self::init(config, &Init::unused()), &NAMES)
-    }
-
-    /// A model of the given weights.
-    ///
-    /// # Errors
-    /// If they do not fit the configuration.
-    pub fn from_weights(
-        config: &FluxTransformerConfig,
-        weights: &Weights,
-        device: &Device,
-        dtype: DType,
-    ) -> Result<Self, LoadError> {
-        weights.load_as(Self::init(config, &Init::new(0, device)), &NAMES, dtype)
-    }
-
-    /// Saves the model as a diffusers folder.
-    ///
-    /// # Errors
-    /// If the folder can't be written.
-    pub fn save(&self, folder: &Path) -> Result<(), LoadError> {
-        save_folder(folder, &self.config, self, &NAMES, DIFFUSERS_FILE)
-    }
-
-    /// The configuration that it was built from.
-    pub fn config(&self) -> &FluxTransformerConfig {
+    fn config(&self) -> &FluxTransformerConfig {
         &self.config
     }
 
+    fn names(_config: &FluxTransformerConfig) -> Names {
+        NAMES
+    }
+}
+
+impl FluxTransformer {
     /// The float type of the weights.
     pub fn dtype(&self) -> DType {
         self.x_embedder.weight.val().dtype()

@@ -1,4 +1,5 @@
 use super::{FluxTransformer, FluxTransformerConfig};
+use crate::weights::Pretrained;
 use crate::work::{Tokens, Work};
 
 impl FluxTransformerConfig {

@@ -13,10 +13,10 @@ use crate::qwen2_5_vl::{Qwen2_5Vl, Qwen2_5VlConfig};
 use crate::scheduler::FlowMatchScheduler;
 use crate::t5::{T5Config, T5Encoder};
 use crate::tokenizer::Tokenizer;
-use crate::weights::{LoadError, Table, Weights};
+use crate::weights::{LoadError, Pretrained, PretrainedConfig, Table, Weights};
 
 /// The models that are judges.
-pub(super) const JUDGES: [&str; 1] = ["Qwen2_5_VLForConditionalGeneration"];
+pub(super) const JUDGES: [&str; 1] = [Qwen2_5VlConfig::CLASS];
 
 /// What is known of a class.
 #[derive(Clone, Copy)]
@@ -35,41 +35,13 @@ pub(super) fn is_known(name: &str) -> bool {
 /// What is known of the class called `name`.
 pub(super) fn class(name: &str) -> Option<Class> {
     Some(match name {
-        "FluxTransformer2DModel" => Class::Model(|folder, _| {
-            Ok(FluxTransformer::table(&FluxTransformerConfig::load(
-                folder,
-            )?))
-        }),
-        "QwenImageTransformer2DModel" => Class::Model(|folder, _| {
-            Ok(QwenImageTransformer::table(
-                &QwenImageTransformerConfig::load(folder)?,
-            ))
-        }),
-        "AutoencoderKLQwenImage" => Class::Model(|folder, _| {
-            Ok(AutoencoderKlQwenImage::table(
-                &AutoencoderKlQwenImageConfig::load(folder)?,
-            ))
-        }),
-        "AutoencoderKL" => {
-            Class::Model(|folder, _| Ok(AutoencoderKl::table(&AutoencoderKlConfig::load(folder)?)))
-        }
-        "T5EncoderModel" => {
-            Class::Model(|folder, _| Ok(T5Encoder::table(&T5Config::load(folder)?)))
-        }
-        "CLIPTextModel" => Class::Model(|folder, weights| {
-            let config = ClipTextConfig::load(folder)?;
-            Ok(match weights {
-                Some(weights) => ClipText::table_in(&config, weights),
-                None => ClipText::table(&config),
-            })
-        }),
-        "Qwen2_5_VLForConditionalGeneration" => Class::Model(|folder, weights| {
-            let config = Qwen2_5VlConfig::load(folder)?;
-            Ok(match weights {
-                Some(weights) => Qwen2_5Vl::table_in(&config, weights),
-                None => Qwen2_5Vl::table(&config),
-            })
-        }),
+        FluxTransformerConfig::CLASS => model::<FluxTransformer>(),
+        QwenImageTransformerConfig::CLASS => model::<QwenImageTransformer>(),
+        AutoencoderKlQwenImageConfig::CLASS => model::<AutoencoderKlQwenImage>(),
+        AutoencoderKlConfig::CLASS => model::<AutoencoderKl>(),
+        T5Config::CLASS => model::<T5Encoder>(),
+        ClipTextConfig::CLASS => model::<ClipText>(),
+        Qwen2_5VlConfig::CLASS => model::<Qwen2_5Vl>(),
         "FlowMatchEulerDiscreteScheduler" => {
             Class::Other(|folder| told(FlowMatchScheduler::load(folder)))
         }
@@ -83,6 +55,16 @@ pub(super) fn class(name: &str) -> Option<Class> {
         }
         name if name.contains("Tokenizer") => Class::Other(|folder| told(Tokenizer::load(folder))),
         _ => return None,
+    })
+}
+
+fn model<M: Pretrained>() -> Class {
+    Class::Model(|folder, weights| {
+        let config = M::Config::load(folder)?;
+        Ok(match weights {
+            Some(weights) => M::table_in(&config, weights),
+            None => M::table(&config),
+        })
     })
 }
 

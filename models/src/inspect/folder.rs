@@ -11,7 +11,7 @@ use crate::editor::{Assumed, Base, ImageSize, Outline};
 use crate::judge::JudgeProcessor;
 use crate::lora::LoraConfig;
 use crate::qwen2_5_vl::Qwen2_5VlConfig;
-use crate::weights::{LoadError, class_of, read_config, seems};
+use crate::weights::{LoadError, PretrainedConfig, class_of, read_config, seems};
 
 const PIPELINE_FILE: &str = "model_index.json";
 const MODEL_FILE: &str = "config.json";

@@ -6,7 +6,7 @@ use super::effort::{Effort, EffortLine, Unit};
 use super::memory::{MemoryLine, Workload};
 use crate::image_processor::ImageProcessor;
 use crate::qwen2_5_vl::{Qwen2_5Vl, Qwen2_5VlConfig};
-use crate::weights::LoadError;
+use crate::weights::{LoadError, Pretrained, PretrainedConfig};
 
 /// Bytes of a number on its way through a network: kernels compute in f32.
 const COMPUTED: u64 = 4;

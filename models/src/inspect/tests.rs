@@ -314,7 +314,7 @@ fn folders_that_are_something_else_say_what_they_are() {
     let judge = crate::judge::Judge::load(&folder, &Device::flex())
         .unwrap_err()
         .to_string();
-    assert!(judge.ends_with("not a Qwen2.5-VL model: config.json is missing; the folder is a pipeline of class FluxKontextPipeline"), "{judge}");
+    assert!(judge.ends_with("not a model of class Qwen2_5_VLForConditionalGeneration: config.json is missing; the folder is a pipeline of class FluxKontextPipeline"), "{judge}");
     let inner = error(&folder.join("transformer"));
     assert!(
         inner.contains("a model of class FluxTransformer2DModel is one part of an editor"),

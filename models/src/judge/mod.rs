@@ -21,6 +21,7 @@ use burn::tensor::{DType, Device, Tensor};
 use image::RgbImage;
 
 use crate::qwen2_5_vl::Qwen2_5Vl;
+use crate::weights::Pretrained;
 use processor::DIGITS;
 
 /// A group of edits to be judged.

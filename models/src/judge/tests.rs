@@ -2,6 +2,7 @@ use super::*;
 use crate::image_processor::{ImageProcessor, ImageProcessorConfig};
 use crate::init::Init;
 use crate::qwen2_5_vl::{Qwen2_5VlConfig, TokenRows};
+use crate::weights::Pretrained;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::TensorData;

@@ -1,11 +1,9 @@
 //! `config.json` of Qwen2.5-VL, in the published flat layout and in transformers 5's nested one.
 
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::weights::{LoadError, read_class, require_file};
+use crate::weights::PretrainedConfig;
 
 /// The whole model's configuration.
 ///
@@ -274,15 +272,6 @@ impl TextConfig {
 }
 
 impl Qwen2_5VlConfig {
-    /// The configuration of a transformers folder.
-    ///
-    /// # Errors
-    /// If it can't be read, is another model's, or asks for something that this model does not have.
-    pub fn load(folder: &Path) -> Result<Self, LoadError> {
-        let path = require_file(folder, "config.json", "a Qwen2.5-VL model")?;
-        read_class(&path, "Qwen2_5_VLForConditionalGeneration")
-    }
-
     /// Checks what the model can't do without.
     ///
     /// # Errors
@@ -298,6 +287,10 @@ impl Qwen2_5VlConfig {
         }
         Ok(())
     }
+}
+
+impl PretrainedConfig for Qwen2_5VlConfig {
+    const CLASS: &'static str = "Qwen2_5_VLForConditionalGeneration";
 }
 
 #[derive(Deserialize)]

@@ -20,14 +20,12 @@ pub use language::{LanguageModel, PrefixCache, Sequence};
 pub use tokens::{ImageTokens, Slot, TokenRows};
 pub use vision::VisionTower;
 
-use std::path::Path;
-
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::init::Init;
 use crate::ops::{self, AttentionMask};
-use crate::weights::{LoadError, TRANSFORMERS_FILE, Table, Weights, save_folder};
+use crate::weights::{LoadError, Names, Pretrained, TRANSFORMERS_FILE, Weights};
 pub(crate) use layers::rows;
 
 /// The model: vision tower, decoder, output layer.
@@ -48,9 +46,12 @@ struct OutputLayer {
     weight: Param<Tensor<2>>,
 }
 
-impl Qwen2_5Vl {
-    /// A model with random weights.
-    pub fn init(config: &Qwen2_5VlConfig, init: &Init) -> Self {
+impl Pretrained for Qwen2_5Vl {
+    type Config = Qwen2_5VlConfig;
+
+    const FILE: &'static str = TRANSFORMERS_FILE;
+
+    fn init(config: &Qwen2_5VlConfig, init: &Init) -> Self {
         let text = &config.text;
         let lm_head = (!config.tie_word_embeddings).then(|| OutputLayer {
             weight: init.normal([text.vocab_size, text.hidden_size], text.initializer_range),
@@ -63,69 +64,20 @@ impl Qwen2_5Vl {
         }
     }
 
-    /// Loads a transformers folder (`config.json`, `model.safetensors` or shards with their index), in f32.
-    ///
-    /// # Errors
-    /// If a file is missing or broken, or its tensors do not fit the configuration.
-    pub fn load(folder: &Path, device: &Device) -> Result<Self, LoadError> {
-        Self::load_as(folder, device, DType::F32)
-    }
-
-    /// As [`Qwen2_5Vl::load`], with the weights kept as `dtype`.
-    ///
-    /// # Errors
-    /// As [`Qwen2_5Vl::load`].
-    pub fn load_as(folder: &Path, device: &Device, dtype: DType) -> Result<Self, LoadError> {
-        let config = Qwen2_5VlConfig::load(folder)?;
-        Self::from_weights(&config, &Weights::from_folder(folder)?, device, dtype)
-    }
-
-    /// Names and shapes of the tensors of a published model of this configuration.
-    pub fn table(config: &Qwen2_5VlConfig) -> Table {
-        let names = names::published(config.tie_word_embeddings);
-        Table::of(&Self::init(config, &Init::unused()), &names)
-    }
-
-    /// The same under the names that this file uses.
-    pub fn table_in(config: &Qwen2_5VlConfig, weights: &Weights) -> Table {
-        let names = names::of_model(weights, config.tie_word_embeddings);
-        Table::of(&Self::init(config, &Init::unused()), &names)
-    }
-
-    /// Takes the weights from a file whose names may be of either layout.
-    ///
-    /// # Errors
-    /// If the tensors do not fit the configuration.
-    pub fn from_weights(
-        config: &Qwen2_5VlConfig,
-        weights: &Weights,
-        device: &Device,
-        dtype: DType,
-    ) -> Result<Self, LoadError> {
-        let module = Self::init(config, &Init::new(0, device));
-        let names = names::of_model(weights, config.tie_word_embeddings);
-        weights.load_as(module, &names, dtype)
-    }
-
-    /// Saves `config.json` and `model.safetensors` as transformers does.
-    ///
-    /// # Errors
-    /// If the folder can't be written.
-    pub fn save(&self, folder: &Path) -> Result<(), LoadError> {
-        save_folder(
-            folder,
-            &self.config,
-            self,
-            &names::PUBLISHED,
-            TRANSFORMERS_FILE,
-        )
-    }
-
-    /// The configuration it was made from.
-    pub fn config(&self) -> &Qwen2_5VlConfig {
+    fn config(&self) -> &Qwen2_5VlConfig {
         &self.config
     }
 
+    fn names(config: &Qwen2_5VlConfig) -> Names {
+        names::published(config.tie_word_embeddings)
+    }
+
+    fn names_in(config: &Qwen2_5VlConfig, weights: &Weights) -> Names {
+        names::of_model(weights, config.tie_word_embeddings)
+    }
+}
+
+impl Qwen2_5Vl {
     /// Which tokens stand for images.
     pub fn image_tokens(&self) -> ImageTokens {
         ImageTokens {

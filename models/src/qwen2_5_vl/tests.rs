@@ -1,6 +1,6 @@
 use super::*;
 use crate::golden::Case;
-use crate::weights::read_config;
+use crate::weights::{Pretrained, read_config};
 
 fn grids(case: &Case) -> Vec<Grid> {
     let sizes = case.integers("in.image_grid_thw");

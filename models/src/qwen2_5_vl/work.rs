@@ -1,4 +1,5 @@
 use super::{Qwen2_5Vl, Qwen2_5VlConfig};
+use crate::weights::Pretrained;
 use crate::work::Work;
 
 impl Qwen2_5VlConfig {

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::weights::{LoadError, read_class};
+use crate::weights::{LoadError, PretrainedConfig};
 
 /// The published configuration; a missing field has diffusers' default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -54,17 +54,6 @@ impl Default for QwenImageTransformerConfig {
 }
 
 impl QwenImageTransformerConfig {
-    /// The configuration of a diffusers folder.
-    ///
-    /// # Errors
-    /// If it can't be read, is another class's, or asks for something that this model does not have.
-    pub fn load(folder: &Path) -> Result<Self, LoadError> {
-        let path = folder.join("config.json");
-        let config: Self = read_class(&path, "QwenImageTransformer2DModel")?;
-        config.check(&path)?;
-        Ok(config)
-    }
-
     /// Width D of the hidden states.
     pub fn inner_dim(&self) -> usize {
         self.num_attention_heads * self.attention_head_dim
@@ -80,8 +69,11 @@ impl QwenImageTransformerConfig {
         axes.iter().sum::<usize>() == self.attention_head_dim
             && axes.iter().all(|dim| dim.is_multiple_of(2))
     }
+}
 
-    /// Whether a model can be built; `path` names the file in the error.
+impl PretrainedConfig for QwenImageTransformerConfig {
+    const CLASS: &'static str = "QwenImageTransformer2DModel";
+
     fn check(&self, path: &Path) -> Result<(), LoadError> {
         let unsupported = |field, value: String, supported| {
             Err(LoadError::Unsupported {

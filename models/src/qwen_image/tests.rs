@@ -5,7 +5,7 @@ use crate::golden::Case;
 use crate::init::Init;
 use crate::lora::{LoraAdapter, LoraConfig};
 use crate::noise;
-use crate::weights::{Names, read_config, tensors_of};
+use crate::weights::{Names, Pretrained, read_config, tensors_of};
 
 fn model(case: &Case) -> QwenImageTransformer {
     let config = read_config(&case.path("config.json")).unwrap();

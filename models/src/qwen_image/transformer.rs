@@ -1,9 +1,8 @@
 use std::cell::RefCell;
 use std::ops::Range;
-use std::path::Path;
 
 use burn::module::Module;
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::embeddings::TimeTextEmbed;
 use super::rotary::Rotary;
@@ -14,7 +13,7 @@ use crate::init::Init;
 use crate::layers::{Linear, RmsNorm};
 use crate::lora::{self, LoraAdapter, Projection, Scope, Tracked, Trained};
 use crate::ops::{self, AttentionMask};
-use crate::weights::{DIFFUSERS_FILE, LoadError, Names, Table, Weights, save_folder};
+use crate::weights::{DIFFUSERS_FILE, Names, Pretrained};
 
 const NAMES: Names = Names {
     prefix: "",
@@ -61,12 +60,12 @@ pub struct QwenImageInput {
     pub img_shapes: Vec<ImageShape>,
 }
 
-impl QwenImageTransformer {
-    /// A new model; its parameters are trainable.
-    ///
-    /// # Panics
-    /// If `axes_dims_rope` are not even or do not add up to an attention head.
-    pub fn init(config: &QwenImageTransformerConfig, init: &Init) -> Self {
+impl Pretrained for QwenImageTransformer {
+    type Config = QwenImageTransformerConfig;
+
+    const FILE: &'static str = DIFFUSERS_FILE;
+
+    fn init(config: &QwenImageTransformerConfig, init: &Init) -> Self {
         assert!(
             config.rotates_whole_heads(),
             "axes_dims_rope are even and add up to a head"
@@ -90,54 +89,16 @@ impl QwenImageTransformer {
         }
     }
 
-    /// The model of a diffusers folder, in f32.
-    ///
-    /// # Errors
-    /// If its files can't be read or do not fit each other.
-    pub fn load(folder: &Path, device: &Device) -> Result<Self, LoadError> {
-        Self::load_as(folder, device, DType::F32)
-    }
-
-    /// As [`QwenImageTransformer::load`], with weights of the given float type.
-    ///
-    /// # Errors
-    /// As [`QwenImageTransformer::load`].
-    pub fn load_as(folder: &Path, device: &Device, dtype: DType) -> Result<Self, LoadError> {
-        let config = QwenImageTransformerConfig::load(folder)?;
-        Self::from_weights(&config, &Weights::from_folder(folder)?, device, dtype)
-    }
-
-    /// Names and shapes of the tensors of a model of this configuration.
-    pub fn table(config: &QwenImageTransformerConfig) -> Table {
-        Table::of(&Self::init(config, &Init::unused()), &NAMES)
-    }
-
-    /// A model of the given weights.
-    ///
-    /// # Errors
-    /// If they do not fit the configuration.
-    pub fn from_weights(
-        config: &QwenImageTransformerConfig,
-        weights: &Weights,
-        device: &Device,
-        dtype: DType,
-    ) -> Result<Self, LoadError> {
-        weights.load_as(Self::init(config, &Init::new(0, device)), &NAMES, dtype)
-    }
-
-    /// Saves the model as a diffusers folder.
-    ///
-    /// # Errors
-    /// If the folder can't be written.
-    pub fn save(&self, folder: &Path) -> Result<(), LoadError> {
-        save_folder(folder, &self.config, self, &NAMES, DIFFUSERS_FILE)
-    }
-
-    /// The configuration that it was built from.
-    pub fn config(&self) -> &QwenImageTransformerConfig {
+    fn config(&self) -> &QwenImageTransformerConfig {
         &self.config
     }
 
+    fn names(_config: &QwenImageTransformerConfig) -> Names {
+        NAMES
+    }
+}
+
+impl QwenImageTransformer {
     /// The float type of the weights.
     pub fn dtype(&self) -> DType {
         self.img_in.weight.val().dtype()

@@ -1,4 +1,5 @@
 use super::{QwenImageTransformer, QwenImageTransformerConfig};
+use crate::weights::Pretrained;
 use crate::work::{Tokens, Work};
 
 impl QwenImageTransformerConfig {

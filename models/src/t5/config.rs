@@ -2,7 +2,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::weights::{LoadError, read_class};
+use crate::weights::{LoadError, PretrainedConfig};
 
 const GATED_GELU: &str = "gated-gelu";
 
@@ -49,17 +49,8 @@ impl Default for T5Config {
     }
 }
 
-impl T5Config {
-    /// The configuration of a transformers folder.
-    ///
-    /// # Errors
-    /// If it can't be read, is another class's, or asks for something that this model does not have.
-    pub fn load(folder: &Path) -> Result<Self, LoadError> {
-        let path = folder.join("config.json");
-        let config: Self = read_class(&path, "T5EncoderModel")?;
-        config.check(&path)?;
-        Ok(config)
-    }
+impl PretrainedConfig for T5Config {
+    const CLASS: &'static str = "T5EncoderModel";
 
     fn check(&self, path: &Path) -> Result<(), LoadError> {
         if self.feed_forward_proj == GATED_GELU {

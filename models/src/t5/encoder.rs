@@ -1,13 +1,11 @@
-use std::path::Path;
-
 use burn::module::Module;
-use burn::tensor::{DType, Device, Int, Tensor};
+use burn::tensor::{Int, Tensor};
 
 use super::T5Config;
 use super::block::T5Block;
 use crate::init::Init;
 use crate::layers::{Embedding, RmsNorm};
-use crate::weights::{LoadError, Names, TRANSFORMERS_FILE, Table, Weights, save_folder};
+use crate::weights::{Names, Pretrained, TRANSFORMERS_FILE};
 
 const NAMES: Names = Names {
     prefix: "",
@@ -36,9 +34,12 @@ struct Stack {
     final_layer_norm: RmsNorm,
 }
 
-impl T5Encoder {
-    /// A new model; its parameters are trainable.
-    pub fn init(config: &T5Config, init: &Init) -> Self {
+impl Pretrained for T5Encoder {
+    type Config = T5Config;
+
+    const FILE: &'static str = TRANSFORMERS_FILE;
+
+    fn init(config: &T5Config, init: &Init) -> Self {
         let block = (0..config.num_layers).map(|layer| T5Block::init(config, layer, init));
         Self {
             shared: Embedding::init(config.vocab_size, config.d_model, 1.0, init),
@@ -50,54 +51,16 @@ impl T5Encoder {
         }
     }
 
-    /// The model of a transformers folder, in f32.
-    ///
-    /// # Errors
-    /// If its files can't be read or do not fit each other.
-    pub fn load(folder: &Path, device: &Device) -> Result<Self, LoadError> {
-        Self::load_as(folder, device, DType::F32)
-    }
-
-    /// As [`T5Encoder::load`], with weights of the given float type.
-    ///
-    /// # Errors
-    /// As [`T5Encoder::load`].
-    pub fn load_as(folder: &Path, device: &Device, dtype: DType) -> Result<Self, LoadError> {
-        let config = T5Config::load(folder)?;
-        Self::from_weights(&config, &Weights::from_folder(folder)?, device, dtype)
-    }
-
-    /// Names and shapes of the tensors of a model of this configuration.
-    pub fn table(config: &T5Config) -> Table {
-        Table::of(&Self::init(config, &Init::unused()), &NAMES)
-    }
-
-    /// A model of the given weights.
-    ///
-    /// # Errors
-    /// If they do not fit the configuration.
-    pub fn from_weights(
-        config: &T5Config,
-        weights: &Weights,
-        device: &Device,
-        dtype: DType,
-    ) -> Result<Self, LoadError> {
-        weights.load_as(Self::init(config, &Init::new(0, device)), &NAMES, dtype)
-    }
-
-    /// Saves the model as a transformers folder.
-    ///
-    /// # Errors
-    /// If the folder can't be written.
-    pub fn save(&self, folder: &Path) -> Result<(), LoadError> {
-        save_folder(folder, &self.config, self, &NAMES, TRANSFORMERS_FILE)
-    }
-
-    /// The configuration that it was built from.
-    pub fn config(&self) -> &T5Config {
+    fn config(&self) -> &T5Config {
         &self.config
     }
 
+    fn names(_config: &T5Config) -> Names {
+        NAMES
+    }
+}
+
+impl T5Encoder {
     /// The last hidden state. Without a mask, padding is attended to as any token is.
     ///
     /// # Shapes

@@ -1,4 +1,5 @@
 use super::{T5Config, T5Encoder};
+use crate::weights::Pretrained;
 use crate::work::Work;
 
 impl T5Config {

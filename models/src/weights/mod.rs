@@ -13,6 +13,7 @@ mod folder;
 mod load;
 mod names;
 mod part;
+mod pretrained;
 mod save;
 mod table;
 #[cfg(test)]
@@ -22,7 +23,8 @@ pub use error::{LoadError, Misfit, Misshaped};
 pub use file::{DIFFUSERS_FILE, TRANSFORMERS_FILE, Weights};
 pub(crate) use folder::{require_file, seems};
 pub use names::Names;
-pub use save::{TensorMap, save_folder, tensors_of, to_safetensors, write_safetensors};
+pub use pretrained::{Pretrained, PretrainedConfig};
+pub use save::{TensorMap, tensors_of, to_safetensors, write_safetensors};
 pub use table::Table;
 
 use std::path::Path;
@@ -48,7 +50,7 @@ pub fn read_config<C: DeserializeOwned>(path: &Path) -> Result<C, LoadError> {
 ///
 /// # Errors
 /// As [`read_config`], or if the file is another class's.
-pub fn read_class<C: DeserializeOwned>(path: &Path, class: &'static str) -> Result<C, LoadError> {
+fn read_class<C: DeserializeOwned>(path: &Path, class: &'static str) -> Result<C, LoadError> {
     let value: Value = read_config(path)?;
     let (field, found) = class_of(&value);
     match found {

@@ -28,7 +28,7 @@ pub fn tensors_of<M: Module>(module: &M, names: &Names) -> TensorMap {
 ///
 /// # Errors
 /// If the folder can't be written.
-pub fn save_folder<M: Module, C: Serialize>(
+pub(super) fn save_folder<M: Module, C: Serialize>(
     folder: &Path,
     config: &C,
     module: &M,

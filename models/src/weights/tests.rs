@@ -3,6 +3,7 @@ use std::fs;
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
+use super::save::save_folder;
 use super::*;
 use crate::init::Init;
 

@@ -12,6 +12,7 @@ use retouch_learner::sft::{
 };
 use retouch_models::autoencoder_kl::AutoencoderKl;
 use retouch_models::editor::{Editor, Parts};
+use retouch_models::weights::Pretrained;
 use serde::{Deserialize, Serialize};
 
 use super::candidates::{self, Sampling};

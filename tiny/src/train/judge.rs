@@ -16,6 +16,7 @@ use retouch_models::init::Init;
 use retouch_models::judge::{Judge, JudgeInputs, JudgeProcessor, JudgeRequest};
 use retouch_models::ops;
 use retouch_models::qwen2_5_vl::Qwen2_5Vl;
+use retouch_models::weights::Pretrained;
 use serde::{Deserialize, Serialize};
 
 use super::candidates::{self, Candidates, Sampling};

@@ -7,7 +7,7 @@ use image::RgbImage;
 use retouch_models::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
 use retouch_models::init::Init;
 use retouch_models::noise;
-use retouch_models::weights::{LoadError, read_config, write_config};
+use retouch_models::weights::{LoadError, Pretrained, read_config, write_config};
 use serde::{Deserialize, Serialize};
 
 use super::fit::{Fit, Recipe};

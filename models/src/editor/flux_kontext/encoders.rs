@@ -8,7 +8,7 @@ use crate::editor::{EditError, PromptBatch, PromptInput};
 use crate::init::Init;
 use crate::t5::T5Encoder;
 use crate::tokenizer::{TokenizeError, Tokenizer};
-use crate::weights::{LoadError, read_config};
+use crate::weights::{LoadError, Pretrained, read_config};
 
 /// What turns texts and images into what the transformer sees, and back.
 #[derive(Debug, Clone)]

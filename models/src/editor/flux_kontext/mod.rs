@@ -23,7 +23,7 @@ use crate::autoencoder_kl::AutoencoderKlConfig;
 use crate::flux::{FluxCondition, FluxContext, FluxTransformer, FluxTransformerConfig};
 use crate::init::Init;
 use crate::lora::{LoraAdapter, Projection, Tracked, Trained};
-use crate::weights::LoadError;
+use crate::weights::{LoadError, Pretrained, PretrainedConfig};
 
 /// FLUX.1-Kontext.
 #[derive(Clone, Debug)]

@@ -7,7 +7,7 @@ use crate::editor::outline::{Assumed, Network, Outline};
 use crate::flux::{FluxTransformer, FluxTransformerConfig};
 use crate::init::Init;
 use crate::t5::{T5Config, T5Encoder};
-use crate::weights::LoadError;
+use crate::weights::{LoadError, Pretrained, PretrainedConfig};
 
 /// The outline of a `FluxKontextPipeline` folder.
 pub(super) fn outline(folder: &Path, assumed: &Assumed<'_>) -> Result<Outline, LoadError> {

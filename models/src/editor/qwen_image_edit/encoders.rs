@@ -11,7 +11,7 @@ use crate::editor::{EditError, Prompt, PromptInput};
 use crate::image_processor::{ImageError, ImageProcessor, Patches};
 use crate::qwen2_5_vl::{Grid, Qwen2_5Vl, TokenRows};
 use crate::tokenizer::Tokenizer;
-use crate::weights::LoadError;
+use crate::weights::{LoadError, Pretrained};
 
 /// What turns prompts and images into what the transformer sees, and back.
 #[derive(Debug, Clone)]

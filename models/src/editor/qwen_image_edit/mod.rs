@@ -29,7 +29,7 @@ use crate::qwen_image::{
     ImageShape, QwenImageCondition, QwenImageContext, QwenImageTransformer,
     QwenImageTransformerConfig,
 };
-use crate::weights::LoadError;
+use crate::weights::{LoadError, Pretrained, PretrainedConfig};
 
 /// Pixels of a source image for each token of it that the text encoder makes.
 const PIXELS_PER_TOKEN: usize = 28 * 28;

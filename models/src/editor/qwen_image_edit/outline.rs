@@ -9,7 +9,7 @@ use crate::image_processor::ImageProcessor;
 use crate::init::Init;
 use crate::qwen_image::{QwenImageTransformer, QwenImageTransformerConfig};
 use crate::qwen2_5_vl::{Qwen2_5Vl, Qwen2_5VlConfig};
-use crate::weights::LoadError;
+use crate::weights::{LoadError, Pretrained, PretrainedConfig};
 
 /// The outline of a `QwenImageEditPlusPipeline` folder.
 pub(super) fn outline(folder: &Path, assumed: &Assumed<'_>) -> Result<Outline, LoadError> {
