@@ -182,13 +182,12 @@ fn versions_are_what_iterations_left_behind() {
             .map(|version| (version.iteration.0, version.checkpointed))
             .collect()
     };
-    let none = [(1, false), (2, false), (3, false)];
     std::fs::create_dir_all(checkpoints.join("2")).unwrap();
-    assert_eq!(checkpointed(), none, "a folder alone is no checkpoint");
-    std::fs::create_dir_all(checkpoints.join("3")).unwrap();
-    assert_eq!(checkpointed(), [(1, false), (2, false), (3, true)]);
-    std::fs::remove_dir(checkpoints.join("3")).unwrap();
-    assert_eq!(checkpointed(), none, "it was deleted");
+    let expected = [(1, false), (2, false), (3, true)];
+    assert_eq!(checkpointed(), expected, "a folder alone is no checkpoint");
+    std::fs::remove_dir_all(checkpoints.join("3")).unwrap();
+    let expected = [(1, false), (2, false), (3, false)];
+    assert_eq!(checkpointed(), expected, "it was deleted");
     let versions = versions();
     let last = driver.machine.committed;
     let hash = |hash: retouch_proto::ContentHash| Some(hash.to_string());

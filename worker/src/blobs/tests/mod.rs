@@ -34,6 +34,12 @@ struct Worker {
     folder: TempDir,
 }
 
+impl Worker {
+    async fn fetch(&self, blob: &BlobRef) -> Result<Bytes, FetchError> {
+        self.client.fetch(blob, Retention::Pinned).await
+    }
+}
+
 impl Drop for Worker {
     fn drop(&mut self) {
         self.stop.cancel();
@@ -104,15 +110,13 @@ async fn fetching_makes_an_owner() {
     let bytes = bytes(5_000_000, 1);
     first.store.put(bytes.clone(), Retention::Pinned).unwrap();
     let got = second
-        .client
-        .fetch(&reference(&bytes, &[&first.address]), Retention::Pinned)
+        .fetch(&reference(&bytes, &[&first.address]))
         .await
         .unwrap();
     assert_eq!(got, bytes);
     drop(first);
     let got = third
-        .client
-        .fetch(&reference(&bytes, &[&second.address]), Retention::Pinned)
+        .fetch(&reference(&bytes, &[&second.address]))
         .await
         .unwrap();
     assert_eq!(got, bytes);
@@ -124,14 +128,7 @@ async fn empty_blobs_travel_too() {
     let (first, second) = (worker().await, worker().await);
     first.store.put(Bytes::new(), Retention::Pinned).unwrap();
     let blob = reference(&Bytes::new(), &[&first.address]);
-    assert!(
-        second
-            .client
-            .fetch(&blob, Retention::Pinned)
-            .await
-            .unwrap()
-            .is_empty()
-    );
+    assert!(second.fetch(&blob).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -144,14 +141,7 @@ async fn broken_transfer_is_resumed_at_the_next_owner() {
         .await;
     let rest = BadOwner::that_tells_offsets(bytes.clone()).spawn().await;
     let blob = reference(&bytes, &[&half.address, &rest.address]);
-    assert_eq!(
-        consumer
-            .client
-            .fetch(&blob, Retention::Pinned)
-            .await
-            .unwrap(),
-        bytes
-    );
+    assert_eq!(consumer.fetch(&blob).await.unwrap(), bytes);
     assert_eq!(rest.offset.load(Ordering::SeqCst), 1_234_567);
 }
 
@@ -164,19 +154,11 @@ async fn corruption_is_noticed_and_another_owner_asked() {
     flipped[2_000_000] ^= 1;
     let bad = BadOwner::that_sends(flipped.into()).spawn().await;
     let blob = reference(&good, &[&bad.address, &owner.address]);
-    assert_eq!(
-        consumer
-            .client
-            .fetch(&blob, Retention::Pinned)
-            .await
-            .unwrap(),
-        good
-    );
+    assert_eq!(consumer.fetch(&blob).await.unwrap(), good);
 
     let alone = worker().await;
     let error = alone
-        .client
-        .fetch(&reference(&good, &[&bad.address]), Retention::Pinned)
+        .fetch(&reference(&good, &[&bad.address]))
         .await
         .unwrap_err();
     assert_eq!(error.lost_blob(), Some(ContentHash::of(&good)));
@@ -191,14 +173,7 @@ async fn a_broken_half_does_not_spoil_a_whole_owner() {
     owner.store.put(good.clone(), Retention::Pinned).unwrap();
     let bad = BadOwner::that_ends_early(bytes(1_000_000, 5)).spawn().await;
     let blob = reference(&good, &[&bad.address, &owner.address]);
-    assert_eq!(
-        consumer
-            .client
-            .fetch(&blob, Retention::Pinned)
-            .await
-            .unwrap(),
-        good
-    );
+    assert_eq!(consumer.fetch(&blob).await.unwrap(), good);
 }
 
 #[tokio::test]
@@ -208,14 +183,7 @@ async fn dead_and_silent_owners_are_passed_over() {
     owner.store.put(bytes.clone(), Retention::Pinned).unwrap();
     let silent = BadOwner::that_is_silent().spawn().await;
     let blob = reference(&bytes, &[&dead_owner(), &silent.address, &owner.address]);
-    assert_eq!(
-        consumer
-            .client
-            .fetch(&blob, Retention::Pinned)
-            .await
-            .unwrap(),
-        bytes
-    );
+    assert_eq!(consumer.fetch(&blob).await.unwrap(), bytes);
 }
 
 #[tokio::test]
@@ -225,11 +193,7 @@ async fn more_bytes_than_promised_are_refused() {
     let bad = BadOwner::that_sends(bytes.clone()).spawn().await;
     let mut blob = reference(&bytes, &[&bad.address]);
     blob.size_bytes = 99_999;
-    let error = consumer
-        .client
-        .fetch(&blob, Retention::Pinned)
-        .await
-        .unwrap_err();
+    let error = consumer.fetch(&blob).await.unwrap_err();
     assert!(error.to_string().contains("99999"), "{error}");
 }
 
@@ -246,11 +210,7 @@ async fn blobs_go_to_the_runs_workers_and_to_nobody_else() {
     owner.store.put(bytes.clone(), Retention::Pinned).unwrap();
     let blob = reference(&bytes, &[&owner.address]);
     let learner = worker_with(1 << 30, access(&run, Principal::Worker(Role::Learner))).await;
-    let fetched = learner
-        .client
-        .fetch(&blob, Retention::Pinned)
-        .await
-        .unwrap();
+    let fetched = learner.fetch(&blob).await.unwrap();
     assert_eq!(fetched, bytes);
     for (stranger, said) in [
         (
@@ -264,11 +224,7 @@ async fn blobs_go_to_the_runs_workers_and_to_nobody_else() {
         (Access::Open, ""),
     ] {
         let stranger = worker_with(1 << 30, stranger).await;
-        let error = stranger
-            .client
-            .fetch(&blob, Retention::Pinned)
-            .await
-            .unwrap_err();
+        let error = stranger.fetch(&blob).await.unwrap_err();
         assert!(error.to_string().contains(said), "{error}");
         assert_eq!(stranger.store.usage(), Usage::default());
     }
@@ -280,11 +236,7 @@ async fn blobs_go_to_the_runs_workers_and_to_nobody_else() {
         .unwrap();
     let fresh = worker_with(1 << 30, access(&run, Principal::Worker(Role::Learner))).await;
     let blob = reference(&bytes, &[&stranger.address]);
-    let error = fresh
-        .client
-        .fetch(&blob, Retention::Pinned)
-        .await
-        .unwrap_err();
+    let error = fresh.fetch(&blob).await.unwrap_err();
     assert_eq!(error.lost_blob(), Some(blob.hash));
 }
 
@@ -317,11 +269,7 @@ async fn owners_that_stay_busy_are_no_reason_to_make_a_blob_again() {
     // It names one that has time.
     let consumer = worker().await;
     let blob = reference(&bytes, &[&busy.address]);
-    let fetched = consumer
-        .client
-        .fetch(&blob, Retention::Pinned)
-        .await
-        .unwrap();
+    let fetched = consumer.fetch(&blob).await.unwrap();
     assert_eq!(fetched, bytes);
     let alone = BadOwner::that_is_busy(&dead_owner()).spawn().await;
     let limits = FetchLimits {
@@ -350,11 +298,7 @@ async fn a_blob_that_cannot_be_kept_is_not_even_begun() {
     owner.store.put(bytes.clone(), Retention::Pinned).unwrap();
     let mut blob = reference(&bytes, &[&owner.address]);
     blob.size_bytes = 1 << 40;
-    let error = consumer
-        .client
-        .fetch(&blob, Retention::Pinned)
-        .await
-        .unwrap_err();
+    let error = consumer.fetch(&blob).await.unwrap_err();
     assert!(
         matches!(error, FetchError::Store(BlobStoreError::Full { .. })),
         "{error}"
@@ -404,11 +348,7 @@ async fn files_outside_of_the_run_folder_are_not_read() {
         format!("../{}/state", outside.path().display()),
     ] {
         let blob = reference(&bytes, &[&BlobAddress::File(path.clone())]);
-        let error = consumer
-            .client
-            .fetch(&blob, Retention::Pinned)
-            .await
-            .unwrap_err();
+        let error = consumer.fetch(&blob).await.unwrap_err();
         assert!(
             error.to_string().contains("leads out of"),
             "{path}: {error}"
@@ -423,14 +363,7 @@ async fn checkpoints_are_read_from_the_run_folder() {
     std::fs::write(consumer.folder.path().join("state"), &bytes).unwrap();
     let file = BlobAddress::File("state".into());
     let blob = reference(&bytes, &[&dead_owner(), &file]);
-    assert_eq!(
-        consumer
-            .client
-            .fetch(&blob, Retention::Pinned)
-            .await
-            .unwrap(),
-        bytes
-    );
+    assert_eq!(consumer.fetch(&blob).await.unwrap(), bytes);
 }
 
 #[tokio::test]
@@ -450,8 +383,7 @@ async fn full_memory_goes_to_files_and_is_served_from_there() {
     );
     for blob in &blobs {
         let got = consumer
-            .client
-            .fetch(&reference(blob, &[&owner.address]), Retention::Pinned)
+            .fetch(&reference(blob, &[&owner.address]))
             .await
             .unwrap();
         assert_eq!(got, blob);

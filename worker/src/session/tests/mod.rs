@@ -107,6 +107,17 @@ fn outcome() -> TaskOutcome {
     })
 }
 
+/// Gives an idle worker a task for each of these leases.
+async fn give(coordinator: &mut FakeCoordinator, leases: &[u64]) {
+    let open = coordinator
+        .report_with(|report| report.slots_free == 2)
+        .await;
+    open.answer(ReportReply {
+        assignments: leases.iter().copied().map(assignment).collect(),
+        ..nothing()
+    });
+}
+
 /// Connects, and serves with tasks that end when the test says so.
 async fn joined(coordinator: &mut FakeCoordinator) -> Worker {
     let folder = tempfile::tempdir().unwrap();
@@ -170,13 +181,7 @@ async fn loading_is_told_until_the_role_serves() {
 async fn results_are_repeated_until_a_report_is_answered() {
     let mut coordinator = FakeCoordinator::start("127.0.0.1:0").await;
     let mut worker = joined(&mut coordinator).await;
-    let open = coordinator
-        .report_with(|report| report.slots_free == 2)
-        .await;
-    open.answer(ReportReply {
-        assignments: vec![assignment(7)],
-        ..nothing()
-    });
+    give(&mut coordinator, &[7]).await;
     let (work, end) = worker.next_task().await;
     assert_eq!(work.assignment.lease, LeaseId(7));
     let open = coordinator
@@ -212,13 +217,7 @@ async fn results_are_repeated_until_a_report_is_answered() {
 async fn cancelled_work_frees_its_slot_and_has_no_result() {
     let mut coordinator = FakeCoordinator::start("127.0.0.1:0").await;
     let mut worker = joined(&mut coordinator).await;
-    let open = coordinator
-        .report_with(|report| report.slots_free == 2)
-        .await;
-    open.answer(ReportReply {
-        assignments: vec![assignment(7)],
-        ..nothing()
-    });
+    give(&mut coordinator, &[7]).await;
     let (work, end) = worker.next_task().await;
     let open = coordinator
         .report_with(|report| report.slots_free == 1)
@@ -273,13 +272,7 @@ async fn new_generation_tells_what_is_held_and_run() {
         .put(Bytes::from_static(b"latent"), Retention::Pinned)
         .await
         .unwrap();
-    let open = coordinator
-        .report_with(|report| report.slots_free == 2)
-        .await;
-    open.answer(ReportReply {
-        assignments: vec![assignment(7), assignment(8)],
-        ..nothing()
-    });
+    give(&mut coordinator, &[7, 8]).await;
     let (_first, end) = worker.next_task().await;
     let (second, _open) = worker.next_task().await;
     end.send(outcome()).unwrap();
@@ -315,13 +308,7 @@ async fn new_generation_tells_what_is_held_and_run() {
 async fn coordinator_may_be_away_for_a_while() {
     let mut coordinator = FakeCoordinator::start("127.0.0.1:0").await;
     let mut worker = joined(&mut coordinator).await;
-    let open = coordinator
-        .report_with(|report| report.slots_free == 2)
-        .await;
-    open.answer(ReportReply {
-        assignments: vec![assignment(7)],
-        ..nothing()
-    });
+    give(&mut coordinator, &[7]).await;
     let (_work, end) = worker.next_task().await;
     let address = coordinator.address.to_string();
     coordinator.kill().await;
@@ -338,13 +325,7 @@ async fn coordinator_may_be_away_for_a_while() {
 async fn end_of_the_run_cancels_work_and_ends_serving() {
     let mut coordinator = FakeCoordinator::start("127.0.0.1:0").await;
     let mut worker = joined(&mut coordinator).await;
-    let open = coordinator
-        .report_with(|report| report.slots_free == 2)
-        .await;
-    open.answer(ReportReply {
-        assignments: vec![assignment(7)],
-        ..nothing()
-    });
+    give(&mut coordinator, &[7]).await;
     let (work, _end) = worker.next_task().await;
     // A report that the worker gave up for a newer one may be answered in vain.
     while !work.cancel.is_cancelled() {
@@ -365,13 +346,7 @@ async fn end_of_the_run_cancels_work_and_ends_serving() {
 async fn stopping_finishes_what_is_under_way() {
     let mut coordinator = FakeCoordinator::start("127.0.0.1:0").await;
     let mut worker = joined(&mut coordinator).await;
-    let open = coordinator
-        .report_with(|report| report.slots_free == 2)
-        .await;
-    open.answer(ReportReply {
-        assignments: vec![assignment(7)],
-        ..nothing()
-    });
+    give(&mut coordinator, &[7]).await;
     let (_work, end) = worker.next_task().await;
     worker.options.stop.cancel();
     let open = coordinator
