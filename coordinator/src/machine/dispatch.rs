@@ -12,7 +12,7 @@ use super::leases::Work;
 use super::record::Blob;
 use super::schedule::{Placement, Problem, TaskNeed, WorkerLoad, solve};
 
-/// Workers that are looked at together.
+/// Tasks that are given out together.
 const BATCH: usize = 256;
 /// Hints in one answer.
 const PREFETCH_MAX: usize = 64;
@@ -47,16 +47,12 @@ impl Machine {
 
     /// Gives out some tasks; tells whether there may be more to give.
     fn dispatch_batch(&mut self, role: Role) -> bool {
-        let names = self.free.least_loaded(role, BATCH);
-        let slots: u32 = names
-            .iter()
-            .filter_map(|id| self.workers.get(id))
-            .map(|worker| worker.free())
-            .sum();
-        if slots == 0 {
+        // In a large cluster nearly all workers are busy, or nearly all wait: neither may cost anything.
+        let count = self.free.count(role).min(BATCH);
+        let ids: Vec<GroupId> = self.waiting(role).take(count).collect();
+        if ids.is_empty() {
             return false;
         }
-        let ids: Vec<GroupId> = self.waiting(role).take(slots as usize).collect();
         let tasks: Vec<TaskNeed<'_>> = ids
             .iter()
             .map(|id| TaskNeed {
@@ -65,16 +61,13 @@ impl Machine {
             .collect();
         // Each task takes one of the first so many, however loaded the others are.
         let avoided = tasks.iter().map(|task| task.avoid.len()).max().unwrap_or(0);
-        let workers = names
-            .iter()
-            .take(tasks.len() + avoided)
-            .filter_map(|id| self.load(id))
-            .collect();
+        let names = self.free.least_loaded(role, ids.len() + avoided);
+        let workers = names.iter().filter_map(|id| self.load(id)).collect();
         let placements = solve(&Problem { tasks, workers });
         for Placement { task, worker } in &placements {
             self.assign(role, ids[*task], &names[*worker]);
         }
-        ids.len() == slots as usize && !placements.is_empty()
+        ids.len() == count && !placements.is_empty()
     }
 
     fn load<'a>(&'a self, id: &'a WorkerId) -> Option<WorkerLoad<'a>> {

@@ -35,6 +35,11 @@ impl FreeWorkers {
         }
     }
 
+    /// How many there are.
+    pub(super) fn count(&self, role: Role) -> usize {
+        self.by_load.get(&role).map_or(0, BTreeSet::len)
+    }
+
     /// The least loaded ones, at most so many.
     pub(super) fn least_loaded(&self, role: Role, count: usize) -> Vec<WorkerId> {
         let workers = self.by_load.get(&role).into_iter().flatten();
@@ -54,6 +59,10 @@ mod tests {
         free.insert(&b, Role::Rollout, 1);
         free.insert(&c, Role::Reward, 0);
         assert_eq!(free.least_loaded(Role::Rollout, 9), [b.clone(), a.clone()]);
+        assert_eq!(
+            (free.count(Role::Rollout), free.count(Role::Learner)),
+            (2, 0)
+        );
         free.insert(&a, Role::Rollout, 0);
         assert_eq!(
             free.least_loaded(Role::Rollout, 1),

@@ -1,6 +1,6 @@
 //! Who is there: registrations, generations, heartbeats, held reports.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 
 use retouch_proto::status::Presence;
@@ -128,8 +128,9 @@ impl Worker {
 
 /// All workers that ever registered.
 pub struct Workers {
-    by_id: BTreeMap<WorkerId, Worker>,
-    by_ticket: BTreeMap<Ticket, WorkerId>,
+    by_id: HashMap<WorkerId, Worker>,
+    by_ticket: HashMap<Ticket, WorkerId>,
+    /// All names; what is done with several workers is done in this order.
     by_role: BTreeMap<Role, BTreeSet<WorkerId>>,
     alive: BTreeMap<Role, usize>,
     next_generation: u64,
@@ -140,8 +141,8 @@ impl Workers {
     /// Numbers generations from the coordinator's incarnation.
     pub fn new(incarnation: u32, heartbeat_ms: u64) -> Self {
         Self {
-            by_id: BTreeMap::new(),
-            by_ticket: BTreeMap::new(),
+            by_id: HashMap::new(),
+            by_ticket: HashMap::new(),
             by_role: BTreeMap::new(),
             alive: BTreeMap::new(),
             next_generation: u64::from(incarnation) << 32,
@@ -243,9 +244,10 @@ impl Workers {
         self.by_id.get_mut(id)
     }
 
-    /// All of them, by name.
+    /// All of them, by role and name.
     pub fn iter(&self) -> impl Iterator<Item = (&WorkerId, &Worker)> {
-        self.by_id.iter()
+        let ids = self.by_role.values().flatten();
+        ids.filter_map(|id| self.by_id.get_key_value(id))
     }
 
     /// Forgets hints at blobs that nobody wants any more: a silent worker never took them.
