@@ -188,6 +188,26 @@ fn a_snapshot_is_taken_while_the_record_is_written() {
     assert!(!snapshot.last_events(1).unwrap().is_empty());
 }
 
+#[test]
+fn a_checkpoint_that_was_deleted_is_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, entries) = recorded_run();
+    let (mut store, _) = Store::open(folder.path(), &config, "rows").unwrap();
+    store.write(&entries).unwrap();
+    drop(store);
+    let reader = Reader::open(folder.path()).unwrap();
+    let iteration = reader.checkpoint().unwrap().committed.iteration;
+    let checkpoint = super::checkpoint_folder(folder.path(), iteration);
+    let is_checkpointed = || {
+        let versions = reader.versions().unwrap().into_iter();
+        let mut versions = versions.filter(|version| version.iteration == iteration);
+        versions.next().unwrap().checkpointed
+    };
+    assert!(checkpoint.is_dir() && is_checkpointed());
+    std::fs::remove_dir_all(checkpoint).unwrap();
+    assert!(!is_checkpointed());
+}
+
 /// The documented questions have answers in the record of a run on which much went wrong.
 #[test]
 fn the_documented_queries_have_answers() {
