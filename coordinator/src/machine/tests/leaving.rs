@@ -117,7 +117,7 @@ fn an_unknown_or_lost_worker_is_not_ordered_about() {
     let answer = driver.told(Command::DrainWorker(nobody.clone()));
     assert_eq!(
         answer.unwrap_err(),
-        "no worker nobody is in the run; there are learner-0, reward-0, rollout-0"
+        "no worker nobody is in the run; there are rollout-0, reward-0, learner-0"
     );
     driver.pass(10_000);
     let lost = id(&driver, REWARD);
