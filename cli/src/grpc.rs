@@ -138,7 +138,9 @@ fn unconnected(error: tonic::transport::Error, address: &str) -> anyhow::Error {
     if is_distrust(&status) {
         return distrusted(&status);
     }
-    let away = format!("no coordinator answers at {address}; the run may be over");
+    let away = format!(
+        "no coordinator answers at {address}; if the run is over, `retouch versions` tells what it left"
+    );
     anyhow::Error::msg(explain(&status)).context(Unreachable(away))
 }
 
