@@ -88,7 +88,7 @@ impl Reader {
     pub fn versions(&self) -> Result<Vec<VersionView>, StoreError> {
         let mut versions = self.on(versions)?;
         for version in &mut versions {
-            let folder = checkpoint_folder(self.folder(), version.iteration);
+            let folder = checkpoint_folder(&self.folder, version.iteration);
             version.checkpointed &= folder.is_dir();
         }
         Ok(versions)

@@ -13,8 +13,8 @@ use crate::machine::record::Checkpoint;
 /// Reads a record, while the run goes on or after it.
 pub struct Reader {
     connection: Connection,
-    folder: PathBuf,
-    path: PathBuf,
+    /// The run folder, or that of a checkpoint.
+    pub(super) folder: PathBuf,
 }
 
 /// How an attempt at an iteration went.
@@ -78,25 +78,18 @@ impl Reader {
         let path = folder.join(FILE_NAME);
         let opened = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY);
         let connection = opened.map_err(|error| StoreError::sqlite(&path, error))?;
-        let reader = Self {
-            connection,
-            folder: folder.to_owned(),
-            path,
-        };
+        let folder = folder.to_owned();
+        let reader = Self { connection, folder };
         reader.on(schema::check_version)??;
         Ok(reader)
-    }
-
-    /// The run folder, or that of a checkpoint.
-    pub(super) fn folder(&self) -> &Path {
-        &self.folder
     }
 
     pub(super) fn on<T>(
         &self,
         operation: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, StoreError> {
-        operation(&self.connection).map_err(|error| StoreError::sqlite(&self.path, error))
+        let failed = |error| StoreError::sqlite(&self.folder.join(FILE_NAME), error);
+        operation(&self.connection).map_err(failed)
     }
 
     /// Metrics of committed iterations, oldest first, without rewound attempts.

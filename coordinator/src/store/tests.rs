@@ -188,13 +188,18 @@ fn a_snapshot_is_taken_while_the_record_is_written() {
     assert!(!snapshot.last_events(1).unwrap().is_empty());
 }
 
-#[test]
-fn a_checkpoint_that_was_deleted_is_none() {
+/// The folder of a run on which much went wrong.
+fn recorded() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let (config, entries) = recorded_run();
     let (mut store, _) = Store::open(folder.path(), &config, "rows").unwrap();
     store.write(&entries).unwrap();
-    drop(store);
+    folder
+}
+
+#[test]
+fn a_checkpoint_that_was_deleted_is_none() {
+    let folder = recorded();
     let reader = Reader::open(folder.path()).unwrap();
     let iteration = reader.checkpoint().unwrap().committed.iteration;
     let checkpoint = super::checkpoint_folder(folder.path(), iteration);
@@ -211,10 +216,7 @@ fn a_checkpoint_that_was_deleted_is_none() {
 /// The documented questions have answers in the record of a run on which much went wrong.
 #[test]
 fn the_documented_queries_have_answers() {
-    let folder = tempfile::tempdir().unwrap();
-    let (config, entries) = recorded_run();
-    let (mut store, _) = Store::open(folder.path(), &config, "rows").unwrap();
-    store.write(&entries).unwrap();
+    let folder = recorded();
     let connection = Connection::open(folder.path().join(FILE_NAME)).unwrap();
     let document = include_str!("../../RECORD.md");
     let queries: Vec<&str> = document.split("```sql").skip(1).collect();
