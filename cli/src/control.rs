@@ -15,7 +15,7 @@ use retouch_proto::{
 use retouch_worker::session::CoordinatorAddress;
 use serde::Serialize;
 
-pub(crate) use crate::grpc::ControlClient;
+pub(crate) use crate::control_grpc::ControlClient;
 use crate::output::say;
 use crate::{
     credentials::{CredentialArgs, in_run_folder},

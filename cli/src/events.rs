@@ -8,9 +8,9 @@ use retouch_proto::status::{Event, EventKind};
 use crate::output::say;
 use crate::{
     control::{ControlClient, Target},
+    control_grpc::Until,
     exit::Unreachable,
     groups::record_of,
-    grpc::Until,
     show::utc,
 };
 

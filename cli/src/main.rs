@@ -3,6 +3,7 @@
 mod completions;
 mod config;
 mod control;
+mod control_grpc;
 mod credentials;
 mod dataset;
 mod edit;
@@ -10,7 +11,6 @@ mod evaluate;
 mod events;
 mod exit;
 mod groups;
-mod grpc;
 mod join;
 mod launch;
 mod memory;

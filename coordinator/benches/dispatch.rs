@@ -3,8 +3,8 @@
 
 #[path = "common/mod.rs"]
 mod common;
-#[path = "common/grpc.rs"]
-mod grpc;
+#[path = "common/worker_grpc.rs"]
+mod worker_grpc;
 
 use std::fs;
 
@@ -21,7 +21,10 @@ fn dispatch(criterion: &mut Criterion) {
     fs::write(dataset.join("train_metadata.jsonl"), row.repeat(1_000)).expect("written");
     let mut config = common::config(16_384);
     config.dataset.path = dataset.display().to_string();
-    let mut worker = runtime.block_on(grpc::Worker::start(config, &folder.path().join("run")));
+    let mut worker = runtime.block_on(worker_grpc::Worker::start(
+        config,
+        &folder.path().join("run"),
+    ));
     criterion.bench_function("dispatch/heartbeat", |bencher| {
         bencher.iter(|| runtime.block_on(worker.heartbeat()));
     });

@@ -18,11 +18,11 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::archive::{ArchiveError, Keeper, KeeperOptions, bring_back};
 use crate::dataset::{self, DatasetError};
-use crate::grpc::Services;
 use crate::lookup::Lookup;
 use crate::machine::Machine;
 use crate::machine::io::Outcome;
 use crate::roster::Roster;
+use crate::services_grpc::Services;
 use crate::shell::Shell;
 use crate::store::{Reader, Store, StoreError};
 use crate::tensorboard::EventsFile;

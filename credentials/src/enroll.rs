@@ -8,8 +8,8 @@ use tokio::time::{Instant, sleep};
 use crate::{
     authority::hash_of,
     credentials::{Credentials, certificates},
+    enrollment_grpc::{self, CallError},
     error::CredentialsError,
-    grpc::{self, CallError},
     principal::Principal,
     token::JoinToken,
 };
@@ -76,12 +76,13 @@ pub async fn enroll(
     let begin = Instant::now();
     let mut pause = PAUSE_MIN;
     loop {
-        let reason = match grpc::enroll(coordinator, token, principal, key.der_bytes()).await {
-            Ok(certificate) => return credentials(coordinator, token, certificate, &key),
-            Err(CallError::Away(reason)) => reason,
-            Err(CallError::Refused(reason)) => return Err(refused(coordinator, reason)),
-            Err(CallError::Credentials(error)) => return Err(error.into()),
-        };
+        let reason =
+            match enrollment_grpc::enroll(coordinator, token, principal, key.der_bytes()).await {
+                Ok(certificate) => return credentials(coordinator, token, certificate, &key),
+                Err(CallError::Away(reason)) => reason,
+                Err(CallError::Refused(reason)) => return Err(refused(coordinator, reason)),
+                Err(CallError::Credentials(error)) => return Err(error.into()),
+            };
         if begin.elapsed() + pause > patience {
             return Err(EnrollError::Away {
                 coordinator: coordinator.to_owned(),

@@ -3,7 +3,7 @@
 //! Reading order: [`ids`] and [`blob`] name things, [`task`] is the work, [`worker`] how work
 //! and results travel, [`status`] and [`lookup`] what people see, [`config`] the run file, [`seed`] where all
 //! randomness comes from. [`grpc`] has the generated services; its types are named only in
-//! files called `grpc.rs` (A2), everything else uses the domain types of this crate, and the
+//! files called `<whose>_grpc.rs` (A2), everything else uses the domain types of this crate, and the
 //! conversions between the two check every message against [`limits`].
 
 pub mod blob;

@@ -5,7 +5,7 @@
 //! direct callers. A group that can't be scored is a failure with its reason, never
 //! a score (A5).
 
-mod grpc;
+mod judge_grpc;
 pub mod scorer;
 mod worker;
 

@@ -19,7 +19,7 @@ use retouch_worker::{
 use thiserror::Error;
 
 use crate::{
-    grpc::{self, LoadedScorer},
+    judge_grpc::{self, LoadedScorer},
     scorer::{Group, Scorer, ScorerError},
 };
 
@@ -59,7 +59,7 @@ pub async fn run(options: WorkerOptions) -> Result<(), RewardError> {
     };
     let (device, thread) = (options.device.clone(), options.device_thread.clone());
     let loaded: LoadedScorer = Arc::new(OnceLock::new());
-    let routes = grpc::routes(loaded.clone(), options.access.clone());
+    let routes = judge_grpc::routes(loaded.clone(), options.access.clone());
     let session = Session::connect(options, identity, routes).await?;
     let config = session.config().clone();
     process::set_compute_threads(config.cluster.threads_per_worker)?;

@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::server::TcpIncoming};
 
-use crate::blobs::grpc::BlobService;
+use crate::blobs::blobs_grpc::BlobService;
 
 const WINDOW_BYTES: u32 = 8 << 20;
 const KEEPALIVE: Duration = Duration::from_secs(10);

@@ -28,9 +28,9 @@ use tokio::sync::mpsc;
 use self::model::{Input, Key, Top, Wish};
 use crate::{
     control::{Command, ControlClient, Target},
+    control_grpc::Until,
     events::is_end,
     exit::UsageError,
-    grpc::Until,
 };
 
 const REFRESH_EVERY: Duration = Duration::from_secs(1);

@@ -1,5 +1,5 @@
 //! Who may do what with a coordinator: real certificates, real sockets.
 
+mod callers_grpc;
 #[path = "../common/mod.rs"]
 mod common;
-mod grpc;

@@ -19,8 +19,8 @@ use tokio::{
 use tonic::transport::Channel;
 
 use super::{
+    blobs_grpc::{self, Piece},
     entries::Retention,
-    grpc::{self, Piece},
     partial::{Partial, Suspicion},
     search::{Next, Search},
     store::{BlobStore, BlobStoreError},
@@ -334,7 +334,7 @@ impl BlobClient {
     ) -> Result<(), Setback> {
         let channel = self.channel(address)?;
         let own_address = &self.0.own_address;
-        let open = grpc::open_stream(channel, &blob.hash, partial.offset(), own_address);
+        let open = blobs_grpc::open_stream(channel, &blob.hash, partial.offset(), own_address);
         let mut stream = within(self.0.limits.connect + self.0.limits.chunk, open).await??;
         loop {
             match within(self.0.limits.chunk, stream.next()).await?? {
@@ -389,7 +389,7 @@ impl BlobClient {
         if let Some(channel) = channels.get(address) {
             return Ok(channel.clone());
         }
-        let channel = grpc::connect_lazily(&self.0.access, address, self.0.limits.connect)?;
+        let channel = blobs_grpc::connect_lazily(&self.0.access, address, self.0.limits.connect)?;
         channels.insert(address.to_owned(), channel.clone());
         Ok(channel)
     }

@@ -5,9 +5,9 @@
 //! owner too. `audience` and `search` are why a blob that many want spreads as a tree.
 
 mod audience;
+pub(crate) mod blobs_grpc;
 mod client;
 mod entries;
-pub(crate) mod grpc;
 mod partial;
 mod search;
 mod store;
@@ -37,7 +37,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> std::io::Result<SocketAddr> {
     let (listener, address) = server::bind(listen).await?;
-    let service = grpc::BlobService::new(store, access.clone());
+    let service = blobs_grpc::BlobService::new(store, access.clone());
     server::spawn(listener, access, service, Routes::default(), stop)
         .map_err(std::io::Error::other)?;
     Ok(address)

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     books::{Books, Wanted, Work},
-    grpc::{CallError, CoordinatorCalls},
+    coordinator_grpc::{CallError, CoordinatorCalls},
     session::SessionError,
 };
 use crate::blobs::{BlobClient, BlobStore, Retention};

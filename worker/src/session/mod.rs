@@ -6,7 +6,7 @@
 
 mod address;
 mod books;
-mod grpc;
+mod coordinator_grpc;
 mod link;
 mod options;
 #[expect(clippy::module_inception, reason = "one noun per file")]

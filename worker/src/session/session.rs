@@ -20,14 +20,14 @@ use tonic::service::Routes;
 
 use super::{
     books::{Books, Work},
-    grpc::CoordinatorCalls,
+    coordinator_grpc::CoordinatorCalls,
     link::{self, Backoff, Command, Link, Pace},
     options::{Identity, WorkerOptions},
 };
 use crate::{
     blobs::{
         BlobClient, BlobClientOptions, BlobStore, BlobStoreError, BlobStoreOptions, Retention,
-        grpc::BlobService,
+        blobs_grpc::BlobService,
     },
     server,
 };

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use retouch_proto::worker::Role;
 use tokio::time::sleep;
 
-use crate::grpc::{Session, Shared};
 use crate::latencies::{Latencies, Summary};
 use crate::process::Process;
+use crate::session_grpc::{Session, Shared};
 use crate::work;
 
 /// A rate is held if it is reached to this share, and tasks get to their workers in this time.

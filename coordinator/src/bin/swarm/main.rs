@@ -3,11 +3,11 @@
 //! The coordinator is a process of its own, with its record on disk; the workers are sessions over real sockets on
 //! loopback that work as fast as they are told to; the blobs that they say they hold have no bytes.
 
-mod grpc;
 mod latencies;
 mod load;
 mod outcome;
 mod process;
+mod session_grpc;
 mod work;
 
 use std::path::{Path, PathBuf};

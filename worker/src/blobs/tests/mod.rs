@@ -1,18 +1,18 @@
 //! Transfers over loopback, from honest and from bad owners.
 
-mod grpc;
+mod owner_grpc;
 
 use std::{sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
-use grpc::BadOwner;
+use owner_grpc::BadOwner;
 use retouch_credentials::{Access, Authority, Principal};
 use retouch_proto::{BlobAddress, BlobRef, ContentHash, Iteration, worker::Role};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use super::{grpc::BlobService, *};
+use super::{blobs_grpc::BlobService, *};
 use crate::server;
 
 const LIMITS: FetchLimits = FetchLimits {

@@ -1,11 +1,11 @@
 //! A worker against a coordinator that a test plays.
 
-mod grpc;
+mod coordinator_grpc;
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use grpc::FakeCoordinator;
+use coordinator_grpc::FakeCoordinator;
 use retouch_proto::{
     BlobRef, Generation, GroupId, Iteration, LeaseId, RunId, WorkerId,
     config::RunConfig,
