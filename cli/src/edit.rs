@@ -6,7 +6,10 @@ use crate::output::say;
 
 use ::image::RgbImage;
 use anyhow::Context;
-use clap::{Args, ValueEnum};
+use clap::{
+    Args, ValueEnum,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use retouch_models::{
     device,
     editor::{EditRequest, Editor, ImageSize, NEGATIVE_PROMPT, Parts, SampleOptions, SourceSize},
@@ -15,6 +18,8 @@ use retouch_models::{
     noise,
     solver::Solver,
 };
+
+use retouch_proto::config::Dtype;
 
 use crate::exit::UsageError;
 
@@ -68,8 +73,8 @@ pub(crate) struct EditArgs {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Number type of the weights: f32 or bf16.
-    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
-    dtype: String,
+    #[arg(long, default_value = "f32", value_parser = PossibleValuesParser::new(Dtype::NAMES).try_map(|name| name.parse::<Dtype>()))]
+    dtype: Dtype,
     /// Where to compute: `cpu` or `cuda:0`.
     #[arg(long, default_value = "cpu")]
     device: String,
@@ -99,7 +104,7 @@ pub(crate) fn run(args: EditArgs) -> anyhow::Result<()> {
     let device = device::parse(&args.device)?;
     let sources = std::iter::once(&args.source).chain(&args.image);
     let sources: Vec<RgbImage> = sources.map(|path| open(path)).collect::<Result<_, _>>()?;
-    let dtype = device::float_type(&args.dtype).context("clap lets no other type pass")?;
+    let dtype = device::float_type(args.dtype);
     let editor = Editor::load_as(&args.model, &device, Parts::All, dtype);
     let editor = editor.map_err(UsageError::from)?;
     let adapter = args.adapter.as_deref();

@@ -14,7 +14,6 @@ use retouch_learner::{
     },
 };
 use retouch_models::{device, lora::LoraConfig};
-use retouch_proto::config::LoraConfig as LoraDefaults;
 
 /// Steps between two log lines where there is no terminal to draw a bar on.
 const PLAIN_LOG_EVERY: u64 = 50;
@@ -164,7 +163,7 @@ fn trained(args: &SftArgs) -> Trained {
         What::Lora => Trained::Lora(LoraConfig {
             rank: args.lora_rank,
             alpha: args.lora_alpha,
-            target_modules: LoraDefaults::default().target_modules,
+            ..LoraConfig::default()
         }),
         What::Full => Trained::Full {
             start: Start::Weights,

@@ -22,7 +22,7 @@ use retouch_models::noise;
 use retouch_models::scheduler::FlowMatchScheduler;
 use retouch_models::weights::{Pretrained, write_config};
 use retouch_proto::RunConfig;
-use retouch_proto::config::ActivationCheckpointing;
+use retouch_proto::config::Checkpointing;
 use retouch_proto::ids::{self, GroupId};
 use retouch_proto::task::TrainMetrics;
 
@@ -88,7 +88,7 @@ fn group(editor: &Editor, index: u32) -> SealedGroup {
     }
 }
 
-fn config(micro_batch_size: usize, checkpointing: ActivationCheckpointing) -> StepConfig {
+fn config(micro_batch_size: usize, checkpointing: Checkpointing) -> StepConfig {
     let mut run = RunConfig::default();
     run.learner.gradient_shards = 2;
     run.learner.micro_batch_size = micro_batch_size as u32;
@@ -111,7 +111,7 @@ fn iterations(criterion: &mut Criterion) {
     let groups = [group(&editor, 0), group(&editor, 1)];
     let mut bench = criterion.benchmark_group("nft_step/24_samples");
     bench.sample_size(10);
-    use ActivationCheckpointing::{Block, None};
+    use Checkpointing::{Block, None};
     for (micro_batch_size, checkpointing) in
         [(6, None), (12, None), (24, None), (12, Block), (24, Block)]
     {

@@ -82,8 +82,7 @@ pub enum DryRunError {
 /// See [`DryRunError`].
 pub fn dry_run(run: &RunConfig, observe: &mut Observer<'_>) -> Result<DryRun, DryRunError> {
     let device = device::parse(&run.learner.device)?;
-    let dtype =
-        device::float_type(run.model.dtype.as_str()).expect("both sides name the same types");
+    let dtype = device::float_type(run.model.dtype);
     let begin = Instant::now();
     let folder = Path::new(&run.model.path);
     let editor = Editor::load_as(folder, &device, Parts::Transformer, dtype)?;

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use retouch_models::editor::Prepared;
-use retouch_models::lora::{LoraAdapter, LoraGradient, Trained};
+use retouch_models::lora::{LoraAdapter, LoraGradient, Trained, flat_len};
 use retouch_models::noise;
 
 use crate::gradient::{self, PairBatch, Policies, Velocity};
@@ -131,7 +131,7 @@ impl<'a> Rank<'a> {
 
 impl Iteration<'_> {
     fn check_adapter(&self, which: &'static str, flat: &[f32]) -> Result<(), StepError> {
-        let expected = self.config.lora.flat_len(self.editor.projections());
+        let expected = flat_len(&self.config.lora, self.editor.projections());
         if flat.len() == expected {
             return Ok(());
         }

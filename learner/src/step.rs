@@ -18,7 +18,7 @@ use retouch_models::editor::{Condition, Editor};
 use retouch_models::lora::{Checkpointing, LoraConfig};
 use retouch_models::scheduler::ScheduleError;
 use retouch_proto::RunConfig;
-use retouch_proto::config::{ActivationCheckpointing, NotFinite};
+use retouch_proto::config::NotFinite;
 use retouch_proto::ids::{GroupId, Iteration as IterationNumber};
 
 use crate::adamw::AdamWConfig;
@@ -230,27 +230,15 @@ impl StepConfig {
                 old_policy: learner.old_policy,
                 ema_decay_max: learner.ema_decay_max,
             },
-            lora: LoraConfig {
-                rank: lora.rank as usize,
-                alpha: lora.alpha,
-                target_modules: lora.target_modules.clone(),
-            },
+            lora: lora.clone(),
             gradient_shards: learner.gradient_shards as usize,
             micro_batch_size: learner.micro_batch_size as usize,
-            checkpointing: checkpointing(learner.activation_checkpointing),
+            checkpointing: learner.activation_checkpointing,
             timestep_fraction: learner.timestep_fraction,
             num_inference_steps: rollout.num_inference_steps as usize,
             guidance_scale: rollout.guidance_scale,
             not_finite: learner.not_finite,
         }
-    }
-}
-
-/// What a run file's setting has models keep.
-fn checkpointing(setting: ActivationCheckpointing) -> Checkpointing {
-    match setting {
-        ActivationCheckpointing::None => Checkpointing::None,
-        ActivationCheckpointing::Block => Checkpointing::Block,
     }
 }
 

@@ -17,7 +17,7 @@ pub fn workload(run: &RunConfig, role: Role) -> Workload {
     };
     let step = StepConfig::from_run(run);
     Workload {
-        dtype: device::float_type(dtype.as_str()).expect("models know every type of run files"),
+        dtype: device::float_type(dtype),
         size: ImageSize {
             height: run.model.height as usize,
             width: run.model.width as usize,

@@ -21,7 +21,7 @@ use retouch_models::inspect::{Estimate, Role, estimate, inspect};
 use retouch_models::scheduler::FlowMatchScheduler;
 use retouch_models::weights::{Pretrained, PretrainedConfig};
 use retouch_proto::RunConfig;
-use retouch_proto::config::{ActivationCheckpointing, Dtype, Preset, load, preset};
+use retouch_proto::config::{Checkpointing, Dtype, Preset, load, preset};
 use serde::{Deserialize, Serialize};
 
 /// Names the run file to a child: this program, which then only walks an iteration.
@@ -85,7 +85,7 @@ fn plan(run: &RunConfig) -> Estimate {
 
 /// Planned and measured, with and without checkpointing, in MiB; printed with the arithmetic.
 fn both(name: &str, mut run: RunConfig) -> [[f64; 2]; 2] {
-    use ActivationCheckpointing::{Block, None};
+    use Checkpointing::{Block, None};
     [None, Block].map(|checkpointing| {
         run.learner.activation_checkpointing = checkpointing;
         let (plan, told) = (plan(&run), walk(&run));

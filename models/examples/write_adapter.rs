@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use retouch_models::flux::{FluxInput, FluxTransformer};
-use retouch_models::lora::{LoraAdapter, LoraConfig, Projection, save_diffusers, save_peft};
+use retouch_models::lora::{
+    LoraAdapter, LoraConfig, Projection, flat_len, save_diffusers, save_peft,
+};
 use retouch_models::noise;
 use retouch_models::qwen_image::{ImageShape, QwenImageInput, QwenImageTransformer};
 use retouch_models::weights::{LoadError, Pretrained, TensorMap, write_safetensors};
@@ -121,7 +123,7 @@ fn write_adapter(folder: &Path, projections: &[Projection]) -> Result<LoraAdapte
         .map(str::to_owned)
         .to_vec(),
     };
-    let flat = noise::normal_values(7, config.flat_len(projections));
+    let flat = noise::normal_values(7, flat_len(&config, projections));
     let flat: Vec<f32> = flat.into_iter().map(|value| 0.3 * value).collect();
     let adapter = LoraAdapter::from_flat(&config, projections, &flat, &Device::flex());
     save_peft(folder, &adapter, &config, projections)?;

@@ -1,6 +1,7 @@
 //! Devices and float types by name.
 
 use burn::tensor::{DType, Device};
+use retouch_settings::Dtype;
 
 /// A device that is unknown, or not in this build.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,14 +48,12 @@ pub fn parse(name: &str) -> Result<Device, DeviceError> {
     cuda(name, index)
 }
 
-/// The float type called `f32`, `bf16` or `f16`, if it is one of these.
-pub fn float_type(name: &str) -> Option<DType> {
-    Some(match name {
-        "f32" => DType::F32,
-        "bf16" => DType::BF16,
-        "f16" => DType::F16,
-        _ => return None,
-    })
+/// The float type of tensors of a setting.
+pub fn float_type(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::Bf16 => DType::BF16,
+    }
 }
 
 /// The number of the GPU called `cuda` or `cuda:N`; none for other names.

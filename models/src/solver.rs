@@ -5,53 +5,9 @@
 //! lambda = log(alpha / sigma) on the data prediction (DPM-Solver++), which is infinite at both
 //! ends; there their first-order step is the ddim step.
 
-use std::fmt;
-use std::str::FromStr;
-
 use burn::tensor::Tensor;
 
-/// How a step goes from one noise level to the next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Solver {
-    /// Straight along the velocity.
-    Euler,
-    /// To the next mixture of the predicted image and the predicted noise.
-    Ddim,
-    /// First-order exponential integrator.
-    Dpm1,
-    /// Second-order multistep exponential integrator, midpoint form.
-    Dpm2,
-}
-
-/// A name that is no solver's.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown solver {0:?}, expected euler, ddim, dpm1 or dpm2")]
-pub struct UnknownSolver(String);
-
-impl FromStr for Solver {
-    type Err = UnknownSolver;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        match name {
-            "euler" => Ok(Self::Euler),
-            "ddim" => Ok(Self::Ddim),
-            "dpm1" => Ok(Self::Dpm1),
-            "dpm2" => Ok(Self::Dpm2),
-            _ => Err(UnknownSolver(name.to_owned())),
-        }
-    }
-}
-
-impl fmt::Display for Solver {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Euler => "euler",
-            Self::Ddim => "ddim",
-            Self::Dpm1 => "dpm1",
-            Self::Dpm2 => "dpm2",
-        })
-    }
-}
+pub use retouch_settings::Solver;
 
 /// Follows the velocity field from `noise` down the noise levels.
 ///
@@ -187,24 +143,11 @@ mod tests {
         let device = Device::flex();
         let image = Tensor::<3>::full([1, 2, 3], 0.25, &device);
         let noise = crate::noise::normal(3, [1, 2, 3], &device);
-        for solver in ["euler", "ddim", "dpm1", "dpm2"] {
-            let solver: Solver = solver.parse().unwrap();
+        for solver in [Solver::Euler, Solver::Ddim, Solver::Dpm1, Solver::Dpm2] {
             let velocity = |x: Tensor<3>, sigma: f32| (x - image.clone()) / sigma;
             let x0 = sample(solver, &[1.0, 0.8, 0.5, 0.1, 0.0], noise.clone(), velocity);
             let error = (x0 - image.clone()).abs().max().into_scalar::<f32>();
             assert!(error < 1e-6, "{solver}: {error}");
         }
-    }
-
-    #[test]
-    fn names_round_trip_and_others_are_errors() {
-        for name in ["euler", "ddim", "dpm1", "dpm2"] {
-            assert_eq!(name.parse::<Solver>().unwrap().to_string(), name);
-        }
-        let error = "heun".parse::<Solver>().unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "unknown solver \"heun\", expected euler, ddim, dpm1 or dpm2"
-        );
     }
 }

@@ -4,7 +4,9 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 use retouch_models::flux::{FluxCondition, FluxContext, FluxTransformer, FluxTransformerConfig};
 use retouch_models::init::Init;
-use retouch_models::lora::{Checkpointing, LoraAdapter, LoraConfig, Projection, Tracked, Trained};
+use retouch_models::lora::{
+    Checkpointing, LoraAdapter, LoraConfig, Projection, Tracked, Trained, flat_len,
+};
 use retouch_models::noise;
 use retouch_models::qwen_image::{
     ImageShape, QwenImageCondition, QwenImageContext, QwenImageTransformer,
@@ -132,7 +134,7 @@ fn adapter(network: &impl Network, targets: &[&str]) -> LoraAdapter {
         target_modules: targets.iter().map(|&target| target.to_owned()).collect(),
     };
     let projections = network.projections();
-    let flat = noise::normal_values(5, config.flat_len(projections));
+    let flat = noise::normal_values(5, flat_len(&config, projections));
     LoraAdapter::from_flat(&config, projections, &flat, &Device::flex().autodiff())
 }
 

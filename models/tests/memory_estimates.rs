@@ -15,7 +15,7 @@ use retouch_models::flux::{FluxTransformer, FluxTransformerConfig};
 use retouch_models::init::Init;
 use retouch_models::inspect::{Estimate, Guidance, Role, Workload, estimate, inspect};
 use retouch_models::judge::{Judge, JudgeRequest, Template};
-use retouch_models::lora::{Checkpointing, LoraAdapter, LoraConfig, Trained};
+use retouch_models::lora::{Checkpointing, LoraAdapter, LoraConfig, Trained, flat_len};
 use retouch_models::noise;
 use retouch_models::qwen_image::{QwenImageTransformer, QwenImageTransformerConfig};
 use retouch_models::scheduler::FlowMatchScheduler;
@@ -132,7 +132,7 @@ fn workload(dtype: DType) -> Workload {
 }
 
 fn adapter(editor: &Editor, device: &Device) -> LoraAdapter {
-    let flat = noise::normal_values(1, lora().flat_len(editor.projections()));
+    let flat = noise::normal_values(1, flat_len(&lora(), editor.projections()));
     LoraAdapter::from_flat(&lora(), editor.projections(), &flat, device)
 }
 

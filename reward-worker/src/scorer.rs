@@ -147,8 +147,7 @@ impl Scorer {
     /// If a file is missing or broken, or no term has any weight.
     pub fn load(config: &RewardConfig, device: &Device) -> Result<Self, ScorerError> {
         let mut judges = HashMap::new();
-        let dtype =
-            device::float_type(config.dtype.as_str()).expect("both sides name the same types");
+        let dtype = device::float_type(config.dtype);
         let terms = config
             .terms
             .iter()

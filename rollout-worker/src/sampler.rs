@@ -11,7 +11,7 @@ use retouch_models::{
         SourceSize,
     },
     exchange,
-    lora::{LoraAdapter, LoraConfig},
+    lora::{LoraAdapter, LoraConfig, flat_len},
     noise,
     weights::LoadError,
 };
@@ -126,8 +126,7 @@ impl Sampler {
             Path::new(&config.model.path),
             &device,
             Parts::All,
-            device::float_type(config.model.dtype.as_str())
-                .expect("both sides name the same types"),
+            device::float_type(config.model.dtype),
         )?;
         Ok(Self {
             editor,
@@ -194,7 +193,7 @@ impl Sampler {
     fn adapter(&mut self, version: &Version) -> Result<Arc<LoraAdapter>, SampleError> {
         let (projections, lora) = (self.editor.projections(), &self.settings.lora);
         let load = || {
-            let flat = exchange::adapter_from_bytes(&version.bytes, lora.flat_len(projections))?;
+            let flat = exchange::adapter_from_bytes(&version.bytes, flat_len(lora, projections))?;
             Ok(Arc::new(LoraAdapter::from_flat(
                 lora,
                 projections,
@@ -237,20 +236,11 @@ impl Settings {
             max_sequence_length: config.model.max_sequence_length as usize,
             sample: SampleOptions {
                 num_inference_steps: config.rollout.num_inference_steps as usize,
-                solver: config
-                    .rollout
-                    .solver
-                    .as_str()
-                    .parse()
-                    .expect("both sides name the same solvers"),
+                solver: config.rollout.solver,
                 guidance_scale: config.rollout.guidance_scale,
                 true_cfg_scale: config.rollout.true_cfg_scale,
             },
-            lora: LoraConfig {
-                rank: config.lora.rank as usize,
-                alpha: config.lora.alpha,
-                target_modules: config.lora.target_modules.clone(),
-            },
+            lora: config.lora.clone(),
         }
     }
 }

@@ -7,7 +7,7 @@ use image::{Rgb, RgbImage};
 use retouch_models::{
     editor::{Condition, Editor, EditorSource, Parts},
     exchange,
-    lora::LoraConfig,
+    lora::flat_len,
     noise,
 };
 use retouch_proto::{
@@ -65,12 +65,8 @@ fn version() -> Version {
         Parts::Transformer,
     )
     .expect("the pipeline");
-    let lora = LoraConfig {
-        rank: config.lora.rank as usize,
-        alpha: config.lora.alpha,
-        target_modules: config.lora.target_modules,
-    };
-    let flat: Vec<f32> = noise::normal_values(5, lora.flat_len(editor.projections()))
+    let lora = config.lora;
+    let flat: Vec<f32> = noise::normal_values(5, flat_len(&lora, editor.projections()))
         .into_iter()
         .map(|x| 0.3 * x)
         .collect();

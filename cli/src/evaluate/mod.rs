@@ -88,8 +88,7 @@ impl Evaluation {
     /// The evaluation that a run file describes, for the adapter in `folder`.
     pub(crate) fn of_run(config: &RunConfig, adapter: &Path) -> anyhow::Result<Self> {
         let device = device::parse(&config.model.device)?;
-        let dtype = device::float_type(config.model.dtype.as_str());
-        let dtype = dtype.context("both sides name the same types")?;
+        let dtype = device::float_type(config.model.dtype);
         let editor = Editor::load_as(Path::new(&config.model.path), &device, Parts::All, dtype)?;
         let adapter = load_adapter(adapter, editor.projections(), &device)?;
         let scorer = Scorer::load(&config.reward, &device::parse(&config.reward.device)?)?;
@@ -104,7 +103,7 @@ impl Evaluation {
             )?,
             options: SampleOptions {
                 num_inference_steps: config.evaluation.num_inference_steps as usize,
-                solver: config.evaluation.solver.as_str().parse()?,
+                solver: config.evaluation.solver,
                 guidance_scale: config.evaluation.guidance_scale,
                 true_cfg_scale: config.evaluation.true_cfg_scale,
             },

@@ -15,7 +15,7 @@ use retouch_models::{
     device,
     editor::{Condition, Editor, EditorSource, Parts},
     exchange,
-    lora::LoraAdapter,
+    lora::{LoraAdapter, flat_len},
     weights::LoadError,
 };
 use retouch_proto::{
@@ -129,12 +129,12 @@ impl Trainer {
         run_dir: PathBuf,
         ranks: Ranks,
     ) -> Result<Self, LoadError> {
-        let dtype = device::float_type(config.model.dtype.as_str());
+        let dtype = device::float_type(config.model.dtype);
         let editor = editors.load(
             Path::new(&config.model.path),
             &device,
             Parts::Transformer,
-            dtype.expect("both sides name the same types"),
+            dtype,
         )?;
         Ok(Self {
             editor,
@@ -184,7 +184,7 @@ impl Trainer {
             return Ok(LearnerState::initial(self.initial_adapter()));
         };
         let state = LearnerState::from_bytes(bytes)?;
-        let expected = self.config.lora.flat_len(self.editor.projections());
+        let expected = flat_len(&self.config.lora, self.editor.projections());
         let found = state.theta.len();
         if found != expected {
             return Err(TrainError::OtherModel { found, expected });

@@ -5,7 +5,7 @@ use image::RgbImage;
 use super::*;
 use crate::golden::Case;
 use crate::init::Init;
-use crate::lora::{LoraAdapter, LoraConfig};
+use crate::lora::{LoraAdapter, LoraConfig, flat_len};
 use crate::noise;
 use crate::solver::Solver;
 use crate::t5::{T5Config, T5Encoder};
@@ -154,7 +154,7 @@ fn gradients_reach_the_adapter_alone_and_sampling_makes_none() {
     };
     let device = Device::flex().autodiff();
     let projections = editor.projections();
-    let flat = noise::normal_values(3, config.flat_len(projections));
+    let flat = noise::normal_values(3, flat_len(&config, projections));
     let adapter = LoraAdapter::from_flat(&config, projections, &flat, &device);
     let [tokens, channels] = editor.latent_shape(condition.size);
     let x = noise::normal(1, [2, tokens, channels], &Device::flex());

@@ -6,7 +6,8 @@ use super::*;
 use crate::golden::Case;
 use crate::init::Init;
 use crate::lora::{
-    LoraAdapter, LoraConfig, load_adapter, load_diffusers, load_peft, save_diffusers, save_peft,
+    LoraAdapter, LoraConfig, flat_len, load_adapter, load_diffusers, load_peft, save_diffusers,
+    save_peft,
 };
 use crate::weights::{Names, Pretrained, read_config, tensors_of};
 
@@ -73,7 +74,7 @@ fn lora_config() -> LoraConfig {
 /// An adapter whose factors are all different from zero.
 fn adapter(model: &FluxTransformer) -> LoraAdapter {
     let config = lora_config();
-    let flat = crate::noise::normal_values(5, config.flat_len(model.projections()));
+    let flat = crate::noise::normal_values(5, flat_len(&config, model.projections()));
     LoraAdapter::from_flat(&config, model.projections(), &flat, &Device::flex())
 }
 

@@ -5,7 +5,7 @@ use burn::tensor::DType;
 use super::learner_memory::{self, Trunk};
 use super::memory::{MemoryLine, Workload};
 use crate::editor::{DECODED_PIXELS_MAX, Network, Outline};
-use crate::lora::LoraConfig;
+use crate::lora::{LoraConfig, flat_len};
 
 /// Bytes of a number on its way through a network: kernels compute in f32.
 const COMPUTED: u64 = 4;
@@ -59,7 +59,7 @@ fn weights(network: &Network, dtype: DType) -> MemoryLine {
 }
 
 fn adapter(editor: &Outline, lora: &LoraConfig) -> u64 {
-    lora.flat_len(&editor.projections) as u64
+    flat_len(lora, &editor.projections) as u64
 }
 
 /// Values of the weights that the adapter changes.

@@ -8,7 +8,7 @@
 use burn::tensor::DType;
 
 use super::memory::{MemoryLine, Workload};
-use crate::lora::{Checkpointing, Projection};
+use crate::lora::{Checkpointing, Projection, flat_len};
 
 /// Bytes of an f32.
 const F32: (u64, &str) = (4, "B (f32)");
@@ -191,7 +191,7 @@ fn widened(trunk: &Trunk<'_>, workload: &Workload) -> Option<MemoryLine> {
 }
 
 fn adapter(trunk: &Trunk<'_>, workload: &Workload) -> u64 {
-    workload.lora.flat_len(trunk.projections) as u64
+    flat_len(&workload.lora, trunk.projections) as u64
 }
 
 /// A lane that has no shard has nothing to do.

@@ -2,21 +2,10 @@ use std::ops::Range;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
-use serde::{Deserialize, Serialize};
+use retouch_settings::LoraConfig;
 
 use super::{LoraGradient, Projection};
 use crate::noise;
-
-/// The size of an adapter and the layers that it changes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LoraConfig {
-    /// Inner width r of each pair.
-    pub rank: usize,
-    /// The pair's output is multiplied by alpha / rank.
-    pub alpha: f64,
-    /// Last segments of the names of targeted layers, as peft matches them: `to_q`, `to_out.0`.
-    pub target_modules: Vec<String>,
-}
 
 /// The two factors of one layer, f32.
 #[derive(Module, Debug)]
@@ -37,26 +26,11 @@ pub struct LoraAdapter {
     scale: f64,
 }
 
-impl LoraConfig {
-    /// The factor on every pair's output.
-    pub fn scale(&self) -> f64 {
-        self.alpha / self.rank as f64
-    }
-
-    /// Whether the layer called `name` is adapted: a target is the whole name, or ends it at a dot.
-    pub fn targets(&self, name: &str) -> bool {
-        self.target_modules.iter().any(|target| {
-            let rest = name.strip_suffix(target.as_str());
-            rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-        })
-    }
-
-    /// Number of values in the flat form of an adapter on `projections`.
-    pub fn flat_len(&self, projections: &[Projection]) -> usize {
-        let widths = |p: &Projection| p.in_features + p.out_features;
-        let targeted = projections.iter().filter(|p| self.targets(&p.name));
-        targeted.map(|p| self.rank * widths(p)).sum()
-    }
+/// Number of values in the flat form of an adapter on `projections`.
+pub fn flat_len(config: &LoraConfig, projections: &[Projection]) -> usize {
+    let widths = |p: &Projection| p.in_features + p.out_features;
+    let targeted = projections.iter().filter(|p| config.targets(&p.name));
+    targeted.map(|p| config.rank * widths(p)).sum()
 }
 
 impl LoraAdapter {
@@ -71,7 +45,7 @@ impl LoraAdapter {
         let targeted = projections.iter().filter(|p| config.targets(&p.name));
         let noise = noise::normal_values(seed, targeted.clone().map(a_len).sum());
         let (mut noise, std) = (noise.into_iter(), 1.0 / config.rank as f32);
-        let mut flat = Vec::with_capacity(config.flat_len(projections));
+        let mut flat = Vec::with_capacity(flat_len(config, projections));
         for projection in targeted {
             flat.extend(noise.by_ref().take(a_len(projection)).map(|z| z * std));
             flat.resize(flat.len() + config.rank * projection.out_features, 0.0);
@@ -82,7 +56,7 @@ impl LoraAdapter {
     /// The adapter with the given flat form; its factors are trainable.
     ///
     /// # Panics
-    /// If `flat` has another length than [`LoraConfig::flat_len`].
+    /// If `flat` has another length than [`flat_len`].
     pub fn from_flat(
         config: &LoraConfig,
         projections: &[Projection],
@@ -91,7 +65,7 @@ impl LoraAdapter {
     ) -> Self {
         assert_eq!(
             flat.len(),
-            config.flat_len(projections),
+            flat_len(config, projections),
             "length of the flat adapter"
         );
         let mut rest = flat;

@@ -14,9 +14,10 @@ mod peft_config;
 mod tests;
 mod tracked;
 
-pub use adapter::{LoraAdapter, LoraConfig, LoraPair};
+pub use adapter::{LoraAdapter, LoraPair, flat_len};
 pub use gradient::LoraGradient;
 pub use interchange::{load_adapter, load_diffusers, load_peft, save_diffusers, save_peft};
 pub use linear::{LoraLinear, Projection, Scope};
 pub(crate) use merge::{merge, unmerge};
-pub use tracked::{Checkpointing, Tracked, Trained};
+pub use retouch_settings::{Checkpointing, LoraConfig};
+pub use tracked::{Tracked, Trained};

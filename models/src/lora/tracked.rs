@@ -2,16 +2,7 @@ use std::fmt;
 
 use burn::tensor::{Gradients, Tensor};
 
-use super::{LoraAdapter, LoraGradient};
-
-/// What is kept of a forward pass for the way back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Checkpointing {
-    /// All that the gradients need: nothing is computed twice.
-    None,
-    /// What each block was given: on the way back a block is computed again, so that no graph is deeper than one.
-    Block,
-}
+use super::{Checkpointing, LoraAdapter, LoraGradient};
 
 /// An adapter that is being trained.
 #[derive(Debug, Clone, Copy)]

@@ -3,7 +3,7 @@ use burn::tensor::{DType, Device, Tensor};
 use super::*;
 use crate::golden::Case;
 use crate::init::Init;
-use crate::lora::{LoraAdapter, LoraConfig};
+use crate::lora::{LoraAdapter, LoraConfig, flat_len};
 use crate::noise;
 use crate::weights::{Names, Pretrained, read_config, tensors_of};
 
@@ -76,7 +76,7 @@ fn adapter(model: &QwenImageTransformer) -> LoraAdapter {
         alpha: 6.0,
         target_modules: model.projections().iter().map(|p| p.name.clone()).collect(),
     };
-    let flat = noise::normal_values(5, config.flat_len(model.projections()));
+    let flat = noise::normal_values(5, flat_len(&config, model.projections()));
     LoraAdapter::from_flat(&config, model.projections(), &flat, &Device::flex())
 }
 

@@ -1,43 +1,8 @@
 //! The run file's sections. Defaults are the published settings for FLUX.1-Kontext-dev.
 
-use std::fmt;
-
+use retouch_settings::choice;
+pub use retouch_settings::{Checkpointing, Dtype, LoraConfig, Solver};
 use serde::{Deserialize, Serialize};
-
-macro_rules! choice {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-        pub enum $name {
-            $($(#[$variant_doc])* #[serde(rename = $text)] $variant,)+
-        }
-
-        impl $name {
-            /// The name in the run file.
-            pub fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $text,)+
-                }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(self.as_str())
-            }
-        }
-    };
-}
-
-choice! {
-    /// The number type that weights are kept and multiplied in.
-    Dtype {
-        /// 32-bit floats.
-        F32 = "f32",
-        /// bfloat16; adapters and optimizer state stay f32.
-        Bf16 = "bf16",
-    }
-}
 
 choice! {
     /// How the size of edited images follows from their source.
@@ -48,20 +13,6 @@ choice! {
         Aspect = "aspect",
         /// The nearest in aspect of the sizes that FLUX.1-Kontext was trained on, about a megapixel each.
         Preferred = "preferred",
-    }
-}
-
-choice! {
-    /// The sampler.
-    Solver {
-        /// The plain ODE step.
-        Euler = "euler",
-        /// First order in data prediction.
-        Ddim = "ddim",
-        /// DPM-Solver++, first order.
-        Dpm1 = "dpm1",
-        /// DPM-Solver++, second order multistep.
-        Dpm2 = "dpm2",
     }
 }
 
@@ -122,16 +73,6 @@ choice! {
         Stop = "stop",
         /// The iteration is made without it.
         Drop = "drop",
-    }
-}
-
-choice! {
-    /// What a learner keeps of a forward pass until it goes back.
-    ActivationCheckpointing {
-        /// All that gradients need: nothing is computed twice, and memory grows with the depth of the model.
-        None = "none",
-        /// What each transformer block was given: one more forward pass, and the rest of one block at a time.
-        Block = "block",
     }
 }
 
@@ -355,7 +296,7 @@ pub struct LearnerConfig {
     /// Samples per forward.
     pub micro_batch_size: u32,
     /// What is kept of a forward pass until it goes back; the gradients are the same.
-    pub activation_checkpointing: ActivationCheckpointing,
+    pub activation_checkpointing: Checkpointing,
     /// How far the implicit positive and negative policies lie from the old one.
     pub nft_beta: f64,
     /// Weight of the distance from the base model.
@@ -401,7 +342,7 @@ impl Default for LearnerConfig {
             ranks_max: 0,
             gradient_shards: 8,
             micro_batch_size: 3,
-            activation_checkpointing: ActivationCheckpointing::Block,
+            activation_checkpointing: Checkpointing::Block,
             nft_beta: 1.0,
             kl_beta: 1e-4,
             learning_rate: 3e-4,
@@ -458,38 +399,6 @@ pub struct CheckpointConfig {
     pub keep_last: u32,
     /// How many stay besides of those whose policy's samples the judge gave the highest mean reward.
     pub keep_best: u32,
-}
-
-/// The adapter.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LoraConfig {
-    /// Rank of the update.
-    pub rank: u32,
-    /// The update is scaled by `alpha / rank`.
-    pub alpha: f64,
-    /// Projections that get an update, by the end of their name.
-    pub target_modules: Vec<String>,
-}
-
-impl Default for LoraConfig {
-    fn default() -> Self {
-        let attention = [
-            "to_q",
-            "to_k",
-            "to_v",
-            "to_out.0",
-            "add_q_proj",
-            "add_k_proj",
-            "add_v_proj",
-            "to_add_out",
-        ];
-        Self {
-            rank: 32,
-            alpha: 64.0,
-            target_modules: attention.map(String::from).into(),
-        }
-    }
 }
 
 /// Processes, deadlines and limits.

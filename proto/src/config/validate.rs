@@ -305,7 +305,7 @@ fn is_store_url(url: &str) -> bool {
 }
 
 fn lora<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
-    checks.range("lora.rank", config.lora.rank.into(), 1, 4096);
+    checks.range("lora.rank", config.lora.rank as u64, 1, 4096);
     checks.number("lora.alpha", config.lora.alpha, 1e-6, 1e6);
     let modules = &config.lora.target_modules;
     checks.must(

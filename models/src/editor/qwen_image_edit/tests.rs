@@ -6,7 +6,7 @@ use crate::editor::{
     Base, Condition, EditRequest, Editor, NEGATIVE_PROMPT, SampleOptions, SourceSize,
 };
 use crate::golden::Case;
-use crate::lora::LoraConfig;
+use crate::lora::{LoraConfig, flat_len};
 use crate::noise;
 
 fn number<T: std::str::FromStr>(case: &Case, key: &str) -> Option<T> {
@@ -154,7 +154,7 @@ fn a_learner_needs_only_the_transformer_and_the_bytes_of_a_condition() {
         alpha: 4.0,
         target_modules: vec!["to_q".into(), "add_k_proj".into(), "to_out.0".into()],
     };
-    let flat = noise::normal_values(3, config.flat_len(learner.projections()));
+    let flat = noise::normal_values(3, flat_len(&config, learner.projections()));
     let (projections, training) = (learner.projections(), Device::flex().autodiff());
     let adapter = LoraAdapter::from_flat(&config, projections, &flat, &training);
     let there = whole.velocity(x.clone(), t.clone(), &condition, 1.0, Some(&adapter));
