@@ -2,6 +2,7 @@
 //!
 //! This crate depends on nothing of the workspace, so that it builds in seconds and the checks can run cheapest first.
 
+mod circles;
 mod mutations;
 mod nccl;
 mod s3;

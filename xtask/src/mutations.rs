@@ -137,7 +137,7 @@ impl Mutation {
 /// Where mutations are made.
 const MACHINE: &str = "coordinator/src/machine";
 /// What the coordinator is built from.
-const CRATES: [&str; 4] = ["coordinator", "credentials", "hostile", "proto"];
+const CRATES: [&str; 5] = ["coordinator", "credentials", "hostile", "proto", "settings"];
 
 /// A copy of the workspace with the coordinator alone.
 struct Copy {

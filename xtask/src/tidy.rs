@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
+use crate::circles;
+
 /// A longer file is more than one concept.
 const LINES_MAX: usize = 600;
 
@@ -41,6 +43,7 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<()> {
             &mut problems,
         );
     }
+    problems.extend(circles::problems(root, &files).context("can't read the sources")?);
     if !problems.is_empty() {
         bail!("{} tidy problems:\n{}", problems.len(), problems.join("\n"));
     }
