@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use retouch_dataset::{Split, both, read, read_held_out};
 use retouch_proto::{RunConfig, config::load};
 
 use crate::exit::UsageError;
@@ -45,7 +46,8 @@ enum Action {
 pub(crate) fn run(command: ConfigCommand) -> anyhow::Result<()> {
     match command.action {
         Action::Check(args) => {
-            check_files(&args.load()?)?;
+            let config = args.load()?;
+            check_files(&config, config.evaluation.pairs)?;
             say!("{}: no problem", args.file.display());
         }
         Action::Show(args) => output::print(args.load()?.to_toml()),
@@ -53,22 +55,18 @@ pub(crate) fn run(command: ConfigCommand) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Checks that the files a run needs are there and its training rows sound, so that it fails before any process is
-/// started.
-pub(crate) fn check_files(config: &RunConfig) -> anyhow::Result<()> {
+/// Checks that the files a run needs are there, its training rows sound, and as many held-out rows there as will
+/// be asked for, so that it fails before any process is started.
+pub(crate) fn check_files(config: &RunConfig, held_out_pairs: u32) -> anyhow::Result<()> {
     let dataset = Path::new(&config.dataset.path);
-    let mut needed = vec![
-        model_file(config),
-        ("dataset.path", dataset.join("train_metadata.jsonl")),
-    ];
-    if config.evaluation.pairs > 0 {
-        needed.push(("dataset.path", dataset.join("test_metadata.jsonl")));
-    }
+    let mut needed = vec![model_file(config)];
     needed.extend(judge_files(config));
-    check(&needed)?;
-    retouch_coordinator::dataset::read(dataset)
-        .map(drop)
-        .map_err(|error| UsageError(format!("dataset.path: {error}")).into())
+    let mut problems = missing(&needed);
+    let held_out = read_held_out(dataset, held_out_pairs as usize);
+    if let Err(error) = both(read(dataset, Split::Train), held_out) {
+        problems.push(format!("dataset.path: {error}"));
+    }
+    refuse(&problems)
 }
 
 /// A key of the run file and a file or folder that must be there because of it.
@@ -100,14 +98,20 @@ pub(crate) fn judge_files(config: &RunConfig) -> Vec<Needed> {
 
 /// Checks that all of these are there; the error names those that are not.
 pub(crate) fn check(needed: &[Needed]) -> anyhow::Result<()> {
-    let missing: Vec<String> = needed
-        .iter()
-        .filter(|(_, file)| !file.exists())
+    refuse(&missing(needed))
+}
+
+fn missing(needed: &[Needed]) -> Vec<String> {
+    let missing = needed.iter().filter(|(_, file)| !file.exists());
+    missing
         .map(|(key, file)| format!("{key}: {} is missing", file.display()))
-        .collect();
-    if missing.is_empty() {
+        .collect()
+}
+
+fn refuse(problems: &[String]) -> anyhow::Result<()> {
+    if problems.is_empty() {
         Ok(())
     } else {
-        Err(UsageError(missing.join("\n")).into())
+        Err(UsageError(problems.join("\n")).into())
     }
 }

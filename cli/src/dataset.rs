@@ -4,18 +4,10 @@ use std::path::{Path, PathBuf};
 
 use crate::output::say;
 
-use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use retouch_models::editor::{ImageSize, SizeRule};
-use retouch_tiny::dataset::{Dataset, Row, Targets};
-
-/// Images are only tried, so they are made small at once.
-const THUMBNAIL: ImageSize = ImageSize {
-    height: 8,
-    width: 8,
-};
-/// Problems listed before the rest is only counted.
-const PROBLEMS_SHOWN: usize = 20;
+use retouch_dataset::{Row, Split, both};
+use retouch_models::images;
+use retouch_tiny::dataset::{Dataset, Targets};
 
 /// Makes or checks a dataset folder.
 #[derive(Debug, Args)]
@@ -28,7 +20,7 @@ pub(crate) struct DatasetArgs {
 enum DatasetCommand {
     /// Generate the toy dataset: coloured shapes, eight kinds of instructions.
     Make(MakeArgs),
-    /// Check a folder: every line parses, every image opens, nothing points outside.
+    /// Check a folder: every line is a row that a run accepts, every image decodes.
     Check(CheckArgs),
 }
 
@@ -85,58 +77,22 @@ fn make(args: &MakeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Reads both splits as a run does, and decodes every image besides.
 fn check(folder: &Path) -> anyhow::Result<()> {
-    let mut problems = Vec::new();
-    let mut found = Vec::new();
-    for split in ["train", "test"] {
-        let file = folder.join(format!("{split}_metadata.jsonl"));
-        let rows = check_split(folder, &file, &mut problems)?;
-        found.push(format!("{rows} {split}"));
-    }
-    if problems.is_empty() {
-        say!(
-            "{}: {} pairs, no problem",
-            folder.display(),
-            found.join(" and ")
-        );
-        return Ok(());
-    }
-    let hidden = problems.len().saturating_sub(PROBLEMS_SHOWN);
-    let shown = problems[..problems.len() - hidden].join("\n");
-    let rest = if hidden > 0 {
-        format!("\nand {hidden} more")
-    } else {
-        String::new()
-    };
-    bail!(
-        "{} problems in {}:\n{shown}{rest}",
-        problems.len(),
-        folder.display()
-    )
+    let rows = |split| retouch_dataset::read_with(folder, split, |row| decode(folder, &row));
+    let (train, test) = both(rows(Split::Train), rows(Split::Test))?;
+    say!(
+        "{}: {} train and {} test pairs, no problem",
+        folder.display(),
+        train.len(),
+        test.len()
+    );
+    Ok(())
 }
 
-/// Checks one metadata file and the images that it names; returns its number of rows.
-fn check_split(folder: &Path, file: &Path, problems: &mut Vec<String>) -> anyhow::Result<usize> {
-    let text =
-        std::fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
-    for (index, line) in text.lines().enumerate() {
-        if let Err(problem) = check_row(folder, line) {
-            problems.push(format!("{}:{}: {problem}", file.display(), index + 1));
-        }
-    }
-    Ok(text.lines().count())
-}
-
-fn check_row(folder: &Path, line: &str) -> anyhow::Result<()> {
-    let row: Row = serde_json::from_str(line)?;
-    if row.prompt.trim().is_empty() {
-        bail!("the prompt is empty");
-    }
-    for image in [Some(&row.image), row.target.as_ref()]
-        .into_iter()
-        .flatten()
-    {
-        retouch_rollout_worker::source::load(folder, image, SizeRule::Fixed(THUMBNAIL))?;
+fn decode(folder: &Path, row: &Row) -> Result<(), String> {
+    for (key, path) in row.images() {
+        images::open(&folder.join(path)).map_err(|error| format!("{key} {path:?}: {error}"))?;
     }
     Ok(())
 }

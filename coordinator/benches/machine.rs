@@ -9,8 +9,8 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use retouch_coordinator::machine::Machine;
 use retouch_coordinator::machine::io::{Input, Output, Ticket};
-use retouch_coordinator::machine::prompts::DatasetRow;
 use retouch_coordinator::machine::record::Record;
+use retouch_dataset::Row;
 use retouch_proto::task::{Assignment, TaskResult};
 use retouch_proto::worker::{Report, ReportReply, Role, WorkerState};
 use retouch_proto::{Generation, LeaseId, WorkerId};
@@ -38,10 +38,11 @@ struct Cluster {
 impl Cluster {
     /// Half of the workers sample, the others score, one trains.
     fn new(workers: usize) -> Self {
-        let row = |index| DatasetRow {
+        let row = |index| Row {
             prompt: format!("make object {index} blue"),
             image: format!("images/{index}.png"),
             requirement: "object is blue".into(),
+            target: None,
         };
         let rows = (0..10_000).map(row).collect();
         let config = common::config((workers as u32).clamp(8, 8_192));

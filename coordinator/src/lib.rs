@@ -2,14 +2,14 @@
 //!
 //! It never touches a tensor: only ids, numbers and blob references (A4). Reading order:
 //! [`machine`] is the core that decides (A1); [`advantage`], [`filter`] and [`metrics`] are the
-//! method's arithmetic; [`dataset`] is what a run begins with; [`store`] is the durable record,
+//! method's arithmetic; [`store`] is the durable record,
 //! [`archive`] where its checkpoints go besides, [`lookup`] what people find in it;
 //! `shell` owns machine and record, `tensorboard` draws it, `grpc` talks to the world, and [`serve`](serve()) ties them
 //! together.
 
 pub mod advantage;
 pub mod archive;
-pub mod dataset;
+mod dataset;
 pub mod filter;
 pub mod lookup;
 pub mod machine;

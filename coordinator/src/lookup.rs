@@ -5,12 +5,11 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use retouch_dataset::{Row, Split};
 use retouch_proto::lookup::{CandidateView, GroupQuery, GroupStage, GroupView, VersionView};
 use retouch_proto::status::{Event, PolicyStatus, RunStatus};
 use retouch_proto::{ContentHash, GroupId, RunConfig};
 
-use crate::dataset;
-use crate::machine::prompts::DatasetRow;
 use crate::serve::CONFIG_FILE_NAME;
 use crate::store::{Found, Reader, ScoreRow, StoreError};
 
@@ -21,21 +20,21 @@ pub type AtWork = BTreeMap<GroupId, String>;
 #[derive(Clone)]
 pub struct Lookup {
     run_dir: PathBuf,
-    rows: Arc<[DatasetRow]>,
+    rows: Arc<[Row]>,
 }
 
 impl Lookup {
     /// For a run whose dataset is at hand.
-    pub fn new(run_dir: PathBuf, rows: Arc<[DatasetRow]>) -> Self {
+    pub fn new(run_dir: PathBuf, rows: Arc<[Row]>) -> Self {
         Self { run_dir, rows }
     }
 
     /// For a run folder that nobody serves. Without its dataset, prompts stay empty.
     pub fn of_folder(run_dir: &Path) -> Self {
         let config = std::fs::read_to_string(run_dir.join(CONFIG_FILE_NAME)).unwrap_or_default();
-        let rows = RunConfig::from_toml(&config)
-            .ok()
-            .and_then(|config| dataset::read(Path::new(&config.dataset.path)).ok());
+        let rows = RunConfig::from_toml(&config).ok().and_then(|config| {
+            retouch_dataset::read(Path::new(&config.dataset.path), Split::Train).ok()
+        });
         Self::new(run_dir.to_owned(), rows.unwrap_or_default().into())
     }
 
@@ -91,7 +90,7 @@ impl Lookup {
 
     fn view(&self, found: &Found, at_work: &AtWork) -> GroupView {
         let row = self.rows.get(found.dataset_row as usize);
-        let text = |of: fn(&DatasetRow) -> &String| row.map(of).cloned().unwrap_or_default();
+        let text = |of: fn(&Row) -> &String| row.map(of).cloned().unwrap_or_default();
         let at_work = at_work
             .get(&found.group)
             .cloned()

@@ -42,6 +42,7 @@ pub mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use retouch_dataset::Row;
 use retouch_proto::status::{Event, EventKind, IterationMetrics, Totals};
 use retouch_proto::{ContentHash, GroupId, Iteration, LeaseId, RunConfig, WorkerId};
 
@@ -53,7 +54,7 @@ use self::io::{Input, Output};
 use self::leases::Leases;
 use self::membership::Collective;
 use self::mint::Minting;
-use self::prompts::{DatasetRow, Prompts};
+use self::prompts::Prompts;
 use self::record::{Checkpoint, Committed, Entry, Policy, Record};
 use self::status::Throughput;
 use self::training::Training;
@@ -80,7 +81,7 @@ enum Alarm {
 /// The core.
 pub struct Machine {
     config: RunConfig,
-    rows: Vec<DatasetRow>,
+    rows: Vec<Row>,
     now_ms: u64,
     started_ms: u64,
     phase: Phase,
@@ -123,7 +124,7 @@ pub struct Machine {
 impl Machine {
     /// Starts from what the record says. `config` must be valid, `rows` not empty, and both the
     /// same as when the record was made.
-    pub fn new(config: RunConfig, rows: Vec<DatasetRow>, record: Record, now_ms: u64) -> Self {
+    pub fn new(config: RunConfig, rows: Vec<Row>, record: Record, now_ms: u64) -> Self {
         let incarnation = record.incarnation;
         let mut machine = Self {
             prompts: Prompts::new(config.seed, &rows),

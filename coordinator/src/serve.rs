@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use retouch_credentials::{Access, Authority, Credentials, CredentialsError, Principal, Strangers};
+use retouch_dataset::{DatasetError, Split};
 use retouch_proto::{ConfigErrors, RunConfig};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -17,7 +18,7 @@ use tokio::task::JoinHandle;
 use tonic::transport::server::TcpIncoming;
 
 use crate::archive::{ArchiveError, Keeper, KeeperOptions, bring_back};
-use crate::dataset::{self, DatasetError};
+use crate::dataset;
 use crate::lookup::Lookup;
 use crate::machine::Machine;
 use crate::machine::io::Outcome;
@@ -167,7 +168,7 @@ impl Coordinator {
         } = options;
         config.validate()?;
         let access = admission.access()?;
-        let rows = dataset::read(Path::new(&config.dataset.path))?;
+        let rows = retouch_dataset::read(Path::new(&config.dataset.path), Split::Train)?;
         fs::create_dir_all(&run_dir).map_err(|source| io_error(&run_dir, source))?;
         let lock = lock(&run_dir).await?;
         let rows_hash = dataset::hash(&rows);

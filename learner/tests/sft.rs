@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use common::pipeline;
 use image::{Rgb, RgbImage};
+use retouch_dataset::Split;
 use retouch_learner::adamw::AdamWConfig;
 use retouch_learner::sft::{
     self, LearningRate, SftError, SftOptions, SftOutcome, SftProgress, Start, TextEncoders, Trained,
@@ -26,8 +27,8 @@ fn dataset(folder: &Path) {
     picture("red.png", [200, 20, 20]);
     picture("blue.png", [20, 20, 200]);
     let row = "{\"prompt\":\"make it blue\",\"image\":\"red.png\",\"requirement\":\"blue\",\"target\":\"blue.png\"}\n";
-    fs::write(folder.join(sft::rows::TRAIN_ROWS), row.repeat(6)).unwrap();
-    fs::write(folder.join(sft::rows::TEST_ROWS), row.repeat(3)).unwrap();
+    fs::write(folder.join(Split::Train.file_name()), row.repeat(6)).unwrap();
+    fs::write(folder.join(Split::Test.file_name()), row.repeat(3)).unwrap();
 }
 
 fn full(start: Start, text_encoders: TextEncoders) -> Trained {

@@ -1,4 +1,7 @@
-//! Paths that come from outside: they must not lead out of the folder that they are for.
+//! Paths that come from other processes: they must not lead out of the folder that they are for.
+//!
+//! A dataset's rows are held to [`is_inner`] alone, since its folder's owner may link to other places; what a peer
+//! names in the run folder is held to [`inside`].
 
 use std::{
     io,

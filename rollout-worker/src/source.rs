@@ -1,28 +1,29 @@
 //! Source images from the dataset folder.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use image::RgbImage;
+use retouch_dataset::{ImagePathError, image_file};
 use retouch_models::{
     editor::{ImageSize, SizeRule, fit},
     images::{self, ImageFileError},
 };
-use retouch_proto::{
-    config::{ModelConfig, Sizing},
-    paths::{self, PathError},
-};
+use retouch_proto::config::{ModelConfig, Sizing};
 use thiserror::Error;
 
-/// A source image that can't be used. Trying again is of no use.
+/// A source image that can't be used.
 #[derive(Debug, Error)]
 pub enum SourceError {
-    /// The path leads out of the dataset, or nowhere.
+    /// The path leads out of the dataset, or to no file.
     #[error("image {path:?}: {source}")]
     Path {
         /// The path in the dataset's row.
         path: String,
         /// What is wrong with it.
-        source: PathError,
+        source: ImagePathError,
     },
     /// The file is not an image that is read.
     #[error("image {}: {source}", path.display())]
@@ -38,18 +39,14 @@ impl SourceError {
     /// Whether another attempt could go better: the disk may be busy, but a broken
     /// file stays broken.
     pub fn is_retryable(&self) -> bool {
-        let io = match self {
-            Self::Path {
-                source: PathError::Io { source, .. },
-                ..
-            } => source,
+        match self {
+            Self::Path { source, .. } => source.is_retryable(),
             Self::Image {
                 source: ImageFileError::Io(source),
                 ..
-            } => source,
-            Self::Path { .. } | Self::Image { .. } => return false,
-        };
-        io.kind() != std::io::ErrorKind::NotFound
+            } => source.kind() != io::ErrorKind::NotFound,
+            Self::Image { .. } => false,
+        }
     }
 }
 
@@ -73,7 +70,7 @@ pub fn size_rule(model: &ModelConfig) -> SizeRule {
 ///
 /// If the path leads out of the folder, or the file is missing or broken.
 pub fn load(folder: &Path, path: &str, rule: SizeRule) -> Result<RgbImage, SourceError> {
-    let file = paths::inside(folder, path).map_err(|source| SourceError::Path {
+    let file = image_file(folder, path).map_err(|source| SourceError::Path {
         path: path.to_owned(),
         source,
     })?;
@@ -131,17 +128,15 @@ mod tests {
     }
 
     #[test]
-    fn paths_stay_in_the_dataset() {
+    fn paths_stay_in_the_dataset_and_links_are_followed() {
         let folder = dataset();
-        std::fs::write(folder.path().join("secret"), "x").unwrap();
-        let images = folder.path().join("images");
-        std::os::unix::fs::symlink("../secret", images.join("link.png")).unwrap();
-        for path in ["../secret", "/etc/passwd", "", "a/../../secret", "link.png"] {
-            let error = load(&images, path, size(8, 8)).unwrap_err();
-            assert!(
-                error.to_string().contains("leads out of"),
-                "{path}: {error}"
-            );
+        let snapshot = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(folder.path().join("images"), snapshot.path().join("images"))
+            .unwrap();
+        load(snapshot.path(), "images/0.png", size(8, 8)).unwrap();
+        for path in ["../0.png", "/etc/passwd", "", "a/../../0.png"] {
+            let error = load(snapshot.path(), path, size(8, 8)).unwrap_err();
+            assert!(error.to_string().contains("not a path inside"), "{error}");
             assert!(!error.is_retryable());
         }
     }

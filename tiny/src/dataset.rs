@@ -11,29 +11,16 @@ use std::path::{Path, PathBuf};
 
 use image::{ImageError, RgbImage};
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
+use retouch_dataset::{DatasetError, Row, Split, parse_json, read_lines};
+use serde::Serialize;
 
 use crate::edit::Case;
-use crate::generate::{self, Split};
+use crate::generate;
 
-/// One line of a metadata file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Row {
-    /// The instruction.
-    pub prompt: String,
-    /// The source picture, relative to the folder.
-    pub image: String,
-    /// What a good edit satisfies.
-    pub requirement: String,
-    /// The picture asked for, relative to the folder; for supervised training only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub target: Option<String>,
-}
-
-/// What can be wrong with a dataset folder.
+/// Why a dataset could not be written.
 #[derive(Debug, thiserror::Error)]
-pub enum DatasetError {
-    /// A file could not be read or written.
+pub enum WriteError {
+    /// A file or folder could not be made.
     #[error("{path}: {source}")]
     Io {
         /// The file.
@@ -48,16 +35,6 @@ pub enum DatasetError {
         path: PathBuf,
         /// What happened.
         source: ImageError,
-    },
-    /// A line is not what it should be.
-    #[error("{path}:{line}: {source}")]
-    Line {
-        /// The file.
-        path: PathBuf,
-        /// The line, counted from 1.
-        line: usize,
-        /// What is wrong with it.
-        source: serde_json::Error,
     },
 }
 
@@ -88,20 +65,20 @@ impl Dataset {
     ///
     /// # Errors
     /// When a file or folder cannot be written.
-    pub fn write(&self, folder: &Path) -> Result<(), DatasetError> {
+    pub fn write(&self, folder: &Path) -> Result<(), WriteError> {
         let subfolders = match self.targets {
             Targets::Omitted => vec!["images", "oracle"],
             Targets::Written => vec!["images", "oracle", "targets"],
         };
         for subfolder in subfolders {
             let path = folder.join(subfolder);
-            fs::create_dir_all(&path).map_err(|source| DatasetError::Io { path, source })?;
+            fs::create_dir_all(&path).map_err(|source| WriteError::Io { path, source })?;
         }
         self.write_split(folder, Split::Train, self.train)?;
         self.write_split(folder, Split::Test, self.test)
     }
 
-    fn write_split(&self, folder: &Path, split: Split, pairs: u32) -> Result<(), DatasetError> {
+    fn write_split(&self, folder: &Path, split: Split, pairs: u32) -> Result<(), WriteError> {
         let cases: Vec<Case> = (0..pairs)
             .map(|index| generate::case(self.seed, split, index))
             .collect();
@@ -110,7 +87,7 @@ impl Dataset {
             .enumerate()
             .map(|(index, case)| self.write_pair(folder, split, index, case))
             .collect::<Result<_, _>>()?;
-        write_lines(&metadata_path(folder, split), &rows)?;
+        write_lines(&folder.join(split.file_name()), &rows)?;
         write_lines(&oracle_path(folder, split), &cases)
     }
 
@@ -120,7 +97,7 @@ impl Dataset {
         split: Split,
         index: usize,
         case: &Case,
-    ) -> Result<Row, DatasetError> {
+    ) -> Result<Row, WriteError> {
         let image = format!("images/{split}_{index:05}.png");
         write_image(&folder.join(&image), &case.source_image())?;
         let target = match self.targets {
@@ -140,62 +117,35 @@ impl Dataset {
     }
 }
 
-/// The cases of a part, in the order of its metadata.
+/// The cases of a split, in the order of its metadata.
 ///
 /// # Errors
-/// When the file is not there or a line of it is broken.
+/// When the file is not there or lines of it are broken.
 pub fn read_cases(folder: &Path, split: Split) -> Result<Vec<Case>, DatasetError> {
-    read_lines(&oracle_path(folder, split))
-}
-
-/// The metadata of a part.
-///
-/// # Errors
-/// When the file is not there or a line of it is broken.
-pub fn read_rows(folder: &Path, split: Split) -> Result<Vec<Row>, DatasetError> {
-    read_lines(&metadata_path(folder, split))
-}
-
-fn metadata_path(folder: &Path, split: Split) -> PathBuf {
-    folder.join(format!("{split}_metadata.jsonl"))
+    read_lines(&oracle_path(folder, split), parse_json)
 }
 
 fn oracle_path(folder: &Path, split: Split) -> PathBuf {
     folder.join("oracle").join(format!("{split}.jsonl"))
 }
 
-fn write_image(path: &Path, image: &RgbImage) -> Result<(), DatasetError> {
-    image.save(path).map_err(|source| DatasetError::Image {
+fn write_image(path: &Path, image: &RgbImage) -> Result<(), WriteError> {
+    image.save(path).map_err(|source| WriteError::Image {
         path: path.to_owned(),
         source,
     })
 }
 
-fn write_lines<T: Serialize>(path: &Path, rows: &[T]) -> Result<(), DatasetError> {
+fn write_lines<T: Serialize>(path: &Path, rows: &[T]) -> Result<(), WriteError> {
     let mut text = String::new();
     for row in rows {
         text += &serde_json::to_string(row).expect("rows have string keys");
         text.push('\n');
     }
-    fs::write(path, text).map_err(|source| DatasetError::Io {
+    fs::write(path, text).map_err(|source| WriteError::Io {
         path: path.to_owned(),
         source,
     })
-}
-
-fn read_lines<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Vec<T>, DatasetError> {
-    let text = fs::read_to_string(path).map_err(|source| DatasetError::Io {
-        path: path.to_owned(),
-        source,
-    })?;
-    let parse = |(index, line): (usize, &str)| {
-        serde_json::from_str(line).map_err(|source| DatasetError::Line {
-            path: path.to_owned(),
-            line: index + 1,
-            source,
-        })
-    };
-    text.lines().enumerate().map(parse).collect()
 }
 
 #[cfg(test)]
@@ -220,7 +170,7 @@ mod tests {
         let folder = folder();
         for (split, pairs) in [(Split::Train, 16), (Split::Test, 8)] {
             let cases = read_cases(folder.path(), split).expect("cases");
-            let rows = read_rows(folder.path(), split).expect("rows");
+            let rows = retouch_dataset::read(folder.path(), split).expect("rows");
             assert_eq!((cases.len(), rows.len()), (pairs, pairs));
             for (case, row) in cases.iter().zip(rows) {
                 let open = |file: &str| {

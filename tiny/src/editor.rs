@@ -126,12 +126,13 @@ fn tokenizer(family: Family) -> Tokenizer {
 
 #[cfg(test)]
 mod tests {
+    use retouch_dataset::Split;
     use retouch_models::editor::{Parts, SampleOptions};
     use retouch_models::noise;
     use retouch_models::solver::Solver;
 
     use super::*;
-    use crate::generate::{self, Split};
+    use crate::generate;
 
     #[test]
     fn a_new_editor_is_written_read_and_asked() {

@@ -1,12 +1,10 @@
 //! Cases from a seed: case `index` of a part is the same whoever asks for it, in any order.
 
-use std::fmt;
-
 use rand::RngExt;
 use rand::SeedableRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand_chacha::ChaCha12Rng;
-use serde::{Deserialize, Serialize};
+use retouch_dataset::Split;
 
 use crate::edit::{Case, Edit, TaskKind};
 use crate::palette::{Background, Color};
@@ -18,43 +16,28 @@ const OFFSET_MAX: i8 = 2;
 /// One scene in this many is held out.
 const HELD_OUT_EVERY: u32 = 4;
 
-/// A part of the world; the parts share no scene, whatever the seeds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Split {
-    /// For learning.
-    Train,
-    /// For evaluation.
-    Test,
-}
-
-impl Split {
-    /// Whether a scene belongs to this part. The places of the objects decide, since nothing that
-    /// is learned should hang on a pixel more or less.
-    pub fn holds(self, scene: &Scene) -> bool {
-        let places = |object: &Object| i32::from(object.offset.0) + 3 * i32::from(object.offset.1);
-        let sum: i32 = scene.objects.iter().map(places).sum();
-        let held_out = sum.rem_euclid(HELD_OUT_EVERY as i32) == 0;
-        held_out == (self == Self::Test)
+/// The split that a scene belongs to; splits share no scene, whatever the seeds. The places of the objects
+/// decide, since nothing that is learned should hang on a pixel more or less.
+pub fn split_of(scene: &Scene) -> Split {
+    let places = |object: &Object| i32::from(object.offset.0) + 3 * i32::from(object.offset.1);
+    let sum: i32 = scene.objects.iter().map(places).sum();
+    match sum.rem_euclid(HELD_OUT_EVERY as i32) {
+        0 => Split::Test,
+        _ => Split::Train,
     }
 }
 
-impl fmt::Display for Split {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Train => "train",
-            Self::Test => "test",
-        })
-    }
-}
-
-/// Case `index` of a part. Kinds take turns, so that every run of eight has each once.
+/// Case `index` of a split. Kinds take turns, so that every run of eight has each once.
 pub fn case(seed: u64, split: Split, index: u32) -> Case {
     let kind = TaskKind::ALL[index as usize % TaskKind::ALL.len()];
-    let mut rng = rng(seed, split as u32, index);
+    let stream = match split {
+        Split::Train => 0,
+        Split::Test => 1,
+    };
+    let mut rng = rng(seed, stream, index);
     loop {
         let case = case_of_kind(kind, &mut rng);
-        if split.holds(&case.source) {
+        if split_of(&case.source) == split {
             return case;
         }
     }
@@ -234,11 +217,13 @@ mod tests {
         let scenes: Vec<Scene> = (0..1000).map(|_| scene(2, &mut rng)).collect();
         let held_out = scenes
             .iter()
-            .filter(|scene| Split::Test.holds(scene))
+            .filter(|scene| split_of(scene) == Split::Test)
             .count();
         assert!((200..300).contains(&held_out), "{held_out} of 1000");
-        assert!((0..80).all(|index| !Split::Test.holds(&case(3, Split::Train, index).source)));
-        assert!((0..80).all(|index| Split::Test.holds(&case(3, Split::Test, index).source)));
+        for split in [Split::Train, Split::Test] {
+            let of = |index| split_of(&case(3, split, index).source);
+            assert!((0..80).all(|index| of(index) == split));
+        }
     }
 
     #[test]

@@ -132,10 +132,11 @@ fn image_processor() -> ImageProcessor {
 
 #[cfg(test)]
 mod tests {
+    use retouch_dataset::Split;
     use retouch_models::judge::JudgeRequest;
 
     use super::*;
-    use crate::generate::{self, Split};
+    use crate::generate;
 
     #[test]
     fn a_new_judge_is_written_read_and_asked() {

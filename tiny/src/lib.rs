@@ -28,6 +28,5 @@ pub mod train;
 
 pub use dataset::{Dataset, Targets};
 pub use edit::{Case, Edit, TaskKind};
-pub use generate::Split;
 pub use palette::{Background, Color};
 pub use scene::{Cell, Object, Scene, Shape, Size, Style};

@@ -159,8 +159,9 @@ fn stain(image: &mut RgbImage, strength: f32, rng: &mut ChaCha12Rng) {
 
 #[cfg(test)]
 mod tests {
+    use retouch_dataset::Split;
+
     use super::*;
-    use crate::generate::Split;
     use crate::oracle::Oracle;
 
     #[test]

@@ -131,9 +131,11 @@ fn distance(a: &Rgb<u8>, b: &Rgb<u8>) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use retouch_dataset::Split;
+
     use super::*;
     use crate::edit::{Edit, TaskKind};
-    use crate::generate::{self, Split};
+    use crate::generate;
     use crate::palette::{Background, Color};
 
     fn cases() -> impl Iterator<Item = Case> {

@@ -146,13 +146,14 @@ fn scheduler() -> FlowMatchScheduler {
 
 #[cfg(test)]
 mod tests {
+    use retouch_dataset::Split;
     use retouch_models::editor::{EditRequest, Parts, SampleOptions, SourceSize};
     use retouch_models::noise;
     use retouch_models::solver::Solver;
 
     use super::*;
     use crate::editor::SIZE;
-    use crate::generate::{self, Split};
+    use crate::generate;
 
     #[test]
     fn a_new_editor_is_written_read_and_asked_about_three_images() {

@@ -193,9 +193,11 @@ impl Family {
 
 #[cfg(test)]
 mod tests {
+    use retouch_dataset::Split;
+
     use super::*;
     use crate::edit::TaskKind;
-    use crate::generate::{self, Split};
+    use crate::generate;
 
     fn ids(family: Family, text: &str) -> Vec<u32> {
         family

@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::ProgressBar;
+use retouch_dataset::{Row, Split, read_held_out};
 use retouch_models::{
     device,
     editor::{
@@ -29,12 +30,7 @@ use retouch_proto::{
 };
 use retouch_reward_worker::scorer::{Group, Scorer};
 use retouch_rollout_worker::source::{self, size_rule};
-use retouch_tiny::{
-    Split,
-    dataset::{Row, read_cases, read_rows},
-    edit::Case,
-    oracle::Oracle,
-};
+use retouch_tiny::{dataset::read_cases, edit::Case, oracle::Oracle};
 
 pub(crate) use self::outcome::{PairOutcome, Scored};
 use crate::output::say;
@@ -55,7 +51,7 @@ pub(crate) struct EvaluateArgs {
 
 pub(crate) fn run(args: EvaluateArgs) -> anyhow::Result<()> {
     let config = args.config.load()?;
-    crate::config::check_files(&config)?;
+    crate::config::check_files(&config, config.evaluation.pairs)?;
     let evaluation = Evaluation::of_run(&config, &args.adapter)?;
     let heldout = evaluation.summarise(&evaluation.run()?);
     if args.json {
@@ -228,14 +224,7 @@ fn task_name(pair: &Pair) -> String {
 
 /// The first `count` held-out pairs with their images, and their cases where the dataset has them.
 fn read_pairs(folder: &Path, count: usize, rule: SizeRule) -> anyhow::Result<Vec<Pair>> {
-    let rows = read_rows(folder, Split::Test)?;
-    if rows.len() < count {
-        bail!(
-            "evaluation.pairs is {count}, but {} has {} held-out rows",
-            folder.display(),
-            rows.len()
-        );
-    }
+    let rows = read_held_out(folder, count)?;
     let cases = if folder.join("oracle").is_dir() {
         read_cases(folder, Split::Test)?
     } else {
@@ -243,7 +232,6 @@ fn read_pairs(folder: &Path, count: usize, rule: SizeRule) -> anyhow::Result<Vec
     };
     let mut cases = cases.into_iter().map(Some).chain(std::iter::repeat(None));
     rows.into_iter()
-        .take(count)
         .map(|row| {
             let source = source::load(folder, &row.image, rule)?;
             Ok(Pair {

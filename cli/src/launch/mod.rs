@@ -59,7 +59,11 @@ pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
     if args.dry_run {
         return dry_run::run(&config, args.json);
     }
-    crate::config::check_files(&config)?;
+    let held_out_pairs = match args.no_evaluation {
+        true => 0,
+        false => config.evaluation.pairs,
+    };
+    crate::config::check_files(&config, held_out_pairs)?;
     check_devices(&config)?;
     let folder = RunFolder::open(&config)?;
     say!("run folder {}", folder.path().display());

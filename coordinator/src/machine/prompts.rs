@@ -2,20 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use retouch_dataset::Row;
 use retouch_proto::Iteration;
 use retouch_proto::seed::{self, Purpose};
-use serde::{Deserialize, Serialize};
-
-/// One training pair, as the dataset's metadata has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DatasetRow {
-    /// The instruction.
-    pub prompt: String,
-    /// The source image, relative to the dataset folder.
-    pub image: String,
-    /// What the judge looks for.
-    pub requirement: String,
-}
 
 /// Draws rows without replacement, pass after pass, each pass in its own seeded order.
 ///
@@ -31,9 +20,9 @@ pub struct Prompts {
 
 impl Prompts {
     /// Starts at the beginning of the first pass.
-    pub fn new(seed: u64, rows: &[DatasetRow]) -> Self {
+    pub fn new(seed: u64, rows: &[Row]) -> Self {
         let mut pairs = HashMap::new();
-        let pair = |row: &DatasetRow| {
+        let pair = |row: &Row| {
             let next = pairs.len() as u32;
             *pairs
                 .entry((row.image.clone(), row.prompt.clone()))
@@ -117,11 +106,12 @@ mod tests {
 
     use super::*;
 
-    fn rows(count: usize) -> Vec<DatasetRow> {
-        let row = |index| DatasetRow {
+    fn rows(count: usize) -> Vec<Row> {
+        let row = |index| Row {
             prompt: format!("prompt {index}"),
             image: "a.png".into(),
             requirement: String::new(),
+            target: None,
         };
         (0..count).map(row).collect()
     }

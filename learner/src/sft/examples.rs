@@ -10,7 +10,7 @@ use retouch_models::images;
 
 use super::SftError;
 use super::options::TextEncoders;
-use super::rows::Row;
+use super::rows::Pair;
 use crate::lanes::Lanes;
 use crate::metrics::host;
 
@@ -68,7 +68,7 @@ pub(super) struct Encoding<'a> {
 impl Examples {
     /// Encodes rows; `advance` is told how many rows are done after each batch of them.
     pub(super) fn encode(
-        rows: &[Row],
+        rows: &[Pair],
         encoding: Encoding<'_>,
         advance: &mut dyn FnMut(usize) -> Result<(), SftError>,
     ) -> Result<Self, SftError> {
@@ -132,9 +132,9 @@ impl Examples {
 impl Encoding<'_> {
     /// Each different prompt once, and which of them every row has. Where the text encoder sees the source, the
     /// same words about another image are another prompt.
-    fn prompts(&self, rows: &[Row]) -> Result<(Prompts, Vec<usize>), SftError> {
+    fn prompts(&self, rows: &[Pair]) -> Result<(Prompts, Vec<usize>), SftError> {
         let sees_sources = self.editor.prompt_sees_sources();
-        let mut different: Vec<&Row> = Vec::new();
+        let mut different: Vec<&Pair> = Vec::new();
         let mut known = BTreeMap::new();
         let mut prompt_of_row = Vec::with_capacity(rows.len());
         for row in rows {
@@ -158,7 +158,7 @@ impl Encoding<'_> {
         Ok((prompts, prompt_of_row))
     }
 
-    fn prompt(&self, row: &Row) -> Result<Prompt, SftError> {
+    fn prompt(&self, row: &Pair) -> Result<Prompt, SftError> {
         let sources = match self.editor.prompt_sees_sources() {
             true => vec![fit(&open(&row.image)?, self.size)],
             false => Vec::new(),
@@ -174,7 +174,7 @@ impl Encoding<'_> {
     }
 
     /// Packed latents of a row's source and target.
-    fn pair(&self, row: &Row) -> Result<(Vec<f32>, Vec<f32>), SftError> {
+    fn pair(&self, row: &Pair) -> Result<(Vec<f32>, Vec<f32>), SftError> {
         Ok((self.latents(&row.image)?, self.latents(&row.target)?))
     }
 

@@ -3,7 +3,7 @@
 //! A target image's latent x0 is noised to x_t = (1 - t) x0 + t eps, and the transformer
 //! learns to predict eps - x0 from x_t, t, the instruction and the source image.
 //!
-//! Reading order: [`options`](SftOptions) and the dataset's [`rows`]; what is encoded
+//! Reading order: [`options`](SftOptions) and the dataset's pairs (`rows`); what is encoded
 //! once (`examples`); what is trained (`network`); one update and all of them
 //! (`training`); [`log`] and `checkpoint` are what stays on disk.
 
@@ -15,7 +15,7 @@ mod learning_rate;
 pub mod log;
 mod network;
 mod options;
-pub mod rows;
+mod rows;
 mod training;
 
 use std::path::PathBuf;
@@ -38,9 +38,9 @@ pub enum SftError {
         /// What would be right.
         expected: &'static str,
     },
-    /// The dataset can't be read.
+    /// The dataset's rows can't be used.
     #[error(transparent)]
-    Rows(#[from] rows::RowsError),
+    Dataset(#[from] retouch_dataset::DatasetError),
     /// An image can't be read.
     #[error("image {path}: {source}")]
     Image {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use retouch_dataset::{Split, both};
 use retouch_models::editor::{Editor, ImageSize};
 use retouch_models::lora;
 use retouch_models::noise;
@@ -15,7 +16,7 @@ use super::checkpoint::{SftState, Step};
 use super::examples::{Batch, Encoding, Examples};
 use super::log::{Entry, Log};
 use super::network::{Asked, Network};
-use super::rows::{self, TEST_ROWS, TRAIN_ROWS};
+use super::rows::{Pair, read_pairs};
 use super::{SftError, SftOptions, Trained};
 use crate::adamw::AdamWConfig;
 use crate::lanes::Lanes;
@@ -66,6 +67,8 @@ pub fn train(
     observe: &mut dyn FnMut(SftProgress) -> ControlFlow<()>,
 ) -> Result<SftOutcome, SftError> {
     options.check()?;
+    // Before the base, which may take minutes to load.
+    let pairs = read(options)?;
     let output = &options.output;
     fs::create_dir_all(output).map_err(|source| SftError::Output {
         path: output.clone(),
@@ -73,7 +76,7 @@ pub fn train(
     })?;
     let editor = super::base::load(options)?;
     let lanes = Lanes::for_device(&options.device);
-    let (train, held_out) = encode(options, &editor, &lanes, observe)?;
+    let (train, held_out) = encode(options, pairs, &editor, &lanes, observe)?;
     let size = ImageSize {
         height: options.height,
         width: options.width,
@@ -122,19 +125,25 @@ pub fn train(
     })
 }
 
-/// Encodes the training rows and the held-out ones.
+/// The training pairs and the held-out ones.
+fn read(options: &SftOptions) -> Result<[Vec<Pair>; 2], SftError> {
+    let held_out = match options.validation_rows {
+        0 => Ok(Vec::new()),
+        _ => read_pairs(&options.dataset, Split::Test),
+    };
+    let (train, mut held_out) = both(read_pairs(&options.dataset, Split::Train), held_out)?;
+    held_out.truncate(options.validation_rows);
+    Ok([train, held_out])
+}
+
+/// Encodes the training pairs and the held-out ones.
 fn encode(
     options: &SftOptions,
+    [train, held_out]: [Vec<Pair>; 2],
     editor: &Editor,
     lanes: &Lanes,
     observe: &mut dyn FnMut(SftProgress) -> ControlFlow<()>,
 ) -> Result<(Examples, Examples), SftError> {
-    let rows = rows::read_rows(&options.dataset, TRAIN_ROWS)?;
-    let mut held_out = match options.validation_rows {
-        0 => Vec::new(),
-        _ => rows::read_rows(&options.dataset, TEST_ROWS)?,
-    };
-    held_out.truncate(options.validation_rows);
     let encoding = Encoding {
         editor,
         size: ImageSize {
@@ -145,13 +154,14 @@ fn encode(
         text_encoders: options.text_encoders(),
         lanes,
     };
-    let total = rows.len() + held_out.len();
+    let train_rows = train.len();
+    let total = train_rows + held_out.len();
     let mut advance = |done| match observe(SftProgress::Encoding { done, total }) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(SftError::Stopped(0)),
     };
-    let train = Examples::encode(&rows, encoding, &mut advance)?;
-    let held_out = Examples::encode(&held_out, encoding, &mut |done| advance(rows.len() + done))?;
+    let train = Examples::encode(&train, encoding, &mut advance)?;
+    let held_out = Examples::encode(&held_out, encoding, &mut |done| advance(train_rows + done))?;
     Ok((train, held_out))
 }
 

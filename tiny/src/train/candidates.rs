@@ -4,6 +4,7 @@
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 use rayon::prelude::*;
+use retouch_dataset::Split;
 use retouch_learner::lanes::Lanes;
 use retouch_models::autoencoder_kl::AutoencoderKl;
 use retouch_models::editor::{EditError, Editor, SampleOptions};
@@ -13,7 +14,7 @@ use retouch_models::solver::Solver;
 use super::vae;
 use crate::edit::Case;
 use crate::editor::{MAX_SEQUENCE_LENGTH, SIZE};
-use crate::generate::{self, Split};
+use crate::generate;
 use crate::mistakes;
 use crate::oracle::Oracle;
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor};
+use retouch_dataset::Split;
 use retouch_learner::adamw::AdamWConfig;
 use retouch_learner::sft::{
     self, Decay, LearningRate, LogitNormal, SftOptions, SftProgress, Start, TextEncoders, Trained,
@@ -21,7 +22,6 @@ use super::{Progress, TrainError, Watch};
 use crate::bootstrap::{self, Estimate};
 use crate::dataset::{Dataset, Targets};
 use crate::editor::{self, MAX_SEQUENCE_LENGTH};
-use crate::generate::Split;
 use crate::scene::IMAGE_SIZE;
 
 /// Pairs that the base learns from; other scenes than the committed ones.

@@ -9,6 +9,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
 use rand::RngExt;
 use rand::seq::SliceRandom;
+use retouch_dataset::Split;
 use retouch_learner::lanes::Lanes;
 use retouch_models::autoencoder_kl::AutoencoderKl;
 use retouch_models::editor::{Editor, Parts};
@@ -23,7 +24,7 @@ use super::candidates::{self, Candidates, Sampling};
 use super::files::{copy_folder, halve_weights, rename};
 use super::fit::{Fit, Recipe};
 use super::{Progress, TrainError, Watch, tell};
-use crate::generate::{self, Split};
+use crate::generate;
 use crate::judge;
 use crate::oracle::{Oracle, SCORE_MAX};
 

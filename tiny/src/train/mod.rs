@@ -21,7 +21,7 @@ pub use editor::EditorReport;
 pub use judge::JudgeReport;
 pub use vae::VaeReport;
 
-use crate::dataset::{Dataset, DatasetError, Targets};
+use crate::dataset::{Dataset, Targets, WriteError};
 
 /// The committed dataset.
 const DATASET: Dataset = Dataset {
@@ -73,9 +73,9 @@ pub struct Report {
 /// Why the assets can't be made.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// The dataset can't be written or read.
+    /// The dataset can't be written.
     #[error(transparent)]
-    Dataset(#[from] DatasetError),
+    Dataset(#[from] WriteError),
     /// A model can't be written or read.
     #[error(transparent)]
     Model(#[from] retouch_models::weights::LoadError),

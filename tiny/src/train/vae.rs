@@ -4,6 +4,7 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
+use retouch_dataset::Split;
 use retouch_models::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
 use retouch_models::init::Init;
 use retouch_models::noise;
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::fit::{Fit, Recipe};
 use super::{Progress, TrainError, Watch, tell};
 use crate::editor::vae_config;
-use crate::generate::{self, Split};
+use crate::generate;
 use crate::mistakes;
 use crate::oracle::Oracle;
 use crate::scene::IMAGE_SIZE;

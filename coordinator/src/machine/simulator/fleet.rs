@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 
+use retouch_dataset::Row;
 use retouch_proto::task::{Assignment, Task, TaskOutcome, TaskResult};
 use retouch_proto::worker::{Directive, Report, ReportReply, Role, WorkerState};
 use retouch_proto::{LeaseId, RunConfig};
@@ -11,7 +12,6 @@ use super::fakes::{self, Fake};
 use super::random::Random;
 use crate::machine::Machine;
 use crate::machine::io::{Input, Output, Ticket};
-use crate::machine::prompts::DatasetRow;
 use crate::machine::record::{CommittedEntry, Entry, Record};
 
 /// How long each task takes.
@@ -104,10 +104,11 @@ impl<'a> Fleet<'a> {
         durations: Durations,
         clock_ns: &'a dyn Fn() -> u64,
     ) -> Self {
-        let row = |index| DatasetRow {
+        let row = |index| Row {
             prompt: format!("make object {index} blue"),
             image: format!("images/{index}.png"),
             requirement: "object is blue".into(),
+            target: None,
         };
         let rows = (0..rows).map(row).collect();
         let heartbeat_ms = config.cluster.heartbeat_ms;

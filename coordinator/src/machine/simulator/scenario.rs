@@ -1,11 +1,11 @@
 //! One simulated run before it begins: everything follows from its seed.
 
+use retouch_dataset::Row;
 use retouch_proto::RunConfig;
 use retouch_proto::config::{Preset, preset};
 
 use super::faults::Faults;
 use super::random::Random;
-use crate::machine::prompts::DatasetRow;
 
 /// Configurations that runs differ in; runs of one variant end with the same adapter.
 pub(super) const VARIANTS: u64 = 32;
@@ -46,7 +46,7 @@ pub(super) struct Scenario {
     pub(super) seed: u64,
     pub(super) variant: u64,
     pub(super) config: RunConfig,
-    pub(super) rows: Vec<DatasetRow>,
+    pub(super) rows: Vec<Row>,
     pub(super) cast: Cast,
     pub(super) poison: Option<Poison>,
     pub(super) faults: Faults,
@@ -146,11 +146,12 @@ fn poison(variant: u64) -> Option<Poison> {
 }
 
 /// The simulated dataset.
-pub(super) fn rows() -> Vec<DatasetRow> {
-    let row = |index| DatasetRow {
+pub(super) fn rows() -> Vec<Row> {
+    let row = |index| Row {
         prompt: format!("prompt {index}"),
         image: format!("images/{}.png", index % 5),
         requirement: "r".into(),
+        target: None,
     };
     (0..ROWS).map(row).collect()
 }

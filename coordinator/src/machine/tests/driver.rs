@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use retouch_dataset::Row;
 use retouch_proto::RunConfig;
 use retouch_proto::config::{FilterRule, Preset, preset};
 use retouch_proto::status::{Controlled, Event, EventKind};
@@ -11,7 +12,6 @@ use retouch_proto::{ContentHash, LeaseId};
 
 use crate::machine::Machine;
 use crate::machine::io::{Command, Input, Outcome, Output, Ticket};
-use crate::machine::prompts::DatasetRow;
 use crate::machine::record::{CommittedEntry, Entry, Record};
 use crate::machine::simulator::fakes::{self, Fake};
 
@@ -51,11 +51,12 @@ pub(super) fn config() -> RunConfig {
     config
 }
 
-pub(super) fn rows(count: usize) -> Vec<DatasetRow> {
-    let row = |index| DatasetRow {
+pub(super) fn rows(count: usize) -> Vec<Row> {
+    let row = |index| Row {
         prompt: format!("prompt {index}"),
         image: "images/a.png".into(),
         requirement: String::new(),
+        target: None,
     };
     (0..count).map(row).collect()
 }

@@ -1,0 +1,22 @@
+//! Datasets in the Edit-R1 format, and the one reader of their rows.
+//!
+//! A dataset is a folder with `train_metadata.jsonl` and `test_metadata.jsonl` (one for each [`Split`]) and the images
+//! that their lines name. Whoever needs rows gets them here: coordinator, `sft`, `evaluate`, `config check` and
+//! `dataset check` judge a folder by the same rules and in the same words.
+//!
+//! Reading order: [`Row`] is a line of such a file and has the checks of one; [`read`] gives a split's rows or every
+//! problem with them, and [`read_with`] adds what one caller needs besides; [`image_file`] finds the image that a row
+//! names, and says how far links are followed; [`read_lines`] is the reader of JSON lines below them;
+//! [`DatasetError`] collects problems. Images are not decoded here, so that the coordinator needs no model code.
+
+mod error;
+mod image_file;
+mod lines;
+mod row;
+mod split;
+
+pub use error::{DatasetError, both};
+pub use image_file::{ImagePathError, image_file};
+pub use lines::{parse_json, read_lines};
+pub use row::Row;
+pub use split::{Split, read, read_held_out, read_with};

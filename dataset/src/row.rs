@@ -1,0 +1,187 @@
+//! One line of a metadata file.
+
+use std::path::Path;
+
+use retouch_proto::limits::{ADDRESS_BYTES_MAX, PROMPT_BYTES_MAX};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::{image_file, parse_json};
+
+/// An instruction and the image that it is about. Other keys of a line are the business of others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// The instruction.
+    pub prompt: String,
+    /// The source image, relative to the dataset's folder.
+    pub image: String,
+    /// What the judge looks for; empty where it is missing or null.
+    #[serde(default, deserialize_with = "string_or_null")]
+    pub requirement: String,
+    /// The image asked for, relative to the folder: for supervised training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+}
+
+impl Row {
+    /// The row in a line, if it is one that can be used: its texts are of legal length, and its images are there.
+    pub(crate) fn parse(folder: &Path, line: &str) -> Result<Self, String> {
+        // Else an array would be taken for the fields in their order.
+        if !line.trim_start().starts_with('{') {
+            return Err("not an object; expected {\"prompt\": ..., \"image\": ...}".to_owned());
+        }
+        let row: Self = parse_json(line)?;
+        row.check_texts()?;
+        for (key, path) in row.images() {
+            image_file(folder, path).map_err(|error| format!("{key} {path:?}: {error}"))?;
+        }
+        Ok(row)
+    }
+
+    /// The images that it names, each with its key.
+    pub fn images(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let target = self.target.iter().map(|path| ("target", path.as_str()));
+        std::iter::once(("image", self.image.as_str())).chain(target)
+    }
+
+    fn check_texts(&self) -> Result<(), String> {
+        if self.prompt.trim().is_empty() {
+            return Err("prompt is empty".to_owned());
+        }
+        // These are the limits of the messages that will carry the texts.
+        let prompts = [
+            ("prompt", &*self.prompt),
+            ("requirement", &self.requirement),
+        ]
+        .map(|(key, text)| (key, text, PROMPT_BYTES_MAX));
+        let paths = self
+            .images()
+            .map(|(key, path)| (key, path, ADDRESS_BYTES_MAX));
+        match prompts
+            .into_iter()
+            .chain(paths)
+            .find(|(_, text, max)| text.len() > *max)
+        {
+            Some((key, text, max)) => Err(format!(
+                "{key} has {} bytes, at most {max} are allowed",
+                text.len()
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Exports of tables write null where a column has no value.
+fn string_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn dataset() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("images")).unwrap();
+        fs::write(folder.path().join("images/a.png"), "").unwrap();
+        folder
+    }
+
+    fn parse(line: &str) -> Result<Row, String> {
+        Row::parse(dataset().path(), line)
+    }
+
+    fn row(requirement: &str, target: Option<&str>) -> Row {
+        Row {
+            prompt: "p".into(),
+            image: "images/a.png".into(),
+            requirement: requirement.into(),
+            target: target.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn optional_keys_may_be_missing_or_null_and_others_are_ignored() {
+        let line = |more: &str| format!(r#"{{"prompt":"p","image":"images/a.png"{more}}}"#);
+        for (more, expected) in [
+            ("", row("", None)),
+            (r#","requirement":"r","task":["add"]"#, row("r", None)),
+            (r#","requirement":null,"target":null"#, row("", None)),
+            (r#","target":"images/a.png""#, row("", Some("images/a.png"))),
+        ] {
+            assert_eq!(parse(&line(more)).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_no_row_is_refused_in_words() {
+        for (line, expected) in [
+            (r#"["p","images/a.png","r"]"#, "not an object; expected {"),
+            ("7", "not an object"),
+            (r#"{"prompt":"p"}"#, "missing field `image` at column 14"),
+            (r#"{"prompt":"p","prompt":"q"}"#, "duplicate field `prompt`"),
+            (r#"{"prompt":null}"#, "invalid type: null"),
+            (r#"{"prompt":"p"} {}"#, "missing field `image`"),
+            (
+                r#"{"prompt":"p","image":"images/a.png"}{}"#,
+                "trailing characters at column 38",
+            ),
+        ] {
+            let error = parse(line).unwrap_err();
+            assert!(error.starts_with(expected), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn texts_and_images_are_judged() {
+        let long = "x".repeat(PROMPT_BYTES_MAX + 1);
+        let path = "x".repeat(ADDRESS_BYTES_MAX + 1);
+        let line = |prompt: &str, image: &str, requirement: &str, target: &str| {
+            let row = Row {
+                prompt: prompt.into(),
+                image: image.into(),
+                requirement: requirement.into(),
+                target: Some(target.into()),
+            };
+            serde_json::to_string(&row).unwrap()
+        };
+        let a = "images/a.png";
+        for (line, expected) in [
+            (line(" \t", a, "", a), "prompt is empty".to_owned()),
+            (
+                line(&long, a, "", a),
+                "prompt has 16385 bytes, at most 16384 are allowed".to_owned(),
+            ),
+            (
+                line("p", a, &long, a),
+                "requirement has 16385 bytes".to_owned(),
+            ),
+            (line("p", &path, "", a), "image has 1025 bytes".to_owned()),
+            (line("p", a, "", &path), "target has 1025 bytes".to_owned()),
+            (
+                line("p", "../a.png", "", a),
+                "image \"../a.png\": not a path".to_owned(),
+            ),
+            (line("p", a, "", ""), "target \"\": not a path".to_owned()),
+            (
+                line("p", a, "", "b.png"),
+                "target \"b.png\": No such file".to_owned(),
+            ),
+        ] {
+            let error = parse(&line).unwrap_err();
+            assert!(error.starts_with(&expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn hostile_rows_are_refused_or_understood() {
+        let line = r#"{"prompt": "p", "image": "images/a.png", "requirement": "r"}"#;
+        let folder = dataset();
+        retouch_hostile::bombard(line.as_bytes(), |bytes| {
+            if let Ok(row) = Row::parse(folder.path(), &String::from_utf8_lossy(bytes)) {
+                assert_eq!(Path::new(&row.image).file_name(), Some("a.png".as_ref()));
+            }
+        });
+    }
+}

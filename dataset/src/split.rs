@@ -1,0 +1,167 @@
+//! The two parts of a dataset, and reading one.
+
+use std::{fmt, path::Path};
+
+use crate::{DatasetError, Row, read_lines};
+
+/// A part of a dataset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// For learning.
+    Train,
+    /// Held out, for evaluation.
+    Test,
+}
+
+impl Split {
+    /// The name of its file in the dataset's folder.
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Self::Train => "train_metadata.jsonl",
+            Self::Test => "test_metadata.jsonl",
+        }
+    }
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Train => "train",
+            Self::Test => "test",
+        })
+    }
+}
+
+/// Reads the rows of a split, at least one; the images that they name are there.
+///
+/// # Errors
+/// If the file can't be read or has no rows; else the problems of all lines.
+pub fn read(folder: &Path, split: Split) -> Result<Vec<Row>, DatasetError> {
+    read_with(folder, split, Ok)
+}
+
+/// As [`read`], with a further step on every sound row, whose refusals are problems of their lines.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_with<T>(
+    folder: &Path,
+    split: Split,
+    mut step: impl FnMut(Row) -> Result<T, String>,
+) -> Result<Vec<T>, DatasetError> {
+    let path = folder.join(split.file_name());
+    let rows = read_lines(&path, |line| Row::parse(folder, line).and_then(&mut step))?;
+    if rows.is_empty() {
+        let problem = "no rows; each line is an object with prompt, image and requirement";
+        return Err(DatasetError::file(&path, problem));
+    }
+    Ok(rows)
+}
+
+/// The first `count` held-out rows. For none, no file need be there.
+///
+/// # Errors
+/// As [`read`], and if there are fewer.
+pub fn read_held_out(folder: &Path, count: usize) -> Result<Vec<Row>, DatasetError> {
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    let mut rows = read(folder, Split::Test)?;
+    if rows.len() < count {
+        let path = folder.join(Split::Test.file_name());
+        let problem = format!(
+            "{} rows, fewer than the {count} of evaluation.pairs",
+            rows.len()
+        );
+        return Err(DatasetError::file(&path, problem));
+    }
+    rows.truncate(count);
+    Ok(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const ROW: &str = r#"{"prompt": "p", "image": "a.png", "requirement": "r"}"#;
+
+    fn dataset(split: Split, lines: &str) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("a.png"), "").unwrap();
+        fs::write(folder.path().join(split.file_name()), lines).unwrap();
+        folder
+    }
+
+    #[test]
+    fn all_bad_lines_are_told_and_no_row_given() {
+        let missing = ROW.replace("a.png", "b.png");
+        let folder = dataset(Split::Train, &format!("{ROW}\n\n{missing}\r\n{{\n{ROW}"));
+        let error = read(folder.path(), Split::Train).unwrap_err().to_string();
+        let file = folder.path().join("train_metadata.jsonl");
+        for (line, problem) in [(3, "image \"b.png\": "), (4, "EOF ")] {
+            let expected = format!("\n  {}:{line}: {problem}", file.display());
+            assert!(error.contains(&expected), "{error}");
+        }
+        assert!(error.starts_with("2 problems:\n"), "{error}");
+    }
+
+    #[test]
+    fn a_further_step_gives_or_refuses_rows() {
+        let other = ROW.replace("\"p\"", "\"q\"");
+        let folder = dataset(Split::Test, &format!("{ROW}\n{other}\n"));
+        let prompt = |row: Row| Ok(row.prompt);
+        let prompts = read_with(folder.path(), Split::Test, prompt).unwrap();
+        assert_eq!(prompts, ["p", "q"]);
+        let error = read_with(folder.path(), Split::Test, |row| match &*row.prompt {
+            "p" => Ok(()),
+            prompt => Err(format!("{prompt} is not wanted")),
+        });
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.ends_with("test_metadata.jsonl:2: q is not wanted"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_split_has_a_file_and_rows() {
+        for lines in ["", "\n", "\u{feff}\r\n"] {
+            let folder = dataset(Split::Train, lines);
+            let error = read(folder.path(), Split::Train).unwrap_err().to_string();
+            assert!(error.contains("train_metadata.jsonl: no rows"), "{error}");
+        }
+        let error = read(Path::new("/no/such"), Split::Test).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.starts_with("/no/such/test_metadata.jsonl: No such file"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn so_many_held_out_rows_are_there_or_it_is_an_error() {
+        let folder = dataset(Split::Test, &format!("{ROW}\n{ROW}\n{ROW}\n"));
+        for count in [0, 2, 3] {
+            let rows = read_held_out(folder.path(), count).unwrap();
+            assert_eq!(rows.len(), count);
+        }
+        let error = read_held_out(folder.path(), 4).unwrap_err().to_string();
+        let expected = "test_metadata.jsonl: 3 rows, fewer than the 4 of evaluation.pairs";
+        assert!(error.ends_with(expected), "{error}");
+        assert!(read_held_out(Path::new("/no/such"), 0).unwrap().is_empty());
+    }
+
+    #[test]
+    fn hostile_files_are_refused_or_understood() {
+        let folder = dataset(Split::Train, "");
+        let lines = format!("\u{feff}{ROW}\r\n\n").repeat(3);
+        retouch_hostile::bombard(lines.as_bytes(), |bytes| {
+            fs::write(folder.path().join("train_metadata.jsonl"), bytes).unwrap();
+            if let Ok(rows) = read(folder.path(), Split::Train) {
+                assert!(rows.iter().all(|row| !row.prompt.trim().is_empty()));
+            }
+        });
+    }
+}
