@@ -13,10 +13,9 @@ use retouch_proto::{
     status::{Controlled, Presence, RunStatus},
 };
 use retouch_worker::session::CoordinatorAddress;
-use serde::Serialize;
 
 pub(crate) use crate::control_grpc::ControlClient;
-use crate::output::say;
+use crate::output::{print_json, say};
 use crate::{
     credentials::{CredentialArgs, in_run_folder},
     exit::{Refused, Unreachable, UsageError},
@@ -315,12 +314,6 @@ impl Output {
         say!("{}", answer.message);
         Ok(())
     }
-}
-
-/// Prints one JSON document.
-pub(crate) fn print_json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<()> {
-    say!("{}", serde_json::to_string_pretty(value)?);
-    Ok(())
 }
 
 /// What a refusal means for people: the code and the reason.

@@ -9,9 +9,9 @@ use retouch_proto::{
     lookup::{Attempts, CandidateView, GroupQuery, GroupStage, GroupView},
 };
 
-use crate::output::{self, say};
+use crate::output::{self, print_json, say};
 use crate::{
-    control::{ControlClient, Target, print_json},
+    control::{ControlClient, Target},
     exit::{Unreachable, UsageError},
     show::duration,
     status::policy,

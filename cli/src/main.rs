@@ -11,6 +11,7 @@ mod evaluate;
 mod events;
 mod exit;
 mod groups;
+mod heldout;
 mod join;
 mod launch;
 mod memory;
@@ -23,6 +24,7 @@ mod sft;
 mod show;
 mod status;
 mod top;
+mod totals;
 mod versions;
 
 use std::process::ExitCode;

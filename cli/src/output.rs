@@ -4,6 +4,8 @@ use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 use std::process::exit;
 
+use serde::Serialize;
+
 /// Prints to standard output like [`println!`]; see [`print`].
 macro_rules! say {
     ($($text:tt)*) => {
@@ -26,4 +28,10 @@ pub(crate) fn print(text: impl Display) {
             exit(1);
         }
     }
+}
+
+/// Prints one JSON document.
+pub(crate) fn print_json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<()> {
+    say!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
 }

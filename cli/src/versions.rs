@@ -5,9 +5,9 @@ use std::fmt::Write;
 use clap::Args;
 use retouch_proto::lookup::VersionView;
 
-use crate::output;
+use crate::output::{self, print_json};
 use crate::{
-    control::{ControlClient, Target, print_json},
+    control::{ControlClient, Target},
     groups::record_of,
     show::short,
 };

@@ -7,12 +7,10 @@
 //!
 //! In reading order: [`palette`] and [`scene`] draw, [`edit`] says what can be asked for,
 //! [`generate`] makes cases from a seed, [`dataset`] writes them in the Edit-R1 format,
-//! [`oracle`] scores, [`mistakes`] makes plausible wrong edits for the judge to learn from, and
-//! [`bootstrap`] turns paired scores into intervals. [`tokenizer`] has the world's words, and
-//! [`editor`] and [`judge`] make the models, and [`train`] teaches them; [`qwen_editor`] is an editor of another
-//! architecture, which nobody teaches.
+//! [`oracle`] scores, and [`mistakes`] makes plausible wrong edits for the judge to learn from. [`tokenizer`] has the
+//! world's words, [`editor`] and [`judge`] make the models, and [`train`] teaches them; [`qwen_editor`] is an editor of
+//! another architecture, which is never trained.
 
-pub mod bootstrap;
 pub mod dataset;
 pub mod edit;
 pub mod editor;

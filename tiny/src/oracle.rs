@@ -1,14 +1,12 @@
 //! The score that an edit deserves, known from its target. Only evaluation may use it.
 
 use image::{Rgb, RgbImage};
+use retouch_evaluation::ORACLE_MAX;
 
 use crate::edit::Case;
 
 /// How far a pixel may be from the target in its worst channel, as a part of the full range.
 pub const TOLERANCE: f32 = 0.15;
-
-/// The score of a perfect edit.
-pub const SCORE_MAX: f64 = 5.0;
 
 /// Where source and target differ by less than this, as a part of the full range, a pixel had to
 /// stay; where they differ by more than [`TOLERANCE`], it had to change.
@@ -51,7 +49,7 @@ impl Oracle {
             self.target.dimensions(),
             "edit and target differ in size"
         );
-        SCORE_MAX * self.accuracy(edit, true).min(self.accuracy(edit, false))
+        ORACLE_MAX * self.accuracy(edit, true).min(self.accuracy(edit, false))
     }
 
     /// The part of the counted pixels that is right in each square of `side` pixels, row by row;
@@ -146,7 +144,12 @@ mod tests {
     fn targets_are_perfect_and_sources_worthless() {
         for case in cases() {
             let oracle = Oracle::new(&case);
-            assert_eq!(oracle.score(&oracle.target), SCORE_MAX, "{}", case.prompt());
+            assert_eq!(
+                oracle.score(&oracle.target),
+                ORACLE_MAX,
+                "{}",
+                case.prompt()
+            );
             assert!(
                 oracle.score(&case.source_image()) < 1.0,
                 "{}",
@@ -171,7 +174,7 @@ mod tests {
             });
             image
         };
-        assert_eq!(score(&case, &shifted(30)), SCORE_MAX);
+        assert_eq!(score(&case, &shifted(30)), ORACLE_MAX);
         assert_eq!(score(&case, &shifted(45)), 0.0);
     }
 

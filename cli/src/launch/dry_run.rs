@@ -12,10 +12,9 @@ use retouch_proto::RunConfig;
 use retouch_worker::process;
 use serde::Serialize;
 
-use super::peak_resident_kib;
 use crate::config::{check, model_file};
 use crate::model::{print_estimate, size};
-use crate::output::say;
+use crate::{memory::peak_resident_kib, output::say};
 
 /// What is printed, as JSON or for people.
 #[derive(Debug, Serialize)]

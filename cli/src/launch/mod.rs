@@ -10,10 +10,8 @@ mod progress;
 mod run_folder;
 mod supervisor;
 
-pub(crate) use self::memory::peak_resident_kib;
-
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -24,12 +22,7 @@ use retouch_proto::RunConfig;
 
 use self::{progress::Progress, run_folder::RunFolder, supervisor::Supervisor};
 use crate::output::say;
-use crate::{
-    config::ConfigArgs,
-    control::Target,
-    credentials,
-    report::{self, Launch},
-};
+use crate::{config::ConfigArgs, control::Target, credentials, report, totals::Launch};
 
 /// How long the coordinator may take to listen.
 const COORDINATOR_START_MAX: Duration = Duration::from_secs(30);
@@ -159,9 +152,4 @@ async fn wait_for_address(file: &Path, start_max: Duration) -> anyhow::Result<St
         }
         tokio::time::sleep(ADDRESS_POLL).await;
     }
-}
-
-/// The folder a worker of this run keeps its spilled blobs in.
-fn scratch(run_dir: &Path, name: &str) -> PathBuf {
-    run_dir.join("scratch").join(name)
 }

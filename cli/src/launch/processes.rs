@@ -73,7 +73,7 @@ fn worker_arguments(
     run_dir: &Path,
     device: &str,
 ) -> Vec<OsString> {
-    let data_dir = super::scratch(run_dir, name);
+    let data_dir = run_dir.join("scratch").join(name);
     let credentials = in_run_folder(run_dir, Principal::Worker(role));
     // The file, not what is in it: a coordinator that is started again may get another port.
     let address = run_dir.join(ADDRESS_FILE_NAME);

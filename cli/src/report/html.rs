@@ -2,13 +2,13 @@
 
 use std::fmt::Write;
 
-use retouch_tiny::bootstrap::Estimate;
+use retouch_evaluation::{Comparison, bootstrap::Estimate};
 
 use crate::show::duration;
 
 use super::{
     chart::{Series, line_chart},
-    summary::{Comparison, IterationPoint, Report},
+    summary::{IterationPoint, Report},
 };
 
 const STYLE: &str = include_str!("style.css");

@@ -1,34 +1,22 @@
 //! The report of a run: held-out measures before and after, curves, pictures.
 
 mod chart;
-mod contact_sheet;
 mod html;
 mod summary;
-mod totals;
 
 use std::{collections::BTreeMap, path::Path, time::Instant};
 
 use anyhow::{Context, bail};
 use image::RgbImage;
 use retouch_coordinator::store::Reader;
+use retouch_evaluation::{Outcome, contact_sheet};
 use retouch_proto::{RunConfig, status::IterationMetrics};
 
-pub(crate) use self::{
-    contact_sheet::Triptych,
-    summary::{Comparison, HeldOut},
-    totals::Launch,
-};
 use self::{
-    contact_sheet::contact_sheet,
     html::Example,
     summary::{IterationPoint, Report},
-    totals::Totals,
 };
-use crate::output::say;
-use crate::{
-    evaluate::{Evaluation, PairOutcome},
-    show::duration,
-};
+use crate::{heldout, memory, output::say, show::duration, totals::Totals};
 
 /// Pairs shown as pictures.
 const EXAMPLES: usize = 24;
@@ -48,10 +36,9 @@ pub(crate) fn make(config: &RunConfig, run_dir: &Path) -> anyhow::Result<()> {
         );
     };
     let evaluation_started = Instant::now();
-    let evaluation = Evaluation::of_run(config, &run_dir.join("adapters").join(&adapter))?;
-    let outcomes = evaluation.run()?;
+    let (heldout, outcomes) = heldout::evaluate(config, &run_dir.join("adapters").join(&adapter))?;
     let evaluate_s = evaluation_started.elapsed().as_secs_f64();
-    let peak_kib = crate::launch::peak_resident_kib(std::process::id());
+    let peak_kib = memory::peak_resident_kib(std::process::id());
     let totals = Totals::add_evaluation(run_dir, evaluate_s, peak_kib)?;
     let report = Report {
         name: config.name.to_string(),
@@ -62,7 +49,7 @@ pub(crate) fn make(config: &RunConfig, run_dir: &Path) -> anyhow::Result<()> {
         }
         .to_owned(),
         iterations: history.len() as u32,
-        heldout: evaluation.summarise(&outcomes),
+        heldout,
         adapter,
         wall_s: totals.wall_s,
         peak_rss_mib: totals.peak_rss_mib,
@@ -107,14 +94,13 @@ fn stage_seconds(history: &[IterationMetrics], evaluate_s: f64) -> BTreeMap<Stri
 }
 
 /// Writes the contact sheet and one triptych for each example.
-fn write_pictures(run_dir: &Path, outcomes: &[PairOutcome]) -> anyhow::Result<Vec<Example>> {
+fn write_pictures(run_dir: &Path, outcomes: &[Outcome]) -> anyhow::Result<Vec<Example>> {
     let samples = run_dir.join("samples");
     std::fs::create_dir_all(&samples)
         .with_context(|| format!("can't create {}", samples.display()))?;
     let shown = &outcomes[..outcomes.len().min(EXAMPLES)];
-    let rows: Vec<Triptych<'_>> = shown.iter().map(PairOutcome::triptych).collect();
     save(
-        &contact_sheet(&rows, SHEET_COLUMNS),
+        &contact_sheet(shown, SHEET_COLUMNS),
         &samples.join("contact_sheet.png"),
     )?;
     shown
@@ -122,12 +108,10 @@ fn write_pictures(run_dir: &Path, outcomes: &[PairOutcome]) -> anyhow::Result<Ve
         .enumerate()
         .map(|(index, outcome)| {
             let name = format!("heldout_{index:03}.png");
-            save(
-                &contact_sheet(&[outcome.triptych()], 1),
-                &samples.join(&name),
-            )?;
+            let triptych = contact_sheet(std::slice::from_ref(outcome), 1);
+            save(&triptych, &samples.join(&name))?;
             Ok(Example {
-                prompt: outcome.prompt.clone(),
+                prompt: outcome.pair.prompt.clone(),
                 picture: format!("samples/{name}"),
                 scores: outcome.headline_scores(),
             })
@@ -148,7 +132,7 @@ fn print_summary(report: &Report, run_dir: &Path) {
         report.state,
         report.iterations
     );
-    print_heldout(&report.heldout);
+    heldout::print(&report.heldout);
     for (stage, seconds) in &report.stage_s {
         say!("  {stage:<22} {}", duration(*seconds));
     }
@@ -162,24 +146,4 @@ fn print_summary(report: &Report, run_dir: &Path) {
         run_dir.join("adapters").join(&report.adapter).display()
     );
     say!("report  {}", run_dir.join("report.html").display());
-}
-
-/// Prints the held-out measures, one a line.
-pub(crate) fn print_heldout(heldout: &HeldOut) {
-    say!("{} held-out pairs, {}", heldout.pairs, heldout.sampling);
-    if let Some(oracle) = &heldout.oracle {
-        say!("  oracle (0..5)  {}", comparison(oracle));
-    }
-    say!("  judge  (0..1)  {}", comparison(&heldout.judge));
-}
-
-fn comparison(measure: &Comparison) -> String {
-    format!(
-        "{:.3} -> {:.3}, gain {:+.3} [{:+.3}, {:+.3}]",
-        measure.before.mean,
-        measure.after.mean,
-        measure.gain.mean,
-        measure.gain.ci95[0],
-        measure.gain.ci95[1],
-    )
 }

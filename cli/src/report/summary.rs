@@ -3,32 +3,8 @@
 use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Context;
-use retouch_tiny::bootstrap::Estimate;
+use retouch_evaluation::HeldOut;
 use serde::{Deserialize, Serialize};
-
-/// One measure on the held-out pairs; `gain` is after minus before, paired by held-out pair.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Comparison {
-    pub(crate) before: Estimate,
-    pub(crate) after: Estimate,
-    pub(crate) gain: Estimate,
-}
-
-/// The held-out part of the report.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct HeldOut {
-    /// Number of (image, instruction) pairs.
-    pub(crate) pairs: usize,
-    /// Score against the known target, 0..5; absent for a dataset without known targets.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) oracle: Option<Comparison>,
-    /// The judge's weighted reward, 0..1.
-    pub(crate) judge: Comparison,
-    /// Oracle (or, without targets, judge) gain per task kind.
-    pub(crate) gain_by_task: BTreeMap<String, Estimate>,
-    /// Steps and solver of the evaluation, in words.
-    pub(crate) sampling: String,
-}
 
 /// One committed iteration as the curves show it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor};
 use retouch_dataset::Split;
+use retouch_evaluation::bootstrap::{self, Estimate};
 use retouch_learner::adamw::AdamWConfig;
 use retouch_learner::sft::{
     self, Decay, LearningRate, LogitNormal, SftOptions, SftProgress, Start, TextEncoders, Trained,
@@ -19,7 +20,6 @@ use serde::{Deserialize, Serialize};
 use super::candidates::{self, Sampling};
 use super::files::{copy_folder, halve_weights, rename};
 use super::{Progress, TrainError, Watch};
-use crate::bootstrap::{self, Estimate};
 use crate::dataset::{Dataset, Targets};
 use crate::editor::{self, MAX_SEQUENCE_LENGTH};
 use crate::scene::IMAGE_SIZE;

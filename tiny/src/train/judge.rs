@@ -10,6 +10,7 @@ use image::RgbImage;
 use rand::RngExt;
 use rand::seq::SliceRandom;
 use retouch_dataset::Split;
+use retouch_evaluation::ORACLE_MAX;
 use retouch_learner::lanes::Lanes;
 use retouch_models::autoencoder_kl::AutoencoderKl;
 use retouch_models::editor::{Editor, Parts};
@@ -26,7 +27,7 @@ use super::fit::{Fit, Recipe};
 use super::{Progress, TrainError, Watch, tell};
 use crate::generate;
 use crate::judge;
-use crate::oracle::{Oracle, SCORE_MAX};
+use crate::oracle::Oracle;
 
 /// A round of training: a warm-up and a cosine decay over lessons of its own. It begins with what
 /// the round before left and ends with a folder, from which an interrupted training goes on.
@@ -346,7 +347,7 @@ impl Lesson<'_> {
     /// How right each image token's part of the edits is, 0..5.
     fn local_scores(&self) -> Vec<Option<f64>> {
         let oracle = Oracle::new(&self.of.case);
-        let scaled = |accuracy: Option<f64>| accuracy.map(|accuracy| SCORE_MAX * accuracy);
+        let scaled = |accuracy: Option<f64>| accuracy.map(|accuracy| ORACLE_MAX * accuracy);
         let images = self.edits.iter().map(|&edit| &self.of.images[edit]);
         images
             .flat_map(|image| oracle.accuracies(image, judge::TOKEN_SIZE))

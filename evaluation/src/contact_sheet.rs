@@ -2,41 +2,41 @@
 
 use image::{Rgb, RgbImage, imageops};
 
+use crate::outcome::Outcome;
+
 const GAP: u32 = 4;
 const GROUP_GAP: u32 = 16;
 const BACKGROUND: Rgb<u8> = Rgb([255, 255, 255]);
 /// Small images are enlarged by whole factors until they are at least this wide, so that a person sees something.
 const THUMBNAIL_WIDTH_MIN: u32 = 128;
 
-/// One held-out pair as the sheet shows it.
-pub(crate) struct Triptych<'a> {
-    pub(crate) source: &'a RgbImage,
-    pub(crate) before: &'a RgbImage,
-    pub(crate) after: &'a RgbImage,
-}
-
-/// Lays `rows` out in `columns` columns of triptychs; all images are scaled to the first source's cell.
-pub(crate) fn contact_sheet(rows: &[Triptych<'_>], columns: u32) -> RgbImage {
-    let Some(first) = rows.first() else {
+/// Lays out source, before and after of each outcome in `columns` columns; all images are scaled to the first source's
+/// cell.
+pub fn contact_sheet(outcomes: &[Outcome], columns: u32) -> RgbImage {
+    let Some(first) = outcomes.first() else {
         return RgbImage::from_pixel(1, 1, BACKGROUND);
     };
-    let factor = THUMBNAIL_WIDTH_MIN.div_ceil(first.source.width()).max(1);
-    let (width, height) = (
-        first.source.width() * factor,
-        first.source.height() * factor,
-    );
+    let (width, height) = first.pair.source.dimensions();
+    let factor = THUMBNAIL_WIDTH_MIN.div_ceil(width).max(1);
+    let (width, height) = (width * factor, height * factor);
     let group_width = 3 * width + 2 * GAP;
-    let lines = (rows.len() as u32).div_ceil(columns);
+    let lines = (outcomes.len() as u32).div_ceil(columns);
     let mut sheet = RgbImage::from_pixel(
         columns * group_width + (columns + 1) * GROUP_GAP,
         lines * (height + GAP) + GROUP_GAP,
         BACKGROUND,
     );
-    for (index, row) in rows.iter().enumerate() {
+    for (index, outcome) in outcomes.iter().enumerate() {
         let index = index as u32;
         let left = GROUP_GAP + index % columns * (group_width + GROUP_GAP);
         let top = GROUP_GAP / 2 + index / columns * (height + GAP);
-        for (place, picture) in [row.source, row.before, row.after].into_iter().enumerate() {
+        let Outcome {
+            pair,
+            before,
+            after,
+        } = outcome;
+        let pictures = [&pair.source, &before.image, &after.image];
+        for (place, picture) in pictures.into_iter().enumerate() {
             let scaled = imageops::resize(picture, width, height, imageops::FilterType::Nearest);
             let x = left + place as u32 * (width + GAP);
             imageops::replace(&mut sheet, &scaled, i64::from(x), i64::from(top));
@@ -48,15 +48,17 @@ pub(crate) fn contact_sheet(rows: &[Triptych<'_>], columns: u32) -> RgbImage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::outcome::tests::outcome;
 
     #[test]
     fn rows_fill_the_columns_left_to_right() {
-        let [red, green, blue] =
-            [[255, 0, 0], [0, 255, 0], [0, 0, 255]].map(|c| RgbImage::from_pixel(64, 64, Rgb(c)));
-        let row = || Triptych {
-            source: &red,
-            before: &green,
-            after: &blue,
+        let row = || {
+            let mut row = outcome("add", 0.2, 0.4, false);
+            let picture = |color| RgbImage::from_pixel(64, 64, Rgb(color));
+            row.pair.source = picture([255, 0, 0]);
+            row.before.image = picture([0, 255, 0]);
+            row.after.image = picture([0, 0, 255]);
+            row
         };
         let sheet = contact_sheet(&[row(), row(), row()], 2);
         assert_eq!(sheet.dimensions(), (2 * (3 * 128 + 8) + 48, 2 * 132 + 16));

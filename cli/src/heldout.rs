@@ -1,0 +1,61 @@
+//! The held-out evaluation of an adapter, as `evaluate` and the report of a run show it.
+
+use std::path::Path;
+
+use indicatif::ProgressBar;
+use retouch_dataset::Split;
+use retouch_evaluation::{Comparison, Evaluator, HeldOut, Outcome, Pair, pairs};
+use retouch_proto::RunConfig;
+use retouch_rollout_worker::source::size_rule;
+use retouch_tiny::{dataset::read_cases, oracle};
+
+use crate::output::say;
+
+/// Evaluates the adapter in a PEFT folder as the run file says.
+pub(crate) fn evaluate(
+    config: &RunConfig,
+    adapter: &Path,
+) -> anyhow::Result<(HeldOut, Vec<Outcome>)> {
+    let pairs = read_pairs(config)?;
+    let evaluator = Evaluator::load(config, adapter)?;
+    let bar = ProgressBar::new(pairs.len() as u64).with_prefix("evaluating");
+    let outcomes = evaluator.evaluate(pairs, &|| bar.inc(1));
+    bar.finish_and_clear();
+    let outcomes = outcomes?;
+    let heldout = HeldOut::of(&outcomes, evaluator.sampling());
+    Ok((heldout, outcomes))
+}
+
+/// The run's held-out pairs. Those of the toy dataset have their kinds and targets in its folder `oracle`.
+fn read_pairs(config: &RunConfig) -> anyhow::Result<Vec<Pair>> {
+    let folder = Path::new(&config.dataset.path);
+    let count = config.evaluation.pairs as usize;
+    let mut pairs = pairs::read(folder, count, size_rule(&config.model))?;
+    if folder.join("oracle").is_dir() {
+        for (pair, case) in pairs.iter_mut().zip(read_cases(folder, Split::Test)?) {
+            pair.task = case.kind.name().to_owned();
+            pair.oracle = Some(Box::new(move |edit| oracle::score(&case, edit)));
+        }
+    }
+    Ok(pairs)
+}
+
+/// Prints the measures, one a line.
+pub(crate) fn print(heldout: &HeldOut) {
+    say!("{} held-out pairs, {}", heldout.pairs, heldout.sampling);
+    if let Some(oracle) = &heldout.oracle {
+        say!("  oracle (0..5)  {}", line(oracle));
+    }
+    say!("  judge  (0..1)  {}", line(&heldout.judge));
+}
+
+fn line(measure: &Comparison) -> String {
+    format!(
+        "{:.3} -> {:.3}, gain {:+.3} [{:+.3}, {:+.3}]",
+        measure.before.mean,
+        measure.after.mean,
+        measure.gain.mean,
+        measure.gain.ci95[0],
+        measure.gain.ci95[1],
+    )
+}

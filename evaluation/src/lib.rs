@@ -1,0 +1,21 @@
+//! What an adapter gains over its base, measured on pairs that no run has trained on.
+//!
+//! In reading order: [`pairs`] are images with instructions, [`Evaluator`] edits each before and after, from the same
+//! noise, and has the judge score both, which gives an [`Outcome`]; [`HeldOut`] sums them up, with intervals from
+//! [`bootstrap`], and [`contact_sheet`] shows them.
+//!
+//! Where a pair's target is known, its [`Oracle`] scores the edits besides. Nothing else may use that score: runs learn
+//! from judges alone.
+
+pub mod bootstrap;
+mod contact_sheet;
+mod evaluator;
+mod outcome;
+pub mod pairs;
+mod summary;
+
+pub use contact_sheet::contact_sheet;
+pub use evaluator::{EvaluationError, Evaluator};
+pub use outcome::{Outcome, Scored};
+pub use pairs::{ORACLE_MAX, Oracle, Pair};
+pub use summary::{Comparison, HeldOut};

@@ -1,0 +1,60 @@
+//! Held-out pairs of a dataset folder.
+
+use std::path::Path;
+
+use image::RgbImage;
+use retouch_dataset::{DatasetError, read_held_out};
+use retouch_models::editor::SizeRule;
+use retouch_rollout_worker::source::{self, SourceError};
+use thiserror::Error;
+
+/// The best score of an [`Oracle`].
+pub const ORACLE_MAX: f64 = 5.0;
+
+/// Scores an edit of one pair against its known target, 0..=[`ORACLE_MAX`].
+pub type Oracle = Box<dyn Fn(&RgbImage) -> f64 + Send + Sync>;
+
+/// An image and an instruction.
+pub struct Pair {
+    /// The instruction.
+    pub prompt: String,
+    /// What the judge looks for.
+    pub requirement: String,
+    /// What pairs of one kind have in common: gains are also given by task.
+    pub task: String,
+    /// The image before the edit, in the size that it is edited in.
+    pub source: RgbImage,
+    /// There in datasets whose targets are known.
+    pub oracle: Option<Oracle>,
+}
+
+/// Held-out pairs that can't be read.
+#[derive(Debug, Error)]
+pub enum PairsError {
+    /// There are too few rows, or broken ones.
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    /// An image can't be used.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+}
+
+/// The first `count` pairs of the test split, in the dataset's order. Their task is their requirement, and they have no
+/// oracle: whoever knows more about the dataset sets both.
+///
+/// # Errors
+/// See [`PairsError`].
+pub fn read(folder: &Path, count: usize, rule: SizeRule) -> Result<Vec<Pair>, PairsError> {
+    read_held_out(folder, count)?
+        .into_iter()
+        .map(|row| {
+            Ok(Pair {
+                source: source::load(folder, &row.image, rule)?,
+                prompt: row.prompt,
+                task: row.requirement.clone(),
+                requirement: row.requirement,
+                oracle: None,
+            })
+        })
+        .collect()
+}
