@@ -1,6 +1,6 @@
 //! `retouch completions`: what a shell needs to complete this program's command lines.
 
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
 
 use crate::output;
@@ -15,25 +15,28 @@ pub(crate) struct CompletionsArgs {
     shell: Shell,
 }
 
-pub(crate) fn run(args: CompletionsArgs) -> anyhow::Result<()> {
-    output::print(script(args.shell)?);
+/// Completes the command lines of `cli`.
+pub(crate) fn run(args: CompletionsArgs, cli: Command) -> anyhow::Result<()> {
+    output::print(script(args.shell, cli)?);
     Ok(())
 }
 
-fn script(shell: Shell) -> anyhow::Result<String> {
+fn script(shell: Shell, mut cli: Command) -> anyhow::Result<String> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut crate::Cli::command(), "retouch", &mut script);
+    clap_complete::generate(shell, &mut cli, "retouch", &mut script);
     Ok(String::from_utf8(script)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     #[test]
     fn every_shell_gets_every_command() {
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-            let script = script(shell).unwrap();
+            let script = script(shell, crate::Cli::command()).unwrap();
             for command in crate::Cli::command().get_subcommands() {
                 let name = command.get_name();
                 assert!(script.contains(name), "{shell}: {name}");

@@ -1,36 +1,46 @@
-//! The `retouch` binary: one subcommand a file. [`exit`] has the exit codes.
+//! The `retouch` binary: a command a file, all of the same shape (arguments, then `run`), and what they share beside them.
+//!
+//! [`control`] has the commands that see or steer a run through its coordinator, [`exit`] the exit codes.
 
+// Commands.
 mod completions;
 mod config;
 mod control;
-mod control_grpc;
-mod credentials;
 mod dataset;
 mod edit;
 mod evaluate;
-mod events;
-mod exit;
-mod groups;
-mod heldout;
 mod join;
 mod launch;
-mod memory;
 mod model;
 mod node;
-mod output;
-mod report;
 mod roles;
 mod sft;
-mod show;
-mod status;
-mod top;
+
+// What they share: how a process runs and who it is,
+mod credentials;
+mod exit;
+mod memory;
+mod runtime;
+
+// what is made of a run,
+mod heldout;
+mod report;
 mod totals;
-mod versions;
+
+// and how things are printed.
+mod estimate;
+mod output;
+mod show;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use retouch_proto::worker::Role;
+
+use self::{
+    control::{events, groups, status, steer, top, versions},
+    runtime::block_on,
+};
 
 /// Burn allocates and frees a large buffer for each tensor: with the system's allocator a third of the time is page faults.
 #[global_allocator]
@@ -51,14 +61,14 @@ enum Command {
     Status(status::StatusArgs),
     Top(top::TopArgs),
     /// Give out no more work until `resume`; what runs is finished.
-    Pause(control::ControlArgs),
+    Pause(steer::ControlArgs),
     /// Give out work again.
-    Resume(control::ControlArgs),
-    Drain(control::DrainArgs),
-    Restart(control::RestartArgs),
+    Resume(steer::ControlArgs),
+    Drain(steer::DrainArgs),
+    Restart(steer::RestartArgs),
     /// End the run at its last committed iteration, with a checkpoint.
-    Stop(control::ControlArgs),
-    Checkpoint(control::CheckpointArgs),
+    Stop(steer::ControlArgs),
+    Checkpoint(steer::CheckpointArgs),
     Groups(groups::GroupsArgs),
     Versions(versions::VersionsArgs),
     Events(events::EventsArgs),
@@ -99,12 +109,12 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Launch(args) => block_on(launch::run(args)),
         Command::Status(args) => block_on(status::run(args)),
-        Command::Pause(args) => block_on(control::run(control::Command::Pause, args)),
-        Command::Resume(args) => block_on(control::run(control::Command::Resume, args)),
-        Command::Drain(args) => block_on(control::drain(args)),
-        Command::Restart(args) => block_on(control::restart(args)),
-        Command::Stop(args) => block_on(control::run(control::Command::Stop, args)),
-        Command::Checkpoint(args) => block_on(control::checkpoint(args)),
+        Command::Pause(args) => block_on(steer::run(retouch_coordinator::Command::Pause, args)),
+        Command::Resume(args) => block_on(steer::run(retouch_coordinator::Command::Resume, args)),
+        Command::Drain(args) => block_on(steer::drain(args)),
+        Command::Restart(args) => block_on(steer::restart(args)),
+        Command::Stop(args) => block_on(steer::run(retouch_coordinator::Command::Stop, args)),
+        Command::Checkpoint(args) => block_on(steer::checkpoint(args)),
         Command::Top(args) => block_on(top::run(args)),
         Command::Groups(args) => block_on(groups::run(args)),
         Command::Versions(args) => block_on(versions::run(args)),
@@ -121,22 +131,12 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::RolloutWorker(args) => roles::worker(Role::Rollout, args),
         Command::RewardWorker(args) => roles::worker(Role::Reward, args),
         Command::Learner(args) => roles::worker(Role::Learner, args),
-        Command::Completions(args) => completions::run(args),
+        Command::Completions(args) => completions::run(args, Cli::command()),
     }
-}
-
-/// For commands that only wait: one thread is enough, and children die with it.
-fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(future)
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -4,12 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 use retouch_learner::workload::workload;
-use retouch_models::inspect::{Component, Effort, Estimate, Inspection, Role, estimate, inspect};
+use retouch_models::inspect::{Component, Estimate, Inspection, Role, estimate, inspect};
 use retouch_proto::{RunConfig, config::load};
 use serde_json::json;
 
-use crate::exit::UsageError;
-use crate::output::say;
+use crate::{estimate::print_estimate, exit::UsageError, output::say, show::size};
 
 /// Checks model folders.
 #[derive(Debug, Args)]
@@ -146,86 +145,4 @@ fn print_part(part: &Component) {
         )
     });
     say!("  {name:<16} {class}{tensors}  {state}");
-}
-
-pub(crate) fn print_estimate(estimate: &Estimate) {
-    say!("{} needs {}:", estimate.role, size(estimate.bytes));
-    for line in &estimate.lines {
-        say!(
-            "  {:>10}  {}: {}",
-            size(line.bytes),
-            line.what,
-            line.arithmetic
-        );
-    }
-    print_effort(&estimate.effort);
-}
-
-fn print_effort(effort: &Effort) {
-    let Effort {
-        unit, flops, bytes, ..
-    } = effort;
-    say!(
-        "  computes {} per {unit}, and reads {} of weights:",
-        operations(*flops),
-        size(*bytes)
-    );
-    for line in &effort.lines {
-        say!(
-            "  {:>12}  {}: {}",
-            operations(line.flops),
-            line.what,
-            line.arithmetic
-        );
-    }
-}
-
-/// Floating-point operations as people read them.
-fn operations(flops: u64) -> String {
-    const UNITS: [&str; 5] = ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"];
-    let (mut value, mut unit) = (flops as f64, 0);
-    while value >= 1000.0 && unit + 1 < UNITS.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    match unit {
-        0 => format!("{flops} FLOP"),
-        _ => format!("{value:.1} {}", UNITS[unit]),
-    }
-}
-
-/// Bytes as people read them.
-pub(crate) fn size(bytes: u64) -> String {
-    const UNITS: [&str; 4] = ["B", "KiB", "MiB", "GiB"];
-    let unit = (0..UNITS.len() - 1).find(|&unit| bytes >> (10 * (unit + 1)) == 0);
-    let unit = unit.unwrap_or(UNITS.len() - 1);
-    match unit {
-        0 => format!("{bytes} B"),
-        _ => format!(
-            "{:.1} {}",
-            bytes as f64 / (1u64 << (10 * unit)) as f64,
-            UNITS[unit]
-        ),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn operations_have_the_largest_unit_that_fits() {
-        assert_eq!(operations(999), "999 FLOP");
-        assert_eq!(operations(1234), "1.2 kFLOP");
-        assert_eq!(operations(190_500_000_000_000), "190.5 TFLOP");
-        assert_eq!(operations(5_000_000_000_000_000), "5000.0 TFLOP");
-    }
-
-    #[test]
-    fn sizes_have_the_largest_unit_that_fits() {
-        assert_eq!(size(1023), "1023 B");
-        assert_eq!(size(1536), "1.5 KiB");
-        assert_eq!(size(23_802_816_640), "22.2 GiB");
-        assert_eq!(size(5 << 50), "5242880.0 GiB");
-    }
 }

@@ -22,6 +22,7 @@ use crate::{
     config::{ConfigArgs, check_files},
     credentials::{CredentialArgs, run_authority},
     exit::{StartAgain, UsageError},
+    runtime::block_on,
 };
 
 /// Network and blob transfers of a worker; tensors are computed on threads of their own.
@@ -96,7 +97,7 @@ impl ProcessArgs {
 }
 
 pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
-    crate::block_on(async {
+    block_on(async {
         let stop = args.process.set_up()?;
         let config = args.config.load()?;
         // Held-out pairs are for `evaluate`, which may run elsewhere.

@@ -1,5 +1,11 @@
 //! Numbers, hashes and times for people.
 
+use retouch_proto::{
+    Iteration,
+    status::{GroupCounts, IterationMetrics, PolicyStatus},
+    task::TrainMetrics,
+};
+
 /// Eight heights of blocks between the lowest and the highest value.
 pub(crate) fn sparkline(values: &[f64]) -> String {
     const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
@@ -29,6 +35,21 @@ pub(crate) fn thinned(values: &[f64], count: usize) -> Vec<f64> {
 /// The first digits of a content hash, enough to tell versions apart.
 pub(crate) fn short(hash: &str) -> &str {
     hash.get(..12).unwrap_or(hash)
+}
+
+/// Bytes as people read them.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["B", "KiB", "MiB", "GiB"];
+    let unit = (0..UNITS.len() - 1).find(|&unit| bytes >> (10 * (unit + 1)) == 0);
+    let unit = unit.unwrap_or(UNITS.len() - 1);
+    match unit {
+        0 => format!("{bytes} B"),
+        _ => format!(
+            "{:.1} {}",
+            bytes as f64 / (1u64 << (10 * unit)) as f64,
+            UNITS[unit]
+        ),
+    }
 }
 
 /// `9.3 s`, `12.5 min`, `3.1 h`.
@@ -70,6 +91,41 @@ fn date(mut days: u64) -> (u64, u64, u64) {
     (year, month, days + 1)
 }
 
+/// The newest iteration that was trained, and its step's stages.
+pub(crate) fn step_stages(
+    history: &[IterationMetrics],
+) -> Option<(Iteration, [(&'static str, f64); 10])> {
+    let mut trained = history.iter().rev();
+    let newest = trained.find(|metrics| metrics.train.is_some())?;
+    Some((
+        newest.iteration,
+        newest.train.as_ref().map(TrainMetrics::stages)?,
+    ))
+}
+
+/// `3:0123456789ab` is the policy after iteration 3; `base` is the bare base model.
+pub(crate) fn policy(policy: &PolicyStatus) -> String {
+    match &policy.version {
+        Some(version) => format!("{}:{}", policy.iteration, short(version)),
+        None => "base".to_owned(),
+    }
+}
+
+/// The open groups by state: `1 queued, 2 sampling, ...`
+pub(crate) fn group_counts(groups: &GroupCounts, separator: &str) -> String {
+    let counts = [
+        (groups.queued, "queued"),
+        (groups.sampling, "sampling"),
+        (groups.sampled, "sampled"),
+        (groups.scoring, "scoring"),
+        (groups.scored, "scored"),
+        (groups.dropped, "dropped"),
+    ];
+    counts
+        .map(|(count, state)| format!("{count} {state}"))
+        .join(separator)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,5 +148,13 @@ mod tests {
         assert_eq!(utc(0), "1970-01-01 00:00:00");
         assert_eq!(utc(951_827_696_789), "2000-02-29 12:34:56");
         assert_eq!(utc(1_735_689_599_999), "2024-12-31 23:59:59");
+    }
+
+    #[test]
+    fn sizes_have_the_largest_unit_that_fits() {
+        assert_eq!(size(1023), "1023 B");
+        assert_eq!(size(1536), "1.5 KiB");
+        assert_eq!(size(23_802_816_640), "22.2 GiB");
+        assert_eq!(size(5 << 50), "5242880.0 GiB");
     }
 }

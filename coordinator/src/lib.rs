@@ -21,7 +21,7 @@ mod shell;
 pub mod store;
 mod tensorboard;
 
-pub use machine::io::Outcome;
+pub use machine::io::{Command, Outcome};
 pub use serve::{
     ADDRESS_FILE_NAME, Admission, CONFIG_FILE_NAME, Coordinator, CoordinatorOptions, ServeError,
     serve,

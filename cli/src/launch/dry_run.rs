@@ -2,7 +2,6 @@
 
 use std::ops::ControlFlow;
 
-use anyhow::Context;
 use retouch_learner::{
     dry_run::{DryRun, dry_run},
     workload::workload,
@@ -12,9 +11,13 @@ use retouch_proto::RunConfig;
 use retouch_worker::process;
 use serde::Serialize;
 
-use crate::config::{check, model_file};
-use crate::model::{print_estimate, size};
-use crate::{memory::peak_resident_kib, output::say};
+use crate::{
+    config::{check, model_file},
+    estimate::print_estimate,
+    memory::peak_resident_kib,
+    output::{print_json, say},
+    show::size,
+};
 
 /// What is printed, as JSON or for people.
 #[derive(Debug, Serialize)]
@@ -49,13 +52,9 @@ pub(super) fn run(config: &RunConfig, json: bool) -> anyhow::Result<()> {
         peak_resident_bytes: 1024 * peak_resident_kib(std::process::id()),
     };
     if json {
-        say!(
-            "{}",
-            serde_json::to_string_pretty(&report).context("numbers and names")?
-        );
-    } else {
-        print(&report);
+        return print_json(&report);
     }
+    print(&report);
     Ok(())
 }
 

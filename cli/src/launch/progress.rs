@@ -207,7 +207,7 @@ fn line(metrics: &IterationMetrics, iterations: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::tests::sample;
+    use crate::control::status::tests::sample;
 
     #[test]
     fn every_stage_has_its_bar() {

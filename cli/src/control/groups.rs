@@ -3,18 +3,16 @@
 use std::fmt::Write;
 
 use clap::Args;
-use retouch_coordinator::lookup::{AtWork, Lookup};
+use retouch_coordinator::lookup::AtWork;
 use retouch_proto::{
     GroupId, Iteration,
     lookup::{Attempts, CandidateView, GroupQuery, GroupStage, GroupView},
 };
 
-use crate::output::{self, print_json, say};
+use super::{control_grpc::ControlClient, record::record_of, target::Target};
 use crate::{
-    control::{ControlClient, Target},
-    exit::{Unreachable, UsageError},
-    show::duration,
-    status::policy,
+    output::{self, print_json, say},
+    show::{duration, policy},
 };
 
 /// Find groups: scores per candidate, reasons, who made them.
@@ -91,18 +89,6 @@ async fn find(args: &GroupsArgs) -> anyhow::Result<Vec<GroupView>> {
             Ok(lookup.groups(&query, &AtWork::new())?)
         }
     }
-}
-
-/// The record in the run's folder, for a run without a coordinator; `error` if there is none.
-pub(crate) fn record_of(target: &Target, error: anyhow::Error) -> anyhow::Result<Lookup> {
-    let Some(folder) = target.run_folder().filter(|_| error.is::<Unreachable>()) else {
-        return Err(error);
-    };
-    if !folder.join(retouch_coordinator::store::FILE_NAME).is_file() {
-        let problem = format!("{} is no run folder: it has no record", folder.display());
-        return Err(UsageError(problem).into());
-    }
-    Ok(Lookup::of_folder(folder))
 }
 
 impl GroupsArgs {

@@ -1,6 +1,7 @@
 //! The Control service as a client of domain types (A2).
 
 use anyhow::Context;
+use retouch_coordinator::Command;
 use retouch_credentials::{
     access::{Access, Peer},
     explain, is_distrust,
@@ -14,14 +15,12 @@ use retouch_proto::{
     },
     limits::MESSAGE_BYTES_MAX,
     lookup::{GroupQuery, GroupView, VersionView},
-    status::{Controlled, Event, RunStatus},
+    status::{Controlled, Event, EventKind, RunStatus},
 };
 use tonic::{Code, Response, Status, Streaming, transport::Channel};
 
-use crate::{
-    control::{ANSWER_MAX, Command, Target, refused},
-    exit::{Refused, Unreachable},
-};
+use super::target::{ANSWER_MAX, Target};
+use crate::exit::{Refused, Unreachable};
 
 /// A connection to a coordinator's Control service.
 #[derive(Clone)]
@@ -129,6 +128,11 @@ impl Events {
     }
 }
 
+/// The run is over with this.
+pub(super) fn is_end(event: &Event) -> bool {
+    matches!(event.kind, EventKind::Finished | EventKind::Failed)
+}
+
 fn answered<T>(reply: Result<Response<T>, Status>) -> anyhow::Result<T> {
     reply.map(Response::into_inner).map_err(failed)
 }
@@ -160,6 +164,6 @@ fn failed(status: Status) -> anyhow::Error {
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {
             Unreachable(format!("the coordinator went away: {reason} ({code:?})")).into()
         }
-        _ => refused(reason, &format!("{code:?}")),
+        _ => Refused(format!("the coordinator refuses: {reason} ({code:?})")).into(),
     }
 }

@@ -2,12 +2,9 @@
 
 use std::fmt::Write;
 
-use retouch_proto::{
-    status::{IterationMetrics, PolicyStatus, Presence, RunStatus, WorkerStatus},
-    task::TrainMetrics,
-};
+use retouch_proto::status::{IterationMetrics, Presence, RunStatus, WorkerStatus};
 
-use crate::show::{duration, short, sparkline, thinned};
+use crate::show::{duration, group_counts, policy, short, sparkline, step_stages, thinned};
 
 /// Blocks of the reward trend.
 const TREND_MAX: usize = 60;
@@ -65,14 +62,9 @@ fn groups(out: &mut String, status: &RunStatus) {
     let (groups, totals) = (&status.groups, &status.totals);
     let _ = writeln!(
         out,
-        "groups  {} open: {} queued, {} sampling, {} sampled, {} scoring, {} scored, {} dropped",
+        "groups  {} open: {}",
         groups.total,
-        groups.queued,
-        groups.sampling,
-        groups.sampled,
-        groups.scoring,
-        groups.scored,
-        groups.dropped,
+        group_counts(groups, ", "),
     );
     let _ = writeln!(
         out,
@@ -134,18 +126,6 @@ fn step(out: &mut String, history: &[IterationMetrics]) {
     );
 }
 
-/// The newest iteration that was trained, and its step's stages.
-pub(crate) fn step_stages(
-    history: &[IterationMetrics],
-) -> Option<(retouch_proto::Iteration, [(&'static str, f64); 10])> {
-    let mut trained = history.iter().rev();
-    let newest = trained.find(|metrics| metrics.train.is_some())?;
-    Some((
-        newest.iteration,
-        newest.train.as_ref().map(TrainMetrics::stages)?,
-    ))
-}
-
 fn workers(out: &mut String, workers: &[WorkerStatus]) {
     let _ = writeln!(
         out,
@@ -174,17 +154,12 @@ fn workers(out: &mut String, workers: &[WorkerStatus]) {
     }
 }
 
-/// `3:0123456789ab` is the policy after iteration 3; `base` is the bare base model.
-pub(crate) fn policy(policy: &PolicyStatus) -> String {
-    match &policy.version {
-        Some(version) => format!("{}:{}", policy.iteration, short(version)),
-        None => "base".to_owned(),
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
-    use retouch_proto::{Generation, GroupId, Iteration, RunId, WorkerId, status::*, worker::Role};
+    use retouch_proto::{
+        Generation, GroupId, Iteration, RunId, WorkerId, status::*, task::TrainMetrics,
+        worker::Role,
+    };
 
     use super::*;
 

@@ -23,15 +23,15 @@ use ratatui::{
         screen::{AlternateScreen, IntoAlternateScreen},
     },
 };
+use retouch_coordinator::Command;
 use tokio::sync::mpsc;
 
 use self::model::{Input, Key, Top, Wish};
-use crate::{
-    control::{Command, ControlClient, Target},
-    control_grpc::Until,
-    events::is_end,
-    exit::UsageError,
+use super::{
+    control_grpc::{ControlClient, Until, is_end},
+    target::Target,
 };
+use crate::exit::UsageError;
 
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
 const INPUTS_MAX: usize = 1024;

@@ -10,10 +10,7 @@ use ratatui::{
 use retouch_proto::status::{Event, EventKind, Presence, RunState, RunStatus, WorkerStatus};
 
 use super::model::Top;
-use crate::{
-    show::{duration, short, utc},
-    status::{policy, step_stages},
-};
+use crate::show::{duration, group_counts, policy, short, step_stages, utc};
 
 const KEYS: &str = "↑↓ worker   d drain   r restart   p pause/resume   c checkpoint   D drain run   S stop   q quit";
 const STAGE_ROWS: u16 = 6;
@@ -62,15 +59,9 @@ fn headline(frame: &mut Frame<'_>, area: Rect, status: &RunStatus, away: Option<
             duration(status.uptime_s),
         )),
     ]);
-    let groups = &status.groups;
     let second = format!(
-        "groups  {} queued  {} sampling  {} sampled  {} scoring  {} scored  {} dropped   version {}",
-        groups.queued,
-        groups.sampling,
-        groups.sampled,
-        groups.scoring,
-        groups.scored,
-        groups.dropped,
+        "groups  {}   version {}",
+        group_counts(&status.groups, "  "),
         status.version.as_deref().map_or("base", short),
     );
     let trouble = away.map(|away| format!("AWAY: {away}")).or_else(|| {
@@ -246,7 +237,7 @@ mod tests {
 
     use super::super::model::{Input, Key};
     use super::*;
-    use crate::status::tests::sample;
+    use crate::control::status::tests::sample;
 
     const WIDTH: u16 = 120;
 

@@ -2,12 +2,11 @@
 
 use std::collections::VecDeque;
 
+use retouch_coordinator::Command;
 use retouch_proto::{
     WorkerId,
     status::{Event, RunState, RunStatus, WorkerStatus},
 };
-
-use crate::control::Command;
 
 /// Events kept for the log.
 const LOG_MAX: usize = 500;
@@ -160,7 +159,7 @@ impl Top {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::tests::sample;
+    use crate::control::status::tests::sample;
 
     fn top() -> Top {
         let mut top = Top::default();

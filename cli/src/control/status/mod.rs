@@ -8,12 +8,11 @@ use anyhow::bail;
 use clap::Args;
 use retouch_proto::status::{RunState, RunStatus};
 
-use crate::control::{ControlClient, Target};
+use super::{control_grpc::ControlClient, target::Target};
 use crate::output;
 
 #[cfg(test)]
 pub(crate) use self::screen::tests;
-pub(crate) use self::screen::{policy, step_stages};
 
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
 const CLEAR_SCREEN: &str = "\x1b[2J\x1b[H";

@@ -5,14 +5,12 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use retouch_proto::status::{Event, EventKind};
 
-use crate::output::say;
-use crate::{
-    control::{ControlClient, Target},
-    control_grpc::Until,
-    exit::Unreachable,
-    groups::record_of,
-    show::utc,
+use super::{
+    control_grpc::{ControlClient, Until, is_end},
+    record::record_of,
+    target::Target,
 };
+use crate::{exit::Unreachable, output::say, show::utc};
 
 /// How long a coordinator that restarts is waited for.
 const AWAY_MAX: Duration = Duration::from_secs(60);
@@ -75,11 +73,6 @@ async fn past(target: &Target) -> anyhow::Result<Vec<Event>> {
     Ok(past)
 }
 
-/// The run is over with this.
-pub(crate) fn is_end(event: &Event) -> bool {
-    matches!(event.kind, EventKind::Finished | EventKind::Failed)
-}
-
 impl EventsArgs {
     async fn follow_from(&self, mut last: u64) -> anyhow::Result<()> {
         let mut away_since = Instant::now();
@@ -139,7 +132,7 @@ impl EventsArgs {
 }
 
 /// An event in one line.
-pub(crate) fn line(event: &Event) -> String {
+fn line(event: &Event) -> String {
     let (when, kind) = (utc(event.time_unix_ms), event.kind);
     format!(
         "{when}  {:>4}  {kind:<19}  {}",

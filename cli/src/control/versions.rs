@@ -5,10 +5,9 @@ use std::fmt::Write;
 use clap::Args;
 use retouch_proto::lookup::VersionView;
 
-use crate::output::{self, print_json};
+use super::{control_grpc::ControlClient, record::record_of, target::Target};
 use crate::{
-    control::{ControlClient, Target},
-    groups::record_of,
+    output::{self, print_json},
     show::short,
 };
 
