@@ -21,26 +21,8 @@ pub(crate) fn run(args: CompletionsArgs, cli: Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn script(shell: Shell, mut cli: Command) -> anyhow::Result<String> {
+pub(crate) fn script(shell: Shell, mut cli: Command) -> anyhow::Result<String> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut cli, "retouch", &mut script);
     Ok(String::from_utf8(script)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
-
-    #[test]
-    fn every_shell_gets_every_command() {
-        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-            let script = script(shell, crate::Cli::command()).unwrap();
-            for command in crate::Cli::command().get_subcommands() {
-                let name = command.get_name();
-                assert!(script.contains(name), "{shell}: {name}");
-            }
-        }
-    }
 }

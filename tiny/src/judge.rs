@@ -22,10 +22,10 @@ pub const TEMPLATE: &str =
     "{instruction} ; {requirement} ; source {source_image} edit {edited_image} score\n";
 
 /// Side of the vision tower's patches, in pixels.
-const PATCH_SIZE: usize = 8;
+pub(crate) const PATCH_SIZE: usize = 8;
 
 /// Patches along each side of an image token.
-const MERGE_SIZE: usize = 2;
+pub(crate) const MERGE_SIZE: usize = 2;
 
 /// Side of the square of pixels that one image token stands for.
 pub const TOKEN_SIZE: u32 = (PATCH_SIZE * MERGE_SIZE) as u32;
@@ -117,7 +117,8 @@ pub fn template() -> Template {
     Template::parse(TEMPLATE).expect("a sound template")
 }
 
-fn image_processor() -> ImageProcessor {
+/// Brings images back to the size of the world's pictures, so that they are few tokens.
+pub(crate) fn image_processor() -> ImageProcessor {
     let pixels = (IMAGE_SIZE * IMAGE_SIZE) as usize;
     ImageProcessor::new(ImageProcessorConfig {
         patch_size: PATCH_SIZE,

@@ -8,7 +8,6 @@ use retouch_models::autoencoder_kl_qwen_image::{
     AutoencoderKlQwenImage, AutoencoderKlQwenImageConfig,
 };
 use retouch_models::editor::{Editor, QwenImageEdit, QwenImageEditEncoders};
-use retouch_models::image_processor::{ImageProcessor, ImageProcessorConfig};
 use retouch_models::init::Init;
 use retouch_models::qwen_image::{QwenImageTransformer, QwenImageTransformerConfig};
 use retouch_models::qwen2_5_vl::{Qwen2_5Vl, Qwen2_5VlConfig};
@@ -17,6 +16,7 @@ use retouch_models::tokenizer::Tokenizer;
 use retouch_models::weights::{LoadError, Pretrained};
 use serde_json::json;
 
+use crate::judge::{MERGE_SIZE, PATCH_SIZE, image_processor};
 use crate::scene::IMAGE_SIZE;
 use crate::tokenizer::Family;
 
@@ -28,9 +28,6 @@ const TEXT_WIDTH: usize = 64;
 
 /// Longest conversation, of which the images are at most 48 tokens.
 const TOKENS_MAX: usize = 512;
-
-/// Side of the vision tower's patches, in pixels.
-const PATCH_SIZE: usize = 8;
 
 /// A random editor from `seed`: all its code paths work, and it can edit nothing.
 ///
@@ -108,7 +105,7 @@ fn text_config() -> Qwen2_5VlConfig {
             "out_hidden_size": TEXT_WIDTH,
             "patch_size": PATCH_SIZE,
             "temporal_patch_size": 2,
-            "spatial_merge_size": 2,
+            "spatial_merge_size": MERGE_SIZE,
             "window_size": IMAGE_SIZE / 2,
             "fullatt_block_indexes": [1],
         },
@@ -118,20 +115,6 @@ fn text_config() -> Qwen2_5VlConfig {
         "tie_word_embeddings": true,
     });
     serde_json::from_value(config).expect("a sound configuration")
-}
-
-/// Brings images back to the size of the world's pictures, so that they are few tokens.
-fn image_processor() -> ImageProcessor {
-    let pixels = (IMAGE_SIZE * IMAGE_SIZE) as usize;
-    ImageProcessor::new(ImageProcessorConfig {
-        patch_size: PATCH_SIZE,
-        temporal_patch_size: 2,
-        merge_size: 2,
-        min_pixels: pixels / 4,
-        max_pixels: pixels,
-        image_mean: [0.5; 3],
-        image_std: [0.5; 3],
-    })
 }
 
 /// The published schedule: the shift is linear in the number of tokens, and the last level is stretched to 0.02.
@@ -148,11 +131,11 @@ fn scheduler() -> FlowMatchScheduler {
 mod tests {
     use retouch_dataset::Split;
     use retouch_models::editor::{EditRequest, Parts, SampleOptions, SourceSize};
-    use retouch_models::noise;
     use retouch_models::solver::Solver;
 
     use super::*;
     use crate::editor::SIZE;
+    use crate::editor::tests::two_edits_differ;
     use crate::generate;
 
     #[test]
@@ -178,19 +161,8 @@ mod tests {
                 max_sequence_length: 17,
             })
             .expect("a condition");
-        let [tokens, channels] = editor.latent_shape(SIZE);
-        assert_eq!([tokens, channels], [64, 16]);
+        assert_eq!(editor.latent_shape(SIZE), [64, 16]);
         assert_eq!(condition.image_latents.dims(), [3 * 64, 16]);
-        let noise = noise::normal(3, [2, tokens, channels], &device);
-        let x0 = editor
-            .sample(&condition, noise, &options, None)
-            .expect("latents");
-        let images = editor.decode(x0, &condition).expect("images");
-        assert_eq!(images.len(), 2);
-        assert_eq!(
-            (images[0].width() as usize, images[0].height() as usize),
-            (64, 64)
-        );
-        assert_ne!(images[0], images[1]);
+        two_edits_differ(&editor, &condition, &options);
     }
 }

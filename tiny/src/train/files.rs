@@ -11,10 +11,7 @@ use super::TrainError;
 
 /// Copies a folder with all that is in it, over what may be there.
 pub(super) fn copy_folder(from: &Path, to: &Path) -> Result<(), TrainError> {
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        |source| TrainError::Io { path, source }
-    };
+    let io = TrainError::at;
     fs::create_dir_all(to).map_err(io(to))?;
     for entry in fs::read_dir(from).map_err(io(from))? {
         let path = entry.map_err(io(from))?.path();
@@ -30,20 +27,14 @@ pub(super) fn copy_folder(from: &Path, to: &Path) -> Result<(), TrainError> {
 
 /// Gives a finished folder its name, so that a half-written one never has it.
 pub(super) fn rename(from: &Path, to: &Path) -> Result<(), TrainError> {
-    fs::rename(from, to).map_err(|source| TrainError::Io {
-        path: to.to_owned(),
-        source,
-    })
+    fs::rename(from, to).map_err(TrainError::at(to))
 }
 
 /// Stores all weights below a folder as f16: half the size, and closer to the values than bf16.
 pub(super) fn halve_weights(folder: &Path) -> Result<(), TrainError> {
-    let io = |source| TrainError::Io {
-        path: folder.to_owned(),
-        source,
-    };
-    for entry in fs::read_dir(folder).map_err(io)? {
-        let path = entry.map_err(io)?.path();
+    let io = TrainError::at;
+    for entry in fs::read_dir(folder).map_err(io(folder))? {
+        let path = entry.map_err(io(folder))?.path();
         if path.is_dir() {
             halve_weights(&path)?;
         } else if path

@@ -106,6 +106,14 @@ pub enum TrainError {
     },
 }
 
+impl TrainError {
+    /// What makes of an IO error one that names the file or folder.
+    fn at(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        |source| Self::Io { path, source }
+    }
+}
+
 /// Makes all assets.
 ///
 /// # Errors
@@ -144,10 +152,7 @@ fn stage<R: Serialize + for<'de> Deserialize<'de>>(
     if let Some(report) = known.and_then(|text| serde_json::from_str(&text).ok()) {
         return Ok(report);
     }
-    fs::create_dir_all(&folder).map_err(|source| TrainError::Io {
-        path: folder.clone(),
-        source,
-    })?;
+    fs::create_dir_all(&folder).map_err(TrainError::at(&folder))?;
     let report = run(&folder)?;
     write_report(&path, &report)?;
     Ok(report)
@@ -155,10 +160,7 @@ fn stage<R: Serialize + for<'de> Deserialize<'de>>(
 
 fn write_report<R: Serialize>(path: &Path, report: &R) -> Result<(), TrainError> {
     let text = serde_json::to_string_pretty(report).expect("reports have string keys") + "\n";
-    fs::write(path, text).map_err(|source| TrainError::Io {
-        path: path.to_owned(),
-        source,
-    })
+    fs::write(path, text).map_err(TrainError::at(path))
 }
 
 fn tell(watch: Watch<'_>, progress: Progress) -> Result<(), TrainError> {
