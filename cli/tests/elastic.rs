@@ -1,10 +1,10 @@
 //! Ranks that come and go: what is killed, and when, changes no bit of the result.
 
-mod cluster;
+mod harness;
 
 use std::time::Duration;
 
-use cluster::Cluster;
+use harness::cluster::Cluster;
 
 const RANKS: usize = 4;
 const KILLS: usize = 50;

@@ -5,9 +5,9 @@
 //! Needs `--features nccl` and the library (`cargo xtask nccl` fetches it).
 #![cfg(feature = "nccl")]
 
-mod cluster;
+mod harness;
 
-use cluster::Cluster;
+use harness::cluster::Cluster;
 
 const RANKS: usize = 2;
 /// No machine has so many GPUs. The run file may ask for one that `launch` would refuse; the ranks

@@ -1,11 +1,11 @@
 //! One process with several roles gives what processes of their own give, in hardly more memory.
 
-mod cluster;
+mod harness;
 
 use std::path::Path;
 
 use burn::tensor::{DType, Device};
-use cluster::Cluster;
+use harness::cluster::Cluster;
 use retouch_models::weights::{Pretrained, PretrainedConfig};
 use retouch_models::{
     editor::{Editor, FluxKontext, FluxKontextEncoders},

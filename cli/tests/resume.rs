@@ -1,12 +1,12 @@
 //! Runs that go on from checkpoints: their end is that of one that never stopped, or they say which
 //! checkpoint they can't go on from.
 
-mod cluster;
+mod harness;
 
 use std::fs::{self, OpenOptions};
 use std::path::Path;
 
-use cluster::Cluster;
+use harness::cluster::Cluster;
 
 const ITERATIONS: u32 = 5;
 const WORKERS: [(&str, usize); 3] = [("rollout-worker", 1), ("reward-worker", 1), ("learner", 2)];

@@ -3,9 +3,13 @@
 
 mod harness;
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
-use harness::{Run, SMOKE_QWEN, adapter, signal, spawn, undisturbed, worker};
+use harness::{
+    adapter, read, retouch,
+    run::{Run, SMOKE_QWEN, spawn, undisturbed},
+    signal, worker,
+};
 
 #[test]
 fn the_report_has_every_number() {
@@ -102,14 +106,10 @@ fn a_bare_node_joins_with_address_and_token_alone() {
     let mut run = Run::launch(&["cluster.rollout_workers=1"]);
     run.wait_for(|status| worker(status, "rollout-worker-0").is_some());
     let folder = run.path().to_owned();
-    let read = |name: &str| {
-        let text = std::fs::read_to_string(folder.join("run").join(name)).expect(name);
-        text.trim().to_owned()
-    };
-    let mut node = Command::new(env!("CARGO_BIN_EXE_retouch"))
+    let mut node = retouch()
         .args(["join", "rollout-worker", "--name", "bare"])
-        .args(["--coordinator", &read("coordinator.addr")])
-        .args(["--token", &read("credentials/rollout/token")])
+        .args(["--coordinator", &read(&folder, "coordinator.addr")])
+        .args(["--token", &read(&folder, "credentials/rollout/token")])
         .arg("--scratch")
         .arg(folder.join("node"))
         .current_dir(&folder)

@@ -2,21 +2,17 @@
 
 mod harness;
 
-use std::{path::Path, process::Command};
+use std::path::Path;
 
-use harness::{Run, adapter, status, worker};
+use harness::{adapter, json, read, retouch, run::Run, status, worker};
 use serde_json::Value;
 
 /// Runs a command on the run's coordinator as from another machine: by address and token.
 fn remote(folder: &Path, command: &[&str]) -> std::process::Output {
-    let read = |name: &str| {
-        let text = std::fs::read_to_string(folder.join("run").join(name)).expect(name);
-        text.trim().to_owned()
-    };
-    Command::new(env!("CARGO_BIN_EXE_retouch"))
+    retouch()
         .args(command)
-        .args(["--coordinator", &read("coordinator.addr")])
-        .env("RETOUCH_TOKEN", read("credentials/control/token"))
+        .args(["--coordinator", &read(folder, "coordinator.addr")])
+        .env("RETOUCH_TOKEN", read(folder, "credentials/control/token"))
         .output()
         .expect("retouch starts")
 }
@@ -29,12 +25,8 @@ fn remote_json(folder: &Path, command: &[&str]) -> Value {
 }
 
 fn local_json(folder: &Path, command: &str) -> Value {
-    let output = Command::new(env!("CARGO_BIN_EXE_retouch"))
-        .args([command, "--json"])
-        .arg(folder.join("run"))
-        .output()
-        .expect("retouch starts");
-    serde_json::from_slice(&output.stdout).expect("JSON")
+    let run = folder.join("run");
+    json(retouch().args([command, "--json"]).arg(run)).expect("JSON")
 }
 
 #[test]
@@ -93,7 +85,7 @@ fn a_run_that_is_steered_from_elsewhere_ends_with_the_same_adapter() {
     let versions = local_json(&folder, "versions");
     assert_eq!(versions.as_array().expect("versions").len(), 6);
     assert_eq!(versions[5]["ema_adapter"], steered);
-    let events = Command::new(env!("CARGO_BIN_EXE_retouch"))
+    let events = retouch()
         .args(["events", "--follow", "--kind", "worker-left", "--json"])
         .arg(folder.join("run"))
         .output()
@@ -110,7 +102,7 @@ fn a_run_that_is_steered_from_elsewhere_ends_with_the_same_adapter() {
             .iter()
             .any(|group| group["state"] == "kept")
     );
-    let away = Command::new(env!("CARGO_BIN_EXE_retouch"))
+    let away = retouch()
         .arg("pause")
         .arg(folder.join("run"))
         .output()

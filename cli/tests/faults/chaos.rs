@@ -8,7 +8,11 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    harness::{Run, adapter, signal, spawn, undisturbed},
+    harness::{
+        adapter,
+        run::{Run, spawn, undisturbed},
+        signal,
+    },
     random::Random,
 };
 

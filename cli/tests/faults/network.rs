@@ -12,14 +12,16 @@ use serde_json::Value;
 
 use crate::{
     forwarder::Line,
-    harness::{adapter, root, run_file, undisturbed},
+    harness::{
+        adapter, json, log_tails, root,
+        run::{run_file, undisturbed},
+        wait_for, wait_for_status,
+    },
     namespaces::{self, HUB, Host, Network},
 };
 
 const RETOUCH: &str = env!("CARGO_BIN_EXE_retouch");
 const PORT: u16 = 7000;
-const RUN_MAX: Duration = Duration::from_secs(240);
-const POLL: Duration = Duration::from_millis(100);
 const SLOW: Duration = Duration::from_millis(120);
 /// A worker is lost after three silent heartbeats of a second.
 const LONG_CUT: Duration = Duration::from_millis(4_500);
@@ -92,8 +94,9 @@ impl Cluster {
             SocketAddr::from((coordinator_host.address, PORT)),
         );
         network.on_hub(move || opened.open(SocketAddr::from((HUB, PORT)), to));
-        wait_until("the coordinator listens", || {
-            folder.path().join("run/coordinator.addr").exists()
+        let address = folder.path().join("run/coordinator.addr");
+        wait_for("the coordinator listens", folder.path(), || {
+            address.exists().then_some(())
         });
         let hosts: Vec<Host> = WORKERS.iter().map(|_| network.add_host()).collect();
         let workers = hosts.iter().zip(WORKERS);
@@ -109,29 +112,13 @@ impl Cluster {
         }
     }
 
-    fn status(&self) -> Option<Value> {
-        let output = self
-            .coordinator_host
-            .command(RETOUCH)
-            .args(["status", "--json"])
-            .arg(self.folder.path().join("run"))
-            .output()
-            .expect("`ip` starts");
-        serde_json::from_slice(&output.stdout).ok()
-    }
-
     fn wait_for(&mut self, what: &str, done: impl Fn(&Value) -> bool) {
-        let deadline = Instant::now() + RUN_MAX;
-        while !self.status().is_some_and(|status| done(&status)) {
-            let ended = self.coordinator.child.try_wait().expect("a child of ours");
-            assert!(ended.is_none(), "{what}: {ended:?}\n{}", self.logs());
-            assert!(
-                Instant::now() < deadline,
-                "{what}: waited in vain\n{}",
-                self.logs()
-            );
-            std::thread::sleep(POLL);
-        }
+        let (host, folder) = (&self.coordinator_host, self.folder.path());
+        let status = || {
+            let mut command = host.command(RETOUCH);
+            json(command.args(["status", "--json"]).arg(folder.join("run"))).filter(&done)
+        };
+        wait_for_status(what, folder, &mut self.coordinator.child, status);
     }
 
     /// Cuts the links of these hosts for a while.
@@ -149,15 +136,14 @@ impl Cluster {
 
     /// Every process ends by itself, and well.
     fn finish(&mut self) {
-        let deadline = Instant::now() + RUN_MAX;
-        while let Some(name) = self.someone_at_work() {
-            assert!(Instant::now() < deadline, "{name} goes on\n{}", self.logs());
-            std::thread::sleep(POLL);
-        }
+        let folder = self.folder.path().to_owned();
+        wait_for("all processes end", &folder, || {
+            self.all_have_ended().then_some(())
+        });
     }
 
-    /// The log of a process that has not ended; whoever has must have ended well.
-    fn someone_at_work(&mut self) -> Option<String> {
+    /// Whether all have; whoever has must have ended well.
+    fn all_have_ended(&mut self) -> bool {
         let processes = self.workers.iter_mut().chain([&mut self.coordinator]);
         let ends = processes.map(|process| {
             let ended = process.child.try_wait().expect("a child of ours");
@@ -166,21 +152,10 @@ impl Cluster {
         let ends: Vec<_> = ends.collect();
         for (name, ended) in &ends {
             let well = ended.is_none_or(|status| status.success());
-            assert!(well, "{name}: {ended:?}\n{}", self.logs());
+            let logs = log_tails(self.folder.path());
+            assert!(well, "{name}: {ended:?}\n{logs}");
         }
-        let at_work = ends.into_iter().find(|(_, ended)| ended.is_none());
-        at_work.map(|(name, _)| name)
-    }
-
-    fn logs(&self) -> String {
-        let processes = self.workers.iter().chain([&self.coordinator]);
-        let tails = processes.map(|process| {
-            let text = std::fs::read_to_string(&process.log).unwrap_or_default();
-            let lines: Vec<&str> = text.lines().collect();
-            let tail = lines[lines.len().saturating_sub(12)..].join("\n");
-            format!("--- {}\n{tail}\n", process.log.display())
-        });
-        tails.collect()
+        ends.iter().all(|(_, ended)| ended.is_some())
     }
 }
 
@@ -219,14 +194,6 @@ fn start_worker(host: &Host, worker: (&str, &str, &str), folder: &Path) -> Proce
     ];
     let arguments = arguments.map(str::to_owned);
     Process::start(host, name, folder, &arguments, &token)
-}
-
-fn wait_until(what: &str, done: impl Fn() -> bool) {
-    let deadline = Instant::now() + RUN_MAX;
-    while !done() {
-        assert!(Instant::now() < deadline, "{what}: waited in vain");
-        std::thread::sleep(POLL);
-    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::harness::Run;
+use crate::harness::run::Run;
 
 #[test]
 fn no_secret_is_logged_or_shown_in_a_command_line() {

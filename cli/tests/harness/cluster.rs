@@ -1,22 +1,18 @@
 //! A run's processes started by hand, as on a cluster, with small random models.
-#![allow(dead_code, reason = "not every test uses all of it")]
 
 use std::{
     cell::RefCell,
     collections::BTreeMap,
     fs::{File, OpenOptions},
     path::Path,
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    process::{Child, Stdio},
 };
 
 use retouch_coordinator::store::Reader;
 use retouch_proto::status::IterationMetrics;
-use retouch_tiny::dataset::{Dataset, Targets};
 use serde_json::Value;
 
-const WAIT_MAX: Duration = Duration::from_secs(300);
-const POLL: Duration = Duration::from_millis(20);
+use super::{json, log_tails, make_assets, read, retouch, wait_for};
 
 /// The models, the dataset, the run folder, and every process that was started.
 pub(crate) struct Cluster {
@@ -31,16 +27,7 @@ impl Cluster {
     /// Makes models and dataset and starts the coordinator. `settings` is more of the run file.
     pub(crate) fn start(settings: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let path = folder.path();
-        retouch_tiny::editor::init(&path.join("editor"), 1).expect("an editor");
-        retouch_tiny::judge::init(&path.join("judge"), 2).expect("a judge");
-        let dataset = Dataset {
-            seed: 3,
-            train: 32,
-            test: 4,
-            targets: Targets::Omitted,
-        };
-        dataset.write(&path.join("dataset")).expect("a dataset");
+        make_assets(folder.path());
         let mut cluster = Self {
             folder,
             address: String::new(),
@@ -71,9 +58,8 @@ impl Cluster {
         let file = self.path().join("run/coordinator.addr");
         let _ = std::fs::remove_file(&file);
         self.spawn_coordinator();
-        self.address = self.wait_for("the coordinator listens", || {
-            Some(std::fs::read_to_string(&file).ok()?.trim().to_owned())
-        });
+        self.wait_for("the coordinator listens", || file.exists().then_some(()));
+        self.address = read(self.path(), "coordinator.addr");
     }
 
     /// Starts a worker on the CPU, or its next life after [`kill`](Self::kill).
@@ -110,7 +96,7 @@ impl Cluster {
             .append(true)
             .open(log)
             .expect("a log");
-        let child = Command::new(env!("CARGO_BIN_EXE_retouch"))
+        let child = retouch()
             .current_dir(self.path())
             .args(arguments)
             .env("NO_COLOR", "1")
@@ -150,13 +136,7 @@ impl Cluster {
 
     /// `retouch COMMAND RUN`, as a person would steer the run.
     pub(crate) fn command(&self, arguments: &[&str]) -> Option<Value> {
-        let output = Command::new(env!("CARGO_BIN_EXE_retouch"))
-            .args(arguments)
-            .arg(self.path().join("run"))
-            .stderr(Stdio::null())
-            .output()
-            .expect("retouch starts");
-        serde_json::from_slice(&output.stdout).ok()
+        json(retouch().args(arguments).arg(self.path().join("run")))
     }
 
     /// The last committed iteration.
@@ -167,16 +147,8 @@ impl Cluster {
             .unwrap_or(0)
     }
 
-    pub(crate) fn wait_for<T>(&self, what: &str, mut done: impl FnMut() -> Option<T>) -> T {
-        let deadline = Instant::now() + WAIT_MAX;
-        loop {
-            if let Some(outcome) = done() {
-                return outcome;
-            }
-            let late = Instant::now() > deadline;
-            assert!(!late, "not within {WAIT_MAX:?}: {what}\n{}", self.logs());
-            std::thread::sleep(POLL);
-        }
+    pub(crate) fn wait_for<T>(&self, what: &str, done: impl FnMut() -> Option<T>) -> T {
+        wait_for(what, self.path(), done)
     }
 
     /// Waits until every process has ended by itself; whether the coordinator ended well.
@@ -204,20 +176,7 @@ impl Cluster {
 
     /// The ends of all logs.
     pub(crate) fn logs(&self) -> String {
-        let entries = std::fs::read_dir(self.path())
-            .expect("our folder")
-            .flatten();
-        let names = entries.filter_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            Some(name.strip_suffix(".log")?.to_owned())
-        });
-        let tail = |name: String| {
-            let log = self.log(&name);
-            let lines: Vec<&str> = log.lines().collect();
-            let last = lines[lines.len().saturating_sub(15)..].join("\n");
-            format!("--- {name}\n{last}\n")
-        };
-        names.map(tail).collect()
+        log_tails(self.path())
     }
 }
 
