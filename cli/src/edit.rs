@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::output::say;
-
 use ::image::RgbImage;
 use anyhow::Context;
 use clap::{
@@ -18,10 +16,9 @@ use retouch_models::{
     noise,
     solver::Solver,
 };
-
 use retouch_proto::config::Dtype;
 
-use crate::exit::UsageError;
+use crate::{exit::UsageError, output::say};
 
 /// Edits an image by one instruction.
 #[derive(Debug, Args)]

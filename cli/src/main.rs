@@ -1,6 +1,6 @@
-//! The `retouch` binary: a command a file, all of the same shape (arguments, then `run`), and what they share beside them.
+//! The `retouch` binary: one file per command, all of the same shape (arguments, then `run`), and shared code beside them.
 //!
-//! [`control`] has the commands that see or steer a run through its coordinator, [`exit`] the exit codes.
+//! [`control`] has the commands that see or steer a run through its coordinator; [`exit`] has the exit codes.
 
 // Commands.
 mod completions;
@@ -16,18 +16,18 @@ mod node;
 mod roles;
 mod sft;
 
-// What they share: how a process runs and who it is,
+// Shared by several: how a process runs and proves who it is,
 mod credentials;
 mod exit;
 mod memory;
 mod runtime;
 
-// what is made of a run,
+// evaluation and the report of a run,
 mod heldout;
 mod report;
 mod totals;
 
-// and how things are printed.
+// and printing.
 mod estimate;
 mod output;
 mod show;

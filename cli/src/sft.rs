@@ -2,8 +2,6 @@
 
 use std::{ops::ControlFlow, path::PathBuf};
 
-use crate::output::say;
-
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use retouch_learner::{
@@ -14,6 +12,8 @@ use retouch_learner::{
     },
 };
 use retouch_models::{device, lora::LoraConfig};
+
+use crate::output::say;
 
 /// Steps between two log lines where there is no terminal to draw a bar on.
 const PLAIN_LOG_EVERY: u64 = 50;

@@ -4,7 +4,7 @@ mod harness;
 
 use std::time::Duration;
 
-use harness::cluster::Cluster;
+use harness::{cluster::Cluster, random::Random};
 
 const RANKS: usize = 4;
 const KILLS: usize = 50;
@@ -25,24 +25,12 @@ cluster = {{ threads_per_worker = 1, heartbeat_ms = 200, rank_grace_s = 120 }}
 
 const OTHERS: [(&str, usize); 2] = [("rollout-worker", 1), ("reward-worker", 1)];
 
-/// A xorshift generator: the same moments on every run of the test.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-}
-
 #[test]
 fn fifty_killed_ranks_change_nothing() {
     let mut killed = Cluster::start(&settings(RANKS, 10_000));
     killed.start_workers(&OTHERS);
     killed.start_workers(&[("learner", RANKS)]);
-    let mut random = Random(SEED);
+    let mut random = Random::new(SEED);
     let mut spared = 0;
     for kill in 0..KILLS {
         if kill % BURST == 0 {
@@ -51,10 +39,10 @@ fn fifty_killed_ranks_change_nothing() {
                 (killed.committed() > before).then_some(())
             });
             // Were all lost at once, the run would go back to its last checkpoint.
-            spared = random.below(RANKS as u64) as usize;
+            spared = random.between(0, RANKS as u64 - 1) as usize;
         }
-        std::thread::sleep(Duration::from_millis(random.below(400)));
-        let rank = (spared + 1 + random.below(RANKS as u64 - 1) as usize) % RANKS;
+        std::thread::sleep(Duration::from_millis(random.between(0, 399)));
+        let rank = (spared + 1 + random.between(0, RANKS as u64 - 2) as usize) % RANKS;
         killed.kill(&format!("learner-{rank}"));
         killed.start_worker("learner", rank);
     }

@@ -58,3 +58,35 @@ pub fn read(folder: &Path, count: usize, rule: SizeRule) -> Result<Vec<Pair>, Pa
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use retouch_models::editor::ImageSize;
+
+    use super::*;
+
+    #[test]
+    fn pairs_are_the_first_rows_and_too_few_are_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        RgbImage::new(6, 4)
+            .save(folder.path().join("a.png"))
+            .unwrap();
+        let row = |prompt: &str| {
+            format!(r#"{{"prompt": "{prompt}", "image": "a.png", "requirement": "it is red"}}"#)
+        };
+        let rows = ["first", "second", "third"].map(row).join("\n");
+        std::fs::write(folder.path().join("test_metadata.jsonl"), rows).unwrap();
+        let size = ImageSize {
+            height: 8,
+            width: 8,
+        };
+        let read = |count| read(folder.path(), count, SizeRule::Fixed(size));
+        let pairs = read(2).unwrap();
+        let prompts: Vec<&str> = pairs.iter().map(|pair| pair.prompt.as_str()).collect();
+        assert_eq!(prompts, ["first", "second"]);
+        assert_eq!(pairs[0].task, "it is red");
+        assert_eq!(pairs[0].source.dimensions(), (8, 8));
+        let error = read(4).err().unwrap().to_string();
+        assert!(error.contains("3 rows, fewer than the 4"), "{error}");
+    }
+}

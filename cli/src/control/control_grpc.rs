@@ -128,7 +128,7 @@ impl Events {
     }
 }
 
-/// The run is over with this.
+/// Whether the run ends with this event.
 pub(super) fn is_end(event: &Event) -> bool {
     matches!(event.kind, EventKind::Finished | EventKind::Failed)
 }

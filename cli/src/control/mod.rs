@@ -1,8 +1,8 @@
 //! The commands that see or steer a run through its coordinator.
 //!
 //! In reading order: [`target`] says which run is meant, [`control_grpc`] calls its coordinator, and [`record`] reads the
-//! folder of a run that has none any more. Each other module is one command, but for [`steer`], which has all that only
-//! tell the coordinator something.
+//! record of a run whose coordinator is gone. Every other module is one command, except that [`steer`] has all those that
+//! send the coordinator a single order.
 
 mod control_grpc;
 pub(crate) mod events;

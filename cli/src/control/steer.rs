@@ -1,4 +1,4 @@
-//! The commands that tell a run's coordinator something.
+//! The commands that send a run's coordinator a single order: pause, resume, drain, restart, stop, checkpoint.
 
 use std::time::{Duration, Instant};
 

@@ -7,13 +7,11 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{
-    harness::{
-        adapter,
-        run::{Run, spawn, undisturbed},
-        signal,
-    },
+use crate::harness::{
+    adapter,
     random::Random,
+    run::{Run, spawn, undisturbed},
+    signal,
 };
 
 /// Everything that a run consists of; `launch` starts all others and restarts those that die.

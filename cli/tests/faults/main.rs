@@ -6,5 +6,4 @@ mod forwarder;
 mod harness;
 mod namespaces;
 mod network;
-mod random;
 mod secrets;

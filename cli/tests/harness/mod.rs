@@ -1,9 +1,10 @@
 //! Runs with small random models as tests start, watch and disturb them: by `launch` ([`run`]), or process by process
-//! ([`cluster`]).
+//! ([`cluster`]), at moments that a seed decides ([`random`]).
 
 #![allow(dead_code, reason = "each test crate uses a part")]
 
 pub(crate) mod cluster;
+pub(crate) mod random;
 pub(crate) mod run;
 
 use std::{
