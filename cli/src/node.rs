@@ -130,7 +130,7 @@ pub(crate) fn take_part(roles: &[JoinRole], place: Place) -> anyhow::Result<()> 
             let config = place.fetch_config(&access).await?.relocated(&place.paths);
             check_node(role, &config)?;
             let device = place.device.clone();
-            let device = device.unwrap_or_else(|| device_of(role, &config).to_owned());
+            let device = device.unwrap_or_else(|| config.device_of(role).to_owned());
             shared.check_device(role, &device)?;
             let node = Node::settle(&place, Seat { role, number, of }, &config)?;
             tracing::info!(name = %node.name, scratch = %node.scratch.display(), advertise = node.advertise, "joining");
@@ -209,15 +209,6 @@ impl Place {
                 config => return config,
             }
         }
-    }
-}
-
-/// The run file's device for a role.
-fn device_of(role: Role, config: &RunConfig) -> &str {
-    match role {
-        Role::Rollout => &config.model.device,
-        Role::Reward => &config.reward.device,
-        Role::Learner => &config.learner.device,
     }
 }
 

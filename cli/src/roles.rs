@@ -6,14 +6,11 @@ use anyhow::Context;
 use clap::Args;
 use retouch_coordinator::{Admission, CoordinatorOptions};
 use retouch_credentials::{Credentials, Principal};
-use retouch_learner::session::LearnerError;
 use retouch_models::editor::EditorSource;
 use retouch_proto::{WorkerId, worker::Role};
-use retouch_reward_worker::RewardError;
-use retouch_rollout_worker::RolloutError;
 use retouch_worker::{
     process,
-    session::{CoordinatorAddress, SessionError, WorkerOptions},
+    session::{CoordinatorAddress, WorkerOptions},
     telemetry,
 };
 use tokio_util::sync::CancellationToken;
@@ -159,38 +156,17 @@ pub(crate) async fn run(
     options: WorkerOptions,
     editors: EditorSource,
 ) -> anyhow::Result<()> {
-    match role {
-        Role::Rollout => {
-            let outcome = retouch_rollout_worker::run(options, editors).await;
-            outcome.map_err(|error| match error {
-                RolloutError::Session(SessionError::Restart) => StartAgain.into(),
-                RolloutError::Device(_) | RolloutError::Load(_) => lasting(&error),
-                error => error.into(),
-            })
-        }
-        Role::Reward => {
-            let outcome = retouch_reward_worker::run(options).await;
-            outcome.map_err(|error| match error {
-                RewardError::Session(SessionError::Restart) => StartAgain.into(),
-                RewardError::Device(_) | RewardError::Load(_) => lasting(&error),
-                error => error.into(),
-            })
-        }
-        Role::Learner => {
-            let outcome = retouch_learner::session::run(options, editors).await;
-            outcome.map_err(|error| match error {
-                LearnerError::Session(SessionError::Restart) => StartAgain.into(),
-                LearnerError::Device(_) | LearnerError::Load(_) => lasting(&error),
-                error => error.into(),
-            })
-        }
-    }
-}
-
-/// A model that can't be loaded or a device that is not there will not be there a second later: a parent that would
-/// start the process again is told by the exit code.
-fn lasting(error: &dyn std::error::Error) -> anyhow::Error {
-    UsageError(error.to_string()).into()
+    let ended = match role {
+        Role::Rollout => retouch_rollout_worker::run(options, editors).await,
+        Role::Reward => retouch_reward_worker::run(options).await,
+        Role::Learner => retouch_learner::session::run(options, editors).await,
+    };
+    ended.map_err(|error| match error {
+        error if error.is_restart() => StartAgain.into(),
+        // A parent that would start the process again learns from the exit code not to.
+        error if error.is_lasting() => UsageError(error.to_string()).into(),
+        error => error.into(),
+    })
 }
 
 /// Runs a worker's network side; tensors are computed elsewhere.

@@ -94,24 +94,24 @@ impl FromStr for JoinToken {
 mod tests {
     use super::*;
 
+    fn token() -> JoinToken {
+        let secret = blake3::hash(b"secret");
+        JoinToken::new(Principal::Control, ContentHash::of(b"ca"), secret)
+    }
+
     #[test]
     fn text_round_trips_and_debug_hides_the_secret() {
-        let secret = blake3::hash(b"secret");
-        let token = JoinToken::new(Principal::Control, ContentHash::of(b"ca"), secret);
+        let token = token();
         let text = token.reveal();
         assert_eq!(text.parse(), Ok(token.clone()));
         assert_eq!(format!("{text}\n").parse(), Ok(token.clone()));
-        let secret = secret.to_hex().to_string();
+        let secret = blake3::hash(b"secret").to_hex().to_string();
         assert!(text.contains(&secret) && !format!("{token:?}").contains(&secret));
     }
 
     #[test]
     fn hostile_text_is_refused_or_understood() {
-        let token = JoinToken::new(
-            Principal::Control,
-            ContentHash::of(b"ca"),
-            blake3::hash(b"secret"),
-        );
+        let token = token();
         retouch_hostile::bombard(token.reveal().as_bytes(), |bytes| {
             let _ = String::from_utf8_lossy(bytes).parse::<JoinToken>();
         });
@@ -119,12 +119,7 @@ mod tests {
 
     #[test]
     fn other_text_is_refused_and_not_repeated() {
-        let good = JoinToken::new(
-            Principal::Control,
-            ContentHash::of(b"ca"),
-            blake3::hash(b"secret"),
-        );
-        let good = good.reveal();
+        let good = token().reveal();
         for text in [
             "hunter2".to_owned(),
             good.replace("control", "hunter2"),

@@ -19,7 +19,7 @@ pub use paths::{InvalidPathMove, PathMove};
 pub use preset::Preset;
 pub use sections::*;
 
-use crate::ids::RunId;
+use crate::{ids::RunId, worker::Role};
 
 /// Everything that defines a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -89,6 +89,15 @@ impl RunConfig {
     /// Reads a whole run file, as [`RunConfig::to_toml`] wrote it; checks types, not values.
     pub fn from_toml(text: &str) -> Result<Self, ConfigErrors> {
         toml::from_str(text).map_err(|error| ConfigErrors::one(Problem::text("run file", error)))
+    }
+
+    /// The device on which a role computes, unless its worker is given another.
+    pub fn device_of(&self, role: Role) -> &str {
+        match role {
+            Role::Rollout => &self.model.device,
+            Role::Reward => &self.reward.device,
+            Role::Learner => &self.learner.device,
+        }
     }
 
     /// The resolved run file.

@@ -302,6 +302,25 @@ pub struct TaskFailure {
     pub retryable: bool,
 }
 
+impl TaskFailure {
+    /// One that another attempt may not meet.
+    pub fn retryable(reason: impl ToString) -> Self {
+        Self {
+            reason: reason.to_string(),
+            lost_blobs: Vec::new(),
+            retryable: true,
+        }
+    }
+
+    /// One that every attempt would meet.
+    pub fn lasting(reason: impl ToString) -> Self {
+        Self {
+            retryable: false,
+            ..Self::retryable(reason)
+        }
+    }
+}
+
 /// How an assignment ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskResult {

@@ -9,4 +9,4 @@ mod judge_grpc;
 pub mod scorer;
 mod worker;
 
-pub use worker::{RewardError, run};
+pub use worker::run;

@@ -7,69 +7,41 @@ use std::{
 
 use retouch_models::device;
 use retouch_proto::{
+    config::RunConfig,
     task::{ScoreResult, ScoreTask, Task, TaskFailure, TaskOutcome},
     worker::Role,
 };
 use retouch_worker::{
-    DeviceError, Hosted, Identity, Session, SessionError, Work, WorkerOptions,
-    blobs::Retention,
-    process::{self, ProcessError},
-    session::Blobs,
+    Hosted, Identity, RoleError, Session, Work, WorkerOptions, blobs::Retention, session::Blobs,
 };
-use thiserror::Error;
 
 use crate::{
     judge_grpc::{self, LoadedScorer},
-    scorer::{Group, Scorer, ScorerError},
+    scorer::{Group, Scorer},
 };
 
 /// Groups at a time: while one is judged, the next one's images are fetched.
 const SLOTS: u32 = 2;
-
-/// Why a reward worker ended otherwise than with its run.
-#[derive(Debug, Error)]
-pub enum RewardError {
-    /// The coordinator refused or stayed away.
-    #[error(transparent)]
-    Session(#[from] SessionError),
-    /// The process can't be set up.
-    #[error(transparent)]
-    Process(#[from] ProcessError),
-    /// The device is not known.
-    #[error(transparent)]
-    Device(#[from] device::DeviceError),
-    /// The device thread failed.
-    #[error(transparent)]
-    DeviceThread(#[from] DeviceError),
-    /// The judges can't be loaded.
-    #[error(transparent)]
-    Load(#[from] ScorerError),
-}
 
 /// Joins a run and scores groups until it ends.
 ///
 /// # Errors
 ///
 /// If the coordinator refuses or stays away, or the judges can't be loaded.
-pub async fn run(options: WorkerOptions) -> Result<(), RewardError> {
-    let identity = Identity {
-        role: Role::Reward,
-        slots: SLOTS,
-        collective_address: None,
-    };
-    let (device, thread) = (options.device.clone(), options.device_thread.clone());
+pub async fn run(options: WorkerOptions) -> Result<(), RoleError> {
+    // The service is on the port before there are judges, since the port is opened to join the run.
     let loaded: LoadedScorer = Arc::new(OnceLock::new());
     let routes = judge_grpc::routes(loaded.clone(), options.access.clone());
-    let session = Session::connect(options, identity, routes).await?;
-    let config = session.config().clone();
-    process::set_compute_threads(config.cluster.threads_per_worker)?;
-    let device = device::parse(device.as_deref().unwrap_or(&config.reward.device))?;
-    let loading = config.clone();
-    let scorer = thread
-        .host(move || Scorer::load(&loading.reward, &device))
-        .await??;
+    let session = Session::connect(options, Identity::new(Role::Reward, SLOTS), routes).await?;
+    let load = |config: &RunConfig, device: &str| {
+        Ok(Scorer::load(&config.reward, &device::parse(device)?)?)
+    };
+    let scorer = session.load(load).await?;
     let scorer = loaded.get_or_init(|| scorer).clone();
-    tracing::info!(terms = config.reward.terms.len(), "the judges are loaded");
+    tracing::info!(
+        terms = session.config().reward.terms.len(),
+        "the judges are loaded"
+    );
     let scores = Arc::new(Scores {
         blobs: session.blobs(),
         scorer,
@@ -87,17 +59,15 @@ struct Scores {
 }
 
 impl Scores {
-    async fn answer(self: Arc<Self>, work: Work) -> TaskOutcome {
+    async fn answer(self: Arc<Self>, work: Work) -> Result<TaskOutcome, TaskFailure> {
         let Task::Score(task) = work.assignment.task else {
-            return TaskOutcome::Failed(failure(
-                "a reward worker was given another role's task",
-                false,
-            ));
+            let reason = "a reward worker was given another role's task";
+            return Err(TaskFailure::lasting(reason));
         };
-        tokio::select! {
-            result = self.score(task) => result.map_or_else(TaskOutcome::Failed, TaskOutcome::Score),
-            () = work.cancel.cancelled() => TaskOutcome::Failed(failure("cancelled", true)),
-        }
+        let scored = work.cancel.run_until_cancelled(self.score(task)).await;
+        scored
+            .unwrap_or_else(|| Err(TaskFailure::retryable("cancelled")))
+            .map(TaskOutcome::Score)
     }
 
     async fn score(&self, task: ScoreTask) -> Result<ScoreResult, TaskFailure> {
@@ -105,11 +75,14 @@ impl Scores {
         let edits = task.edits_png.iter().map(|blob| blob.hash).collect();
         let group_id = task.group;
         let group = self.fetch_group(task).await?;
-        let scored = self.scorer.run(move |scorer| scorer.score(&group)).await;
-        let scored = scored.map_err(|error| failure(error, true))?;
-        let scores = scored.map_err(|error| {
-            let retryable = error.is_retryable();
-            failure(error, retryable)
+        let scored = self
+            .scorer
+            .run(move |scorer| scorer.score(&group))
+            .await
+            .map_err(TaskFailure::retryable)?;
+        let scores = scored.map_err(|error| TaskFailure {
+            retryable: error.is_retryable(),
+            ..TaskFailure::lasting(error)
         })?;
         Ok(ScoreResult {
             group: group_id,
@@ -126,15 +99,7 @@ impl Scores {
         let decode = move || Group::decode(task.prompt, task.requirement, &source, &edits);
         let group = tokio::task::spawn_blocking(decode).await;
         group
-            .map_err(|error| failure(error, false))?
-            .map_err(|error| failure(error, false))
-    }
-}
-
-fn failure(reason: impl ToString, retryable: bool) -> TaskFailure {
-    TaskFailure {
-        reason: reason.to_string(),
-        lost_blobs: Vec::new(),
-        retryable,
+            .map_err(TaskFailure::lasting)?
+            .map_err(TaskFailure::lasting)
     }
 }

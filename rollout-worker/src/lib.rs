@@ -9,4 +9,4 @@ pub mod sampler;
 pub mod source;
 mod worker;
 
-pub use worker::{RolloutError, run};
+pub use worker::run;

@@ -7,22 +7,17 @@ use image::{ImageFormat, RgbImage};
 use retouch_models::{
     device,
     editor::{EditorSource, SizeRule},
-    weights::LoadError,
 };
 use retouch_proto::{
-    BlobRef, ContentHash,
+    BlobRef,
     config::RunConfig,
     limits::SLOTS_MAX,
     task::{RolloutResult, RolloutTask, Task, TaskFailure, TaskOutcome},
     worker::Role,
 };
 use retouch_worker::{
-    DeviceError, Hosted, Identity, Session, SessionError, Work, WorkerOptions,
-    blobs::Retention,
-    process::{self, ProcessError},
-    session::Blobs,
+    Hosted, Identity, RoleError, Session, Work, WorkerOptions, blobs::Retention, session::Blobs,
 };
-use thiserror::Error;
 use tokio::task::spawn_blocking;
 use tonic::service::Routes;
 
@@ -35,49 +30,23 @@ use crate::{
 /// are fetched and the last one's images compressed.
 const SLOTS: u32 = 2;
 
-/// Why a rollout worker ended otherwise than with its run.
-#[derive(Debug, Error)]
-pub enum RolloutError {
-    /// The coordinator refused or stayed away.
-    #[error(transparent)]
-    Session(#[from] SessionError),
-    /// The process can't be set up.
-    #[error(transparent)]
-    Process(#[from] ProcessError),
-    /// The device is not known.
-    #[error(transparent)]
-    Device(#[from] device::DeviceError),
-    /// The device thread failed.
-    #[error(transparent)]
-    DeviceThread(#[from] DeviceError),
-    /// The base model can't be loaded.
-    #[error("the base model cannot be loaded: {0}")]
-    Load(#[from] LoadError),
-}
-
 /// Joins a run and samples groups until it ends, with an editor from `editors`.
 ///
 /// # Errors
 ///
 /// If the coordinator refuses or stays away, or the model can't be loaded.
-pub async fn run(options: WorkerOptions, editors: EditorSource) -> Result<(), RolloutError> {
+pub async fn run(options: WorkerOptions, editors: EditorSource) -> Result<(), RoleError> {
     const { assert!(SLOTS as usize <= SLOTS_MAX) };
-    let identity = Identity {
-        role: Role::Rollout,
-        slots: SLOTS,
-        collective_address: None,
-    };
-    let (device, thread) = (options.device.clone(), options.device_thread.clone());
+    let identity = Identity::new(Role::Rollout, SLOTS);
     let session = Session::connect(options, identity, Routes::default()).await?;
-    let config = session.config().clone();
-    process::set_compute_threads(config.cluster.threads_per_worker)?;
-    let device = device::parse(device.as_deref().unwrap_or(&config.model.device))?;
-    let loading = config.clone();
-    let sampler = thread
-        .host(move || Sampler::load(&loading, device, &editors))
-        .await??;
+    let load = move |config: &RunConfig, device: &str| {
+        Sampler::load(config, device::parse(device)?, &editors)
+            .map_err(|error| format!("the base model cannot be loaded: {error}").into())
+    };
+    let sampler = session.load(load).await?;
+    let config = session.config();
     tracing::info!(model = config.model.path, "the base model is loaded");
-    let rollouts = Arc::new(Rollouts::new(&config, session.blobs(), sampler));
+    let rollouts = Arc::new(Rollouts::new(config, session.blobs(), sampler));
     Ok(session
         .serve(move |work| rollouts.clone().answer(work))
         .await?)
@@ -102,17 +71,15 @@ impl Rollouts {
         }
     }
 
-    async fn answer(self: Arc<Self>, work: Work) -> TaskOutcome {
+    async fn answer(self: Arc<Self>, work: Work) -> Result<TaskOutcome, TaskFailure> {
         let Task::Rollout(task) = work.assignment.task else {
-            return TaskOutcome::Failed(failure(
-                "a rollout worker was given another role's task",
-                false,
-            ));
+            let reason = "a rollout worker was given another role's task";
+            return Err(TaskFailure::lasting(reason));
         };
-        tokio::select! {
-            result = self.sample(task) => result.map_or_else(TaskOutcome::Failed, TaskOutcome::Rollout),
-            () = work.cancel.cancelled() => TaskOutcome::Failed(failure("cancelled", true)),
-        }
+        let sampled = work.cancel.run_until_cancelled(self.sample(task)).await;
+        sampled
+            .unwrap_or_else(|| Err(TaskFailure::retryable("cancelled")))
+            .map(TaskOutcome::Rollout)
     }
 
     async fn sample(&self, task: RolloutTask) -> Result<RolloutResult, TaskFailure> {
@@ -126,26 +93,27 @@ impl Rollouts {
             version,
             group_size: task.group_size as usize,
         };
-        let output = self
+        let sampled = self
             .sampler
             .run(move |sampler| sampler.sample_group(&input))
-            .await;
-        let output = output
-            .map_err(|error| failure(error, true))?
-            .map_err(|error| {
-                let retryable = !matches!(error, SampleError::Edit(_));
-                failure(error, retryable)
-            })?;
+            .await
+            .map_err(TaskFailure::retryable)?;
+        let output = sampled.map_err(|error| match error {
+            // The editor gives the same error for the same input everywhere.
+            SampleError::Edit(_) => TaskFailure::lasting(error),
+            _ => TaskFailure::retryable(error),
+        })?;
         self.publish(&task, source, output).await
     }
 
     async fn load_source(&self, task: &RolloutTask) -> Result<Arc<RgbImage>, TaskFailure> {
         let (folder, path, rule) = (self.dataset.clone(), task.image.clone(), self.rule);
-        let loaded = spawn_blocking(move || source::load(&folder, &path, rule)).await;
-        let loaded = loaded.map_err(|error| failure(error, false))?;
-        loaded.map(Arc::new).map_err(|error| {
-            let retryable = error.is_retryable();
-            failure(error, retryable)
+        let loaded = spawn_blocking(move || source::load(&folder, &path, rule))
+            .await
+            .map_err(TaskFailure::lasting)?;
+        loaded.map(Arc::new).map_err(|error| TaskFailure {
+            retryable: error.is_retryable(),
+            ..TaskFailure::lasting(error)
         })
     }
 
@@ -153,13 +121,10 @@ impl Rollouts {
         let Some(blob) = &task.version else {
             return Ok(None);
         };
-        let bytes = self
-            .blobs
-            .fetch(blob, Retention::Until(task.group.iteration))
-            .await?;
+        let retention = Retention::Until(task.group.iteration);
         Ok(Some(Version {
             hash: blob.hash,
-            bytes,
+            bytes: self.blobs.fetch(blob, retention).await?,
         }))
     }
 
@@ -178,7 +143,7 @@ impl Rollouts {
         let begin = Instant::now();
         let pngs =
             spawn_blocking(move || (png(&source), edits.iter().map(png).collect::<Vec<_>>())).await;
-        let (source_png, edits_png) = pngs.map_err(|error| failure(error, true))?;
+        let (source_png, edits_png) = pngs.map_err(TaskFailure::retryable)?;
         timings.decode_s += begin.elapsed().as_secs_f64();
         let mut edits = Vec::with_capacity(edits_png.len());
         for edit in edits_png {
@@ -186,10 +151,7 @@ impl Rollouts {
         }
         Ok(RolloutResult {
             group: task.group,
-            version: task
-                .version
-                .as_ref()
-                .map(|version: &BlobRef| -> ContentHash { version.hash }),
+            version: task.version.as_ref().map(|version| version.hash),
             x0: self.put(task, x0).await?,
             condition: self.put(task, condition).await?,
             source_png: self.put(task, source_png).await?,
@@ -203,15 +165,7 @@ impl Rollouts {
             .blobs
             .put(Bytes::from(bytes), Retention::Until(task.group.iteration))
             .await;
-        stored.map_err(|error| failure(error, true))
-    }
-}
-
-fn failure(reason: impl ToString, retryable: bool) -> TaskFailure {
-    TaskFailure {
-        reason: reason.to_string(),
-        lost_blobs: Vec::new(),
-        retryable,
+        stored.map_err(TaskFailure::retryable)
     }
 }
 

@@ -1,16 +1,19 @@
 //! What the three worker roles share.
 //!
-//! A role calls [`Session::connect`], loads its models on a [`DeviceThread`] while
-//! the session reports `Loading`, and hands [`Session::serve`] a function from an
-//! assignment to its outcome. The session talks to the coordinator; [`blobs`] holds
-//! and moves bulk data; [`process`] and [`telemetry`] are for the binary.
+//! Every role's life is three calls: [`Session::connect`] joins the run, [`Session::load`]
+//! makes the role's models on its [`DeviceThread`] while the session reports `Loading`, and
+//! [`Session::serve`] answers assignments until the run is over. It ends in a [`RoleError`]
+//! otherwise. The session talks to the coordinator; [`blobs`] holds and moves bulk data;
+//! [`process`] and [`telemetry`] are for the binary.
 
 pub mod blobs;
 mod device;
 pub mod process;
+mod role;
 mod server;
 pub mod session;
 pub mod telemetry;
 
 pub use device::{DeviceError, DeviceThread, Hosted};
+pub use role::{BoxError, RoleError};
 pub use session::{Identity, Session, SessionError, Work, WorkerOptions};

@@ -2,16 +2,17 @@
 
 use retouch_proto::task::{MintResult, MintTask, TaskFailure};
 
-use super::worker::failure;
-
 /// Mints an epoch's unique id.
 #[cfg(feature = "nccl")]
 pub(super) async fn mint(task: MintTask) -> Result<MintResult, TaskFailure> {
     // The library may have to be read from a slow disk.
     let minted = tokio::task::spawn_blocking(crate::collective::nccl::mint)
         .await
-        .map_err(|error| failure(error, true))?;
-    let unique_id = minted.map_err(|error| failure(&error, !error.is_lasting()))?;
+        .map_err(TaskFailure::retryable)?;
+    let unique_id = minted.map_err(|error| TaskFailure {
+        retryable: !error.is_lasting(),
+        ..TaskFailure::lasting(error)
+    })?;
     tracing::info!(epoch = %task.epoch, id = ?unique_id, "minted the epoch's unique id");
     Ok(MintResult {
         epoch: task.epoch,
@@ -22,5 +23,6 @@ pub(super) async fn mint(task: MintTask) -> Result<MintResult, TaskFailure> {
 /// Says that this build can't.
 #[cfg(not(feature = "nccl"))]
 pub(super) async fn mint(_task: MintTask) -> Result<MintResult, TaskFailure> {
-    Err(failure(crate::collective::CollectiveError::NotBuilt, false))
+    let missing = crate::collective::CollectiveError::NotBuilt;
+    Err(TaskFailure::lasting(missing))
 }

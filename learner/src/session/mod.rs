@@ -11,4 +11,4 @@ mod ranks;
 mod trainer;
 mod worker;
 
-pub use worker::{LearnerError, check_device, run};
+pub use worker::{check_device, run};

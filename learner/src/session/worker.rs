@@ -7,8 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use retouch_credentials::{CredentialsError, Principal};
-use retouch_models::{device, editor::EditorSource, weights::LoadError};
+use retouch_credentials::Principal;
+use retouch_models::{device, editor::EditorSource};
 use retouch_proto::{
     ContentHash,
     config::{LearnerConfig, RunConfig},
@@ -16,19 +16,15 @@ use retouch_proto::{
     worker::Role,
 };
 use retouch_worker::{
-    DeviceError, Hosted, Identity, Session, SessionError, Work, WorkerOptions,
-    blobs::Retention,
-    process::{self, ProcessError},
-    session::Blobs,
+    Hosted, Identity, RoleError, Session, Work, WorkerOptions, blobs::Retention, session::Blobs,
 };
-use thiserror::Error;
 use tonic::service::Routes;
 
 use super::{
     inputs::{self, TrainInputs},
     mint::mint,
     ranks::{AtWork, Ranks, Way},
-    trainer::{TrainError, Trained, Trainer},
+    trainer::{Trained, Trainer},
 };
 use crate::collective::{CollectiveError, Deadlines, Listener};
 
@@ -38,49 +34,19 @@ const RESULTS_KEPT: usize = 3;
 /// No byte of a message that has begun may take longer.
 const STALL: Duration = Duration::from_secs(10);
 
-/// Why a learner ended otherwise than with its run.
-#[derive(Debug, Error)]
-pub enum LearnerError {
-    /// The coordinator refused or stayed away.
-    #[error(transparent)]
-    Session(#[from] SessionError),
-    /// The certificate can't be used.
-    #[error(transparent)]
-    Credentials(#[from] CredentialsError),
-    /// The process can't be set up.
-    #[error(transparent)]
-    Process(#[from] ProcessError),
-    /// Other ranks can't reach this one.
-    #[error(transparent)]
-    Collective(#[from] CollectiveError),
-    /// The address under which other ranks reach this one.
-    #[error("advertised host {host:?} cannot be resolved: {reason}")]
-    Advertise {
-        /// The host.
-        host: String,
-        /// Why.
-        reason: String,
-    },
-    /// The device is not known.
-    #[error(transparent)]
-    Device(#[from] device::DeviceError),
-    /// The device thread failed.
-    #[error(transparent)]
-    DeviceThread(#[from] DeviceError),
-    /// The base model can't be loaded.
-    #[error("the base model cannot be loaded: {0}")]
-    Load(#[from] LoadError),
-}
-
 /// Checks that this build and machine have what a learner is to compute with.
 ///
 /// # Errors
 ///
 /// What is missing: the feature, the driver or the device.
-pub fn check_device(config: &LearnerConfig) -> Result<(), LearnerError> {
-    Way::of(config, &config.device)?;
-    device::parse(&config.device)?;
+pub fn check_device(config: &LearnerConfig) -> Result<(), RoleError> {
+    Way::of(config, &config.device).map_err(collective)?;
+    device::parse(&config.device).map_err(|error| RoleError::Load(error.into()))?;
     Ok(())
+}
+
+fn collective(error: CollectiveError) -> RoleError {
+    RoleError::Collective(error.into())
 }
 
 /// Joins a run and trains until it ends, with a transformer from `editors`.
@@ -88,28 +54,28 @@ pub fn check_device(config: &LearnerConfig) -> Result<(), LearnerError> {
 /// # Errors
 ///
 /// If the coordinator refuses or stays away, or the model can't be loaded.
-pub async fn run(options: WorkerOptions, editors: EditorSource) -> Result<(), LearnerError> {
+pub async fn run(options: WorkerOptions, editors: EditorSource) -> Result<(), RoleError> {
+    // Bound before the run is joined: the registration says where the other ranks reach this one.
     let handshake = options.access.handshake(Principal::Worker(Role::Learner))?;
-    let listener = Listener::bind(SocketAddr::new(options.listen.ip(), 0), handshake)?;
-    let collective_address = Some(advertised(&options, listener.address()).await?);
+    let listen = SocketAddr::new(options.listen.ip(), 0);
+    let listener = Listener::bind(listen, handshake).map_err(collective)?;
+    let address = advertised(&options, listener.address()).await?;
     let identity = Identity {
-        role: Role::Learner,
-        slots: 1,
-        collective_address,
+        collective_address: Some(address),
+        ..Identity::new(Role::Learner, 1)
     };
-    let (device, thread) = (options.device.clone(), options.device_thread.clone());
     let session = Session::connect(options, identity, Routes::default()).await?;
     let config = session.config().clone();
-    process::set_compute_threads(config.cluster.threads_per_worker)?;
-    let device = device.as_deref().unwrap_or(&config.learner.device);
-    let way = Way::of(&config.learner, device)?;
-    let device = device::parse(device)?;
-    let at_work = AtWork::default();
+    let way = Way::of(&config.learner, session.device()).map_err(collective)?;
     let shards = config.learner.gradient_shards as usize;
+    let at_work = AtWork::default();
     let ranks = Ranks::new(listener, deadlines(&config), shards, way, at_work.clone());
-    let (loading, run_dir) = (config.clone(), session.run_dir().clone());
-    let load = move || Trainer::load(&loading, device, &editors, run_dir, ranks);
-    let trainer = thread.host(load).await??;
+    let run_dir = session.run_dir().clone();
+    let load = move |config: &RunConfig, device: &str| {
+        Trainer::load(config, device::parse(device)?, &editors, run_dir, ranks)
+            .map_err(|error| format!("the base model cannot be loaded: {error}").into())
+    };
+    let trainer = session.load(load).await?;
     tracing::info!(model = config.model.path, "the base model is loaded");
     let training = Arc::new(Training {
         blobs: session.blobs(),
@@ -124,17 +90,14 @@ pub async fn run(options: WorkerOptions, editors: EditorSource) -> Result<(), Le
 }
 
 /// The listener's address with the host that others know.
-async fn advertised(
-    options: &WorkerOptions,
-    bound: SocketAddr,
-) -> Result<SocketAddr, LearnerError> {
+async fn advertised(options: &WorkerOptions, bound: SocketAddr) -> Result<SocketAddr, RoleError> {
     let Some(host) = &options.advertise else {
         return Ok(bound);
     };
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(SocketAddr::new(ip, bound.port()));
     }
-    let error = |reason: String| LearnerError::Advertise {
+    let error = |reason: String| RoleError::Advertise {
         host: host.clone(),
         reason,
     };
@@ -168,30 +131,27 @@ struct Training {
 }
 
 impl Training {
-    async fn answer(self: Arc<Self>, work: Work) -> TaskOutcome {
-        let lease = work.assignment.lease;
+    async fn answer(self: Arc<Self>, work: Work) -> Result<TaskOutcome, TaskFailure> {
         let task = match work.assignment.task.clone() {
             Task::Train(task) => task,
-            Task::Mint(task) => {
-                return mint(task)
-                    .await
-                    .map_or_else(TaskOutcome::Failed, TaskOutcome::Mint);
-            }
+            Task::Mint(task) => return mint(task).await.map(TaskOutcome::Mint),
             Task::Rollout(_) | Task::Score(_) => {
                 let reason = "a learner was given another role's task";
-                return TaskOutcome::Failed(failure(reason, false));
+                return Err(TaskFailure::lasting(reason));
             }
         };
+        // A task of its own, which cancelling does not drop: what waits on the device thread for
+        // other ranks has to be ended from there.
         let training = tokio::spawn(self.clone().train(work.clone(), task));
-        tokio::select! {
-            outcome = training => outcome.unwrap_or_else(|error| Err(failure(error, true))),
+        let result = tokio::select! {
+            trained = training => trained.unwrap_or_else(|error| Err(TaskFailure::retryable(error))),
             () = work.cancel.cancelled() => {
                 // The device thread ends its waits by itself and takes the next task.
-                self.at_work.abort(lease);
-                Err(failure("cancelled", true))
+                self.at_work.abort(work.assignment.lease);
+                Err(TaskFailure::retryable("cancelled"))
             }
-        }
-        .map_or_else(TaskOutcome::Failed, TaskOutcome::Train)
+        };
+        result.map(TaskOutcome::Train)
     }
 
     async fn train(
@@ -209,8 +169,8 @@ impl Training {
         let state = self.blobs.put(trained.state, Retention::Pinned).await;
         let version = self.blobs.put(trained.version, Retention::Pinned).await;
         let (state, version) = (
-            state.map_err(|e| failure(e, true))?,
-            version.map_err(|e| failure(e, true))?,
+            state.map_err(TaskFailure::retryable)?,
+            version.map_err(TaskFailure::retryable)?,
         );
         trained.metrics.publish_s += publishing.elapsed().as_secs_f64();
         self.keep([state.hash, version.hash]);
@@ -230,13 +190,12 @@ impl Training {
         let trained = self
             .trainer
             .run(move |trainer| trainer.train(lease, &inputs, &work.cancel))
-            .await;
-        trained
-            .map_err(|error| failure(error, true))?
-            .map_err(|error: TrainError| {
-                let retryable = error.is_retryable();
-                failure(error, retryable)
-            })
+            .await
+            .map_err(TaskFailure::retryable)?;
+        trained.map_err(|error| TaskFailure {
+            retryable: error.is_retryable(),
+            ..TaskFailure::lasting(error)
+        })
     }
 
     /// Keeps the last few results' blobs and drops those before.
@@ -251,13 +210,5 @@ impl Training {
                 .filter(|hash| !is_kept(hash))
                 .for_each(|hash| self.blobs.release(&hash));
         }
-    }
-}
-
-pub(super) fn failure(reason: impl ToString, retryable: bool) -> TaskFailure {
-    TaskFailure {
-        reason: reason.to_string(),
-        lost_blobs: Vec::new(),
-        retryable,
     }
 }

@@ -406,60 +406,46 @@ impl TryFrom<pb::TrainResult> for TrainResult {
     }
 }
 
-impl From<TrainMetrics> for pb::TrainMetrics {
-    fn from(metrics: TrainMetrics) -> Self {
-        Self {
-            policy_loss: metrics.policy_loss,
-            kl_div: metrics.kl_div,
-            old_kl_div: metrics.old_kl_div,
-            old_deviate: metrics.old_deviate,
-            old_deviate_max: metrics.old_deviate_max,
-            x0_norm: metrics.x0_norm,
-            x0_norm_max: metrics.x0_norm_max,
-            grad_norm: metrics.grad_norm,
-            samples: metrics.samples,
-            pairs: metrics.pairs,
-            fetch_s: metrics.fetch_s,
-            prepare_s: metrics.prepare_s,
-            v_old_s: metrics.v_old_s,
-            v_ref_s: metrics.v_ref_s,
-            forward_s: metrics.forward_s,
-            backward_s: metrics.backward_s,
-            all_reduce_s: metrics.all_reduce_s,
-            optimizer_s: metrics.optimizer_s,
-            checkpoint_s: metrics.checkpoint_s,
-            publish_s: metrics.publish_s,
+/// Both directions at once, so that the diagnostics are listed once.
+macro_rules! train_metrics {
+    ($($field:ident),+) => {
+        impl From<TrainMetrics> for pb::TrainMetrics {
+            fn from(metrics: TrainMetrics) -> Self {
+                Self { $($field: metrics.$field),+ }
+            }
         }
-    }
+
+        // Values that are not finite are let through: they say what went wrong.
+        impl From<pb::TrainMetrics> for TrainMetrics {
+            fn from(metrics: pb::TrainMetrics) -> Self {
+                Self { $($field: metrics.$field),+ }
+            }
+        }
+    };
 }
 
-// Not finite diagnostics are let through: they tell what went wrong.
-impl From<pb::TrainMetrics> for TrainMetrics {
-    fn from(metrics: pb::TrainMetrics) -> Self {
-        Self {
-            policy_loss: metrics.policy_loss,
-            kl_div: metrics.kl_div,
-            old_kl_div: metrics.old_kl_div,
-            old_deviate: metrics.old_deviate,
-            old_deviate_max: metrics.old_deviate_max,
-            x0_norm: metrics.x0_norm,
-            x0_norm_max: metrics.x0_norm_max,
-            grad_norm: metrics.grad_norm,
-            samples: metrics.samples,
-            pairs: metrics.pairs,
-            fetch_s: metrics.fetch_s,
-            prepare_s: metrics.prepare_s,
-            v_old_s: metrics.v_old_s,
-            v_ref_s: metrics.v_ref_s,
-            forward_s: metrics.forward_s,
-            backward_s: metrics.backward_s,
-            all_reduce_s: metrics.all_reduce_s,
-            optimizer_s: metrics.optimizer_s,
-            checkpoint_s: metrics.checkpoint_s,
-            publish_s: metrics.publish_s,
-        }
-    }
-}
+train_metrics!(
+    policy_loss,
+    kl_div,
+    old_kl_div,
+    old_deviate,
+    old_deviate_max,
+    x0_norm,
+    x0_norm_max,
+    grad_norm,
+    samples,
+    pairs,
+    fetch_s,
+    prepare_s,
+    v_old_s,
+    v_ref_s,
+    forward_s,
+    backward_s,
+    all_reduce_s,
+    optimizer_s,
+    checkpoint_s,
+    publish_s
+);
 
 impl From<TaskFailure> for pb::TaskFailure {
     fn from(failure: TaskFailure) -> Self {
@@ -530,9 +516,5 @@ impl TryFrom<pb::TaskResult> for TaskResult {
 /// bad answer neither becomes a score nor makes all its later reports invalid.
 fn failed(error: ConvertError) -> Result<TaskOutcome> {
     let reason = cut(format!("invalid result: {error}"));
-    Ok(TaskOutcome::Failed(TaskFailure {
-        reason,
-        lost_blobs: Vec::new(),
-        retryable: true,
-    }))
+    Ok(TaskOutcome::Failed(TaskFailure::retryable(reason)))
 }

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use retouch_proto::{
     BlobRef, ContentHash, Generation, Iteration, LeaseId,
-    limits::{HASHES_MAX, REASON_BYTES_MAX, SLOTS_MAX},
-    task::{Assignment, Task, TaskFailure, TaskOutcome, TaskResult},
+    limits::{HASHES_MAX, SLOTS_MAX},
+    task::{Assignment, Task, TaskOutcome, TaskResult},
     worker::{Directive, Registration, Report, ReportReply, Role, RunningTask, WorkerState},
 };
 use tokio_util::sync::CancellationToken;
@@ -175,8 +175,7 @@ impl Books {
             return;
         };
         if !running.cancel.is_cancelled() {
-            self.finished
-                .insert(lease, (running.task, within_limits(outcome)));
+            self.finished.insert(lease, (running.task, outcome));
         }
     }
 
@@ -226,22 +225,4 @@ fn running_task(assignment: &Assignment) -> RunningTask {
         kind,
         group,
     }
-}
-
-/// Cuts a failure's reason to what a message may carry.
-fn within_limits(outcome: TaskOutcome) -> TaskOutcome {
-    let TaskOutcome::Failed(TaskFailure {
-        mut reason,
-        lost_blobs,
-        retryable,
-    }) = outcome
-    else {
-        return outcome;
-    };
-    reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
-    TaskOutcome::Failed(TaskFailure {
-        reason,
-        lost_blobs,
-        retryable,
-    })
 }

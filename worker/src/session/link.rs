@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use retouch_proto::{
     LeaseId,
-    task::TaskOutcome,
+    task::{TaskFailure, TaskOutcome},
     worker::{Directive, Registered, Report, ReportReply, WorkerState},
 };
 use tokio::{
@@ -281,8 +281,8 @@ impl Link {
             let lease = work.assignment.lease;
             if let Err(error) = self.work.try_send(work) {
                 let reason = format!("the worker takes no more work: {error}");
-                self.books
-                    .finish(lease, crate::session::session::failed(reason));
+                let failure = TaskFailure::retryable(reason);
+                self.books.finish(lease, TaskOutcome::Failed(failure));
             }
         }
     }

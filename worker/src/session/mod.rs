@@ -2,9 +2,10 @@
 //!
 //! In reading order: [`WorkerOptions`] and [`Identity`] say who joins, [`CoordinatorAddress`] where, `books` is
 //! what a worker knows of its own work (no IO), `link` repeats reports and survives
-//! a coordinator that is away, [`Session`] is what a role sees of it all.
+//! a coordinator that is away, [`Session`] is what a role sees of it all, with [`Blobs`] for its tasks.
 
 mod address;
+mod blobs;
 mod books;
 mod coordinator_grpc;
 mod link;
@@ -13,9 +14,10 @@ mod options;
 mod session;
 
 pub use address::CoordinatorAddress;
+pub use blobs::Blobs;
 pub use books::Work;
 pub use options::{Identity, WorkerOptions};
-pub use session::{Blobs, Session, SessionError};
+pub use session::{Session, SessionError};
 
 #[cfg(test)]
 mod tests;

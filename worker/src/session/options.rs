@@ -97,3 +97,14 @@ pub struct Identity {
     /// Where peers of the collective reach it (learners).
     pub collective_address: Option<SocketAddr>,
 }
+
+impl Identity {
+    /// A worker that takes `slots` tasks at a time and is in no collective.
+    pub fn new(role: Role, slots: u32) -> Self {
+        Self {
+            role,
+            slots,
+            collective_address: None,
+        }
+    }
+}

@@ -2,10 +2,9 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use retouch_credentials::CredentialsError;
 use retouch_proto::{
-    BlobAddress, BlobRef, ContentHash, LeaseId, RunId,
+    BlobAddress, LeaseId,
     config::{ConfigErrors, RunConfig},
     limits::SLOTS_MAX,
     task::{TaskFailure, TaskOutcome},
@@ -19,16 +18,20 @@ use tokio::{
 use tonic::service::Routes;
 
 use super::{
+    blobs::Blobs,
     books::{Books, Work},
     coordinator_grpc::CoordinatorCalls,
     link::{self, Backoff, Command, Link, Pace},
     options::{Identity, WorkerOptions},
 };
 use crate::{
+    DeviceThread, Hosted,
     blobs::{
-        BlobClient, BlobClientOptions, BlobStore, BlobStoreError, BlobStoreOptions, Retention,
+        BlobClient, BlobClientOptions, BlobStore, BlobStoreError, BlobStoreOptions,
         blobs_grpc::BlobService,
     },
+    process,
+    role::{BoxError, RoleError},
     server,
 };
 
@@ -78,25 +81,18 @@ pub enum SessionError {
 #[derive(Debug)]
 pub struct Session {
     config: Arc<RunConfig>,
-    run: RunId,
     run_dir: PathBuf,
-    blobs: BlobClient,
-    address: BlobAddress,
+    device: String,
+    device_thread: DeviceThread,
+    blobs: Blobs,
     work: mpsc::Receiver<Work>,
     commands: mpsc::Sender<Command>,
     link: JoinHandle<Result<(), SessionError>>,
 }
 
-/// A session's blobs, for use in tasks.
-#[derive(Clone, Debug)]
-pub struct Blobs {
-    client: BlobClient,
-    address: BlobAddress,
-}
-
 impl Session {
     /// Opens the worker's port and joins the run, waiting for a coordinator that is
-    /// not there yet. The worker is reported as loading until [`Self::ready`].
+    /// not there yet. The worker is reported as loading until [`Self::serve`].
     ///
     /// `routes` are further services on the worker's port.
     ///
@@ -109,72 +105,52 @@ impl Session {
         identity: Identity,
         routes: Routes,
     ) -> Result<Self, SessionError> {
-        let (listener, address) =
-            server::bind(options.listen)
-                .await
-                .map_err(|source| SessionError::Listen {
-                    address: options.listen,
-                    source,
-                })?;
-        let store = BlobStore::open(BlobStoreOptions {
-            folder: options.data_dir.join("blobs"),
-            memory_bytes_max: options.memory_bytes_max,
-            disk_bytes_max: options.disk_bytes_max,
-        })?;
-        let access = &options.access;
-        let service = BlobService::new(store.clone(), access.clone());
-        let stop = options.stop.child_token();
-        server::spawn(listener, access, service, routes, stop)?;
-        let mut calls = CoordinatorCalls::new(options.coordinator.clone(), access.clone())?;
-        let address = advertised(&options, address);
+        // The port comes first: the registration says where this worker serves its blobs.
+        let (store, address) = serve_blobs(&options, routes).await?;
+        let mut calls = CoordinatorCalls::new(options.coordinator.clone(), options.access.clone())?;
         let mut books = Books::new(registration(&options, identity, address.clone()));
-        let registered = link::register(
-            &mut calls,
-            &mut books,
-            &store,
-            Backoff::first(options.give_up_after),
-            &options.stop,
-        )
-        .await?;
+        let backoff = Backoff::first(options.give_up_after);
+        let stop = options.stop.clone();
+        let registered = link::register(&mut calls, &mut books, &store, backoff, &stop).await?;
         let config = RunConfig::from_toml(&registered.config_toml)?;
         let config = Arc::new(options.localized(config));
         tracing::info!(run = %registered.run, generation = %registered.generation, role = %identity.role, "joined");
 
-        let run_dir = options
-            .run_dir
-            .clone()
-            .unwrap_or_else(|| PathBuf::from(&config.run_dir));
-        let blobs = BlobClient::new(
-            store.clone(),
-            BlobClientOptions {
-                access: options.access.clone(),
-                run_folder: Some(run_dir.clone()),
-                own_address: Some(address.clone()),
-                limits: options.fetch,
-            },
-        );
+        let device = config.device_of(identity.role);
+        let device = options.device.clone().unwrap_or_else(|| device.to_owned());
+        let run_dir = options.run_dir.clone();
+        let run_dir = run_dir.unwrap_or_else(|| PathBuf::from(&config.run_dir));
+        let client_options = BlobClientOptions {
+            access: options.access.clone(),
+            run_folder: Some(run_dir.clone()),
+            own_address: Some(address.clone()),
+            limits: options.fetch,
+        };
+        let client = BlobClient::new(store.clone(), client_options);
+        // A role has at most this many tasks, and each has one end: neither channel is ever full
+        // unless a coordinator gives out more than there are slots (`Link::hand_out`).
         let (work_sender, work) = mpsc::channel(SLOTS_MAX);
         let (commands, command_receiver) = mpsc::channel(SLOTS_MAX);
         let link = Link {
             books,
             calls,
             store,
-            blobs: blobs.clone(),
+            blobs: client.clone(),
             commands: command_receiver,
             work: work_sender,
             pace: pace(&options, &config),
-            stop: options.stop.clone(),
+            stop,
         };
-        let link = tokio::spawn(link.run());
         Ok(Self {
             config,
-            run: registered.run,
             run_dir,
-            blobs,
-            address,
+            device,
+            device_thread: options.device_thread,
+            blobs: Blobs { client, address },
             work,
             commands,
-            link,
+            // From here on, so that the coordinator hears of a worker whose models take minutes to load.
+            link: tokio::spawn(link.run()),
         })
     }
 
@@ -183,40 +159,56 @@ impl Session {
         &self.config
     }
 
-    /// The run that was joined.
-    pub fn run(&self) -> &RunId {
-        &self.run
-    }
-
     /// The run folder as this process sees it.
     pub fn run_dir(&self) -> &PathBuf {
         &self.run_dir
     }
 
+    /// The device on which this role computes: the command line's, else the run file's.
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
     /// The blobs of this worker.
     pub fn blobs(&self) -> Blobs {
-        Blobs {
-            client: self.blobs.clone(),
-            address: self.address.clone(),
-        }
+        self.blobs.clone()
+    }
+
+    /// Makes the role's models on its device thread, from the run file and the device's name.
+    ///
+    /// # Errors
+    ///
+    /// What `make` returns, as [`RoleError::Load`]; if it panics, or the compute threads can't be
+    /// started.
+    pub async fn load<S: Send + 'static>(
+        &self,
+        make: impl FnOnce(&RunConfig, &str) -> Result<S, BoxError> + Send + 'static,
+    ) -> Result<Hosted<S>, RoleError> {
+        // Not earlier: their number is in the run file, which comes with the registration.
+        process::set_compute_threads(self.config.cluster.threads_per_worker)?;
+        let (config, device) = (self.config.clone(), self.device.clone());
+        let loaded = self.device_thread.host(move || make(&config, &device));
+        loaded.await?.map_err(RoleError::Load)
     }
 
     /// Takes work from now on: models are loaded. Every assignment becomes one call
-    /// of `handle`; a panic in it is a failure that may be tried again. Returns when
+    /// of `answer`; a panic in it is a failure that may be tried again. Returns when
     /// the run has ended or the process was told to stop.
     ///
     /// # Errors
     ///
     /// If the coordinator refuses or stays away.
-    pub async fn serve<F>(mut self, mut handle: impl FnMut(Work) -> F) -> Result<(), SessionError>
+    pub async fn serve<F>(mut self, mut answer: impl FnMut(Work) -> F) -> Result<(), SessionError>
     where
-        F: Future<Output = TaskOutcome> + Send + 'static,
+        F: Future<Output = Result<TaskOutcome, TaskFailure>> + Send + 'static,
     {
         let _ = self.commands.send(Command::Ready).await;
         let mut tasks: JoinSet<()> = JoinSet::new();
+        // The link drops its end when it is over, for whatever reason: that is the end of the work.
         while let Some(work) = self.work.recv().await {
             let lease = work.assignment.lease;
-            let task = tokio::spawn(handle(work));
+            // A task of its own, so that a panic ends this answer and not the worker.
+            let task = tokio::spawn(answer(work));
             tasks.spawn(report_end(lease, task, self.commands.clone()));
             while tasks.try_join_next().is_some() {}
         }
@@ -226,25 +218,38 @@ impl Session {
 
 async fn report_end(
     lease: LeaseId,
-    task: JoinHandle<TaskOutcome>,
+    task: JoinHandle<Result<TaskOutcome, TaskFailure>>,
     commands: mpsc::Sender<Command>,
 ) {
     let outcome = task
         .await
-        .unwrap_or_else(|error| failed(format!("the task broke: {error}")));
-    if let TaskOutcome::Failed(failure) = &outcome {
-        tracing::warn!(%lease, reason = failure.reason, "a task failed");
-    }
+        .unwrap_or_else(|error| Err(TaskFailure::retryable(format!("the task broke: {error}"))))
+        .unwrap_or_else(|failure| {
+            tracing::warn!(%lease, reason = failure.reason, "a task failed");
+            TaskOutcome::Failed(failure)
+        });
     let _ = commands.send(Command::Finished(lease, outcome)).await;
 }
 
-/// A failure that another attempt may not meet.
-pub(super) fn failed(reason: String) -> TaskOutcome {
-    TaskOutcome::Failed(TaskFailure {
-        reason,
-        lost_blobs: Vec::new(),
-        retryable: true,
-    })
+/// Opens the blob store and the worker's port; gives the address under which others reach it.
+async fn serve_blobs(
+    options: &WorkerOptions,
+    routes: Routes,
+) -> Result<(BlobStore, BlobAddress), SessionError> {
+    let listen = |source| SessionError::Listen {
+        address: options.listen,
+        source,
+    };
+    let (listener, bound) = server::bind(options.listen).await.map_err(listen)?;
+    let store = BlobStore::open(BlobStoreOptions {
+        folder: options.data_dir.join("blobs"),
+        memory_bytes_max: options.memory_bytes_max,
+        disk_bytes_max: options.disk_bytes_max,
+    })?;
+    let service = BlobService::new(store.clone(), options.access.clone());
+    let stop = options.stop.child_token();
+    server::spawn(listener, &options.access, service, routes, stop)?;
+    Ok((store, advertised(options, bound)))
 }
 
 fn advertised(options: &WorkerOptions, bound: SocketAddr) -> BlobAddress {
@@ -278,77 +283,5 @@ fn pace(options: &WorkerOptions, config: &RunConfig) -> Pace {
         held_max: Duration::from_millis(config.cluster.report_wait_ms_max),
         give_up_after: options.give_up_after,
         stop_grace: options.stop_grace,
-    }
-}
-
-impl Blobs {
-    /// Stores bytes and gives the reference under which others can fetch them.
-    ///
-    /// # Errors
-    ///
-    /// If they can't be kept.
-    pub async fn put(&self, bytes: Bytes, retention: Retention) -> Result<BlobRef, BlobStoreError> {
-        let (store, size_bytes) = (self.store().clone(), bytes.len() as u64);
-        let stored = tokio::task::spawn_blocking(move || store.put(bytes, retention)).await;
-        let hash = stored.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
-        Ok(BlobRef {
-            hash,
-            size_bytes,
-            owners: vec![self.address.clone()],
-        })
-    }
-
-    /// The blob's bytes, from here or from an owner.
-    ///
-    /// # Errors
-    ///
-    /// A failure of the task that needs it, naming the blob if it is lost.
-    pub async fn fetch(&self, blob: &BlobRef, retention: Retention) -> Result<Bytes, TaskFailure> {
-        self.client
-            .fetch(blob, retention)
-            .await
-            .map_err(|error| TaskFailure {
-                reason: error.to_string(),
-                lost_blobs: error.lost_blob().into_iter().collect(),
-                retryable: true,
-            })
-    }
-
-    /// Fetches several blobs at once, in order.
-    ///
-    /// # Errors
-    ///
-    /// A failure that names all blobs which are lost.
-    pub async fn fetch_all(
-        &self,
-        blobs: &[BlobRef],
-        retention: Retention,
-    ) -> Result<Vec<Bytes>, TaskFailure> {
-        let mut transfers = JoinSet::new();
-        for (index, blob) in blobs.iter().cloned().enumerate() {
-            let this = self.clone();
-            transfers.spawn(async move { (index, this.fetch(&blob, retention).await) });
-        }
-        let mut results = transfers.join_all().await;
-        results.sort_by_key(|(index, _)| *index);
-        let (mut fetched, mut failed): (Vec<Bytes>, Option<TaskFailure>) = (Vec::new(), None);
-        for (_, result) in results {
-            match (result, &mut failed) {
-                (Ok(bytes), _) => fetched.push(bytes),
-                (Err(failure), None) => failed = Some(failure),
-                (Err(failure), Some(first)) => first.lost_blobs.extend(failure.lost_blobs),
-            }
-        }
-        failed.map_or(Ok(fetched), Err)
-    }
-
-    /// Drops a blob.
-    pub fn release(&self, hash: &ContentHash) {
-        self.store().release(hash);
-    }
-
-    /// The store behind.
-    pub fn store(&self) -> &BlobStore {
-        self.client.store()
     }
 }

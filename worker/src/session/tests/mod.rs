@@ -10,29 +10,86 @@ use retouch_proto::{
     BlobRef, Generation, GroupId, Iteration, LeaseId, RunId, WorkerId,
     config::RunConfig,
     task::{Assignment, ScoreResult, ScoreTask, Task, TaskOutcome},
-    worker::{Directive, Registered, ReportReply, Role, WorkerState},
+    worker::{Directive, Registered, Registration, Report, ReportReply, Role, WorkerState},
 };
 use tempfile::TempDir;
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
 use tonic::{Status, service::Routes};
 
 use super::*;
 use crate::blobs::Retention;
 
-/// A worker whose tasks a test ends.
-struct Worker {
+/// Ends a task.
+type End = oneshot::Sender<TaskOutcome>;
+
+/// A worker whose tasks a test ends, and the coordinator that it has joined.
+struct Scene {
+    coordinator: FakeCoordinator,
     serving: JoinHandle<Result<(), SessionError>>,
-    tasks: mpsc::UnboundedReceiver<(Work, tokio::sync::oneshot::Sender<TaskOutcome>)>,
+    tasks: mpsc::UnboundedReceiver<(Work, End)>,
     blobs: Blobs,
     options: WorkerOptions,
     _folder: TempDir,
 }
 
-impl Worker {
-    async fn next_task(&mut self) -> (Work, tokio::sync::oneshot::Sender<TaskOutcome>) {
+impl Scene {
+    /// A worker that has joined, with a task for each of these leases.
+    async fn working_on(leases: &[u64]) -> Self {
+        let mut coordinator = FakeCoordinator::start("127.0.0.1:0").await;
+        let folder = tempfile::tempdir().unwrap();
+        let options = options(&coordinator, &folder);
+        let (session, _) = connect(&mut coordinator, &options, registered(1)).await;
+        let blobs = session.blobs();
+        let (sender, tasks) = mpsc::unbounded_channel();
+        let serving = tokio::spawn(session.serve(move |work| {
+            let (end, ended) = oneshot::channel();
+            sender.send((work, end)).unwrap();
+            async move { Ok(ended.await.expect("the test ends it")) }
+        }));
+        if !leases.is_empty() {
+            give(&mut coordinator, leases).await;
+        }
+        Self {
+            coordinator,
+            serving,
+            tasks,
+            blobs,
+            options,
+            _folder: folder,
+        }
+    }
+
+    async fn next_task(&mut self) -> (Work, End) {
         let wait = tokio::time::timeout(Duration::from_secs(20), self.tasks.recv());
         wait.await.expect("a task comes").expect("the worker lives")
     }
+
+    /// Waits for a report for which the condition holds, and answers it.
+    async fn answer(&mut self, condition: impl Fn(&Report) -> bool, reply: ReportReply) -> Report {
+        self.coordinator.report_with(condition).await.answer(reply)
+    }
+}
+
+fn has_result(report: &Report) -> bool {
+    !report.results.is_empty()
+}
+
+/// Joins, with two slots, a coordinator that takes the worker; also gives what it registered with.
+async fn connect(
+    coordinator: &mut FakeCoordinator,
+    options: &WorkerOptions,
+    registered: Registered,
+) -> (Session, Registration) {
+    let connecting = tokio::spawn(join(options.clone()));
+    let registration = coordinator.admit(Ok(registered)).await;
+    (connecting.await.unwrap().unwrap(), registration)
+}
+
+fn join(options: WorkerOptions) -> impl Future<Output = Result<Session, SessionError>> {
+    Session::connect(options, Identity::new(Role::Reward, 2), Routes::default())
 }
 
 fn options(coordinator: &FakeCoordinator, folder: &TempDir) -> WorkerOptions {
@@ -118,186 +175,128 @@ async fn give(coordinator: &mut FakeCoordinator, leases: &[u64]) {
     });
 }
 
-/// Connects, and serves with tasks that end when the test says so.
-async fn joined(coordinator: &mut FakeCoordinator) -> Worker {
-    let folder = tempfile::tempdir().unwrap();
-    let options = options(coordinator, &folder);
-    let identity = Identity {
-        role: Role::Reward,
-        slots: 2,
-        collective_address: None,
-    };
-    let connecting = tokio::spawn(Session::connect(
-        options.clone(),
-        identity,
-        Routes::default(),
-    ));
-    coordinator.admit(Ok(registered(1))).await;
-    let session = connecting.await.unwrap().unwrap();
-    let blobs = session.blobs();
-    let (sender, tasks) = mpsc::unbounded_channel();
-    let serving = tokio::spawn(session.serve(move |work| {
-        let (end, ended) = tokio::sync::oneshot::channel();
-        sender.send((work, end)).unwrap();
-        async move { ended.await.expect("the test ends it") }
-    }));
-    Worker {
-        serving,
-        tasks,
-        blobs,
-        options,
-        _folder: folder,
-    }
-}
-
 #[tokio::test]
 async fn loading_is_told_until_the_role_serves() {
     let mut coordinator = FakeCoordinator::start("127.0.0.1:0").await;
     let folder = tempfile::tempdir().unwrap();
-    let identity = Identity {
-        role: Role::Reward,
-        slots: 2,
-        collective_address: None,
-    };
     let options = options(&coordinator, &folder);
-    let connecting = tokio::spawn(Session::connect(options, identity, Routes::default()));
-    let registration = coordinator.admit(Ok(registered(5))).await;
+    let (session, registration) = connect(&mut coordinator, &options, registered(5)).await;
     assert_eq!((registration.role, registration.slots), (Role::Reward, 2));
-    let session = connecting.await.unwrap().unwrap();
     assert_eq!(session.config().cluster.heartbeat_ms, 20);
-    let open = coordinator.report_with(|_| true).await;
-    assert_eq!(open.report.generation, Generation(5));
-    let report = open.answer(nothing());
+    let report = coordinator.report_with(|_| true).await.answer(nothing());
+    assert_eq!(report.generation, Generation(5));
     assert_eq!((report.state, report.slots_free), (WorkerState::Loading, 0));
-    let _serving = tokio::spawn(session.serve(|_| async { outcome() }));
-    let report = coordinator
-        .report_with(|report| report.state == WorkerState::Ready)
-        .await
-        .report;
+    let _serving = tokio::spawn(session.serve(|_| async { Ok(outcome()) }));
+    let is_ready = |report: &Report| report.state == WorkerState::Ready;
+    let report = coordinator.report_with(is_ready).await.report;
     assert_eq!(report.slots_free, 2);
 }
 
 #[tokio::test]
-async fn results_are_repeated_until_a_report_is_answered() {
+async fn a_role_is_made_on_its_device_and_its_error_is_lasting() {
     let mut coordinator = FakeCoordinator::start("127.0.0.1:0").await;
-    let mut worker = joined(&mut coordinator).await;
-    give(&mut coordinator, &[7]).await;
-    let (work, end) = worker.next_task().await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = options(&coordinator, &folder);
+    let mut registered = registered(1);
+    let mut config = RunConfig::from_toml(&registered.config_toml).unwrap();
+    config.reward.device = "cuda:3".into();
+    registered.config_toml = config.to_toml();
+    let (session, _) = connect(&mut coordinator, &options, registered.clone()).await;
+    let made = session.load(|config, device| Ok((config.reward.dtype, device.to_owned())));
+    let made = made.await.unwrap().run(|made| made.clone()).await.unwrap();
+    assert_eq!(made, (config.reward.dtype, "cuda:3".to_owned()));
+    let error = session.load::<()>(|_, _| Err("no weights".into())).await;
+    let error = error.unwrap_err();
+    assert_eq!(error.to_string(), "no weights");
+    assert!(error.is_lasting() && !error.is_restart());
+    drop(session);
+
+    options.device = Some("cpu".into());
+    options.data_dir = folder.path().join("again");
+    let (session, registration) = connect(&mut coordinator, &options, registered).await;
+    assert_eq!((session.device(), &registration.device[..]), ("cpu", "cpu"));
+}
+
+#[tokio::test]
+async fn results_are_repeated_until_a_report_is_answered() {
+    let mut scene = Scene::working_on(&[7]).await;
+    let (work, end) = scene.next_task().await;
     assert_eq!(work.assignment.lease, LeaseId(7));
-    let open = coordinator
-        .report_with(|report| report.running == [LeaseId(7)])
-        .await;
     // The same lease again is no new task.
-    let report = open.answer(ReportReply {
+    let again = ReportReply {
         assignments: vec![assignment(7)],
         ..nothing()
-    });
+    };
+    let is_running = |report: &Report| report.running == [LeaseId(7)];
+    let report = scene.answer(is_running, again).await;
     assert_eq!(report.slots_free, 1);
     end.send(outcome()).unwrap();
-    let unanswered = coordinator
-        .report_with(|report| !report.results.is_empty())
-        .await;
+    let unanswered = scene.coordinator.report_with(has_result).await;
     drop(unanswered);
-    let open = coordinator.report_with(|_| true).await;
-    let report = open.answer(nothing());
-    assert_eq!(report.results.len(), 1);
-    assert_eq!(
-        (&report.results[0].outcome, report.slots_free),
-        (&outcome(), 2)
-    );
-    let report = coordinator
-        .report_with(|report| report.sequence > 1)
-        .await
-        .answer(nothing());
+    let report = scene.answer(|_| true, nothing()).await;
+    let results: Vec<&TaskOutcome> = report.results.iter().map(|r| &r.outcome).collect();
+    assert_eq!((results, report.slots_free), (vec![&outcome()], 2));
+    let report = scene.answer(|report| report.sequence > 1, nothing()).await;
     assert!(report.results.is_empty());
-    assert!(worker.tasks.is_empty());
+    assert!(scene.tasks.is_empty());
 }
 
 #[tokio::test]
 async fn cancelled_work_frees_its_slot_and_has_no_result() {
-    let mut coordinator = FakeCoordinator::start("127.0.0.1:0").await;
-    let mut worker = joined(&mut coordinator).await;
-    give(&mut coordinator, &[7]).await;
-    let (work, end) = worker.next_task().await;
-    let open = coordinator
-        .report_with(|report| report.slots_free == 1)
-        .await;
-    open.answer(ReportReply {
+    let mut scene = Scene::working_on(&[7]).await;
+    let (work, end) = scene.next_task().await;
+    let cancel = ReportReply {
         cancel: vec![LeaseId(7)],
         ..nothing()
-    });
+    };
+    scene.answer(|report| report.slots_free == 1, cancel).await;
     work.cancel.cancelled().await;
     end.send(outcome()).unwrap();
-    let report = coordinator
-        .report_with(|report| report.running.is_empty())
-        .await
-        .report;
+    let is_idle = |report: &Report| report.running.is_empty();
+    let report = scene.answer(is_idle, nothing()).await;
     assert!(report.results.is_empty());
 }
 
 #[tokio::test]
 async fn blob_changes_are_told() {
-    let mut coordinator = FakeCoordinator::start("127.0.0.1:0").await;
-    let worker = joined(&mut coordinator).await;
-    let until = Retention::Until(Iteration(3));
-    let blob = worker
-        .blobs
-        .put(Bytes::from_static(b"latent"), until)
-        .await
-        .unwrap();
-    let open = coordinator
-        .report_with(|report| !report.blobs_added.is_empty())
-        .await;
-    let report = open.answer(ReportReply {
+    let mut scene = Scene::working_on(&[]).await;
+    let bytes = Bytes::from_static(b"latent");
+    let put = scene.blobs.put(bytes, Retention::Until(Iteration(3)));
+    let hash = put.await.unwrap().hash;
+    let committed = ReportReply {
         committed: Iteration(3),
         ..nothing()
-    });
-    assert_eq!(report.blobs_added, [blob.hash]);
-    let report = coordinator
-        .report_with(|report| !report.blobs_dropped.is_empty())
-        .await
-        .report;
+    };
+    let came = |report: &Report| !report.blobs_added.is_empty();
+    let report = scene.answer(came, committed).await;
+    assert_eq!(report.blobs_added, [hash]);
+    let went = |report: &Report| !report.blobs_dropped.is_empty();
+    let report = scene.answer(went, nothing()).await;
     assert_eq!(
         (report.blobs_dropped, report.blobs_added),
-        (vec![blob.hash], vec![])
+        (vec![hash], vec![])
     );
 }
 
 #[tokio::test]
 async fn new_generation_tells_what_is_held_and_run() {
-    let mut coordinator = FakeCoordinator::start("127.0.0.1:0").await;
-    let mut worker = joined(&mut coordinator).await;
-    let blob = worker
-        .blobs
-        .put(Bytes::from_static(b"latent"), Retention::Pinned)
-        .await
-        .unwrap();
-    give(&mut coordinator, &[7, 8]).await;
-    let (_first, end) = worker.next_task().await;
-    let (second, _open) = worker.next_task().await;
+    let mut scene = Scene::working_on(&[7, 8]).await;
+    let bytes = Bytes::from_static(b"latent");
+    let blob = scene.blobs.put(bytes, Retention::Pinned).await.unwrap();
+    let (_first, end) = scene.next_task().await;
+    let (second, _open) = scene.next_task().await;
     end.send(outcome()).unwrap();
-    let open = coordinator
-        .report_with(|report| !report.results.is_empty())
-        .await;
-    open.answer(ReportReply {
+    let reregister = ReportReply {
         directive: Directive::Reregister,
         ..nothing()
-    });
-    let registration = coordinator.admit(Ok(registered(2))).await;
+    };
+    scene.answer(has_result, reregister).await;
+    let registration = scene.coordinator.admit(Ok(registered(2))).await;
     assert_eq!(registration.holds, [blob.hash]);
-    let leases: Vec<LeaseId> = registration
-        .running
-        .iter()
-        .map(|running| running.lease)
-        .collect();
-    assert_eq!(
-        leases,
-        [
-            second.assignment.lease,
-            LeaseId(15 - second.assignment.lease.0)
-        ]
-    );
-    let report = coordinator.report_with(|_| true).await.report;
+    let leases: Vec<LeaseId> = registration.running.iter().map(|task| task.lease).collect();
+    let running = second.assignment.lease;
+    assert_eq!(leases, [running, LeaseId(15 - running.0)]);
+    let report = scene.answer(|_| true, nothing()).await;
     assert_eq!(
         (report.generation, report.results.len()),
         (Generation(2), 1)
@@ -306,32 +305,25 @@ async fn new_generation_tells_what_is_held_and_run() {
 
 #[tokio::test]
 async fn coordinator_may_be_away_for_a_while() {
-    let mut coordinator = FakeCoordinator::start("127.0.0.1:0").await;
-    let mut worker = joined(&mut coordinator).await;
-    give(&mut coordinator, &[7]).await;
-    let (_work, end) = worker.next_task().await;
-    let address = coordinator.address.to_string();
-    coordinator.kill().await;
+    let mut scene = Scene::working_on(&[7]).await;
+    let (_work, end) = scene.next_task().await;
+    let address = scene.coordinator.address.to_string();
+    scene.coordinator.kill().await;
     end.send(outcome()).unwrap();
     let mut coordinator = FakeCoordinator::start(&address).await;
-    let report = coordinator
-        .report_with(|report| !report.results.is_empty())
-        .await
-        .answer(nothing());
+    let report = coordinator.report_with(has_result).await.answer(nothing());
     assert_eq!(report.results[0].lease, LeaseId(7));
 }
 
 #[tokio::test]
 async fn end_of_the_run_cancels_work_and_ends_serving() {
-    let mut coordinator = FakeCoordinator::start("127.0.0.1:0").await;
-    let mut worker = joined(&mut coordinator).await;
-    give(&mut coordinator, &[7]).await;
-    let (work, _end) = worker.next_task().await;
+    let mut scene = Scene::working_on(&[7]).await;
+    let (work, _end) = scene.next_task().await;
     // A report that the worker gave up for a newer one may be answered in vain.
     while !work.cancel.is_cancelled() {
         tokio::select! {
             () = work.cancel.cancelled() => {}
-            open = coordinator.report_with(|_| true) => {
+            open = scene.coordinator.report_with(|_| true) => {
                 open.answer(ReportReply {
                     directive: Directive::Shutdown,
                     ..nothing()
@@ -339,43 +331,27 @@ async fn end_of_the_run_cancels_work_and_ends_serving() {
             }
         }
     }
-    worker.serving.await.unwrap().unwrap();
+    scene.serving.await.unwrap().unwrap();
 }
 
 #[tokio::test]
 async fn stopping_finishes_what_is_under_way() {
-    let mut coordinator = FakeCoordinator::start("127.0.0.1:0").await;
-    let mut worker = joined(&mut coordinator).await;
-    give(&mut coordinator, &[7]).await;
-    let (_work, end) = worker.next_task().await;
-    worker.options.stop.cancel();
-    let open = coordinator
-        .report_with(|report| report.state == WorkerState::Leaving)
-        .await;
-    assert_eq!(open.answer(nothing()).slots_free, 0);
+    let mut scene = Scene::working_on(&[7]).await;
+    let (_work, end) = scene.next_task().await;
+    scene.options.stop.cancel();
+    let is_leaving = |report: &Report| report.state == WorkerState::Leaving;
+    assert_eq!(scene.answer(is_leaving, nothing()).await.slots_free, 0);
     end.send(outcome()).unwrap();
-    let open = coordinator
-        .report_with(|report| !report.results.is_empty())
-        .await;
-    open.answer(nothing());
-    worker.serving.await.unwrap().unwrap();
+    scene.answer(has_result, nothing()).await;
+    scene.serving.await.unwrap().unwrap();
 }
 
 #[tokio::test]
 async fn refusal_and_absence_end_with_the_reason() {
     let mut coordinator = FakeCoordinator::start("127.0.0.1:0").await;
     let folder = tempfile::tempdir().unwrap();
-    let identity = Identity {
-        role: Role::Reward,
-        slots: 1,
-        collective_address: None,
-    };
     let mut options = options(&coordinator, &folder);
-    let connecting = tokio::spawn(Session::connect(
-        options.clone(),
-        identity,
-        Routes::default(),
-    ));
+    let connecting = tokio::spawn(join(options.clone()));
     coordinator
         .admit(Err(Status::unauthenticated("another run's token")))
         .await;
@@ -388,9 +364,7 @@ async fn refusal_and_absence_end_with_the_reason() {
     coordinator.kill().await;
     options.give_up_after = Duration::from_millis(100);
     options.data_dir = folder.path().join("again");
-    let error = Session::connect(options, identity, Routes::default())
-        .await
-        .unwrap_err();
+    let error = join(options).await.unwrap_err();
     assert!(matches!(error, SessionError::Gone { .. }), "{error}");
 }
 
@@ -398,36 +372,14 @@ async fn refusal_and_absence_end_with_the_reason() {
 async fn panic_in_a_task_is_a_failure_that_may_be_tried_again() {
     let mut coordinator = FakeCoordinator::start("127.0.0.1:0").await;
     let folder = tempfile::tempdir().unwrap();
-    let identity = Identity {
-        role: Role::Reward,
-        slots: 1,
-        collective_address: None,
-    };
-    let connecting = tokio::spawn(Session::connect(
-        options(&coordinator, &folder),
-        identity,
-        Routes::default(),
-    ));
-    coordinator.admit(Ok(registered(1))).await;
-    let session = connecting.await.unwrap().unwrap();
+    let options = options(&coordinator, &folder);
+    let (session, _) = connect(&mut coordinator, &options, registered(1)).await;
     let _serving = tokio::spawn(session.serve(|_| async { panic!("index out of bounds") }));
-    let open = coordinator
-        .report_with(|report| report.slots_free == 1)
-        .await;
-    open.answer(ReportReply {
-        assignments: vec![assignment(7)],
-        ..nothing()
-    });
-    let report = coordinator
-        .report_with(|report| !report.results.is_empty())
-        .await
-        .report;
+    give(&mut coordinator, &[7]).await;
+    let report = coordinator.report_with(has_result).await.report;
     let TaskOutcome::Failed(failure) = &report.results[0].outcome else {
         panic!("expected a failure")
     };
-    assert!(
-        failure.retryable && failure.reason.contains("panicked"),
-        "{}",
-        failure.reason
-    );
+    let reason = &failure.reason;
+    assert!(failure.retryable && reason.contains("panicked"), "{reason}");
 }
