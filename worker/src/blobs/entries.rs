@@ -42,10 +42,6 @@ pub(super) struct Entries {
 }
 
 impl Entries {
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
     pub(super) fn memory_bytes(&self) -> u64 {
         self.memory_bytes
     }

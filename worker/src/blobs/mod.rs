@@ -22,7 +22,7 @@ use crate::server;
 
 pub use client::{BlobClient, BlobClientOptions, FetchError, FetchLimits};
 pub use entries::Retention;
-pub use store::{BlobReader, BlobStore, BlobStoreError, BlobStoreOptions, Changes, Usage};
+pub use store::{BlobReader, BlobStore, BlobStoreError, BlobStoreOptions, Changes};
 
 /// Serves a store's blobs to the run's workers, until `stop` is cancelled;
 /// gives the address with the port that was chosen.

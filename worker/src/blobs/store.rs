@@ -96,17 +96,6 @@ impl BlobReader {
     }
 }
 
-/// How much a store holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Number of blobs.
-    pub blobs: usize,
-    /// Bytes in memory.
-    pub memory_bytes: u64,
-    /// Bytes in files.
-    pub disk_bytes: u64,
-}
-
 /// What came and went since the last time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
@@ -130,6 +119,8 @@ impl BlobStore {
         };
         std::fs::create_dir_all(folder).map_err(io(folder))?;
         let lock = lock_folder(folder)?;
+        // An earlier life's files are not adopted: each would have to be read and hashed before it could be
+        // offered, and the coordinator has counted them as lost.
         for file in std::fs::read_dir(folder).map_err(io(folder))? {
             let path = file.map_err(io(folder))?.path();
             if path.extension().is_some_and(|e| e == "blob" || e == "part") {
@@ -176,7 +167,10 @@ impl BlobStore {
     ///
     /// If its file can't be read or has changed; the blob is dropped then.
     pub fn get(&self, hash: &ContentHash) -> Result<Option<Bytes>, BlobStoreError> {
-        match self.entries().touch(hash) {
+        // A statement of its own, here and in `reader`: in the `match` the lock would be held until its end, while a file
+        // is read, and while `release` waits for it.
+        let touched = self.entries().touch(hash);
+        match touched {
             None => return Ok(None),
             Some((Place::Memory(bytes), _)) => return Ok(Some(bytes)),
             Some((Place::Disk, _)) => {}
@@ -192,7 +186,8 @@ impl BlobStore {
     ///
     /// If its file can't be opened; the blob is dropped then.
     pub fn reader(&self, hash: &ContentHash) -> Result<Option<BlobReader>, BlobStoreError> {
-        match self.entries().touch(hash) {
+        let touched = self.entries().touch(hash);
+        match touched {
             None => Ok(None),
             Some((Place::Memory(bytes), _)) => Ok(Some(BlobReader::Memory(bytes))),
             Some((Place::Disk, size)) => {
@@ -230,16 +225,6 @@ impl BlobStore {
         self.entries().hashes()
     }
 
-    /// How much is held.
-    pub fn usage(&self) -> Usage {
-        let entries = self.entries();
-        Usage {
-            blobs: entries.len(),
-            memory_bytes: entries.memory_bytes(),
-            disk_bytes: entries.disk_bytes(),
-        }
-    }
-
     /// What came and went since this was last called.
     pub fn take_changes(&self) -> Changes {
         let mut changes = Changes::default();
@@ -260,6 +245,7 @@ impl BlobStore {
             disk_bytes_max,
             folder,
         } = &self.0.options;
+        // One budget: what memory has no room for goes to files. A blob that is held needs no more of it.
         let held = entries.disk_bytes();
         let total = held + entries.memory_bytes() + size;
         if total <= memory_bytes_max + disk_bytes_max || entries.touch(hash).is_some() {
@@ -275,9 +261,11 @@ impl BlobStore {
 
     /// Moves blobs to files until memory is within its limit.
     fn spill(&self) -> Result<(), BlobStoreError> {
+        // Two threads would write the same coldest blob. The entries stay unlocked while one writes.
         let _one = self.0.spill.lock().unwrap_or_else(|e| e.into_inner());
         while let Some((hash, bytes)) = self.excess() {
             self.write_file(&hash, &bytes)?;
+            // Dropped while it was written: no entry is left that would ever delete the file.
             if !self.entries().moved_to_disk(&hash) {
                 self.delete_file(&hash);
             }
@@ -322,7 +310,7 @@ impl BlobStore {
         self.0.options.folder.join(format!("{hash}.blob"))
     }
 
-    fn entries(&self) -> MutexGuard<'_, Entries> {
+    pub(super) fn entries(&self) -> MutexGuard<'_, Entries> {
         self.0.entries.lock().unwrap_or_else(|e| e.into_inner())
     }
 }

@@ -46,6 +46,13 @@ impl Drop for Worker {
     }
 }
 
+/// Blobs, bytes in memory and bytes in files.
+fn usage(store: &BlobStore) -> [u64; 3] {
+    let blobs = store.hashes().len() as u64;
+    let entries = store.entries();
+    [blobs, entries.memory_bytes(), entries.disk_bytes()]
+}
+
 async fn worker_with(memory_bytes_max: u64, access: Access) -> Worker {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder, memory_bytes_max, 1 << 30).unwrap();
@@ -163,7 +170,7 @@ async fn corruption_is_noticed_and_another_owner_asked() {
         .unwrap_err();
     assert_eq!(error.lost_blob(), Some(ContentHash::of(&good)));
     assert!(error.to_string().contains("other bytes"), "{error}");
-    assert_eq!(alone.store.usage(), Usage::default());
+    assert_eq!(usage(&alone.store), [0; 3]);
 }
 
 #[tokio::test]
@@ -226,7 +233,7 @@ async fn blobs_go_to_the_runs_workers_and_to_nobody_else() {
         let stranger = worker_with(1 << 30, stranger).await;
         let error = stranger.fetch(&blob).await.unwrap_err();
         assert!(error.to_string().contains(said), "{error}");
-        assert_eq!(stranger.store.usage(), Usage::default());
+        assert_eq!(usage(&stranger.store), [0; 3]);
     }
     // A stranger is no owner either, whatever bytes it has.
     let stranger = worker_with(1 << 30, Access::Open).await;
@@ -373,14 +380,7 @@ async fn full_memory_goes_to_files_and_is_served_from_there() {
     for blob in &blobs {
         owner.store.put(blob.clone(), Retention::Pinned).unwrap();
     }
-    assert_eq!(
-        owner.store.usage(),
-        Usage {
-            blobs: 4,
-            memory_bytes: 2_400_000,
-            disk_bytes: 2_400_000
-        }
-    );
+    assert_eq!(usage(&owner.store), [4, 2_400_000, 2_400_000]);
     for blob in &blobs {
         let got = consumer
             .fetch(&reference(blob, &[&owner.address]))
@@ -399,6 +399,21 @@ async fn full_memory_goes_to_files_and_is_served_from_there() {
             .count(),
         2
     );
+}
+
+#[test]
+fn a_file_that_is_gone_is_an_error_and_dropped() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder, 0, 1000).unwrap();
+    let hash = store.put(bytes(100, 1), Retention::Pinned).unwrap();
+    std::fs::remove_file(folder.path().join(format!("blobs/{hash}.blob"))).unwrap();
+    // On a thread of its own, so that a lock that is never given back fails the test.
+    let (sender, answer) = std::sync::mpsc::channel();
+    let reading = store.clone();
+    std::thread::spawn(move || sender.send(reading.reader(&hash).is_err()));
+    let failed = answer.recv_timeout(Duration::from_secs(20));
+    assert!(failed.expect("the store answers"));
+    assert!(store.hashes().is_empty());
 }
 
 #[test]
