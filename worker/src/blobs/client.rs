@@ -192,6 +192,7 @@ impl BlobClient {
         blob: &BlobRef,
         retention: Retention,
     ) -> Result<Option<Bytes>, FetchError> {
+        // Extended before it is read, so that no commit drops it in between.
         if !self.store().extend(&blob.hash, retention) {
             return Ok(None);
         }
@@ -206,6 +207,7 @@ impl BlobClient {
         blob: &BlobRef,
         retention: Retention,
     ) -> Result<Bytes, FetchError> {
+        // Refused now rather than after a transfer.
         self.store().check_space(&blob.hash, blob.size_bytes)?;
         let closed = |_| FetchError::Lost {
             hash: blob.hash,
@@ -221,6 +223,7 @@ impl BlobClient {
             tokio::task::spawn_blocking(move || store.put_verified(hash, kept, retention)).await;
         match stored {
             Ok(stored) => stored?,
+            // The caller's bytes are whole and verified; only others have to look elsewhere for them.
             Err(error) => tracing::error!(%error, "keeping a fetched blob failed"),
         }
         Ok(bytes)
@@ -235,6 +238,7 @@ impl BlobClient {
         loop {
             match search.next() {
                 Next::Ask(owner) => {
+                    // Whole copies from here on, so that a wrong hash says whose is broken.
                     if resume == Resume::Forbidden {
                         partial.clear();
                     }
@@ -245,6 +249,7 @@ impl BlobClient {
                         Asked::Nothing => {}
                     }
                 }
+                // Somebody has the blob: waiting for a turn is no failed round, and has a deadline of its own.
                 Next::AllBusy if begin.elapsed() < limits.busy_max => {
                     tokio::time::sleep(limits.pause).await;
                 }

@@ -84,6 +84,7 @@ impl Books {
     pub(super) fn registered(&mut self, generation: Generation) {
         self.generation = generation;
         self.sequence = 0;
+        // The registration has said what is held. Results stay: they are about groups and count under any generation.
         self.blobs.clear();
     }
 
@@ -102,6 +103,7 @@ impl Books {
         self.blobs
             .extend(changes.dropped.into_iter().map(|hash| (hash, false)));
         self.sequence += 1;
+        // Half a list's limit for each of the two; what is left over is told by the next report.
         let told = |held: bool| {
             let told = self.blobs.iter().filter(move |(_, now)| **now == held);
             told.map(|(hash, _)| *hash).take(HASHES_MAX / 2).collect()
@@ -124,6 +126,8 @@ impl Books {
     }
 
     pub(super) fn slots_free(&self) -> u32 {
+        // A cancelled task may sit on the device for minutes; its slot is free at once, so that the next one's blobs
+        // are fetched meanwhile.
         let wanted = self
             .running
             .values()
@@ -142,6 +146,7 @@ impl Books {
         }
         let told = report.blobs_added.iter().map(|hash| (hash, true));
         for (hash, held) in told.chain(report.blobs_dropped.iter().map(|hash| (hash, false))) {
+            // It may have gone, or come back, since the report was made: then that is still to be told.
             if self.blobs.get(hash) == Some(&held) {
                 self.blobs.remove(hash);
             }
@@ -198,6 +203,7 @@ impl Books {
 
     fn accept(&mut self, assignment: Assignment) -> Option<Work> {
         let lease = assignment.lease;
+        // Replies repeat what the coordinator does not yet know to have arrived.
         if self.running.contains_key(&lease) || self.finished.contains_key(&lease) {
             return None;
         }

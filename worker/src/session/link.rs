@@ -108,6 +108,7 @@ impl Backoff {
         let away = self.since.elapsed();
         match error {
             CallError::Refused(reason) => Err(SessionError::Refused(reason)),
+            // Whoever was trusted before may come back; a stranger at the first call is a wrong address or token.
             CallError::Distrust(reason) if self.contact == Contact::First => {
                 Err(SessionError::Refused(reason))
             }
@@ -180,6 +181,7 @@ impl Link {
                 leave_by = Some(Instant::now() + self.pace.stop_grace);
             }
             let next = match leave_by {
+                // Idle includes that all results were taken: one that was not would be made again elsewhere.
                 Some(_) if self.books.is_idle() => Next::End,
                 Some(deadline) if Instant::now() >= deadline => Next::End,
                 _ => self.report_once(&mut backoff, leave_by).await?,
@@ -204,16 +206,20 @@ impl Link {
         let report = self.books.report(self.store.take_changes());
         let begin = Instant::now();
         let deadline = self.pace.held_max + REPLY_MARGIN;
+        // A clone shares the connection, and leaves `self` free to follow a new address.
         let mut calls = self.calls.clone();
         let call = timeout(deadline, calls.report(report.clone(), deadline));
         let leaving = leave_by.is_some();
         let reply = tokio::select! {
             reply = call => reply.unwrap_or_else(|_| Err(silent(deadline))),
+            // The coordinator may hold a report for seconds, and what the role has to say must not wait that long.
+            // Nothing is lost with the abandoned one: it stays in the books until a report is answered.
             command = self.commands.recv() => return Ok(self.take(command)),
             () = self.stop.cancelled(), if !leaving => return Ok(Next::Report),
         };
         match reply {
             Ok(reply) => {
+                // Patience is for one absence, not for all of a run's together.
                 *backoff = Backoff::new(self.pace.give_up_after);
                 self.answered(&report, reply, begin.elapsed()).await
             }
@@ -231,6 +237,7 @@ impl Link {
         reply: ReportReply,
         took: Duration,
     ) -> Result<Next, SessionError> {
+        // Not acknowledged: whoever does not know the generation has taken none of the report's results.
         if reply.directive == Directive::Reregister {
             tracing::info!("registering again: the coordinator does not know this generation");
             let backoff = Backoff::new(self.pace.give_up_after);
@@ -270,6 +277,7 @@ impl Link {
         self.store.commit(wanted.committed);
         for blob in wanted.prefetch {
             let blobs = self.blobs.clone();
+            // The hint is for the iteration that is open now. If it fails, the task fetches as if there were none.
             let retention = Retention::Until(wanted.committed.next());
             tokio::spawn(async move {
                 if let Err(error) = blobs.fetch(&blob, retention).await {
