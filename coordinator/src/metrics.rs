@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use retouch_proto::status::IterationMetrics;
+use retouch_proto::task::SampleScore;
 
 use crate::advantage::Moments;
 
@@ -22,6 +23,19 @@ pub fn describe_rewards(rewards: &[Vec<f64>], metrics: &mut IterationMetrics) {
     let zero_stds = rewards.iter().filter(|group| all_equal(group)).count();
     metrics.zero_std_ratio = ratio(zero_stds, rewards.len());
     metrics.reward_top = reward_top(rewards);
+}
+
+/// Mean score of each reward term, by its name, over the samples that have one.
+pub fn term_means<'a>(scores: impl Iterator<Item = &'a SampleScore>) -> BTreeMap<String, f64> {
+    let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for term in scores.flat_map(|score| &score.terms) {
+        values
+            .entry(term.name.clone())
+            .or_default()
+            .push(term.value);
+    }
+    let means = values.into_iter();
+    means.map(|(name, values)| (name, mean(&values))).collect()
 }
 
 /// Mean over groups of the mean of each group's best so many percent, by `"100"` ... `"10"`.
@@ -70,6 +84,8 @@ pub(crate) fn ratio(part: usize, whole: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use retouch_proto::task::TermScore;
+
     use super::*;
 
     #[test]
@@ -89,6 +105,26 @@ mod tests {
         close(metrics.reward_top["10"], (1.0 + 0.5) / 2.0);
         // Seven of ten: shares are rounded down.
         close(metrics.reward_top["75"], (0.7 + 0.5) / 2.0);
+    }
+
+    #[test]
+    fn a_terms_mean_is_over_the_samples_that_it_has_scored() {
+        let term = |name: &str, value| TermScore {
+            name: name.into(),
+            value,
+            probabilities: [0.0; 6],
+            entropy: 0.0,
+        };
+        let score = |terms| SampleScore { reward: 0.5, terms };
+        let scores = [
+            score(vec![term("edit", 0.25), term("watched", 1.0)]),
+            score(vec![term("edit", 0.75)]),
+        ];
+        let means = term_means(scores.iter());
+        assert_eq!(
+            means.into_iter().collect::<Vec<_>>(),
+            [("edit".to_owned(), 0.5), ("watched".to_owned(), 1.0)]
+        );
     }
 
     #[test]

@@ -94,6 +94,9 @@ fn scalars(metrics: &IterationMetrics) -> Vec<(String, f64)> {
     .into();
     let top = metrics.reward_top.iter();
     scalars.extend(top.map(|(percent, mean)| (format!("reward/top_{percent}"), *mean)));
+    // `reward/mean` and others are taken, and a term may have any name.
+    let terms = metrics.reward_terms.iter();
+    scalars.extend(terms.map(|(name, mean)| (format!("reward/term_{name}"), *mean)));
     let Some(train) = &metrics.train else {
         return scalars;
     };
@@ -235,6 +238,18 @@ mod tests {
         .concat();
         let has = |record: &[u8]| record.windows(scalar.len()).any(|part| part == scalar);
         assert!(has(&records[1]) && has(&records[2]));
+    }
+
+    #[test]
+    fn every_reward_term_has_a_curve() {
+        let reward_terms = [("mean".to_owned(), 0.25)].into();
+        let metrics = IterationMetrics {
+            reward_terms,
+            ..metrics(1)
+        };
+        let scalars = scalars(&metrics);
+        assert!(scalars.contains(&("reward/term_mean".to_owned(), 0.25)));
+        assert!(scalars.contains(&("reward/mean".to_owned(), 0.5)));
     }
 
     #[test]

@@ -165,6 +165,7 @@ fn outcome(task: Task) -> TaskOutcome {
                 group: task.group,
                 edits: task.edits_png.iter().map(|edit| edit.hash).collect(),
                 scores: vec![score(0.25), score(0.75)],
+                unscored: Vec::new(),
                 scoring_s: 0.125,
             })
         }

@@ -158,7 +158,7 @@ impl Evaluator {
             source: pair.source.clone(),
             edits: vec![before, after],
         };
-        let scores = self.scorer.score(&group)?;
+        let scores = self.scorer.score(&group)?.scores;
         let mut scored = group.edits.into_iter().zip(scores);
         Ok([(); 2].map(|()| {
             let (image, score) = scored.next().expect("a score for each of two edits");

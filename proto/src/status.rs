@@ -320,8 +320,10 @@ pub struct IterationMetrics {
     pub filter_rate: f64,
     /// Mean over groups of the mean of the group's best 100, 75, 50, 25, 10 %.
     pub reward_top: BTreeMap<String, f64>,
-    /// Mean over samples and terms of the judge's entropy.
+    /// Mean over samples and terms of the judge's entropy, watched terms aside.
     pub entropy_mean: f64,
+    /// Mean score of each reward term, watched ones included, over the samples that it has scored.
+    pub reward_terms: BTreeMap<String, f64>,
     /// The learner's diagnostics; absent when nothing was trained.
     pub train: Option<TrainMetrics>,
     /// Seconds per stage.
@@ -385,6 +387,7 @@ pub enum EventKind {
     GroupDropped,
     GroupRemade,
     AttemptFailed,
+    TermFailed,
     LeaseExpired,
     IterationOpened,
     IterationSealed,
@@ -401,13 +404,14 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::WorkerJoined,
         Self::WorkerLost,
         Self::WorkerLeft,
         Self::GroupDropped,
         Self::GroupRemade,
         Self::AttemptFailed,
+        Self::TermFailed,
         Self::LeaseExpired,
         Self::IterationOpened,
         Self::IterationSealed,
@@ -431,6 +435,7 @@ impl EventKind {
             Self::GroupDropped => "group-dropped",
             Self::GroupRemade => "group-remade",
             Self::AttemptFailed => "attempt-failed",
+            Self::TermFailed => "term-failed",
             Self::LeaseExpired => "lease-expired",
             Self::IterationOpened => "iteration-opened",
             Self::IterationSealed => "iteration-sealed",

@@ -104,16 +104,27 @@ pub struct ScoreResult {
     pub edits: Vec<ContentHash>,
     /// One per candidate, in sample order.
     pub scores: Vec<SampleScore>,
+    /// Watched terms that gave no scores; those of weight above 0 fail the whole task instead.
+    pub unscored: Vec<TermFailure>,
     /// Seconds it took, fetching included.
     pub scoring_s: f64,
+}
+
+/// Why a reward term of weight 0 has no scores for a group (A5).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TermFailure {
+    /// The term's name in the config.
+    pub term: String,
+    /// What went wrong, for people.
+    pub reason: String,
 }
 
 /// A candidate's reward and what it is made of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SampleScore {
-    /// Weighted mean of the terms, in 0..1.
+    /// Weighted mean of the terms of weight above 0, in 0..1.
     pub reward: f64,
-    /// One per reward term, in the config's order.
+    /// One per reward term, in the config's order; a watched term that failed is absent.
     pub terms: Vec<TermScore>,
 }
 

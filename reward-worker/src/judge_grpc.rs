@@ -55,14 +55,12 @@ impl Judge for JudgeService {
             .await
             .map_err(internal)?;
         let group = group.map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let scores = scorer
+        let scored = scorer
             .run(move |scorer| scorer.score(&group))
             .await
             .map_err(internal)?;
-        let scores = scores.map_err(|error| Status::failed_precondition(error.to_string()))?;
-        Ok(Response::new(ScoreGroupReply {
-            scores: scores.into_iter().map(Into::into).collect(),
-        }))
+        let scored = scored.map_err(|error| Status::failed_precondition(error.to_string()))?;
+        Ok(Response::new(scored.scores.into()))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -16,8 +17,9 @@ use retouch_models::{
 };
 use retouch_proto::{
     config::{RewardConfig, RewardKind, RewardTerm},
-    task::{SampleScore, TermScore},
+    task::{SampleScore, TermFailure, TermScore},
 };
+use retouch_worker::panic_message;
 use thiserror::Error;
 
 /// The template that the judge's own one stands for in the run file.
@@ -44,9 +46,6 @@ pub enum ScorerError {
         /// What is wrong with it.
         source: TemplateError,
     },
-    /// Nothing would be scored.
-    #[error("the run file has no reward terms with a weight above 0")]
-    NoTerms,
 }
 
 /// A group without a score.
@@ -125,6 +124,15 @@ fn decode(png: &Bytes, which: impl FnOnce() -> String) -> Result<RgbImage, Score
     })
 }
 
+/// What the terms say about a group.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scored {
+    /// One per candidate, in sample order.
+    pub scores: Vec<SampleScore>,
+    /// Watched terms that gave no scores, and why.
+    pub unscored: Vec<TermFailure>,
+}
+
 /// All reward terms of a run.
 #[derive(Debug)]
 pub struct Scorer {
@@ -134,17 +142,22 @@ pub struct Scorer {
 #[derive(Debug)]
 struct Term {
     name: String,
+    /// 0 for a term that is only watched.
     weight: f64,
     judge: Arc<Judge>,
     template: Option<Template>,
 }
+
+/// A term and its scores, one per candidate.
+type Opinion<'a> = (&'a Term, Vec<JudgeScore>);
 
 impl Scorer {
     /// Loads the judges of all terms, each folder once.
     ///
     /// # Errors
     ///
-    /// If a file is missing or broken, or no term has any weight.
+    /// If a file is missing or broken, a watched term's too: that is better known before the run than
+    /// after it.
     pub fn load(config: &RewardConfig, device: &Device) -> Result<Self, ScorerError> {
         let mut judges = HashMap::new();
         let dtype = device::float_type(config.dtype);
@@ -152,51 +165,59 @@ impl Scorer {
             .terms
             .iter()
             .map(|term| Term::load(term, device, dtype, &mut judges));
-        let terms = terms.collect::<Result<Vec<_>, _>>()?;
-        if terms.iter().map(|term| term.weight).sum::<f64>() > 0.0 {
-            return Ok(Self { terms });
-        }
-        Err(ScorerError::NoTerms)
+        Ok(Self {
+            terms: terms.collect::<Result<_, _>>()?,
+        })
     }
 
     /// Scores a group: every term judges all edits in one call.
     ///
     /// # Errors
     ///
-    /// If one term has no score for one edit; then none has.
-    pub fn score(&self, group: &Group) -> Result<Vec<SampleScore>, ScoreError> {
-        let terms = self
-            .terms
-            .iter()
-            .map(|term| term.score(group))
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok((0..group.edits.len())
-            .map(|edit| self.weigh(&terms, edit))
-            .collect())
-    }
-
-    /// The weighted mean of what the terms say about one edit.
-    fn weigh(&self, terms: &[Vec<JudgeScore>], edit: usize) -> SampleScore {
-        let weights: f64 = self.terms.iter().map(|term| term.weight).sum();
-        let weighted = self
-            .terms
-            .iter()
-            .zip(terms)
-            .map(|(term, scores)| term.weight * scores[edit].reward);
-        let named = self
-            .terms
-            .iter()
-            .zip(terms)
-            .map(|(term, scores)| TermScore {
-                name: term.name.clone(),
-                value: scores[edit].reward,
-                probabilities: scores[edit].probabilities,
-                entropy: scores[edit].entropy,
-            });
-        SampleScore {
-            reward: weighted.sum::<f64>() / weights,
-            terms: named.collect(),
+    /// If a term of weight above 0 has no score for one edit; then no edit has a reward (A5).
+    pub fn score(&self, group: &Group) -> Result<Scored, ScoreError> {
+        let (mut opinions, mut unscored) = (Vec::new(), Vec::new());
+        for term in &self.terms {
+            if term.weight > 0.0 {
+                opinions.push((term, term.score(group)?));
+                continue;
+            }
+            match term.watch(group) {
+                Ok(scores) => opinions.push((term, scores)),
+                Err(reason) => {
+                    tracing::warn!(term = term.name, reason, "a watched term has no scores");
+                    unscored.push(TermFailure {
+                        term: term.name.clone(),
+                        reason,
+                    });
+                }
+            }
         }
+        let edits = 0..group.edits.len();
+        Ok(Scored {
+            scores: edits.map(|edit| weigh(&opinions, edit)).collect(),
+            unscored,
+        })
+    }
+}
+
+/// The weighted mean of what the terms say about one edit, and what each says.
+fn weigh(opinions: &[Opinion<'_>], edit: usize) -> SampleScore {
+    // Watched terms are left out rather than multiplied by 0, so that no value of theirs reaches a reward.
+    let counted = || opinions.iter().filter(|(term, _)| term.weight > 0.0);
+    let weights: f64 = counted().map(|(term, _)| term.weight).sum();
+    let weighted: f64 = counted()
+        .map(|(term, scores)| term.weight * scores[edit].reward)
+        .sum();
+    let named = opinions.iter().map(|(term, scores)| TermScore {
+        name: term.name.clone(),
+        value: scores[edit].reward,
+        probabilities: scores[edit].probabilities,
+        entropy: scores[edit].entropy,
+    });
+    SampleScore {
+        reward: weighted / weights,
+        terms: named.collect(),
     }
 }
 
@@ -245,6 +266,15 @@ impl Term {
             term: self.name.clone(),
             source: Box::new(source),
         })
+    }
+
+    /// As [`Self::score`], for a term that nothing depends on: a panic, such as that of a device
+    /// without memory left, is a reason too and not the end of the group.
+    fn watch(&self, group: &Group) -> Result<Vec<JudgeScore>, String> {
+        let scored = catch_unwind(AssertUnwindSafe(|| self.score(group)));
+        let scored =
+            scored.map_err(|panic| format!("the judge panicked: {}", panic_message(&*panic)))?;
+        scored.map_err(|error| error.to_string())
     }
 }
 

@@ -17,7 +17,7 @@ use retouch_worker::{
 
 use crate::{
     judge_grpc::{self, LoadedScorer},
-    scorer::{Group, Scorer},
+    scorer::{Group, Scored, Scorer},
 };
 
 /// Groups at a time: while one is judged, the next one's images are fetched.
@@ -80,7 +80,7 @@ impl Scores {
             .run(move |scorer| scorer.score(&group))
             .await
             .map_err(TaskFailure::retryable)?;
-        let scores = scored.map_err(|error| TaskFailure {
+        let Scored { scores, unscored } = scored.map_err(|error| TaskFailure {
             retryable: error.is_retryable(),
             ..TaskFailure::lasting(error)
         })?;
@@ -88,6 +88,7 @@ impl Scores {
             group: group_id,
             edits,
             scores,
+            unscored,
             scoring_s: begin.elapsed().as_secs_f64(),
         })
     }

@@ -166,7 +166,7 @@ async fn run<T: Send + 'static>(
             return;
         }
         let result = catch_unwind(AssertUnwindSafe(job));
-        let _ = sender.send(result.map_err(|panic| DeviceError::Panicked(describe(&*panic))));
+        let _ = sender.send(result.map_err(|panic| DeviceError::Panicked(panic_message(&*panic))));
     });
     jobs.send((number, job))
         .await
@@ -174,7 +174,8 @@ async fn run<T: Send + 'static>(
     answer.await.map_err(|_| DeviceError::Ended)?
 }
 
-fn describe(panic: &(dyn Any + Send)) -> String {
+/// What a caught panic said.
+pub fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "no message".to_owned())

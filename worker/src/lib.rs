@@ -14,6 +14,6 @@ mod server;
 pub mod session;
 pub mod telemetry;
 
-pub use device::{DeviceError, DeviceThread, Hosted};
+pub use device::{DeviceError, DeviceThread, Hosted, panic_message};
 pub use role::{BoxError, RoleError};
 pub use session::{Identity, Session, SessionError, Work, WorkerOptions};

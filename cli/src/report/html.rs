@@ -1,6 +1,6 @@
 //! `report.html`: one page that opens without a server; its pictures lie beside it in `samples/`.
 
-use std::fmt::Write;
+use std::{collections::BTreeSet, fmt::Write};
 
 use retouch_evaluation::{Comparison, bootstrap::Estimate};
 
@@ -121,6 +121,7 @@ fn charts(curve: &[IterationPoint]) -> String {
                 series("std", |p| p.reward_std),
             ],
         ),
+        reward_terms(curve),
         line_chart("policy loss", &[series("policy_loss", |p| p.policy_loss)]),
         line_chart(
             "KL to the base",
@@ -137,6 +138,24 @@ fn charts(curve: &[IterationPoint]) -> String {
         line_chart("seconds per iteration", &[series("seconds", |p| p.seconds)]),
     ]
     .concat()
+}
+
+/// What each judge says, where there is more than one.
+fn reward_terms(curve: &[IterationPoint]) -> String {
+    let names: BTreeSet<&String> = curve.iter().flat_map(|p| p.reward_terms.keys()).collect();
+    if names.len() < 2 {
+        return String::new();
+    }
+    let values = |name: &String| {
+        curve
+            .iter()
+            .map(|p| p.reward_terms.get(name).copied())
+            .collect::<Vec<_>>()
+    };
+    let series = names
+        .into_iter()
+        .map(|name| Series::new(&escape(name), values(name)));
+    line_chart("mean score by reward term", &series.collect::<Vec<_>>())
 }
 
 fn example(example: &Example) -> String {
@@ -168,6 +187,30 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn several_judges_have_a_chart_and_gaps_where_one_was_silent() {
+        let point = |iteration, terms: &[(&str, f64)]| IterationPoint {
+            iteration,
+            reward_terms: terms
+                .iter()
+                .map(|(name, mean)| ((*name).to_owned(), *mean))
+                .collect(),
+            ..IterationPoint::default()
+        };
+        let one = [point(1, &[("edit", 0.5)]), point(2, &[("edit", 0.6)])];
+        assert_eq!(reward_terms(&one), "");
+        let two = [
+            point(1, &[("edit", 0.5), ("<b>", 0.1)]),
+            point(2, &[("edit", 0.6)]),
+        ];
+        let chart = reward_terms(&two);
+        assert!(chart.contains("mean score by reward term"), "{chart}");
+        assert!(
+            chart.contains("&lt;b&gt;") && !chart.contains("<b>"),
+            "{chart}"
+        );
+    }
 
     #[test]
     fn text_from_datasets_is_escaped() {

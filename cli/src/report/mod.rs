@@ -77,6 +77,7 @@ fn point(metrics: &IterationMetrics) -> IterationPoint {
         old_deviate: train.map(|t| t.old_deviate),
         grad_norm: train.map(|t| t.grad_norm),
         seconds: Some(metrics.stage_s.wall),
+        reward_terms: metrics.reward_terms.clone(),
     }
 }
 

@@ -18,6 +18,9 @@ pub(crate) struct IterationPoint {
     pub(crate) old_deviate: Option<f64>,
     pub(crate) grad_norm: Option<f64>,
     pub(crate) seconds: Option<f64>,
+    /// Mean score by reward term, watched ones included.
+    #[serde(default)]
+    pub(crate) reward_terms: BTreeMap<String, f64>,
 }
 
 /// `report.json`.

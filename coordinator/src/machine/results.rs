@@ -1,7 +1,8 @@
 //! What workers did: results are matched by what they are about, not by who was asked (A6), so
 //! that a late or repeated one is useful or harmless, never wrong.
 
-use retouch_proto::task::{RolloutResult, ScoreResult, TaskOutcome, TaskResult};
+use retouch_proto::status::EventKind;
+use retouch_proto::task::{RolloutResult, ScoreResult, TaskOutcome, TaskResult, TermFailure};
 use retouch_proto::worker::Role;
 use retouch_proto::{ContentHash, GroupId, LeaseId, WorkerId};
 
@@ -175,6 +176,7 @@ impl Machine {
         self.end_work_on(id);
         self.throughput.scored(self.now_ms, result.scores.len());
         self.totals.groups_scored += 1;
+        self.report_unscored(&result);
         let rewards: Vec<f64> = result.scores.iter().map(|score| score.reward).collect();
         let group = self.group_mut(id).expect("looked up by the caller");
         group.scored = Some(result.clone());
@@ -189,6 +191,23 @@ impl Machine {
             self.hint_prefetch(id);
         }
         self.progress();
+    }
+
+    /// A watched term's failure costs the group nothing, and is said once an iteration: a judge that
+    /// fails for one group mostly fails for all of them.
+    fn report_unscored(&mut self, result: &ScoreResult) {
+        for TermFailure { term, reason } in &result.unscored {
+            let groups = self.open[&result.group.iteration].groups();
+            let mut earlier = groups.iter().filter_map(|group| group.scored.as_ref());
+            if earlier.any(|scored| scored.unscored.iter().any(|failure| failure.term == *term)) {
+                continue;
+            }
+            let message = format!(
+                "watched reward term {term} has no scores for group {}: {reason}",
+                result.group
+            );
+            self.event(EventKind::TermFailed, message);
+        }
     }
 
     /// The learner rank that will probably train on this group can fetch it early.

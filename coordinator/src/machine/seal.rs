@@ -1,13 +1,15 @@
 //! The seal: from the scores of an iteration's groups to what is trained on.
 
+use retouch_proto::config::RewardTerm;
 use retouch_proto::seed::{self, Purpose};
 use retouch_proto::status::{EventKind, IterationMetrics};
+use retouch_proto::task::SampleScore;
 use retouch_proto::{GroupId, Iteration};
 
 use super::Machine;
 use super::groups::{Group, GroupState, OpenIteration, Sealed};
 use super::record::KeptGroup;
-use crate::metrics::{describe_rewards, ratio};
+use crate::metrics::{describe_rewards, ratio, term_means};
 use crate::{advantage, filter};
 
 impl Machine {
@@ -62,7 +64,8 @@ impl Machine {
             scored: scored.len() as u32,
             dropped: open.counts().dropped,
             refill_rounds: open.rounds(),
-            entropy_mean: entropy_mean(scored),
+            entropy_mean: entropy_mean(scored, &self.config.reward.terms),
+            reward_terms: term_means(sample_scores(scored)),
             ..IterationMetrics::default()
         };
         describe_rewards(rewards, &mut metrics);
@@ -141,13 +144,23 @@ fn permuted((rewards, permutation): (&Vec<f64>, &Option<Vec<usize>>)) -> Vec<f64
     }
 }
 
-fn entropy_mean(scored: &[&Group]) -> f64 {
-    let scores = scored
+fn sample_scores<'a>(scored: &[&'a Group]) -> impl Iterator<Item = &'a SampleScore> + Clone {
+    scored
         .iter()
         .filter_map(|group| group.scored.as_ref())
-        .flat_map(|scored| &scored.scores);
-    let entropies = scores
+        .flat_map(|scored| &scored.scores)
+}
+
+/// Of the judges that the reward is made of: one that is only watched says nothing about it.
+fn entropy_mean(scored: &[&Group], terms: &[RewardTerm]) -> f64 {
+    let watched: Vec<&str> = terms
+        .iter()
+        .filter(|term| term.is_watched())
+        .map(|term| term.name.as_str())
+        .collect();
+    let entropies = sample_scores(scored)
         .flat_map(|score| &score.terms)
+        .filter(|term| !watched.contains(&term.name.as_str()))
         .map(|term| term.entropy);
     advantage::Moments::of(entropies).mean
 }

@@ -205,6 +205,8 @@ fn group(connection: &Connection, id: i64, row: Row) -> Loaded<GroupRecord> {
             group: drawn.group,
             edits,
             scores,
+            // Not recorded with the scores: it is said once, by an event.
+            unscored: Vec::new(),
             scoring_s,
         });
     }

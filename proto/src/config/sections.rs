@@ -213,10 +213,18 @@ pub struct RewardTerm {
     pub kind: RewardKind,
     /// The judge's folder.
     pub path: String,
-    /// Its share, relative to the other terms'.
+    /// Its share, relative to the other terms'. A term of weight 0 is only watched: scored and
+    /// shown, and no part of the reward.
     pub weight: f64,
     /// The prompt template: a file, or `default` for the built-in one.
     pub template: String,
+}
+
+impl RewardTerm {
+    /// Whether it is scored and shown without being a part of the reward.
+    pub fn is_watched(&self) -> bool {
+        self.weight == 0.0
+    }
 }
 
 impl Default for RewardTerm {

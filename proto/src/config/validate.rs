@@ -1,7 +1,7 @@
 //! What must hold between values.
 
 use super::errors::{ConfigErrors, Problem};
-use super::{CollectiveKind, FilterRule, RunConfig};
+use super::{CollectiveKind, FilterRule, RewardTerm, RunConfig};
 use crate::limits::{GROUP_SIZE_MAX, GROUPS_MAX, RANKS_MAX, TERMS_MAX};
 
 impl RunConfig {
@@ -143,13 +143,9 @@ fn reward<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
         checks.text("reward.terms", &term.name);
         checks.text("reward.terms", &term.path);
         checks.text("reward.terms", &term.template);
-        let positive = term.weight.is_finite() && term.weight > 0.0;
-        checks.must(
-            positive,
-            "reward.terms",
-            term.weight,
-            "is not a positive weight",
-        );
+        let valid = term.weight.is_finite() && term.weight >= 0.0;
+        let right = "is not a weight: give a positive one, or 0 for a term that is only watched";
+        checks.must(valid, "reward.terms", term.weight, right);
         let same = terms.iter().filter(|other| other.name == term.name).count();
         checks.must(
             same == 1,
@@ -158,6 +154,11 @@ fn reward<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
             "is the name of two terms",
         );
     }
+    // Without terms, that is the problem.
+    let watched_alone = !terms.is_empty() && terms.iter().all(RewardTerm::is_watched);
+    let right =
+        "is the weight of every term, which leaves no reward: give one of them a weight above 0";
+    checks.must(!watched_alone, "reward.terms", 0, right);
 }
 
 fn filter_and_advantage<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
@@ -427,6 +428,32 @@ mod tests {
         );
         config.checkpoint.keep_last = 1;
         assert_eq!(config.validate(), Ok(()));
+    }
+
+    #[test]
+    fn a_term_may_be_watched_and_not_all_of_them() {
+        let term = |name: &str, weight| RewardTerm {
+            name: name.into(),
+            weight,
+            ..RewardTerm::default()
+        };
+        let problem = |weights: [f64; 2]| {
+            let mut config = RunConfig::default();
+            config.reward.terms = vec![term("edit", weights[0]), term("held-out", weights[1])];
+            config.validate().err().map(|error| error.to_string())
+        };
+        assert_eq!(problem([1.0, 0.0]), None);
+        assert_eq!(problem([-0.0, 0.5]), None);
+        let alone = problem([0.0, 0.0]).expect("no reward");
+        assert!(
+            alone.contains("reward.terms: 0 is the weight of every term"),
+            "{alone}"
+        );
+        for weight in [-1.0, f64::NAN, f64::INFINITY] {
+            let wrong = problem([1.0, weight]).expect("no weight");
+            let expected = format!("reward.terms: {weight} is not a weight");
+            assert!(wrong.contains(&expected), "{wrong}");
+        }
     }
 
     #[test]

@@ -103,6 +103,10 @@ fn score_result(reward: f64) -> ScoreResult {
             reward,
             terms: vec![term],
         }],
+        unscored: vec![TermFailure {
+            term: "watched".into(),
+            reason: "not finite".into(),
+        }],
         scoring_s: 0.75,
     }
 }

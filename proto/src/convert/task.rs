@@ -170,6 +170,7 @@ impl From<ScoreResult> for pb::ScoreResult {
             edits: result.edits.iter().map(hash_bytes).collect(),
             scores: result.scores.into_iter().map(Into::into).collect(),
             scoring_s: result.scoring_s,
+            unscored: result.unscored.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -190,6 +191,32 @@ impl TryFrom<pb::ScoreResult> for ScoreResult {
                 TryInto::try_into,
             )?,
             scoring_s: finite("score.scoring_s", result.scoring_s)?,
+            unscored: all(
+                "score.unscored",
+                result.unscored,
+                TERMS_MAX,
+                TryInto::try_into,
+            )?,
+        })
+    }
+}
+
+impl From<TermFailure> for pb::TermFailure {
+    fn from(failure: TermFailure) -> Self {
+        Self {
+            term: failure.term,
+            reason: cut(failure.reason),
+        }
+    }
+}
+
+impl TryFrom<pb::TermFailure> for TermFailure {
+    type Error = ConvertError;
+
+    fn try_from(failure: pb::TermFailure) -> Result<Self> {
+        Ok(Self {
+            term: text("score.term", failure.term, NAME_BYTES_MAX)?,
+            reason: text("score.reason", failure.reason, REASON_BYTES_MAX)?,
         })
     }
 }

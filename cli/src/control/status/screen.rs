@@ -106,6 +106,23 @@ fn history(out: &mut String, history: &[IterationMetrics]) {
             duration(metrics.stage_s.wall),
         );
     }
+    terms(out, history);
+}
+
+/// What each judge made of the last iteration, where there is more than one.
+fn terms(out: &mut String, history: &[IterationMetrics]) {
+    let Some(last) = history.last().filter(|last| last.reward_terms.len() > 1) else {
+        return;
+    };
+    let terms = last.reward_terms.iter();
+    let terms: Vec<String> = terms
+        .map(|(name, mean)| format!("{name} {mean:.4}"))
+        .collect();
+    let (iteration, terms) = (last.iteration, terms.join("   "));
+    let _ = writeln!(
+        out,
+        "\nmean scores of iteration {iteration}, by reward term:\n  {terms}"
+    );
 }
 
 /// Where the last training step's time went, on rank 0.
@@ -259,6 +276,20 @@ pub(crate) mod tests {
                 for_ms: 4_000,
             }],
         }
+    }
+
+    #[test]
+    fn judges_are_told_apart_where_there_are_several() {
+        let mut last = iteration(2);
+        last.reward_terms.insert("edit".into(), 0.6);
+        let mut out = String::new();
+        terms(&mut out, std::slice::from_ref(&last));
+        assert_eq!(out, "");
+        last.reward_terms.insert("held-out".into(), 0.25);
+        terms(&mut out, &[last]);
+        let expected =
+            "\nmean scores of iteration 2, by reward term:\n  edit 0.6000   held-out 0.2500\n";
+        assert_eq!(out, expected);
     }
 
     #[test]

@@ -216,7 +216,10 @@ fn event(event: &Event) -> Line<'_> {
         | EventKind::RanksDisagree
         | EventKind::Rewound
         | EventKind::Failed => line.red(),
-        EventKind::AttemptFailed | EventKind::LeaseExpired | EventKind::Resharded => line.yellow(),
+        EventKind::AttemptFailed
+        | EventKind::TermFailed
+        | EventKind::LeaseExpired
+        | EventKind::Resharded => line.yellow(),
         _ => line,
     }
 }

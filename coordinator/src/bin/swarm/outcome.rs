@@ -36,6 +36,7 @@ fn score(task: &ScoreTask) -> ScoreResult {
         group: task.group,
         scores: edits.iter().map(score).collect(),
         edits,
+        unscored: Vec::new(),
         scoring_s: 0.0,
     }
 }

@@ -248,6 +248,7 @@ pub(in crate::machine) fn score(task: &ScoreTask) -> ScoreResult {
         group: task.group,
         edits,
         scores,
+        unscored: Vec::new(),
         scoring_s: 0.0,
     }
 }

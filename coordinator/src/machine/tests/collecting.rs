@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use retouch_proto::config::{AdvantageStd, FilterRule};
+use retouch_proto::config::{AdvantageStd, FilterRule, RewardTerm};
 use retouch_proto::status::EventKind;
-use retouch_proto::task::{SampleScore, ScoreResult, Task, TaskOutcome};
+use retouch_proto::task::{
+    SampleScore, ScoreResult, ScoreTask, Task, TaskOutcome, TermFailure, TermScore,
+};
 use retouch_proto::{GroupId, Iteration};
 
 use super::driver::{Driver, config};
@@ -16,24 +18,33 @@ const ROLLOUT: usize = 0;
 const REWARD: usize = 1;
 const LEARNER: usize = 2;
 
+/// A task's result with these rewards.
+fn scored(task: Task, rewards: Vec<f64>) -> ScoreResult {
+    let Task::Score(task) = task else {
+        panic!("expected a group to score, got {task:?}")
+    };
+    let score = |reward| SampleScore {
+        reward,
+        terms: Vec::new(),
+    };
+    ScoreResult {
+        group: task.group,
+        edits: task.edits_png.iter().map(|edit| edit.hash).collect(),
+        scores: rewards.into_iter().map(score).collect(),
+        unscored: Vec::new(),
+        scoring_s: 0.0,
+    }
+}
+
 /// Has every group sampled, and scores each with these rewards.
 fn score_all(driver: &mut Driver, rewards: impl Fn(GroupId) -> Vec<f64>) {
     for _ in 0..20 {
         driver.work(ROLLOUT);
         for (lease, task) in driver.tasks(REWARD) {
-            let Task::Score(task) = task else {
+            let Task::Score(ScoreTask { group, .. }) = task else {
                 panic!("scores")
             };
-            let scores = rewards(task.group).into_iter().map(|reward| SampleScore {
-                reward,
-                terms: Vec::new(),
-            });
-            let result = ScoreResult {
-                group: task.group,
-                edits: task.edits_png.iter().map(|edit| edit.hash).collect(),
-                scores: scores.collect(),
-                scoring_s: 0.0,
-            };
+            let result = scored(task, rewards(group));
             driver.end(REWARD, lease, TaskOutcome::Score(result));
         }
         driver.report(REWARD);
@@ -271,23 +282,12 @@ fn learners_are_told_early_about_groups_that_will_be_kept_and_only_those() {
     driver.work(ROLLOUT);
     let tasks = driver.tasks(REWARD);
     for (number, (lease, task)) in tasks.into_iter().enumerate() {
-        let Task::Score(task) = task else {
-            panic!("scores")
+        let rewards = if number == 0 {
+            vec![0.99, 0.99]
+        } else {
+            vec![0.1, 0.9]
         };
-        let score = |reward| SampleScore {
-            reward,
-            terms: Vec::new(),
-        };
-        let result = ScoreResult {
-            group: task.group,
-            edits: task.edits_png.iter().map(|edit| edit.hash).collect(),
-            scores: if number == 0 {
-                vec![score(0.99); 2]
-            } else {
-                vec![score(0.1), score(0.9)]
-            },
-            scoring_s: 0.0,
-        };
+        let result = scored(task, rewards);
         driver.replies.remove(&LEARNER);
         driver.end(REWARD, lease, TaskOutcome::Score(result));
         let hints = driver
@@ -300,4 +300,46 @@ fn learners_are_told_early_about_groups_that_will_be_kept_and_only_those() {
             "x0 and condition of the kept group"
         );
     }
+}
+
+#[test]
+fn a_watched_terms_failure_is_said_once_and_costs_nothing() {
+    let mut config = config();
+    config.reward.terms.push(RewardTerm {
+        name: "watched".into(),
+        weight: 0.0,
+        ..RewardTerm::default()
+    });
+    let mut driver = Driver::with_all_roles(config);
+    driver.work(ROLLOUT);
+    let term = |name: &str, value, entropy| TermScore {
+        name: name.into(),
+        value,
+        probabilities: [0.0; 6],
+        entropy,
+    };
+    for (lease, task) in driver.tasks(REWARD) {
+        let mut result = scored(task, vec![0.25, 0.75]);
+        result.scores[0].terms = vec![term("edit", 0.25, 0.5), term("watched", 1.0, 9.0)];
+        result.unscored.push(TermFailure {
+            term: "broken".into(),
+            reason: "not finite".into(),
+        });
+        driver.end(REWARD, lease, TaskOutcome::Score(result));
+    }
+    driver.work_until_committed(1);
+    assert_eq!(
+        driver.events(EventKind::TermFailed),
+        ["watched reward term broken has no scores for group 1/0: not finite"]
+    );
+    assert_eq!(driver.machine.totals.attempts_failed, 0);
+    let metrics = &driver.commits()[0].metrics;
+    assert_eq!((metrics.kept, metrics.reward_mean), (2, 0.5));
+    let means: Vec<(&str, f64)> = metrics
+        .reward_terms
+        .iter()
+        .map(|(name, mean)| (&name[..], *mean))
+        .collect();
+    assert_eq!(means, [("edit", 0.25), ("watched", 1.0)]);
+    assert_eq!(metrics.entropy_mean, 0.5, "of the judges that are rewards");
 }

@@ -160,6 +160,7 @@ fn outcome() -> TaskOutcome {
         group,
         edits: Vec::new(),
         scores: Vec::new(),
+        unscored: Vec::new(),
         scoring_s: 0.0,
     })
 }
