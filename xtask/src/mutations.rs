@@ -51,20 +51,20 @@ const MUTATIONS: [Mutation; 10] = [
     },
     Mutation {
         bug: "a rewind keeps the bans of iterations that it takes back (A8)",
-        file: "recovery.rs",
-        from: "self.prompts.unban_after(to);",
+        file: "prompts.rs",
+        from: "self.unban_after(to);",
         to: "",
     },
     Mutation {
         bug: "the seeds of iterations that are taken back are not replayed (A8)",
-        file: "recovery.rs",
-        from: ".go_to(self.positions.get(&to.next()).copied().unwrap_or(0));",
-        to: ".position();",
+        file: "prompts.rs",
+        from: "self.position = self.began(to.next());",
+        to: "",
     },
     Mutation {
         bug: "a rank that died is waited for",
         file: "recovery.rs",
-        from: "if self.is_training_without_result(id) {",
+        from: "if self.learning.awaits(id) {",
         to: "if false {",
     },
     Mutation {

@@ -1,34 +1,18 @@
-//! Signs of a run that goes wrong, by name: told once when they begin, and again when they come
-//! back.
-
-use std::collections::BTreeSet;
+//! Signs of a run that goes wrong, by name: reported when they begin, and again when they come back.
 
 use retouch_proto::config::AlarmConfig;
-use retouch_proto::status::{EventKind, IterationMetrics};
+use retouch_proto::status::IterationMetrics;
 
 use super::Machine;
 
-/// The alarms that rang after the last iteration.
-pub(super) type Ringing = BTreeSet<&'static str>;
-
 impl Machine {
-    /// Looks at what an iteration was like.
-    pub(super) fn watch(&mut self, metrics: &IterationMetrics) {
-        let found = alarms(&self.config.alarms, metrics);
-        let fresh: Vec<String> = found
-            .iter()
-            .filter(|(name, _)| !self.ringing.contains(name))
-            .map(|(_, message)| message.clone())
-            .collect();
-        self.ringing = found.into_iter().map(|(name, _)| name).collect();
-        for message in fresh {
-            self.event(EventKind::Alarm, message);
-        }
+    /// Messages of the alarms that an iteration raised and the one before did not.
+    pub(super) fn alarms(&mut self, metrics: &IterationMetrics) -> Vec<String> {
+        self.telemetry.raise(alarms(&self.config.alarms, metrics))
     }
 }
 
-/// Name and message of every alarm that rings. What was not measured rings nothing; what is not a
-/// number rings.
+/// Name and message of every alarm. Unmeasured values never raise one; NaN always does.
 fn alarms(config: &AlarmConfig, metrics: &IterationMetrics) -> Vec<(&'static str, String)> {
     let iteration = metrics.iteration;
     let mut found = Vec::new();

@@ -41,8 +41,8 @@ impl Machine {
     /// A5: tried elsewhere, then dropped with the reason.
     pub(super) fn attempt_failed(&mut self, worker: &WorkerId, id: GroupId, reason: String) {
         let attempts_max = self.config.cluster.attempts_max;
-        let not_before_ms = self.now_ms + self.config.cluster.heartbeat_ms;
-        let Some(group) = self.group_mut(id) else {
+        let not_before_ms = self.timers.now_ms() + self.config.cluster.heartbeat_ms;
+        let Some(group) = self.open.group_mut(id) else {
             return;
         };
         group.attempts += 1;
@@ -51,7 +51,7 @@ impl Machine {
             group.avoid.push(worker.clone());
         }
         let attempts = group.attempts;
-        self.totals.attempts_failed += 1;
+        self.telemetry.totals.attempts_failed += 1;
         let message =
             format!("group {id}, attempt {attempts} of {attempts_max} on {worker}: {reason}");
         self.event(EventKind::AttemptFailed, message);
@@ -62,13 +62,13 @@ impl Machine {
             );
         }
         self.put_back(id);
-        self.look_at(not_before_ms);
+        self.timers.look_at(not_before_ms);
     }
 
     /// Blobs are made again if nobody has them; that is no failed attempt, but has its limit.
     fn fetch_failed(&mut self, worker: &WorkerId, id: GroupId, failure: TaskFailure) {
-        let not_before_ms = self.now_ms + self.config.cluster.heartbeat_ms;
-        let adapter = self.policy().hash();
+        let not_before_ms = self.timers.now_ms() + self.config.cluster.heartbeat_ms;
+        let adapter = self.progress.policy().hash();
         // The policy is not taken for lost because one worker can't reach its owners.
         for hash in failure
             .lost_blobs
@@ -77,8 +77,8 @@ impl Machine {
         {
             self.blobs.remove_owners(*hash);
         }
-        self.looks_for_lost = true;
-        let Some(group) = self.group_mut(id) else {
+        self.blobs.suspect_loss();
+        let Some(group) = self.open.group_mut(id) else {
             return;
         };
         group.fetch_failures += 1;
@@ -92,26 +92,28 @@ impl Machine {
             return self.drop_group(id, reason);
         }
         self.put_back(id);
-        self.look_at(not_before_ms);
+        self.timers.look_at(not_before_ms);
     }
 
     /// The group waits again for a worker of its present stage.
     pub(super) fn put_back(&mut self, id: GroupId) {
-        let Some(group) = self.group(id) else { return };
+        let Some(group) = self.open.group(id) else {
+            return;
+        };
         let state = match group.state() {
             GroupState::Sampling(_) => GroupState::Queued,
             GroupState::Scoring(_) => GroupState::Sampled,
             _ => return,
         };
         self.end_work_on(id);
-        self.set_group_state(id, state);
-        self.looks_for_lost = true;
+        self.open.set_state(id, state);
+        self.blobs.suspect_loss();
         self.remake_if_lost(id);
     }
 
     pub(super) fn drop_group(&mut self, id: GroupId, reason: String) {
         self.end_work_on(id);
-        self.set_group_state(id, GroupState::Dropped(reason.clone()));
+        self.open.set_state(id, GroupState::Dropped(reason.clone()));
         self.unseal(id.iteration);
         self.record(Entry::Dropped {
             group: id,
@@ -121,53 +123,37 @@ impl Machine {
             EventKind::GroupDropped,
             format!("group {id} was dropped: {reason}"),
         );
-        self.progress();
+        self.moved();
     }
 
     /// Whoever works on the group is told to stop.
     pub(super) fn end_work_on(&mut self, id: GroupId) {
-        if let Some(lease) = self.group(id).and_then(|group| group.state().lease()) {
+        let lease = self.open.group(id).and_then(|group| group.state().lease());
+        if let Some(lease) = lease {
             self.close_lease(lease);
         }
     }
 
-    pub(super) fn set_group_state(&mut self, id: GroupId, state: GroupState) {
-        if let Some(open) = self.open.get_mut(&id.iteration) {
-            open.set_state(id.index, state);
-        }
-    }
-
     /// A lease ran out: its worker is alive but stuck, which is a failed attempt.
-    pub(super) fn lease_alarm(&mut self, id: LeaseId) {
+    pub(super) fn lease_timer(&mut self, id: LeaseId) {
         let due = self
             .leases
             .get(id)
-            .is_some_and(|lease| lease.deadline_ms <= self.now_ms);
+            .is_some_and(|lease| lease.deadline_ms <= self.timers.now_ms());
         let Some(lease) = due.then(|| self.close_lease(id)).flatten() else {
             return;
         };
-        self.totals.leases_expired += 1;
+        self.telemetry.totals.leases_expired += 1;
         let reason = format!("no result within {} s", self.config.cluster.lease_s);
         self.event(
             EventKind::LeaseExpired,
             format!("{}: {reason}", lease.worker),
         );
-        match lease.work {
-            Work::Rollout(group) | Work::Score(group) => {
-                self.attempt_failed(&lease.worker, group, reason)
-            }
-            work @ (Work::Train | Work::Mint) => {
-                let failure = TaskFailure {
-                    reason,
-                    lost_blobs: Vec::new(),
-                    retryable: true,
-                };
-                if work == Work::Train {
-                    self.train_failed(&lease.worker, failure);
-                } else {
-                    self.mint_failed(&lease.worker, failure);
-                }
-            }
-        }
+        let failure = TaskFailure {
+            reason,
+            lost_blobs: Vec::new(),
+            retryable: true,
+        };
+        self.take_failure(&lease.worker.clone(), Some(lease), failure);
     }
 }

@@ -2,29 +2,42 @@
 
 use retouch_proto::Iteration;
 use retouch_proto::status::EventKind;
-use retouch_proto::worker::Role;
 
 use super::Machine;
-use super::control::Phase;
 use super::groups::{Group, OpenIteration};
 use super::record::Entry;
 use crate::filter;
 
+/// What came of opening an iteration.
+#[derive(Debug, PartialEq, Eq)]
+enum Opened {
+    /// It is open.
+    Open,
+    /// Every pair is banned.
+    NoPairs,
+}
+
+/// What came of replacing groups that were left out or dropped.
+#[derive(Debug, PartialEq, Eq)]
+enum Refilled {
+    /// There are new groups.
+    More,
+    /// The iteration stays as it is.
+    Full,
+}
+
 impl Machine {
     pub(super) fn collect(&mut self) {
-        if !matches!(self.phase, Phase::Running | Phase::Draining { .. }) {
+        if !self.phase.is_active() {
             return;
         }
         self.open_iterations();
-        let ready = |open: &OpenIteration| open.sealed.is_none() && open.is_collected();
-        let collected: Vec<Iteration> = self
-            .open
-            .values()
-            .filter(|open| ready(open))
-            .map(|open| open.iteration)
-            .collect();
+        // Refills wait for all groups: drawn as scores come in, they would depend on the order of those (A9).
+        let ready = |open: &&OpenIteration| open.sealed.is_none() && open.is_collected();
+        let ready = self.open.iter().filter(ready);
+        let collected: Vec<Iteration> = ready.map(|open| open.iteration).collect();
         for iteration in collected {
-            if !self.refill(iteration) {
+            if self.refill(iteration) == Refilled::Full {
                 self.seal(iteration);
             }
         }
@@ -32,82 +45,67 @@ impl Machine {
 
     /// Opens the iteration after the last committed one, and as many more as samples may be stale.
     fn open_iterations(&mut self) {
-        let next = self.committed.iteration.next();
-        let last = match self.phase {
-            Phase::Draining { last } => last.0,
-            _ => self.config.iterations,
-        };
+        let next = self.progress.next();
+        let last = self.phase.last_iteration(self.config.iterations);
         for iteration in (next.0..=next.0 + self.config.rollout.staleness_max).map(Iteration) {
-            let wanted = iteration.0 <= last && !self.open.contains_key(&iteration);
-            if wanted && !self.open_iteration(iteration) {
-                return;
+            let wanted = iteration <= last && self.open.get(iteration).is_none();
+            if wanted && self.open_iteration(iteration) == Opened::NoPairs {
+                return self.stop_for_want_of_pairs();
             }
         }
     }
 
-    fn open_iteration(&mut self, iteration: Iteration) -> bool {
-        let position = self.prompts.position();
-        let Some(first) = self.prompts.draw(self.banned_until(iteration)) else {
-            self.prompts.go_to(position);
-            self.stop_for_want_of_pairs();
-            return false;
+    fn open_iteration(&mut self, iteration: Iteration) -> Opened {
+        let Some((position, first)) = self.prompts.begin(iteration) else {
+            return Opened::NoPairs;
         };
-        self.positions.insert(iteration, position);
         self.record(Entry::Opened {
             iteration,
             position,
         });
-        self.open
-            .insert(iteration, OpenIteration::new(iteration, self.now_ms));
+        let now_ms = self.timers.now_ms();
+        self.open.insert(OpenIteration::new(iteration, now_ms));
         self.add_group(iteration, first, 0);
-        self.draw(iteration, self.config.rollout.groups_per_iteration - 1, 0);
-        let groups = self.open[&iteration].groups().len();
+        let groups = 1 + self.draw(iteration, self.config.rollout.groups_per_iteration - 1, 0);
         self.event(
             EventKind::IterationOpened,
             format!("iteration {iteration} opened with {groups} groups"),
         );
-        self.progress();
-        true
+        self.moved();
+        Opened::Open
     }
 
-    /// Draws up to so many groups; fewer if every pair is banned by now.
-    fn draw(&mut self, iteration: Iteration, count: u32, round: u32) {
-        let until = self.banned_until(iteration);
-        for _ in 0..count {
-            let Some(row) = self.prompts.draw(until) else {
-                return;
+    /// Draws up to `count` groups; gives how many, since every pair may be banned by now.
+    fn draw(&mut self, iteration: Iteration, count: u32, round: u32) -> u32 {
+        for drawn in 0..count {
+            let Some(row) = self.prompts.draw(iteration) else {
+                return drawn;
             };
             self.add_group(iteration, row, round);
         }
+        count
     }
 
     fn add_group(&mut self, iteration: Iteration, row: u32, round: u32) {
         let position = self.prompts.position();
-        let open = self.open.get_mut(&iteration).expect("opened by the caller");
+        let open = self.open.get_mut(iteration).expect("opened by the caller");
         let drawn = open.draw(row, round, position);
         self.record(Entry::Drawn(drawn));
     }
 
-    /// Replaces groups that were left out or given up; tells whether there are new ones.
-    fn refill(&mut self, iteration: Iteration) -> bool {
-        let open = &self.open[&iteration];
+    fn refill(&mut self, iteration: Iteration) -> Refilled {
+        let open = self.open.get(iteration).expect("opened by the caller");
         let rounds = open.rounds();
         if rounds >= self.config.filter.refill_rounds_max {
-            return false;
+            return Refilled::Full;
         }
-        let kept = open
-            .groups()
-            .iter()
-            .filter(|group| self.is_kept(group))
-            .count() as u32;
-        let missing = self
-            .config
-            .rollout
-            .groups_per_iteration
-            .saturating_sub(kept);
-        let before = open.groups().len();
-        self.draw(iteration, missing, rounds + 1);
-        self.open[&iteration].groups().len() > before
+        let kept = open.groups().iter().filter(|group| self.is_kept(group));
+        let kept = kept.count() as u32;
+        let wanted = self.config.rollout.groups_per_iteration;
+        match self.draw(iteration, wanted.saturating_sub(kept), rounds + 1) {
+            0 => Refilled::Full,
+            _ => Refilled::More,
+        }
     }
 
     fn is_kept(&self, group: &Group) -> bool {
@@ -123,24 +121,13 @@ impl Machine {
     }
 
     fn stop_for_want_of_pairs(&mut self) {
-        if self.open.is_empty() {
+        // What is open goes on: it was drawn before the last bans counted.
+        if self.open.last().is_none() {
             self.event(
                 EventKind::Control,
                 "every pair of the dataset is banned: nothing is left to learn".into(),
             );
             self.stop();
         }
-    }
-
-    /// Reward workers that are ready, to tell waiting from having nobody to wait for.
-    pub(super) fn ready(&self, role: Role) -> usize {
-        let ready = |worker: &&super::workers::Worker| {
-            worker.presence == retouch_proto::status::Presence::Ready
-        };
-        self.workers
-            .alive(role)
-            .map(|(_, worker)| worker)
-            .filter(ready)
-            .count()
     }
 }

@@ -2,44 +2,37 @@
 
 use retouch_proto::status::{EventKind, IterationMetrics};
 use retouch_proto::task::TrainResult;
-use retouch_proto::{BlobRef, GroupId};
 
-use super::record::{Blob, Checkpoint, Committed, CommittedEntry, Entry, KeptGroup, Policy};
-use super::training::{Purpose, Retry, Training};
-use super::{HISTORY_MAX, Machine};
+use super::Machine;
+use super::learning::{Purpose, Retry, Training};
+use super::record::{Blob, Checkpoint, Committed, CommittedEntry, Entry, Policy};
 
 impl Machine {
     /// All ranks are done: they agree, or the step did not happen.
     pub(super) fn conclude(&mut self) {
-        let Some(training) = self.training.take() else {
+        let Some(training) = self.learning.end() else {
             return;
         };
         for rank in &training.ranks {
             self.close_lease(rank.lease);
         }
-        let results: Vec<&TrainResult> = training
-            .ranks
-            .iter()
-            .filter_map(|rank| rank.result.as_ref())
-            .collect();
+        let results = training.ranks.iter();
+        let results: Vec<&TrainResult> = results.filter_map(|rank| rank.result.as_ref()).collect();
         if let Some(problem) = self.disagreement(&training, &results) {
             self.event(EventKind::RanksDisagree, problem.clone());
-            let members = training
-                .ranks
-                .iter()
-                .map(|rank| rank.member.clone())
-                .collect();
-            return self.step_failed(members, training.purpose, problem);
+            return self.step_failed(training.members(), training.purpose, problem);
         }
+        // They agree, so any rank speaks for all; only rank 0 is asked for a checkpoint.
         let first = results[0].clone();
         let committed = left_behind(&first);
         let ema_adapter = first.ema_adapter;
         match training.purpose {
             Purpose::Learn => self.commit(committed, Some((&training, first))),
-            // What the ranks wrote down is what samples next when the run goes on.
+            // An iteration that trained on nothing has a policy of its own number and the state of an older one;
+            // what the ranks wrote down is what samples next.
             Purpose::WriteDown => {
-                self.committed = committed;
-                self.retry = Retry::default();
+                self.progress.write_down(committed);
+                self.learning.retry = Retry::default();
             }
         }
         if training.checkpoint {
@@ -58,15 +51,11 @@ impl Machine {
                 return Some(format!("rank 0 made state {a}, {} made {b}", rank.member.0));
             }
         }
-        let written = self
-            .committed
-            .state
-            .filter(|_| training.purpose == Purpose::WriteDown);
+        let committed = self.progress.committed().state;
+        let written = committed.filter(|_| training.purpose == Purpose::WriteDown);
         if written.is_some_and(|state| state.hash != first.state.hash) {
-            return Some(format!(
-                "the state was written down as {}",
-                first.state.hash.short()
-            ));
+            let other = first.state.hash.short();
+            return Some(format!("the state was written down as {other}"));
         }
         let missing = training.checkpoint && first.ema_adapter.is_none();
         missing.then(|| "rank 0 was asked for a checkpoint and named no adapter".to_owned())
@@ -81,7 +70,7 @@ impl Machine {
         let iteration = committed.iteration;
         let open = self
             .open
-            .remove(&iteration)
+            .remove(iteration)
             .expect("only open iterations are committed");
         let sealed = open.sealed.expect("only sealed iterations are committed");
         let mut metrics = sealed.metrics;
@@ -91,83 +80,51 @@ impl Machine {
         if let Some((training, result)) = trained {
             metrics.resharded = training.resharded;
             metrics.ema_adapter = result.ema_adapter.map(|hash| hash.to_string());
+            // A step without groups, which was made for its checkpoint alone, measures nothing.
             metrics.train = Some(result.metrics).filter(|_| !sealed.kept.is_empty());
         }
-        let banned: Vec<u32> = sealed
-            .solved
-            .into_iter()
+        // Bans count from the commit on: a seal may be undone, and a ban with it.
+        let solved = sealed.solved.into_iter();
+        let banned: Vec<u32> = solved
             .filter(|row| self.prompts.ban(*row, iteration))
             .collect();
         metrics.banned = banned.len() as u32;
         metrics.banned_total = self.prompts.banned() as u32;
-        self.count_commit(&metrics);
-        self.committed = committed;
-        self.policies.push(committed.policy);
-        self.forget_old_policies();
-        self.record_commit(metrics.clone(), (sealed.kept, sealed.stale), banned);
-        self.watch(&metrics);
-        self.forget_unwanted();
-        self.looks_for_lost = true;
-        self.retry = Retry::default();
-        self.progress();
-    }
-
-    fn record_commit(
-        &mut self,
-        metrics: IterationMetrics,
-        (kept, stale): (Vec<KeptGroup>, Vec<GroupId>),
-        banned: Vec<u32>,
-    ) {
-        let position = self.prompts.position();
-        // If the next one is open already, it began elsewhere, and drawing goes on here all the same.
-        self.positions
-            .entry(metrics.iteration.next())
-            .or_insert(position);
-        self.history.push_back(metrics.clone());
-        if self.history.len() > HISTORY_MAX {
-            self.history.pop_front();
-        }
+        let staleness_max = self.config.rollout.staleness_max;
+        self.progress.commit(committed, staleness_max);
+        self.prompts.committed(iteration);
+        self.telemetry.committed(&metrics);
         let message = committed_message(&metrics);
-        let (committed, totals) = (self.committed, self.totals);
+        let alarms = self.alarms(&metrics);
         let entry = CommittedEntry {
             committed,
             metrics,
-            kept,
-            stale,
+            kept: sealed.kept,
+            stale: sealed.stale,
             banned,
-            next_position: position,
-            totals,
+            next_position: self.prompts.position(),
+            totals: self.telemetry.totals,
         };
         self.record(Entry::Committed(Box::new(entry)));
         self.event(EventKind::IterationCommitted, message);
+        for message in alarms {
+            self.event(EventKind::Alarm, message);
+        }
+        self.forget_unwanted();
+        // The policy has changed: groups that are bound to the one before may wait for it in vain.
+        self.blobs.suspect_loss();
+        self.learning.retry = Retry::default();
+        self.moved();
     }
 
     fn seconds_since(&self, at_ms: u64) -> f64 {
-        (self.now_ms - at_ms) as f64 / 1e3
-    }
-
-    fn count_commit(&mut self, metrics: &IterationMetrics) {
-        let totals = &mut self.totals;
-        totals.groups_kept += u64::from(metrics.kept);
-        totals.groups_filtered += u64::from(metrics.filtered);
-        totals.groups_dropped += u64::from(metrics.dropped);
-        totals.groups_stale += u64::from(metrics.stale);
-        totals.resharded += u64::from(metrics.resharded);
-        totals.empty_iterations += u64::from(metrics.kept == 0);
-    }
-
-    /// Policies are remembered as long as samples may be stale.
-    pub(super) fn forget_old_policies(&mut self) {
-        let kept = self.config.rollout.staleness_max as usize + 1;
-        self.policies
-            .drain(..self.policies.len().saturating_sub(kept));
+        (self.timers.now_ms() - at_ms) as f64 / 1e3
     }
 
     fn checkpointed(&mut self, checkpoint: Checkpoint) {
-        self.checkpoint = checkpoint;
-        self.positions
-            .retain(|iteration, _| *iteration > checkpoint.committed.iteration);
-        self.track_checkpoint_files(&checkpoint);
+        self.progress.checkpoint_at(checkpoint);
+        self.prompts.checkpointed(checkpoint.committed.iteration);
+        self.track_checkpoint_files();
         self.forget_unwanted();
         self.record(Entry::Checkpointed(checkpoint));
     }
@@ -175,17 +132,13 @@ impl Machine {
 
 /// What the ranks agree on, as the record keeps it.
 fn left_behind(result: &TrainResult) -> Committed {
-    let blob = |reference: &BlobRef| Blob {
-        hash: reference.hash,
-        size_bytes: reference.size_bytes,
-    };
     let policy = Policy {
         iteration: result.iteration,
-        adapter: Some(blob(&result.version)),
+        adapter: Some(Blob::of(&result.version)),
     };
     Committed {
         iteration: result.iteration,
-        state: Some(blob(&result.state)),
+        state: Some(Blob::of(&result.state)),
         policy,
     }
 }

@@ -1,11 +1,9 @@
 //! Work to workers: who gets what, and the answers that carry it.
 
-use retouch_proto::task::{Assignment, RolloutTask, ScoreTask, Task};
 use retouch_proto::worker::{Directive, ReportReply, Role};
 use retouch_proto::{BlobRef, GroupId, LeaseId, WorkerId};
 
 use super::Machine;
-use super::control::Phase;
 use super::groups::{Group, GroupState};
 use super::io::Output;
 use super::leases::Work;
@@ -17,57 +15,55 @@ const BATCH: usize = 256;
 /// Hints in one answer.
 const PREFETCH_MAX: usize = 64;
 
+/// How a batch of tasks was given out.
+#[derive(Debug, PartialEq, Eq)]
+enum Batch {
+    /// It was as large as may be; there may be more to give.
+    Full,
+    /// There is no more to give.
+    Last,
+}
+
 impl Machine {
     pub(super) fn dispatch(&mut self) {
-        self.update_free();
-        if !matches!(self.phase, Phase::Running | Phase::Draining { .. }) {
-            return;
-        }
-        self.dispatch_role(Role::Rollout);
-        self.dispatch_role(Role::Reward);
-    }
-
-    fn update_free(&mut self) {
-        for id in &self.touched {
-            match self.workers.get(id) {
-                Some(worker) if worker.free() > 0 => {
-                    self.free
-                        .insert(id, worker.role, worker.leases.len() as u32);
-                }
-                _ => self.free.remove(id),
-            }
+        self.workers.update_free();
+        if self.phase.is_active() {
+            self.dispatch_role(Role::Rollout);
+            self.dispatch_role(Role::Reward);
         }
     }
 
     fn dispatch_role(&mut self, role: Role) {
-        while self.dispatch_batch(role) {
-            self.update_free();
+        while self.dispatch_batch(role) == Batch::Full {
+            self.workers.update_free();
         }
     }
 
-    /// Gives out some tasks; tells whether there may be more to give.
-    fn dispatch_batch(&mut self, role: Role) -> bool {
+    fn dispatch_batch(&mut self, role: Role) -> Batch {
         // In a large cluster nearly all workers are busy, or nearly all wait: neither may cost anything.
-        let count = self.free.count(role).min(BATCH);
+        let count = self.workers.count_free(role).min(BATCH);
         let ids: Vec<GroupId> = self.waiting(role).take(count).collect();
         if ids.is_empty() {
-            return false;
+            return Batch::Last;
         }
-        let tasks: Vec<TaskNeed<'_>> = ids
-            .iter()
-            .map(|id| TaskNeed {
-                avoid: self.avoided(role, *id),
-            })
-            .collect();
-        // Each task takes one of the first so many, however loaded the others are.
+        let need = |id: &GroupId| TaskNeed {
+            avoid: self.avoided(role, *id),
+        };
+        let tasks: Vec<TaskNeed<'_>> = ids.iter().map(need).collect();
+        // Each task takes one of the first few, however loaded the others are: as many as there are tasks, and
+        // one more for each that a task avoids.
         let avoided = tasks.iter().map(|task| task.avoid.len()).max().unwrap_or(0);
-        let names = self.free.least_loaded(role, ids.len() + avoided);
+        let names = self.workers.least_loaded(role, ids.len() + avoided);
         let workers = names.iter().filter_map(|id| self.load(id)).collect();
         let placements = solve(&Problem { tasks, workers });
         for Placement { task, worker } in &placements {
             self.assign(role, ids[*task], &names[*worker]);
         }
-        ids.len() == count && !placements.is_empty()
+        // Without a placement the same tasks would come again for ever.
+        match ids.len() == count && !placements.is_empty() {
+            true => Batch::Full,
+            false => Batch::Last,
+        }
     }
 
     fn load<'a>(&'a self, id: &'a WorkerId) -> Option<WorkerLoad<'a>> {
@@ -80,32 +76,28 @@ impl Machine {
     }
 
     /// Groups that a worker of this role could take now, oldest iteration first.
-    fn waiting(&self, role: Role) -> Box<dyn Iterator<Item = GroupId> + '_> {
-        let open = self.open.values();
+    fn waiting(&self, role: Role) -> impl Iterator<Item = GroupId> {
         let groups: Box<dyn Iterator<Item = &Group>> = match role {
-            Role::Rollout => Box::new(
-                open.flat_map(|open| open.queued())
-                    .filter(|g| self.can_sample(g)),
-            ),
-            _ => Box::new(
-                open.flat_map(|open| open.sampled())
-                    .filter(|g| self.all_available(g.images())),
-            ),
+            Role::Rollout => Box::new(self.open.queued().filter(|group| self.can_sample(group))),
+            _ => Box::new(self.open.sampled().filter(|group| self.can_score(group))),
         };
-        let due = groups.filter(|group| group.not_before_ms <= self.now_ms);
-        Box::new(due.map(|group| group.drawn.group))
+        let now_ms = self.timers.now_ms();
+        let due = groups.filter(move |group| group.not_before_ms <= now_ms);
+        due.map(|group| group.drawn.group)
     }
 
     fn can_sample(&self, group: &Group) -> bool {
-        let policy = group.policy.unwrap_or(self.committed.policy);
-        policy
-            .adapter
-            .is_none_or(|adapter| self.blobs.is_available(adapter.hash))
+        let policy = group.policy.unwrap_or(self.progress.policy());
+        self.blobs.are_available(policy.adapter.into_iter())
     }
 
-    /// Who failed the group before, unless nobody else is there.
+    fn can_score(&self, group: &Group) -> bool {
+        self.blobs.are_available(group.images())
+    }
+
+    /// Who failed the group before. If nobody else is there, they may try again rather than wait for somebody to join.
     fn avoided(&self, role: Role, id: GroupId) -> &[WorkerId] {
-        let avoid = self.group(id).map_or(&[][..], |group| &group.avoid);
+        let avoid = self.open.group(id).map_or(&[][..], |group| &group.avoid);
         let others = || self.workers.alive(role).any(|(id, _)| !avoid.contains(id));
         if avoid.is_empty() || others() {
             avoid
@@ -124,12 +116,12 @@ impl Machine {
             self.note_policy(worker, id);
         }
         let lease = self.grant(worker, work);
-        self.set_group_state(id, state(lease));
+        self.open.set_state(id, state(lease));
     }
 
     /// Notes what the worker samples with, for people.
     pub(super) fn note_policy(&mut self, worker: &WorkerId, group: GroupId) {
-        let policy = self.group(group).and_then(|group| group.policy);
+        let policy = self.open.group(group).and_then(|group| group.policy);
         if let Some(worker) = self.workers.get_mut(worker) {
             worker.policy = policy;
         }
@@ -137,8 +129,7 @@ impl Machine {
 
     /// Answers reports that there is something to say to, or that have waited long enough.
     pub(super) fn answer(&mut self) {
-        self.update_free();
-        for id in std::mem::take(&mut self.touched) {
+        for id in self.workers.take_touched() {
             self.answer_one(&id);
         }
     }
@@ -150,7 +141,7 @@ impl Machine {
         };
         let Some(held) = &worker.held else { return };
         let (unsent, cancel) = (worker.unsent(), worker.unwanted());
-        let due = held.until_ms <= self.now_ms || is_over;
+        let due = held.until_ms <= self.timers.now_ms() || is_over;
         if !due && unsent.is_empty() && cancel.is_empty() && worker.prefetch.is_empty() {
             return;
         }
@@ -164,7 +155,7 @@ impl Machine {
             .filter_map(|lease| self.assignment(lease))
             .collect();
         let prefetch = self.take_prefetch(id);
-        let committed = self.committed.iteration;
+        let committed = self.progress.committed().iteration;
         let reply = ReportReply {
             assignments,
             cancel,
@@ -177,7 +168,7 @@ impl Machine {
 
     pub(super) fn send(&mut self, id: &WorkerId, reply: ReportReply) {
         let dismissed = reply.directive == Directive::Shutdown;
-        let lost_at_ms = self.now_ms + self.workers.silence_ms_max();
+        let lost_at_ms = self.timers.now_ms() + self.workers.silence_ms_max();
         let Some(held) = self.workers.release(id) else {
             return;
         };
@@ -186,61 +177,7 @@ impl Machine {
             worker.lost_at_ms = lost_at_ms;
             worker.dismissed |= dismissed;
         }
-        self.free.remove(id);
-        self.set_worker_alarm(id);
-    }
-
-    fn assignment(&mut self, id: LeaseId) -> Option<Assignment> {
-        let lease = self.leases.get(id)?;
-        let lease_ms = lease.deadline_ms.saturating_sub(self.now_ms);
-        let task = match lease.work {
-            Work::Rollout(group) => Task::Rollout(self.rollout_task(group)?),
-            Work::Score(group) => Task::Score(self.score_task(group)?),
-            Work::Train => Task::Train(self.train_task(id)?),
-            Work::Mint => Task::Mint(self.mint_task(id)?),
-        };
-        Some(Assignment {
-            lease: id,
-            lease_ms,
-            task,
-        })
-    }
-
-    fn rollout_task(&mut self, id: GroupId) -> Option<RolloutTask> {
-        let group = self.group(id)?;
-        let row = &self.rows[group.drawn.row as usize];
-        let (prompt, requirement) = (row.prompt.clone(), row.requirement.clone());
-        let (image, adapter) = (row.image.clone(), group.policy?.adapter);
-        let version = adapter.map(|adapter| self.reference(adapter));
-        let group_size = self.config.rollout.group_size;
-        Some(RolloutTask {
-            group: id,
-            prompt,
-            requirement,
-            image,
-            version,
-            group_size,
-        })
-    }
-
-    fn score_task(&mut self, id: GroupId) -> Option<ScoreTask> {
-        let group = self.group(id)?;
-        let row = &self.rows[group.drawn.row as usize];
-        let (prompt, requirement) = (row.prompt.clone(), row.requirement.clone());
-        let images: Vec<Blob> = group.images().collect();
-        let mut images = images
-            .into_iter()
-            .map(|blob| self.reference(blob))
-            .collect::<Vec<BlobRef>>()
-            .into_iter();
-        let source_png = images.next()?;
-        Some(ScoreTask {
-            group: id,
-            prompt,
-            requirement,
-            source_png,
-            edits_png: images.collect(),
-        })
+        self.set_worker_timer(id);
     }
 
     fn take_prefetch(&mut self, id: &WorkerId) -> Vec<BlobRef> {
@@ -249,13 +186,8 @@ impl Machine {
         };
         let count = worker.prefetch.len().min(PREFETCH_MAX);
         let mut blobs: Vec<Blob> = worker.prefetch.drain(..count).collect();
-        // Whoever is gone since, or no longer wanted, is not worth a fetch.
+        // What nobody has any more, or nobody wants, is not worth a fetch.
         blobs.retain(|blob| self.blobs.is_available(blob.hash));
-        blobs.into_iter().map(|blob| self.reference(blob)).collect()
-    }
-
-    /// A reference to a blob for somebody who needs it.
-    pub(super) fn reference(&mut self, blob: Blob) -> BlobRef {
-        self.blobs.reference(blob, &self.workers)
+        self.references(blobs)
     }
 }

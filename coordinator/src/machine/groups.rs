@@ -2,18 +2,18 @@
 
 use std::collections::BTreeSet;
 
-use retouch_proto::status::GroupCounts;
+use retouch_proto::status::{GroupCounts, IterationMetrics};
 use retouch_proto::task::{RolloutResult, ScoreResult};
-use retouch_proto::{ContentHash, GroupId, Iteration, LeaseId, WorkerId};
+use retouch_proto::{BlobRef, ContentHash, GroupId, Iteration, LeaseId, WorkerId};
 
 use super::record::{Blob, DrawnGroup, GroupRecord, KeptGroup, OpenRecord, Policy};
 
 /// Failed fetches after which a group counts as one that cannot be done.
-pub const FETCH_FAILURES_MAX: u32 = 16;
+pub(super) const FETCH_FAILURES_MAX: u32 = 16;
 
 /// Where a group is on its way.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum GroupState {
+pub(super) enum GroupState {
     /// Waits for a rollout worker.
     Queued,
     /// Is being sampled.
@@ -30,7 +30,7 @@ pub enum GroupState {
 
 impl GroupState {
     /// The lease under which somebody works on it.
-    pub fn lease(&self) -> Option<LeaseId> {
+    pub(super) fn lease(&self) -> Option<LeaseId> {
         match self {
             Self::Sampling(lease) | Self::Scoring(lease) => Some(*lease),
             _ => None,
@@ -40,10 +40,10 @@ impl GroupState {
 
 /// A group of an open iteration.
 #[derive(Clone, Debug)]
-pub struct Group {
+pub(super) struct Group {
     /// As drawn.
     pub drawn: DrawnGroup,
-    /// Where it is; changed only by [`OpenIteration::set_state`].
+    /// Where it is. The iteration counts its groups by state, so only [`OpenIteration::set_state`] changes it.
     state: GroupState,
     /// The policy it is sampled with, fixed when it is first given out (A6).
     pub policy: Option<Policy>,
@@ -76,7 +76,7 @@ impl Group {
         }
     }
 
-    /// A group that was given up gets another chance: the cause may have been removed.
+    /// A group as the record has it. One that was dropped gets another chance: the cause may have been removed.
     fn restored(record: GroupRecord) -> Self {
         let mut group = Self::new(record.drawn);
         if let Some((policy, sampled)) = record.sampled {
@@ -92,12 +92,12 @@ impl Group {
     }
 
     /// Where it is.
-    pub fn state(&self) -> &GroupState {
+    pub(super) fn state(&self) -> &GroupState {
         &self.state
     }
 
     /// Its rewards in sample order, once it has some.
-    pub fn rewards(&self) -> Option<Vec<f64>> {
+    pub(super) fn rewards(&self) -> Option<Vec<f64>> {
         let scored = self
             .scored
             .as_ref()
@@ -106,23 +106,23 @@ impl Group {
     }
 
     /// The images that a judge needs: the source and the candidates.
-    pub fn images(&self) -> impl Iterator<Item = Blob> {
+    pub(super) fn images(&self) -> impl Iterator<Item = Blob> {
         let sampled = self.sampled.iter();
         sampled
             .flat_map(|s| std::iter::once(&s.source_png).chain(&s.edits_png))
-            .map(blob)
+            .map(Blob::of)
     }
 
     /// What a learner needs: clean latents and condition.
-    pub fn latents(&self) -> impl Iterator<Item = Blob> {
+    pub(super) fn latents(&self) -> impl Iterator<Item = Blob> {
         self.sampled
             .iter()
             .flat_map(|sampled| [&sampled.x0, &sampled.condition])
-            .map(blob)
+            .map(Blob::of)
     }
 
     /// Everything it refers to.
-    pub fn blobs(&self) -> impl Iterator<Item = ContentHash> {
+    pub(super) fn blobs(&self) -> impl Iterator<Item = ContentHash> {
         let adapter = self.policy.and_then(|policy| policy.hash());
         self.images()
             .chain(self.latents())
@@ -131,49 +131,46 @@ impl Group {
     }
 
     /// A new stage begins: what was held against it or its workers is forgotten.
-    pub fn clear_attempts(&mut self) {
+    pub(super) fn clear_attempts(&mut self) {
         self.attempts = 0;
         self.avoid.clear();
         self.not_before_ms = 0;
     }
 }
 
-fn blob(reference: &retouch_proto::BlobRef) -> Blob {
-    Blob {
-        hash: reference.hash,
-        size_bytes: reference.size_bytes,
-    }
+/// The hashes of all that a sampling left behind.
+pub(super) fn hashes(result: &RolloutResult) -> impl Iterator<Item = ContentHash> {
+    let whole: [&BlobRef; 3] = [&result.x0, &result.condition, &result.source_png];
+    let blobs = whole.into_iter().chain(&result.edits_png);
+    blobs.map(|blob| blob.hash)
 }
 
 /// Whether two samplings of a group have the same bits (A9).
-pub fn same_bits(a: &RolloutResult, b: &RolloutResult) -> bool {
-    let hashes = |result: &RolloutResult| {
-        let whole = [&result.x0, &result.condition, &result.source_png].into_iter();
-        whole
-            .chain(&result.edits_png)
-            .map(|blob| blob.hash)
-            .collect::<Vec<_>>()
-    };
-    a.version == b.version && hashes(a) == hashes(b)
+pub(super) fn same_bits(a: &RolloutResult, b: &RolloutResult) -> bool {
+    a.version == b.version && hashes(a).eq(hashes(b))
 }
 
 /// An iteration that is not committed.
-pub struct OpenIteration {
+pub(super) struct OpenIteration {
     /// Which one.
     pub iteration: Iteration,
     /// When it was opened.
     pub opened_ms: u64,
     /// What the filter left, once all groups are through.
     pub sealed: Option<Sealed>,
+    /// By index, as drawn.
     groups: Vec<Group>,
+    /// Groups by state, counted as they change: a status must not go through 100,000 of them.
     counts: GroupCounts,
+    /// Those that wait for a rollout worker, for the same reason: every step asks for them.
     queued: BTreeSet<u32>,
+    /// Those that wait for a reward worker.
     sampled: BTreeSet<u32>,
 }
 
 /// An iteration ready to be trained on.
 #[derive(Clone, Debug)]
-pub struct Sealed {
+pub(super) struct Sealed {
     /// When it was sealed.
     pub sealed_ms: u64,
     /// Groups to train on, in order.
@@ -183,12 +180,12 @@ pub struct Sealed {
     /// Rows whose pairs met the paper's rule.
     pub solved: Vec<u32>,
     /// Numbers that follow from the groups.
-    pub metrics: retouch_proto::status::IterationMetrics,
+    pub metrics: IterationMetrics,
 }
 
 impl OpenIteration {
     /// An iteration without groups.
-    pub fn new(iteration: Iteration, now_ms: u64) -> Self {
+    pub(super) fn new(iteration: Iteration, now_ms: u64) -> Self {
         Self {
             iteration,
             opened_ms: now_ms,
@@ -201,7 +198,7 @@ impl OpenIteration {
     }
 
     /// An iteration as the record has it.
-    pub fn restored(record: OpenRecord, now_ms: u64) -> Self {
+    pub(super) fn restored(record: OpenRecord, now_ms: u64) -> Self {
         let mut open = Self::new(record.iteration, now_ms);
         for group in record.groups {
             open.insert(Group::restored(group));
@@ -210,7 +207,7 @@ impl OpenIteration {
     }
 
     /// Adds a drawn group.
-    pub fn draw(&mut self, row: u32, round: u32, position: u64) -> DrawnGroup {
+    pub(super) fn draw(&mut self, row: u32, round: u32, position: u64) -> DrawnGroup {
         let index = self.groups.len() as u32;
         let group = GroupId {
             iteration: self.iteration,
@@ -235,7 +232,7 @@ impl OpenIteration {
     }
 
     /// Moves a group on.
-    pub fn set_state(&mut self, index: u32, state: GroupState) {
+    pub(super) fn set_state(&mut self, index: u32, state: GroupState) {
         let old = std::mem::replace(&mut self.groups[index as usize].state, state.clone());
         *self.count_of(&old) -= 1;
         *self.count_of(&state) += 1;
@@ -264,46 +261,46 @@ impl OpenIteration {
     }
 
     /// Its groups in order.
-    pub fn groups(&self) -> &[Group] {
+    pub(super) fn groups(&self) -> &[Group] {
         &self.groups
     }
 
     /// One of its groups.
-    pub fn group(&self, index: u32) -> Option<&Group> {
+    pub(super) fn group(&self, index: u32) -> Option<&Group> {
         self.groups.get(index as usize)
     }
 
     /// One of its groups.
-    pub fn group_mut(&mut self, index: u32) -> Option<&mut Group> {
+    pub(super) fn group_mut(&mut self, index: u32) -> Option<&mut Group> {
         self.groups.get_mut(index as usize)
     }
 
     /// Groups by state.
-    pub fn counts(&self) -> GroupCounts {
+    pub(super) fn counts(&self) -> GroupCounts {
         self.counts
     }
 
     /// Groups that wait for a rollout worker.
-    pub fn queued(&self) -> impl Iterator<Item = &Group> {
+    pub(super) fn queued(&self) -> impl Iterator<Item = &Group> {
         self.queued
             .iter()
             .map(|index| &self.groups[*index as usize])
     }
 
     /// Groups that wait for a reward worker.
-    pub fn sampled(&self) -> impl Iterator<Item = &Group> {
+    pub(super) fn sampled(&self) -> impl Iterator<Item = &Group> {
         self.sampled
             .iter()
             .map(|index| &self.groups[*index as usize])
     }
 
-    /// Whether every group is scored or given up.
-    pub fn is_collected(&self) -> bool {
+    /// Whether every group is scored or dropped.
+    pub(super) fn is_collected(&self) -> bool {
         self.counts.scored + self.counts.dropped == self.counts.total
     }
 
     /// Refill rounds so far.
-    pub fn rounds(&self) -> u32 {
+    pub(super) fn rounds(&self) -> u32 {
         self.groups
             .iter()
             .map(|group| group.drawn.round)

@@ -6,7 +6,7 @@ use retouch_proto::{GroupId, LeaseId, WorkerId};
 
 /// One task given to one worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lease {
+pub(super) struct Lease {
     /// Who has it.
     pub worker: WorkerId,
     /// What it is for.
@@ -17,7 +17,7 @@ pub struct Lease {
 
 /// What a lease is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Work {
+pub(super) enum Work {
     /// To sample a group.
     Rollout(GroupId),
     /// To score a group.
@@ -29,45 +29,43 @@ pub enum Work {
 }
 
 /// All leases.
-pub struct Leases {
+pub(super) struct Leases {
     next: u64,
     active: HashMap<LeaseId, Lease>,
 }
 
 impl Leases {
-    /// Numbers them from the coordinator's incarnation, so that no lease is ever met twice.
-    pub fn new(incarnation: u32) -> Self {
+    /// Numbers them from the coordinator's incarnation, so that no name is ever given twice.
+    pub(super) fn new(incarnation: u32) -> Self {
         Self {
             next: u64::from(incarnation) << 32,
             active: HashMap::new(),
         }
     }
 
-    /// Gives out a lease.
-    pub fn grant(&mut self, lease: Lease) -> LeaseId {
+    /// A name that no lease had before.
+    pub(super) fn next_id(&mut self) -> LeaseId {
         self.next += 1;
-        let id = LeaseId(self.next);
-        self.active.insert(id, lease);
-        id
+        LeaseId(self.next)
     }
 
-    /// Takes over a lease from before a restart, under its old name.
-    pub fn adopt(&mut self, id: LeaseId, lease: Lease) {
+    /// Adds a lease.
+    pub(super) fn insert(&mut self, id: LeaseId, lease: Lease) {
         self.active.insert(id, lease);
     }
 
     /// The lease, if it is still active.
-    pub fn get(&self, id: LeaseId) -> Option<&Lease> {
+    pub(super) fn get(&self, id: LeaseId) -> Option<&Lease> {
         self.active.get(&id)
     }
 
-    /// Ends a lease.
-    pub fn close(&mut self, id: LeaseId) -> Option<Lease> {
+    /// Takes a lease out.
+    pub(super) fn remove(&mut self, id: LeaseId) -> Option<Lease> {
         self.active.remove(&id)
     }
 
     /// All of them, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = (&LeaseId, &Lease)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&LeaseId, &Lease)> {
         self.active.iter()
     }
 }

@@ -7,32 +7,10 @@ use retouch_proto::status::{EventKind, Presence};
 use retouch_proto::worker::{Directive, Report, ReportReply, Role};
 
 use super::Machine;
-use super::io::Ticket;
-use super::workers::Worker;
+use super::workers::{Order, Worker};
 
 /// Names told to somebody who gave an unknown one.
 const NAMES_MAX: usize = 8;
-
-/// What a person wants of one worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// It finishes, gets no more, and goes once nothing is lost with it, or at this time (A7).
-    Leave {
-        /// When at the latest.
-        by_ms: u64,
-    },
-    /// It ends now and is started again.
-    Restart,
-}
-
-impl Order {
-    fn directive(self) -> Directive {
-        match self {
-            Self::Leave { .. } => Directive::Shutdown,
-            Self::Restart => Directive::Restart,
-        }
-    }
-}
 
 impl Machine {
     pub(super) fn drain_worker(&mut self, id: &WorkerId) -> Result<String, String> {
@@ -81,19 +59,22 @@ impl Machine {
             worker.order = Some(order);
             worker.presence = Presence::Leaving;
         }
-        self.touch(id);
+        self.workers.touch(id);
     }
 
     /// Lets those go who wait for an answer and have an order that can be carried out.
-    pub(super) fn part(&mut self) {
+    pub(super) fn let_go(&mut self) {
         if self.is_over() {
             return;
         }
-        let due = |id: &&WorkerId| self.parting(id).is_some();
-        let leaving: Vec<WorkerId> = self.touched.iter().filter(due).cloned().collect();
+        let due = |(id, worker): (&WorkerId, &Worker)| {
+            self.order_due(id, worker).is_some().then(|| id.clone())
+        };
+        let leaving: Vec<WorkerId> = self.workers.touched().filter_map(due).collect();
         self.secure_state();
         for id in leaving {
-            let Some(order) = self.parting(&id) else {
+            let worker = self.workers.get(&id);
+            let Some(order) = worker.and_then(|worker| self.order_due(&id, worker)) else {
                 continue;
             };
             let reply = self.nothing(order.directive());
@@ -108,42 +89,41 @@ impl Machine {
 
     /// A learner that alone holds the state writes it down before it goes (A8).
     fn secure_state(&mut self) {
-        let alone = |id: &WorkerId| {
-            let leaving = |worker: &&Worker| matches!(worker.order, Some(Order::Leave { .. }));
-            let learner = self.workers.get(id).filter(leaving);
-            learner.is_some_and(|worker| worker.role == Role::Learner)
+        let alone = |(id, worker): (&WorkerId, &Worker)| {
+            worker.role == Role::Learner
+                && matches!(worker.order, Some(Order::Leave { .. }))
                 && self.blobs.is_only_owner(id)
         };
-        let alone = self.committed.state.is_some() && self.touched.iter().any(alone);
-        self.checkpoint_asked |= alone && self.training.is_none();
-    }
-
-    fn parting(&self, id: &WorkerId) -> Option<Order> {
-        let worker = self
-            .workers
-            .get(id)
-            .filter(|worker| worker.held.is_some())?;
-        match worker.order? {
-            Order::Restart => Some(Order::Restart),
-            Order::Leave { by_ms } => {
-                let late = by_ms <= self.now_ms;
-                let free = worker.leases.is_empty() && (late || !self.blobs.is_only_owner(id));
-                free.then_some(Order::Leave { by_ms })
-            }
+        let alone = self.workers.touched().any(alone);
+        // A step under way makes a new state, which every rank holds.
+        if alone && self.progress.committed().state.is_some() && !self.learning.is_training() {
+            self.learning.ask_checkpoint();
         }
     }
 
-    /// Tells a generation that has left once more that it should: it may not have heard.
-    pub(super) fn tell_again(&mut self, ticket: Ticket, report: &Report) -> bool {
-        let Some(worker) = self.workers.get(&report.worker) else {
-            return false;
+    /// The worker's order, if it can be carried out now.
+    fn order_due(&self, id: &WorkerId, worker: &Worker) -> Option<Order> {
+        // Whoever does not wait for an answer can't be told.
+        worker.held.as_ref()?;
+        let order = worker.order?;
+        let due = match order {
+            Order::Restart => true,
+            Order::Leave { by_ms } => {
+                let late = by_ms <= self.timers.now_ms();
+                worker.leases.is_empty() && (late || !self.blobs.is_only_owner(id))
+            }
         };
-        let left = worker.presence == Presence::Left && worker.generation == report.generation;
-        let Some(order) = worker.order.filter(|_| left) else {
-            return false;
-        };
-        self.reply_nothing(ticket, order.directive());
-        true
+        due.then_some(order)
+    }
+
+    /// What to say to a generation that is over. One that has left may not have heard that it should.
+    pub(super) fn directive_to_the_gone(&self, report: &Report) -> Directive {
+        let worker = self.workers.get(&report.worker);
+        let left = worker.filter(|worker| {
+            worker.presence == Presence::Left && worker.generation == report.generation
+        });
+        let order = left.and_then(|worker| worker.order);
+        order.map_or(Directive::Reregister, Order::directive)
     }
 
     /// An answer that only says what the worker is to do with itself.
@@ -153,7 +133,7 @@ impl Machine {
             cancel: Vec::new(),
             prefetch: Vec::new(),
             directive,
-            committed: self.committed.iteration,
+            committed: self.progress.committed().iteration,
         }
     }
 }

@@ -4,11 +4,11 @@ use retouch_proto::task::UniqueId;
 use retouch_proto::{Epoch, Generation, WorkerId};
 
 /// A member of the collective.
-pub type Member = (WorkerId, Generation);
+pub(super) type Member = (WorkerId, Generation);
 
 /// What to do about the collective.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Plan {
+pub(super) enum Plan {
     /// These train, in rank order.
     Go(Vec<Member>),
     /// Ranks are missing; wait for them until this time.
@@ -18,7 +18,7 @@ pub enum Plan {
 }
 
 /// What the plan depends on.
-pub struct Candidates {
+pub(super) struct Candidates {
     /// Learners that are ready, by name.
     pub ready: Vec<Member>,
     /// Ranks that the run asks for.
@@ -37,7 +37,7 @@ pub struct Candidates {
 
 /// The most that can share the gradient shards: at once if all ranks are there, else after the
 /// grace.
-pub fn plan(candidates: Candidates, now_ms: u64) -> Plan {
+pub(super) fn plan(candidates: Candidates, now_ms: u64) -> Plan {
     let Candidates {
         mut ready,
         ranks,
@@ -62,7 +62,7 @@ pub fn plan(candidates: Candidates, now_ms: u64) -> Plan {
 }
 
 /// The present collective: one epoch per membership.
-pub struct Collective {
+pub(super) struct Collective {
     next: u64,
     current: Option<(Epoch, Vec<Member>)>,
     unique_id: Option<UniqueId>,
@@ -70,7 +70,7 @@ pub struct Collective {
 
 impl Collective {
     /// Numbers epochs from the coordinator's incarnation.
-    pub fn new(incarnation: u32) -> Self {
+    pub(super) fn new(incarnation: u32) -> Self {
         Self {
             next: u64::from(incarnation) << 32,
             current: None,
@@ -79,7 +79,7 @@ impl Collective {
     }
 
     /// The epoch of these members: the present one if it is theirs, else a new one.
-    pub fn epoch(&mut self, members: &[Member]) -> Epoch {
+    pub(super) fn epoch(&mut self, members: &[Member]) -> Epoch {
         if let Some((epoch, current)) = &self.current
             && current == members
         {
@@ -92,18 +92,18 @@ impl Collective {
     }
 
     /// Ends the present epoch: something went wrong in it, and nobody may meet its remains.
-    pub fn dissolve(&mut self) {
+    pub(super) fn dissolve(&mut self) {
         self.current = None;
         self.unique_id = None;
     }
 
     /// What rank 0 of the present epoch minted, once it has.
-    pub fn unique_id(&self) -> Option<UniqueId> {
+    pub(super) fn unique_id(&self) -> Option<UniqueId> {
         self.unique_id
     }
 
     /// Notes what rank 0 of the present epoch minted.
-    pub fn set_unique_id(&mut self, id: UniqueId) {
+    pub(super) fn set_unique_id(&mut self, id: UniqueId) {
         self.unique_id = Some(id);
     }
 }

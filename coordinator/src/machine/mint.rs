@@ -2,66 +2,53 @@
 //! unique id, and every rank's task carries it.
 
 use retouch_proto::config::CollectiveKind;
-use retouch_proto::task::{MintResult, MintTask, TaskFailure};
-use retouch_proto::{Epoch, LeaseId, WorkerId};
+use retouch_proto::task::{MintResult, TaskFailure};
+use retouch_proto::{Epoch, WorkerId};
 
 use super::Machine;
+use super::learning::{Minting, Purpose};
 use super::leases::Work;
 use super::membership::Member;
-use super::training::Purpose;
-
-/// The minting under way.
-pub(super) struct Minting {
-    /// The epoch whose ranks wait for it.
-    epoch: Epoch,
-    /// Its rank 0.
-    member: Member,
-    lease: LeaseId,
-}
 
 impl Machine {
-    /// Whether these members can meet in this epoch now. If not, rank 0 has been asked for what
-    /// they lack.
-    pub(super) fn can_meet(&mut self, epoch: Epoch, members: &[Member]) -> bool {
+    /// Whether these members have all they need to meet in their epoch.
+    pub(super) fn can_meet(&self, members: &[Member]) -> bool {
         let alone = members.len() < 2;
         let over_sockets = self.config.learner.collective == CollectiveKind::Tcp;
-        if alone || over_sockets || self.collective.unique_id().is_some() {
-            return true;
-        }
-        let is_asked = self.minting.as_ref().is_some_and(|minting| {
-            minting.epoch == epoch && self.leases.get(minting.lease).is_some()
-        });
-        if !is_asked {
-            self.stop_minting();
-            let member = members[0].clone();
-            let lease = self.grant(&member.0, Work::Mint);
-            self.minting = Some(Minting {
-                epoch,
-                member,
-                lease,
-            });
-        }
-        false
+        alone || over_sockets || self.learning.collective.unique_id().is_some()
     }
 
-    pub(super) fn mint_task(&self, lease: LeaseId) -> Option<MintTask> {
-        let minting = self.minting.as_ref()?;
-        (minting.lease == lease).then_some(MintTask {
-            epoch: minting.epoch,
-        })
+    /// Asks rank 0 of a new epoch for its unique id, unless it has been asked.
+    pub(super) fn mint(&mut self, epoch: Epoch, members: &[Member]) {
+        let is_asked = self.learning.minting.as_ref().is_some_and(|minting| {
+            // Its lease is gone if rank 0 is, or took too long.
+            minting.epoch == epoch && self.leases.get(minting.lease).is_some()
+        });
+        if is_asked {
+            return;
+        }
+        self.stop_minting();
+        let member = members[0].clone();
+        let lease = self.grant(&member.0, Work::Mint);
+        self.learning.minting = Some(Minting {
+            epoch,
+            member,
+            lease,
+        });
     }
 
     pub(super) fn take_mint(&mut self, worker: &WorkerId, result: MintResult) {
         let awaited =
             |minting: &mut Minting| minting.epoch == result.epoch && minting.member.0 == *worker;
-        if self.minting.take_if(awaited).is_some() {
-            self.collective.set_unique_id(result.unique_id);
-            self.progress();
+        if self.learning.minting.take_if(awaited).is_some() {
+            self.learning.collective.set_unique_id(result.unique_id);
+            self.moved();
         }
     }
 
     pub(super) fn mint_failed(&mut self, worker: &WorkerId, failure: TaskFailure) {
-        let Some(minting) = self.minting.take_if(|minting| minting.member.0 == *worker) else {
+        let by_worker = |minting: &mut Minting| minting.member.0 == *worker;
+        let Some(minting) = self.learning.minting.take_if(by_worker) else {
             return;
         };
         let problem = format!("rank 0 on {worker}: {}", failure.reason);
@@ -77,16 +64,8 @@ impl Machine {
 
     /// Nobody waits for the id any more.
     pub(super) fn stop_minting(&mut self) {
-        if let Some(minting) = self.minting.take() {
+        if let Some(minting) = self.learning.minting.take() {
             self.close_lease(minting.lease);
         }
-    }
-
-    /// Whether this lease is the minting under way.
-    #[cfg(any(test, feature = "simulator"))]
-    pub(super) fn is_minting(&self, lease: LeaseId) -> bool {
-        self.minting
-            .as_ref()
-            .is_some_and(|minting| minting.lease == lease)
     }
 }

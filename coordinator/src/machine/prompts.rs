@@ -6,21 +6,32 @@ use retouch_dataset::Row;
 use retouch_proto::Iteration;
 use retouch_proto::seed::{self, Purpose};
 
+use super::open::OpenIterations;
+use super::record::Record;
+
 /// Draws rows without replacement, pass after pass, each pass in its own seeded order.
 ///
-/// The position alone is the state: the same position gives the same rows (A9).
-pub struct Prompts {
-    seed: u64,
+/// The position alone says what comes next: the same position gives the same rows (A9).
+pub(super) struct Prompts {
+    rows: Vec<Row>,
     /// Pairs, so that a banned pair is skipped wherever it stands in the dataset.
     pair_of_row: Vec<u32>,
+    seed: u64,
+    /// How many iterations ahead of a ban rows may be drawn.
+    staleness_max: u32,
+    /// Rows drawn or skipped so far.
     position: u64,
+    /// The present pass and its order, since making it is a permutation of the whole dataset.
     order: Option<(u64, Vec<usize>)>,
+    /// Pairs that are not drawn any more, with the iteration that banned them: a rewind lifts later bans.
     banned: BTreeMap<u32, Iteration>,
+    /// Where each iteration after the checkpoint began, to draw the same rows again after a rewind.
+    began: BTreeMap<Iteration, u64>,
 }
 
 impl Prompts {
     /// Starts at the beginning of the first pass.
-    pub fn new(seed: u64, rows: &[Row]) -> Self {
+    pub(super) fn new(seed: u64, staleness_max: u32, rows: Vec<Row>) -> Self {
         let mut pairs = HashMap::new();
         let pair = |row: &Row| {
             let next = pairs.len() as u32;
@@ -30,37 +41,100 @@ impl Prompts {
         };
         let pair_of_row = rows.iter().map(pair).collect();
         Self {
-            seed,
+            rows,
             pair_of_row,
+            seed,
+            staleness_max,
             position: 0,
             order: None,
             banned: BTreeMap::new(),
+            began: BTreeMap::new(),
         }
     }
 
+    /// Takes over what the record says, and continues after everything that was drawn.
+    pub(super) fn restore(&mut self, record: &Record, open: &OpenIterations) {
+        self.began = record.positions.iter().copied().collect();
+        for (row, at) in &record.banned {
+            self.ban(*row, *at);
+        }
+        // Drawn once more, since how many banned rows were skipped on the way is recorded nowhere in old records.
+        if let Some(last) = open.last() {
+            self.position = self.began(last.iteration);
+            for _ in last.groups() {
+                self.draw(last.iteration);
+            }
+        } else if let Some(position) = self.began.get(&record.committed.iteration.next()) {
+            self.position = *position;
+        }
+        // An older iteration may have drawn replacements after a newer one was opened.
+        let drawn = open.groups().map(|group| group.drawn.position);
+        let drawn_to = drawn.chain([record.drawn_to]).max().unwrap_or(0);
+        self.position = self.position.max(drawn_to);
+    }
+
+    /// A row of the dataset.
+    pub(super) fn row(&self, row: u32) -> &Row {
+        &self.rows[row as usize]
+    }
+
     /// How many rows were drawn or skipped so far.
-    pub fn position(&self) -> u64 {
+    pub(super) fn position(&self) -> u64 {
         self.position
     }
 
-    /// Goes to where a recorded iteration began.
-    pub fn go_to(&mut self, position: u64) {
-        self.position = position;
+    /// Draws the first row of an iteration and notes where it began; `None` if every pair is banned.
+    pub(super) fn begin(&mut self, iteration: Iteration) -> Option<(u64, u32)> {
+        let position = self.position;
+        let Some(row) = self.draw(iteration) else {
+            // Rows that were looked at in vain are not used up.
+            self.position = position;
+            return None;
+        };
+        self.began.insert(iteration, position);
+        Some((position, row))
     }
 
-    /// The next row whose pair was not banned up to iteration `banned_until`; `None` if every
-    /// pair is banned.
-    pub fn draw(&mut self, banned_until: Iteration) -> Option<u32> {
+    /// The next row for an iteration; `None` if every pair is banned.
+    pub(super) fn draw(&mut self, iteration: Iteration) -> Option<u32> {
         let rows = self.pair_of_row.len() as u64;
+        let until = self.banned_until(iteration);
         // Any row that is not banned comes up within the rest of this pass and the whole next.
         for _ in 0..2 * rows {
             let row = self.row_at(self.position / rows, self.position % rows);
             self.position += 1;
-            if !self.is_banned(row, banned_until) {
+            if !self.is_banned(row, until) {
                 return Some(row);
             }
         }
         None
+    }
+
+    /// Bans of later iterations do not count for an iteration's draws: with stale samples allowed, it may be
+    /// drawn before they are known, and what is drawn must not depend on when (A9).
+    fn banned_until(&self, iteration: Iteration) -> Iteration {
+        Iteration(iteration.0.saturating_sub(1 + self.staleness_max))
+    }
+
+    /// An iteration is committed: the next one begins here, unless it is open already and began elsewhere.
+    pub(super) fn committed(&mut self, iteration: Iteration) {
+        self.began.entry(iteration.next()).or_insert(self.position);
+    }
+
+    /// A checkpoint is durable: no rewind goes back beyond it.
+    pub(super) fn checkpointed(&mut self, iteration: Iteration) {
+        self.began.retain(|began, _| *began > iteration);
+    }
+
+    /// Takes back everything after this iteration: its bans, and its draws, which come again.
+    pub(super) fn rewind(&mut self, to: Iteration) {
+        self.unban_after(to);
+        self.position = self.began(to.next());
+        self.began.retain(|iteration, _| *iteration <= to.next());
+    }
+
+    fn began(&self, iteration: Iteration) -> u64 {
+        self.began.get(&iteration).copied().unwrap_or(0)
     }
 
     fn row_at(&mut self, pass: u64, offset: u64) -> u32 {
@@ -81,21 +155,20 @@ impl Prompts {
         self.banned.get(&pair).is_some_and(|at| *at <= until)
     }
 
-    /// Bans the row's pair from iteration `at` on; tells whether it was not banned before.
-    pub fn ban(&mut self, row: u32, at: Iteration) -> bool {
+    /// Bans the row's pair from iteration `at` on; `false` if it was banned already, as sets do it.
+    pub(super) fn ban(&mut self, row: u32, at: Iteration) -> bool {
         let pair = self.pair_of_row[row as usize];
         let new = !self.banned.contains_key(&pair);
         self.banned.entry(pair).or_insert(at);
         new
     }
 
-    /// Takes back the bans of iterations after this one.
-    pub fn unban_after(&mut self, iteration: Iteration) {
+    fn unban_after(&mut self, iteration: Iteration) {
         self.banned.retain(|_, at| *at <= iteration);
     }
 
     /// Pairs on the ban list.
-    pub fn banned(&self) -> usize {
+    pub(super) fn banned(&self) -> usize {
         self.banned.len()
     }
 }
@@ -116,17 +189,20 @@ mod tests {
         (0..count).map(row).collect()
     }
 
-    const NEVER: Iteration = Iteration(u32::MAX);
+    fn prompts(rows: Vec<Row>) -> Prompts {
+        Prompts::new(1, 0, rows)
+    }
 
-    fn draws(prompts: &mut Prompts, count: usize) -> Vec<u32> {
-        (0..count).map(|_| prompts.draw(NEVER).unwrap()).collect()
+    fn draws(prompts: &mut Prompts, count: usize, iteration: u32) -> Vec<u32> {
+        let draw = |_| prompts.draw(Iteration(iteration)).unwrap();
+        (0..count).map(draw).collect()
     }
 
     #[test]
     fn each_pass_has_every_row_once_in_its_own_order() {
-        let mut prompts = Prompts::new(1, &rows(10));
-        let first = draws(&mut prompts, 10);
-        let second = draws(&mut prompts, 10);
+        let mut prompts = prompts(rows(10));
+        let first = draws(&mut prompts, 10, 1);
+        let second = draws(&mut prompts, 10, 1);
         for pass in [&first, &second] {
             assert_eq!(pass.iter().collect::<BTreeSet<_>>().len(), 10);
         }
@@ -135,37 +211,35 @@ mod tests {
 
     #[test]
     fn position_alone_gives_the_same_rows() {
-        let mut prompts = Prompts::new(1, &rows(7));
-        let all = draws(&mut prompts, 20);
-        prompts.go_to(9);
-        assert_eq!(draws(&mut prompts, 11), all[9..]);
+        let mut prompts = prompts(rows(7));
+        let all = draws(&mut prompts, 20, 1);
+        prompts.position = 9;
+        assert_eq!(draws(&mut prompts, 11, 1), all[9..]);
     }
 
     #[test]
     fn banned_pairs_are_skipped_from_their_iteration_on() {
         let mut duplicated = rows(3);
         duplicated.push(duplicated[1].clone());
-        let mut prompts = Prompts::new(1, &duplicated);
+        let mut prompts = prompts(duplicated);
         assert!(prompts.ban(1, Iteration(5)));
         assert!(!prompts.ban(3, Iteration(6)), "the same pair");
-        let drawn: BTreeSet<u32> = (0..8)
-            .map(|_| prompts.draw(Iteration(5)).unwrap())
-            .collect();
-        assert_eq!(drawn, [0, 2].into());
-        let drawn: BTreeSet<u32> = (0..8)
-            .map(|_| prompts.draw(Iteration(4)).unwrap())
-            .collect();
-        assert_eq!(drawn, [0, 1, 2, 3].into());
+        let drawn = |prompts: &mut Prompts, iteration| -> BTreeSet<u32> {
+            draws(prompts, 8, iteration).into_iter().collect()
+        };
+        assert_eq!(drawn(&mut prompts, 6), [0, 2].into());
+        assert_eq!(drawn(&mut prompts, 5), [0, 1, 2, 3].into());
         prompts.unban_after(Iteration(4));
         assert_eq!(prompts.banned(), 0);
     }
 
     #[test]
     fn nothing_is_drawn_when_all_is_banned() {
-        let mut prompts = Prompts::new(1, &rows(2));
+        let mut prompts = prompts(rows(2));
         prompts.ban(0, Iteration(1));
         prompts.ban(1, Iteration(1));
-        assert_eq!(prompts.draw(Iteration(1)), None);
-        assert!(prompts.draw(Iteration(0)).is_some());
+        assert_eq!(prompts.begin(Iteration(2)), None);
+        assert_eq!(prompts.position(), 0, "nothing was used up");
+        assert!(prompts.begin(Iteration(1)).is_some());
     }
 }

@@ -2,7 +2,7 @@
 
 use retouch_proto::status::{Event, IterationMetrics, Totals};
 use retouch_proto::task::{RolloutResult, ScoreResult};
-use retouch_proto::{ContentHash, GroupId, Iteration, WorkerId};
+use retouch_proto::{BlobRef, ContentHash, GroupId, Iteration, WorkerId};
 use serde::{Deserialize, Serialize};
 
 /// A blob without its owners: those are known only while they live.
@@ -12,6 +12,16 @@ pub struct Blob {
     pub hash: ContentHash,
     /// Its length.
     pub size_bytes: u64,
+}
+
+impl Blob {
+    /// What a reference refers to.
+    pub fn of(reference: &BlobRef) -> Self {
+        Self {
+            hash: reference.hash,
+            size_bytes: reference.size_bytes,
+        }
+    }
 }
 
 /// A policy that samples: the one after `iteration`.

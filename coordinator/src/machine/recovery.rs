@@ -1,14 +1,16 @@
 //! What is lost, and what is done about it: workers, blobs, the learners' state (A8, A9).
 
-use retouch_proto::GroupId;
-use retouch_proto::WorkerId;
+use std::collections::HashSet;
+
 use retouch_proto::status::{EventKind, Presence};
 use retouch_proto::worker::Role;
+use retouch_proto::{ContentHash, GroupId, WorkerId};
 
 use super::Machine;
 use super::groups::{Group, GroupState};
 use super::leases::Work;
-use super::record::{Blob, Committed, Entry};
+use super::progress::TakenBack;
+use super::record::{Committed, Entry};
 
 impl Machine {
     /// A generation is over: its leases go to others, which is no failed attempt.
@@ -24,22 +26,26 @@ impl Machine {
         let (role, generation) = (worker.role, worker.generation);
         let leases: Vec<_> = worker.leases.iter().copied().collect();
         self.blobs.remove_worker(id);
-        self.touch(id);
+        self.workers.touch(id);
         for lease in leases {
             let Some(lease) = self.close_lease(lease) else {
                 continue;
             };
-            self.totals.leases_lost += 1;
+            self.telemetry.totals.leases_lost += 1;
             match lease.work {
                 Work::Rollout(group) | Work::Score(group) => self.put_back(group),
                 Work::Train => {}
                 Work::Mint => self.stop_minting(),
             }
         }
-        if self.is_training_without_result(id) {
+        // A rank that has reported is no longer needed: its result counts, dead or alive.
+        if self.learning.awaits(id) {
             self.abort_training();
         }
-        self.forgive(&(id.clone(), generation));
+        let now_ms = self.timers.now_ms();
+        self.learning
+            .retry
+            .forgive(&(id.clone(), generation), now_ms);
         if !self.is_over() {
             let kind = if presence == Presence::Left {
                 EventKind::WorkerLeft
@@ -47,7 +53,7 @@ impl Machine {
                 EventKind::WorkerLost
             };
             self.event(kind, format!("{role} worker {id}: {why}"));
-            self.looks_for_lost = true;
+            self.blobs.suspect_loss();
         }
     }
 
@@ -56,30 +62,24 @@ impl Machine {
         if self.is_over() {
             return;
         }
-        if self
-            .adopting_until_ms
-            .is_some_and(|until_ms| until_ms <= self.now_ms)
-        {
-            self.adopting_until_ms = None;
-            self.looks_for_lost = true;
-        }
         // Looking at every group is for the steps in which something may have been lost.
-        if self.looks_for_lost && self.adopting_until_ms.is_none() {
-            self.looks_for_lost = false;
+        if self.blobs.take_suspicion(self.timers.now_ms()) {
             self.remake_lost_images();
             self.give_up_lost_policies();
         }
-        if self.training.is_none() && !self.is_state_available() {
-            self.wait_for_state();
+        // During a step its ranks hold the state, and what they make of it takes its place.
+        if self.learning.is_training() || self.is_state_available() {
+            self.learning.find_state();
         } else {
-            self.state_lost_since_ms = None;
+            self.wait_for_state();
         }
     }
 
-    /// Who is expected has registered: what nobody of them holds will not turn up any more.
-    pub(super) fn end_adopting_if_everyone_is_back(&mut self) {
-        if self.adopting_until_ms.is_some() && self.is_everyone_back() {
-            self.adopting_until_ms = Some(self.now_ms);
+    /// Everyone who is expected has registered: what none of them holds will not turn up any more.
+    pub(super) fn stop_awaiting_if_everyone_is_back(&mut self) {
+        if self.blobs.is_awaiting_holders() && self.is_everyone_back() {
+            // Until this step's search, so that nothing is taken for lost while a registration is half taken in.
+            self.blobs.await_holders(self.timers.now_ms());
         }
     }
 
@@ -92,19 +92,16 @@ impl Machine {
 
     /// Groups that wait for a judge but whose images nobody has are sampled again.
     fn remake_lost_images(&mut self) {
-        let waiting = self.open.values().flat_map(|open| open.sampled());
+        let waiting = self.open.sampled();
         let ids: Vec<GroupId> = waiting.map(|group| group.drawn.group).collect();
         ids.into_iter().for_each(|id| self.remake_if_lost(id));
     }
 
     pub(super) fn remake_if_lost(&mut self, id: GroupId) {
-        let Some(group) = self
-            .group(id)
-            .filter(|group| *group.state() == GroupState::Sampled)
-        else {
-            return;
-        };
-        if !self.all_available(group.images()) && self.adopting_until_ms.is_none() {
+        let group = self.open.group(id);
+        let waiting = group.filter(|group| *group.state() == GroupState::Sampled);
+        let lost = waiting.is_some_and(|group| !self.blobs.are_available(group.images()));
+        if lost && !self.blobs.is_awaiting_holders() {
             self.remake(id);
         }
     }
@@ -115,8 +112,9 @@ impl Machine {
         if self.config.rollout.staleness_max == 0 {
             return;
         }
-        let queued = self.open.values().flat_map(|open| open.queued());
-        let lost: Vec<GroupId> = queued
+        let lost: Vec<GroupId> = self
+            .open
+            .queued()
             .filter(|group| self.is_policy_lost(group))
             .map(|group| group.drawn.group)
             .collect();
@@ -125,16 +123,16 @@ impl Machine {
 
     /// Whether a group is bound to a policy that is neither the present one nor to be had.
     pub(super) fn is_policy_lost(&self, group: &Group) -> bool {
-        let other = group
-            .policy
-            .filter(|policy| policy.hash() != self.policy().hash());
-        other.is_some_and(|policy| !self.all_available(policy.adapter.into_iter()))
+        // The present policy is worth waiting for: without it no group at all can be sampled.
+        let present = self.progress.policy().hash();
+        let other = group.policy.filter(|policy| policy.hash() != present);
+        other.is_some_and(|policy| !self.blobs.are_available(policy.adapter.into_iter()))
     }
 
     /// Forgets everything about a group but its pair.
     pub(super) fn sample_anew(&mut self, id: GroupId) {
         self.unseal(id.iteration);
-        if let Some(group) = self.group_mut(id) {
+        if let Some(group) = self.open.group_mut(id) {
             (group.policy, group.sampled, group.scored) = (None, None, None);
             group.clear_attempts();
         }
@@ -143,68 +141,79 @@ impl Machine {
 
     /// Whether the next iteration can start from the last one: its state and policy are there.
     pub(super) fn is_state_available(&self) -> bool {
-        let Committed { state, policy, .. } = self.committed;
-        self.all_available(state.into_iter().chain(policy.adapter))
+        let Committed { state, policy, .. } = self.progress.committed();
+        let blobs = state.into_iter().chain(policy.adapter);
+        self.blobs.are_available(blobs)
     }
 
     /// Holders of the state may come back within the grace; when every learner is back without
     /// it, or the grace is over, it is lost.
     fn wait_for_state(&mut self) {
-        if self.adopting_until_ms.is_some() {
+        if self.blobs.is_awaiting_holders() {
             return;
         }
-        let since_ms = *self.state_lost_since_ms.get_or_insert(self.now_ms);
+        let now_ms = self.timers.now_ms();
+        let since_ms = self.learning.miss_state(now_ms);
         let until_ms = since_ms + self.config.cluster.rank_grace_s * 1000;
         let learners = self.workers.count_alive(Role::Learner);
         let all_back = learners >= self.config.learner.ranks as usize;
-        if all_back || (learners > 0 && until_ms <= self.now_ms) {
+        // Without any learner nothing is gained by going back, and the first one may bring the state.
+        if all_back || (learners > 0 && until_ms <= now_ms) {
             self.rewind();
-        } else if until_ms > self.now_ms {
-            self.look_at(until_ms);
+        } else if until_ms > now_ms {
+            self.timers.look_at(until_ms);
         }
     }
 
     /// A8: back to the last checkpoint; later iterations are taken back and their seeds replayed.
     fn rewind(&mut self) {
-        let (from, to) = (
-            self.committed.iteration,
-            self.checkpoint.committed.iteration,
-        );
-        let leases: Vec<_> = self.leases.iter().map(|(id, _)| *id).collect();
-        for lease in leases {
-            self.close_lease(lease);
-        }
-        self.minting = None;
+        self.close_all_leases();
+        self.learning.minting = None;
+        self.learning.find_state();
+        self.learning.collective.dissolve();
         self.open.clear();
-        self.committed = self.checkpoint.committed;
-        self.policies = vec![self.committed.policy];
-        self.prompts.unban_after(to);
-        self.prompts
-            .go_to(self.positions.get(&to.next()).copied().unwrap_or(0));
-        self.positions
-            .retain(|iteration, _| *iteration <= to.next());
-        self.history.retain(|metrics| metrics.iteration <= to);
-        self.totals.rewound += u64::from(from.0 - to.0);
-        self.state_lost_since_ms = None;
-        self.collective.dissolve();
+        let TakenBack { from, to } = self.progress.rewind();
+        self.prompts.rewind(to);
+        self.telemetry.rewound(from, to);
         self.record(Entry::Rewound { from, to });
         let message = format!(
             "no living worker holds the state of iteration {from}: back to checkpoint {to}"
         );
         self.event(EventKind::Rewound, message);
         self.forget_unwanted();
-        self.progress();
+        self.moved();
     }
 
-    /// Whether somebody has all of these.
-    pub(super) fn all_available(&self, mut blobs: impl Iterator<Item = Blob>) -> bool {
-        blobs.all(|blob| self.blobs.is_available(blob.hash))
+    /// Everything that open work, a step or a rewind may need.
+    fn wanted(&self) -> HashSet<ContentHash> {
+        let groups = self.open.groups().flat_map(Group::blobs);
+        groups.chain(self.progress.blobs()).collect()
+    }
+
+    pub(super) fn forget_unwanted(&mut self) {
+        let wanted = self.wanted();
+        self.blobs.retain(&wanted);
+        self.workers.retain_hints(&wanted);
+    }
+
+    /// Of a new coordinator: begins to keep track of everything that the record refers to.
+    pub(super) fn track_wanted(&mut self) {
+        self.track_checkpoint_files();
+        for hash in self.wanted() {
+            self.blobs.track(hash);
+        }
+    }
+
+    pub(super) fn track_checkpoint_files(&mut self) {
+        for (hash, path) in self.progress.checkpoint().files() {
+            self.blobs.add_file(hash, path);
+        }
     }
 
     /// Sends a group's sampling back to be made again.
     pub(super) fn remake(&mut self, id: GroupId) {
-        self.totals.groups_remade += 1;
-        self.set_group_state(id, GroupState::Queued);
+        self.telemetry.totals.groups_remade += 1;
+        self.open.set_state(id, GroupState::Queued);
         let message = format!("blobs of group {id} were lost and are made again");
         self.event(EventKind::GroupRemade, message);
     }

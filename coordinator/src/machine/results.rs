@@ -6,10 +6,10 @@ use retouch_proto::task::{RolloutResult, ScoreResult, TaskOutcome, TaskResult, T
 use retouch_proto::worker::Role;
 use retouch_proto::{ContentHash, GroupId, LeaseId, WorkerId};
 
-use super::groups::{GroupState, same_bits};
+use super::Machine;
+use super::groups::{GroupState, hashes, same_bits};
 use super::leases::{Lease, Work};
 use super::record::{Blob, Entry, SampledEntry};
-use super::{Alarm, Machine};
 use crate::filter;
 
 impl Machine {
@@ -45,16 +45,6 @@ impl Machine {
         self.close_lease(id)
     }
 
-    pub(super) fn close_lease(&mut self, id: LeaseId) -> Option<Lease> {
-        let lease = self.leases.close(id)?;
-        self.alarms.remove(&(lease.deadline_ms, Alarm::Lease(id)));
-        if let Some(worker) = self.workers.get_mut(&lease.worker) {
-            worker.leases.remove(&id);
-        }
-        self.touch(&lease.worker.clone());
-        Some(lease)
-    }
-
     fn take_rollout(&mut self, worker: &WorkerId, lease: Option<Lease>, result: RolloutResult) {
         let id = result.group;
         let leased = lease.is_some_and(|lease| lease.work == Work::Rollout(id));
@@ -66,13 +56,16 @@ impl Machine {
             );
             return self.fail_if(leased, worker, id, reason);
         }
-        let Some(group) = self.group(id) else { return };
+        let Some(group) = self.open.group(id) else {
+            return;
+        };
         match group.state() {
+            // Queued too: a lease that expired, or one of a coordinator before this, whose result is as good.
             GroupState::Queued | GroupState::Sampling(_) => {}
             GroupState::Dropped(_) => return,
             _ => return self.add_owner_of_same(worker, &result),
         }
-        let policy = group.policy.unwrap_or_else(|| self.policy());
+        let policy = group.policy.unwrap_or_else(|| self.progress.policy());
         if policy.hash() != result.version {
             let made_by = name_of(result.version);
             let reason = format!(
@@ -87,9 +80,8 @@ impl Machine {
 
     /// Somebody made the same blobs again: one more owner.
     fn add_owner_of_same(&mut self, worker: &WorkerId, result: &RolloutResult) {
-        let recorded = self
-            .group(result.group)
-            .and_then(|group| group.sampled.as_ref());
+        let group = self.open.group(result.group);
+        let recorded = group.and_then(|group| group.sampled.as_ref());
         if recorded.is_some_and(|recorded| same_bits(recorded, result)) {
             self.blobs.add(worker, hashes(result));
         }
@@ -102,15 +94,16 @@ impl Machine {
             self.blobs.track(hash);
         }
         self.blobs.add(worker, hashes(&result));
-        self.throughput.sampled(self.now_ms, result.edits_png.len());
-        self.totals.groups_sampled += 1;
+        let now_ms = self.timers.now_ms();
+        self.telemetry.sampled(now_ms, result.edits_png.len());
         let result = without_owners(result);
-        let group = self.group_mut(id).expect("looked up by the caller");
+        let group = self.open.group_mut(id).expect("looked up by the caller");
         let same = group
             .sampled
             .as_ref()
             .is_some_and(|recorded| same_bits(recorded, &result));
         let policy = group.policy.expect("pinned by the caller");
+        // Scores of a sampling that was lost and made again still hold if its bits are the same.
         if !same {
             group.scored = None;
         }
@@ -122,7 +115,7 @@ impl Machine {
             GroupState::Sampled
         };
         let rescored = state == GroupState::Sampled;
-        self.set_group_state(id, state);
+        self.open.set_state(id, state);
         if rescored {
             // Other bits than before (another kind of device): the seal no longer holds.
             self.unseal(id.iteration);
@@ -135,13 +128,15 @@ impl Machine {
                 result,
             })));
         }
-        self.progress();
+        self.moved();
     }
 
     fn take_score(&mut self, worker: &WorkerId, lease: Option<Lease>, result: ScoreResult) {
         let id = result.group;
         let leased = lease.is_some_and(|lease| lease.work == Work::Score(id));
-        let Some(group) = self.group(id) else { return };
+        let Some(group) = self.open.group(id) else {
+            return;
+        };
         if !matches!(group.state(), GroupState::Sampled | GroupState::Scoring(_)) {
             return;
         }
@@ -174,15 +169,15 @@ impl Machine {
     fn accept_score(&mut self, worker: &WorkerId, result: ScoreResult) {
         let id = result.group;
         self.end_work_on(id);
-        self.throughput.scored(self.now_ms, result.scores.len());
-        self.totals.groups_scored += 1;
+        let now_ms = self.timers.now_ms();
+        self.telemetry.scored(now_ms, result.scores.len());
         self.report_unscored(&result);
         let rewards: Vec<f64> = result.scores.iter().map(|score| score.reward).collect();
-        let group = self.group_mut(id).expect("looked up by the caller");
+        let group = self.open.group_mut(id).expect("looked up by the caller");
         group.scored = Some(result.clone());
         group.clear_attempts();
         group.fetch_failures = 0;
-        self.set_group_state(id, GroupState::Scored);
+        self.open.set_state(id, GroupState::Scored);
         self.record(Entry::Scored {
             worker: worker.clone(),
             result,
@@ -190,15 +185,16 @@ impl Machine {
         if filter::keeps(&rewards, &self.config.filter) {
             self.hint_prefetch(id);
         }
-        self.progress();
+        self.moved();
     }
 
     /// A watched term's failure costs the group nothing, and is said once an iteration: a judge that
     /// fails for one group mostly fails for all of them.
     fn report_unscored(&mut self, result: &ScoreResult) {
         for TermFailure { term, reason } in &result.unscored {
-            let groups = self.open[&result.group.iteration].groups();
-            let mut earlier = groups.iter().filter_map(|group| group.scored.as_ref());
+            let open = self.open.get(result.group.iteration);
+            let groups = open.into_iter().flat_map(|open| open.groups());
+            let mut earlier = groups.filter_map(|group| group.scored.as_ref());
             if earlier.any(|scored| scored.unscored.iter().any(|failure| failure.term == *term)) {
                 continue;
             }
@@ -222,51 +218,21 @@ impl Machine {
         let Some(learner) = learners.get(id.index as usize * learners.len() / groups) else {
             return;
         };
-        let latents: Vec<Blob> = self
-            .group(id)
-            .into_iter()
-            .flat_map(|group| group.latents())
-            .collect();
+        let group = self.open.group(id).into_iter();
+        let latents: Vec<Blob> = group.flat_map(|group| group.latents()).collect();
         if let Some(worker) = self.workers.get_mut(learner) {
             worker.prefetch.extend(latents);
-            self.touch(learner);
+            self.workers.touch(learner);
         }
     }
 
     /// A group that was not given out before is from now on this policy's.
     pub(super) fn pin_policy(&mut self, id: GroupId) {
-        let policy = self.policy();
-        if let Some(group) = self.group_mut(id) {
+        let policy = self.progress.policy();
+        if let Some(group) = self.open.group_mut(id) {
             group.policy.get_or_insert(policy);
         }
     }
-
-    pub(super) fn lease_deadline_ms(&self) -> u64 {
-        self.now_ms + self.config.cluster.lease_s * 1000
-    }
-
-    pub(super) fn grant(&mut self, worker: &WorkerId, work: Work) -> LeaseId {
-        let deadline_ms = self.lease_deadline_ms();
-        let id = self.leases.grant(Lease {
-            worker: worker.clone(),
-            work,
-            deadline_ms,
-        });
-        self.alarms.insert((deadline_ms, Alarm::Lease(id)));
-        if let Some(worker) = self.workers.get_mut(worker) {
-            worker.leases.insert(id);
-        }
-        self.touch(worker);
-        id
-    }
-}
-
-fn hashes(result: &RolloutResult) -> Vec<ContentHash> {
-    let whole = [&result.x0, &result.condition, &result.source_png].into_iter();
-    whole
-        .chain(&result.edits_png)
-        .map(|blob| blob.hash)
-        .collect()
 }
 
 fn without_owners(mut result: RolloutResult) -> RolloutResult {

@@ -6,7 +6,7 @@ use std::collections::BinaryHeap;
 use retouch_proto::WorkerId;
 
 /// Tasks of one role and the workers that could take one now.
-pub struct Problem<'a> {
+pub(super) struct Problem<'a> {
     /// In the order of their importance.
     pub tasks: Vec<TaskNeed<'a>>,
     /// In any order.
@@ -14,13 +14,13 @@ pub struct Problem<'a> {
 }
 
 /// A task that needs a worker.
-pub struct TaskNeed<'a> {
+pub(super) struct TaskNeed<'a> {
     /// Workers that failed it before.
     pub avoid: &'a [WorkerId],
 }
 
 /// A worker that could take a task.
-pub struct WorkerLoad<'a> {
+pub(super) struct WorkerLoad<'a> {
     /// Who it is.
     pub id: &'a WorkerId,
     /// Tasks it could take.
@@ -31,7 +31,7 @@ pub struct WorkerLoad<'a> {
 
 /// One task for one worker, both as indices into the problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Placement {
+pub(super) struct Placement {
     /// Index of the task.
     pub task: usize,
     /// Index of the worker.
@@ -40,7 +40,7 @@ pub struct Placement {
 
 /// Gives each task in turn to the least loaded worker that it does not avoid; ties go to the
 /// first name, so that the solution does not depend on the order of the workers.
-pub fn solve(problem: &Problem<'_>) -> Vec<Placement> {
+pub(super) fn solve(problem: &Problem<'_>) -> Vec<Placement> {
     let mut free: BinaryHeap<_> = problem
         .workers
         .iter()

@@ -15,12 +15,13 @@ use crate::{advantage, filter};
 impl Machine {
     /// All groups are through: filters, and computes advantages over everything that has scores.
     pub(super) fn seal(&mut self, iteration: Iteration) {
-        let open = &self.open[&iteration];
+        let open = self.open.get(iteration).expect("opened by the caller");
         let (stale, scored): (Vec<&Group>, Vec<&Group>) = open
             .groups()
             .iter()
             .filter(|group| group.rewards().is_some())
             .partition(|group| self.is_stale(group));
+        // An iteration without a lesson is fine, one in which every group failed is not: so would the next one's.
         if scored.is_empty() && stale.is_empty() {
             return self.fail(no_scores(open));
         }
@@ -37,18 +38,16 @@ impl Machine {
         metrics.samples_trained = metrics.kept * self.config.rollout.group_size;
         let message = sealed_message(&metrics);
         let sealed = Sealed {
-            sealed_ms: self.now_ms,
+            sealed_ms: self.timers.now_ms(),
             kept,
             stale,
             solved,
             metrics,
         };
-        self.open
-            .get_mut(&iteration)
-            .expect("looked up above")
-            .sealed = Some(sealed);
+        let open = self.open.get_mut(iteration).expect("looked up above");
+        open.sealed = Some(sealed);
         self.event(EventKind::IterationSealed, message);
-        self.progress();
+        self.moved();
     }
 
     /// What follows from the scored groups alone.
@@ -69,7 +68,7 @@ impl Machine {
             ..IterationMetrics::default()
         };
         describe_rewards(rewards, &mut metrics);
-        metrics.stage_s.collect = (self.now_ms - open.opened_ms) as f64 / 1e3;
+        metrics.stage_s.collect = (self.timers.now_ms() - open.opened_ms) as f64 / 1e3;
         let timings = scored
             .iter()
             .filter_map(|group| group.sampled.as_ref())
@@ -101,7 +100,7 @@ impl Machine {
         kept.collect()
     }
 
-    /// The control run gives every candidate another one's reward.
+    /// The control run permutes a group's rewards among its candidates.
     fn permutation(&self, group: GroupId, len: usize) -> Option<Vec<usize>> {
         let iteration = group.iteration.0;
         let purpose = Purpose::RewardPermutation;
@@ -123,15 +122,13 @@ impl Machine {
 
     /// A group of the iteration changed: what was concluded from all of them is void.
     pub(super) fn unseal(&mut self, iteration: Iteration) {
-        let Some(open) = self.open.get_mut(&iteration) else {
+        let Some(open) = self.open.get_mut(iteration) else {
             return;
         };
-        if open.sealed.take().is_some()
-            && self
-                .training
-                .as_ref()
-                .is_some_and(|t| t.iteration == iteration)
-        {
+        let was_sealed = open.sealed.take().is_some();
+        let training = self.learning.training();
+        // Its ranks train on groups that no longer are what the seal says.
+        if was_sealed && training.is_some_and(|training| training.iteration == iteration) {
             self.abort_training();
         }
     }

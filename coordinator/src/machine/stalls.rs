@@ -5,17 +5,26 @@ use std::collections::BTreeSet;
 use retouch_proto::status::{EventKind, Stall};
 use retouch_proto::worker::Role;
 
-use super::control::Phase;
+use super::Machine;
 use super::leases::{Lease, Work};
-use super::{Alarm, Machine, STALL_CHECK_MS};
+use super::phase::Phase;
+use super::timers::Timer;
+
+/// How often stalls are looked for.
+const STALL_CHECK_MS: u64 = 5_000;
 
 impl Machine {
-    /// Told once per cause until something moves again.
+    /// Sets the timer for the next look.
+    pub(super) fn watch_for_stalls(&mut self) {
+        let at_ms = self.timers.now_ms() + STALL_CHECK_MS;
+        self.timers.set(at_ms, Timer::Stalls);
+    }
+
+    /// Reports each cause once until something moves again.
     pub(super) fn look_for_stalls(&mut self) {
-        self.alarms
-            .insert((self.now_ms + STALL_CHECK_MS, Alarm::Stalls));
-        for stall in self.stalls(self.now_ms) {
-            if self.stalled.insert(stall.cause.clone()) {
+        self.watch_for_stalls();
+        for stall in self.stalls(self.timers.now_ms()) {
+            if self.telemetry.is_new_stall(&stall.cause) {
                 self.event(EventKind::Stalled, stall.cause);
             }
         }
@@ -23,7 +32,7 @@ impl Machine {
 
     /// Causes, if nothing has moved for longer than a worker may be silent.
     pub(super) fn stalls(&self, now_ms: u64) -> Vec<Stall> {
-        let for_ms = now_ms.saturating_sub(self.progress_ms);
+        let for_ms = self.telemetry.still_ms(now_ms);
         let moves = for_ms <= self.workers.silence_ms_max();
         if moves || matches!(self.phase, Phase::Paused | Phase::Over { .. }) {
             return Vec::new();
@@ -40,10 +49,10 @@ impl Machine {
     }
 
     fn missing_workers(&self) -> Vec<String> {
-        let queued: u32 = self.open.values().map(|open| open.counts().queued).sum();
-        let sampled: u32 = self.open.values().map(|open| open.counts().sampled).sum();
+        let queued: u32 = self.open.iter().map(|open| open.counts().queued).sum();
+        let sampled: u32 = self.open.iter().map(|open| open.counts().sampled).sum();
         let missing = |(role, groups): (Role, u32)| {
-            let nobody = groups > 0 && self.ready(role) == 0;
+            let nobody = groups > 0 && self.workers.count_ready(role) == 0;
             nobody.then(|| {
                 format!(
                     "{groups} groups wait for a {role} worker, and {}",
@@ -58,13 +67,11 @@ impl Machine {
     }
 
     fn missing_learners(&self) -> Option<String> {
-        let sealed = self
-            .open
-            .get(&self.committed.iteration.next())
-            .is_some_and(|open| open.sealed.is_some());
+        let next = self.open.get(self.progress.next());
+        let sealed = next.is_some_and(|open| open.sealed.is_some());
         let ranks = self.config.learner.ranks as usize;
-        let ready = self.ready(Role::Learner);
-        let missing = sealed && self.training.is_none() && ready < ranks;
+        let ready = self.workers.count_ready(Role::Learner);
+        let missing = sealed && !self.learning.is_training() && ready < ranks;
         missing.then(|| {
             format!(
                 "{ready} of {ranks} learner ranks are ready, and {}",
@@ -76,7 +83,10 @@ impl Machine {
     fn presence(&self, role: Role) -> String {
         match self.workers.alive(role).count() {
             0 => "none is registered".to_owned(),
-            alive => format!("{alive} registered, {} of them ready", self.ready(role)),
+            alive => format!(
+                "{alive} registered, {} of them ready",
+                self.workers.count_ready(role)
+            ),
         }
     }
 
@@ -85,7 +95,7 @@ impl Machine {
         lost.then(|| {
             format!(
                 "no living worker holds the state of iteration {}",
-                self.committed.iteration
+                self.progress.committed().iteration
             )
         })
     }

@@ -1,108 +1,73 @@
-//! From a sealed iteration to a committed one: all ranks or none (A8).
+//! From a sealed iteration to the ranks' results: all ranks or none (A8).
 
 use retouch_proto::status::{EventKind, Presence};
-use retouch_proto::task::{CollectiveEpoch, TaskFailure, TrainGroup, TrainResult, TrainTask};
+use retouch_proto::task::{TaskFailure, TrainResult};
 use retouch_proto::worker::Role;
-use retouch_proto::{BlobRef, Epoch, GroupId, Iteration, LeaseId, WorkerId};
+use retouch_proto::{GroupId, Iteration, WorkerId};
 
 use super::Machine;
-use super::control::Phase;
 use super::groups::FETCH_FAILURES_MAX;
+use super::learning::{Purpose, Rank, Reported, Retry, Training};
 use super::leases::Work;
-use super::leaving::Order;
 use super::membership::{Candidates, Member, Plan, plan};
-use super::record::{Blob, Committed, KeptGroup, Policy};
-use super::workers::Worker;
+use super::record::{Committed, Policy};
+use super::workers::{Order, Worker};
 
-/// A training step under way.
-pub(super) struct Training {
-    /// The iteration it makes, or whose state it writes down.
-    pub iteration: Iteration,
-    /// What for.
-    pub purpose: Purpose,
-    /// The ranks' epoch.
-    pub epoch: Epoch,
-    /// The ranks in order.
-    pub ranks: Vec<Rank>,
-    /// Whether rank 0 writes a checkpoint.
-    pub checkpoint: bool,
-    /// Whether fewer ranks train than configured.
-    pub resharded: bool,
+/// What came of looking whether anything can be trained.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Trained {
+    /// An iteration that had nothing to train on is committed.
+    Committed,
+    /// A step was started or is waited for, or nothing can be trained now.
+    Nothing,
 }
 
-/// What a training step is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purpose {
-    /// To make the next iteration.
-    Learn,
-    /// To write down the last one before the run ends.
-    WriteDown,
-}
-
-/// One rank of a training step.
-pub(super) struct Rank {
-    /// Who it is, and which life.
-    pub member: Member,
-    /// Under which lease.
-    pub lease: LeaseId,
-    /// What it made.
-    pub result: Option<TrainResult>,
-}
-
-/// What failed so far on the way to the next commit.
-#[derive(Default)]
-pub(super) struct Retry {
-    attempts: u32,
-    fetch_failures: u32,
-    not_before_ms: u64,
-    /// Members of the epoch that failed last: if one of them turns out to be dead, the failure
-    /// was its death and is no attempt.
-    blamed: Vec<Member>,
+/// What came of looking for blobs that a step needs.
+#[derive(Debug, PartialEq, Eq)]
+enum Latents {
+    /// All are there.
+    Available,
+    /// Some are being made again, or their holders may still register.
+    Awaited,
 }
 
 impl Machine {
-    /// Starts what can be started; tells whether an iteration was committed.
-    pub(super) fn train(&mut self) -> bool {
-        if self.is_over() || self.training.is_some() {
-            return false;
+    /// Starts what can be started, in this order: the end of the run, a checkpoint that was asked for, the next
+    /// iteration.
+    pub(super) fn train(&mut self) -> Trained {
+        if self.is_over() || self.learning.is_training() {
+            return Trained::Nothing;
         }
+        // Before the phase is looked at: a run that is being stopped starts nothing but this.
         if self.wants_end() {
             self.end();
-            return false;
+            return Trained::Nothing;
         }
-        if self.write_down_if_asked() {
-            return false;
+        // A paused run has its state written down too: whoever pauses it may want to move it.
+        if self.is_checkpoint_wanted() {
+            self.write_down();
+            return Trained::Nothing;
         }
-        let active = matches!(self.phase, Phase::Running | Phase::Draining { .. });
-        let next = self.committed.iteration.next();
-        let ready = self
-            .open
-            .get(&next)
-            .is_some_and(|open| open.sealed.is_some() && open.is_collected());
-        if !active || !ready {
-            return false;
+        let next = self.progress.next();
+        if !self.phase.is_active() || !self.is_sealed(next) {
+            return Trained::Nothing;
         }
         let checkpoint = self.is_checkpoint_due(next);
-        if self.kept_groups(next).is_empty() && !checkpoint {
-            let Committed { state, policy, .. } = self.committed;
-            let policy = Policy {
-                iteration: next,
-                ..policy
-            };
-            self.commit(
-                Committed {
-                    iteration: next,
-                    state,
-                    policy,
-                },
-                None,
-            );
-            return true;
+        // Learners have nothing to do for an iteration without kept groups, unless its state is to be written.
+        if self.open.kept(next).is_empty() && !checkpoint {
+            self.commit_untrained(next);
+            return Trained::Committed;
         }
-        if !self.remake_lost_latents(next) {
+        if self.remake_lost_latents(next) == Latents::Available {
             self.start(next, Purpose::Learn, checkpoint);
         }
-        false
+        Trained::Nothing
+    }
+
+    /// Whether the iteration has been sealed and no group of it was put back since.
+    fn is_sealed(&self, iteration: Iteration) -> bool {
+        let open = self.open.get(iteration);
+        open.is_some_and(|open| open.sealed.is_some() && open.is_collected())
     }
 
     fn is_checkpoint_due(&self, iteration: Iteration) -> bool {
@@ -110,109 +75,107 @@ impl Machine {
             .0
             .is_multiple_of(self.config.learner.checkpoint_every)
             || iteration.0 >= self.config.iterations
-            || self.phase == (Phase::Draining { last: iteration })
+            || self.phase.drains_at(iteration)
     }
 
-    fn kept_groups(&self, iteration: Iteration) -> &[KeptGroup] {
-        let sealed = self
-            .open
-            .get(&iteration)
-            .and_then(|open| open.sealed.as_ref());
-        sealed.map_or(&[], |sealed| &sealed.kept)
+    /// The state stays as it is and the policy becomes a version of its own all the same, since staleness is
+    /// counted in iterations (A6).
+    fn commit_untrained(&mut self, iteration: Iteration) {
+        let Committed { state, policy, .. } = self.progress.committed();
+        let policy = Policy {
+            iteration,
+            ..policy
+        };
+        let committed = Committed {
+            iteration,
+            state,
+            policy,
+        };
+        self.commit(committed, None);
     }
 
     /// Whether the run ends as soon as the last committed iteration is durable.
     pub(super) fn wants_end(&self) -> bool {
-        match self.phase {
-            Phase::Stopping { .. } => true,
-            Phase::Draining { last } => self.committed.iteration >= last,
-            _ => self.committed.iteration.0 >= self.config.iterations,
-        }
+        let committed = self.progress.committed().iteration;
+        self.phase.wants_end(committed, self.config.iterations)
     }
 
     fn end(&mut self) {
-        let late =
-            matches!(self.phase, Phase::Stopping { until_ms, .. } if until_ms <= self.now_ms);
+        let late = self.phase.is_stop_overdue(self.timers.now_ms());
         if late {
             let message =
                 "no learner could write the last state down; the last checkpoint stays".into();
             self.event(EventKind::Control, message);
         }
-        if late || self.checkpoint.committed.iteration == self.committed.iteration {
+        if late || self.progress.is_checkpointed() {
             return self.finish();
         }
-        self.start(self.committed.iteration, Purpose::WriteDown, true);
+        self.write_down();
     }
 
-    /// Starts the checkpoint that a person asked for; tells whether one is to be made.
-    fn write_down_if_asked(&mut self) -> bool {
-        self.checkpoint_asked &= self.checkpoint.committed.iteration < self.committed.iteration;
-        if self.checkpoint_asked {
-            self.start(self.committed.iteration, Purpose::WriteDown, true);
+    /// Whether a checkpoint was asked for that is not there yet.
+    fn is_checkpoint_wanted(&mut self) -> bool {
+        // The step that was under way when it was asked for may have written one.
+        if self.progress.is_checkpointed() {
+            self.learning.forget_checkpoint();
         }
-        self.checkpoint_asked
+        self.learning.is_checkpoint_asked()
     }
 
-    /// Whether the run goes on when this step can't be made.
-    fn can_do_without(&self, purpose: Purpose) -> bool {
-        purpose == Purpose::WriteDown && self.checkpoint_asked && !self.wants_end()
+    /// Starts a step that only writes the last state down.
+    fn write_down(&mut self) {
+        let last = self.progress.committed().iteration;
+        self.start(last, Purpose::WriteDown, true);
     }
 
-    fn give_up_checkpoint(&mut self, problem: &str) {
-        self.checkpoint_asked = false;
-        self.retry = Retry::default();
-        let message = format!("the checkpoint that was asked for can't be made: {problem}");
-        self.event(EventKind::Control, message);
-    }
-
-    /// Has lost latents of kept groups made again; tells whether there are any.
-    fn remake_lost_latents(&mut self, iteration: Iteration) -> bool {
-        let kept = self
-            .kept_groups(iteration)
-            .iter()
-            .filter_map(|kept| self.group(kept.group));
-        let lost =
-            kept.filter(|group| !self.all_available(group.latents()) || self.is_policy_lost(group));
+    /// Has lost latents of kept groups made again.
+    fn remake_lost_latents(&mut self, iteration: Iteration) -> Latents {
+        let kept = self.open.kept(iteration).iter();
+        let groups = kept.filter_map(|kept| self.open.group(kept.group));
+        let lost = groups.filter(|group| {
+            !self.blobs.are_available(group.latents()) || self.is_policy_lost(group)
+        });
         let lost: Vec<(GroupId, bool)> = lost
             .map(|group| (group.drawn.group, self.is_policy_lost(group)))
             .collect();
-        if self.adopting_until_ms.is_none() {
-            for (id, is_policy_lost) in &lost {
-                if *is_policy_lost {
-                    self.sample_anew(*id)
-                } else {
-                    self.remake(*id)
+        if lost.is_empty() {
+            return Latents::Available;
+        }
+        if !self.blobs.is_awaiting_holders() {
+            for (id, is_policy_lost) in lost {
+                // A group can be sampled again bit for bit only with the policy that sampled it (A6).
+                match is_policy_lost {
+                    true => self.sample_anew(id),
+                    false => self.remake(id),
                 }
             }
         }
-        !lost.is_empty()
+        Latents::Awaited
     }
 
     fn start(&mut self, iteration: Iteration, purpose: Purpose, checkpoint: bool) {
-        if self.now_ms < self.retry.not_before_ms || !self.is_state_available() {
+        let now_ms = self.timers.now_ms();
+        if !self.learning.retry.is_due(now_ms) || !self.is_state_available() {
             return;
         }
-        let members = match plan(self.candidates(purpose), self.now_ms) {
+        let members = match plan(self.candidates(purpose), now_ms) {
             Plan::Go(members) => members,
             Plan::Wait(until_ms) => {
-                self.shortage_since_ms.get_or_insert(self.now_ms);
-                return self.look_at(until_ms);
+                self.learning.miss_ranks(now_ms);
+                return self.timers.look_at(until_ms);
             }
-            // The shortage goes on: whoever joins is welcome at once.
+            // Since when ranks are missing stays as it is: the grace is over, so whoever joins trains at once.
             Plan::TooFew => return,
         };
-        self.shortage_since_ms = None;
-        let epoch = self.collective.epoch(&members);
-        if !self.can_meet(epoch, &members) {
-            return;
+        self.learning.find_ranks();
+        let epoch = self.learning.collective.epoch(&members);
+        if !self.can_meet(&members) {
+            return self.mint(epoch, &members);
         }
-        let resharded = members.len() < self.config.learner.ranks as usize;
+        let ranks = self.config.learner.ranks;
+        let resharded = members.len() < ranks as usize;
         if resharded {
-            let message = format!(
-                "{} of {} ranks train",
-                members.len(),
-                self.config.learner.ranks
-            );
+            let message = format!("{} of {ranks} ranks train", members.len());
             self.event(EventKind::Resharded, message);
         }
         let grant = |member: Member| {
@@ -224,7 +187,7 @@ impl Machine {
             }
         };
         let ranks = members.into_iter().map(grant).collect();
-        self.training = Some(Training {
+        self.learning.begin(Training {
             iteration,
             purpose,
             epoch,
@@ -232,15 +195,15 @@ impl Machine {
             checkpoint,
             resharded,
         });
-        self.progress();
+        self.moved();
     }
 
-    /// Learners that could train now, those that hold the state first. Who leaves may still have to
-    /// write the state down.
+    /// Learners that could train now.
     fn candidates(&self, purpose: Purpose) -> Candidates {
-        let state = self.committed.state.map(|state| state.hash);
+        let state = self.progress.committed().state.map(|state| state.hash);
         let leaves = |worker: &Worker| matches!(worker.order, Some(Order::Leave { .. }));
         let ready = self.workers.alive(Role::Learner).filter(|(_, worker)| {
+            // Who is on its way out learns no more, but may be the one that has to write the state down first.
             let helps = purpose == Purpose::WriteDown && leaves(worker);
             (worker.presence == Presence::Ready || helps) && worker.collective_address.is_some()
         });
@@ -248,16 +211,19 @@ impl Machine {
             .map(|(id, worker)| (id.clone(), worker.generation))
             .collect();
         let (ranks, most) = self.ranks();
+        // Holders of the state come first when there are more than are taken, since the others have to fetch it;
+        // the order by name afterwards keeps an epoch's ranks the same from step to step.
         ready.sort_by_key(|(id, _)| !state.is_some_and(|state| self.blobs.is_held_by(state, id)));
         ready.truncate(most);
         ready.sort();
+        let missing_since_ms = self.learning.ranks_missing_since_ms();
         Candidates {
             ready,
             ranks,
             ranks_min: self.config.learner.ranks_min as usize,
             ranks_max: most,
             gradient_shards: self.config.learner.gradient_shards as usize,
-            short_since_ms: self.shortage_since_ms.unwrap_or(self.now_ms),
+            short_since_ms: missing_since_ms.unwrap_or(self.timers.now_ms()),
             grace_ms: self.config.cluster.rank_grace_s * 1000,
         }
     }
@@ -269,116 +235,35 @@ impl Machine {
         (learner.ranks as usize, most as usize)
     }
 
-    /// One rank's task.
-    pub(super) fn train_task(&mut self, lease: LeaseId) -> Option<TrainTask> {
-        let training = self.training.as_ref()?;
-        let rank = training.ranks.iter().position(|rank| rank.lease == lease)?;
-        let collective = CollectiveEpoch {
-            epoch: training.epoch,
-            rank: rank as u32,
-            world: training.ranks.len() as u32,
-            peers: training
-                .ranks
-                .iter()
-                .filter_map(|rank| self.collective_address(rank))
-                .collect(),
-            unique_id: self.collective.unique_id(),
-        };
-        let (iteration, checkpoint) = (training.iteration, training.checkpoint);
-        let kept = match training.purpose {
-            Purpose::Learn => self.kept_groups(iteration).to_vec(),
-            Purpose::WriteDown => Vec::new(),
-        };
-        let versions = self.versions_of(&kept);
-        let state = self.committed.state.map(|state| self.reference(state));
-        let groups = kept
-            .into_iter()
-            .filter_map(|kept| self.train_group(kept))
-            .collect();
-        Some(TrainTask {
-            iteration,
-            collective,
-            state,
-            versions,
-            groups,
-            checkpoint,
-        })
-    }
-
-    fn collective_address(&self, rank: &Rank) -> Option<std::net::SocketAddr> {
-        self.workers.get(&rank.member.0)?.collective_address
-    }
-
-    fn versions_of(&mut self, kept: &[KeptGroup]) -> Vec<BlobRef> {
-        let policies = kept
-            .iter()
-            .filter_map(|kept| self.group(kept.group)?.policy?.adapter);
-        let mut adapters: Vec<Blob> = policies.collect();
-        adapters.sort_by_key(|blob| blob.hash);
-        adapters.dedup();
-        adapters
-            .into_iter()
-            .map(|blob| self.reference(blob))
-            .collect()
-    }
-
-    fn train_group(&mut self, kept: KeptGroup) -> Option<TrainGroup> {
-        let group = self.group(kept.group)?;
-        let version = group.policy.and_then(|policy| policy.hash());
-        let latents: Vec<Blob> = group.latents().collect();
-        let [x0, condition] = latents.try_into().ok()?;
-        let (x0, condition) = (self.reference(x0), self.reference(condition));
-        Some(TrainGroup {
-            group: kept.group,
-            x0,
-            condition,
-            version,
-            advantages: kept.advantages,
-        })
-    }
-
     pub(super) fn take_train(&mut self, worker: &WorkerId, result: TrainResult) {
-        let Some(training) = self.training.as_mut() else {
-            return;
-        };
-        if (result.epoch, result.iteration) != (training.epoch, training.iteration) {
+        let made = [result.state.hash, result.version.hash];
+        let reported = self.learning.report(worker, result);
+        if reported == Reported::Stray {
             return;
         }
-        let Some(rank) = training
-            .ranks
-            .iter_mut()
-            .find(|rank| rank.member.0 == *worker)
-        else {
-            return;
-        };
-        let (state, version) = (result.state.hash, result.version.hash);
-        rank.result = Some(result);
-        let complete = training.ranks.iter().all(|rank| rank.result.is_some());
-        self.blobs.track(state);
-        self.blobs.track(version);
-        self.blobs.add(worker, [state, version]);
-        self.progress();
-        if complete {
+        // Tracked before they are committed: a rank may drop or die with them before the others are done.
+        for hash in made {
+            self.blobs.track(hash);
+        }
+        self.blobs.add(worker, made);
+        self.moved();
+        if reported == Reported::Complete {
             self.conclude();
         }
     }
 
     pub(super) fn train_failed(&mut self, worker: &WorkerId, failure: TaskFailure) {
-        let Some(training) = self.training.as_ref() else {
+        let Some(training) = self.learning.training() else {
             return;
         };
-        let members: Vec<Member> = training
-            .ranks
-            .iter()
-            .map(|rank| rank.member.clone())
-            .collect();
+        let (members, purpose) = (training.members(), training.purpose);
         let rank = members.iter().position(|member| member.0 == *worker);
         let problem = format!(
             "rank {} on {worker}: {}",
             rank.unwrap_or_default(),
             failure.reason
         );
-        let purpose = training.purpose;
+        // One rank's failure fails the step: the others wait for it in the all-reduce.
         self.abort_training();
         if !failure.retryable && self.can_do_without(purpose) {
             return self.give_up_checkpoint(&problem);
@@ -389,32 +274,25 @@ impl Machine {
         if failure.lost_blobs.is_empty() {
             return self.step_failed(members, purpose, problem);
         }
-        let kept = [
-            self.committed.state.map(|state| state.hash),
-            self.policy().hash(),
-        ];
-        // State and policy are not taken for lost because one rank can't reach their owners.
-        for hash in failure
-            .lost_blobs
-            .iter()
-            .filter(|hash| !kept.contains(&Some(**hash)))
-        {
+        let Committed { state, policy, .. } = self.progress.committed();
+        let kept = [state.map(|state| state.hash), policy.hash()];
+        // State and policy are not taken for lost because one rank can't reach their owners: that would mean a rewind.
+        let lost = failure.lost_blobs.iter();
+        for hash in lost.filter(|hash| !kept.contains(&Some(**hash))) {
             self.blobs.remove_owners(*hash);
         }
-        self.looks_for_lost = true;
-        self.retry.fetch_failures += 1;
-        if self.retry.fetch_failures >= FETCH_FAILURES_MAX {
+        self.blobs.suspect_loss();
+        if self.learning.retry.fail_to_fetch() >= FETCH_FAILURES_MAX {
             return self.step_given_up(purpose, format!("training failed: {problem}"));
         }
-        self.retry_at(self.now_ms + self.config.cluster.heartbeat_ms);
+        self.retry_at(self.timers.now_ms() + self.config.cluster.heartbeat_ms);
     }
 
     pub(super) fn step_failed(&mut self, members: Vec<Member>, purpose: Purpose, problem: String) {
-        self.collective.dissolve();
-        self.retry.attempts += 1;
-        self.retry.blamed = members;
-        self.totals.attempts_failed += 1;
-        let (attempts, attempts_max) = (self.retry.attempts, self.config.cluster.attempts_max);
+        self.learning.collective.dissolve();
+        self.telemetry.totals.attempts_failed += 1;
+        let attempts = self.learning.retry.fail(members);
+        let attempts_max = self.config.cluster.attempts_max;
         let message = format!("training, attempt {attempts} of {attempts_max}: {problem}");
         self.event(EventKind::AttemptFailed, message);
         if attempts >= attempts_max && self.can_do_without(purpose) {
@@ -425,7 +303,19 @@ impl Machine {
             return self.step_given_up(purpose, times);
         }
         // Long enough to notice that a member died, which is then no failed attempt.
-        self.retry_at(self.now_ms + self.workers.silence_ms_max());
+        self.retry_at(self.timers.now_ms() + self.workers.silence_ms_max());
+    }
+
+    /// Whether the run goes on when this step can't be made.
+    fn can_do_without(&self, purpose: Purpose) -> bool {
+        purpose == Purpose::WriteDown && self.learning.is_checkpoint_asked() && !self.wants_end()
+    }
+
+    fn give_up_checkpoint(&mut self, problem: &str) {
+        self.learning.forget_checkpoint();
+        self.learning.retry = Retry::default();
+        let message = format!("the checkpoint that was asked for can't be made: {problem}");
+        self.event(EventKind::Control, message);
     }
 
     /// The run can't go on without this step.
@@ -437,35 +327,19 @@ impl Machine {
     }
 
     fn retry_at(&mut self, at_ms: u64) {
-        self.retry.not_before_ms = at_ms;
-        self.look_at(at_ms);
-    }
-
-    /// A member of the failed epoch was lost: the failure was not an attempt.
-    pub(super) fn forgive(&mut self, lost: &Member) {
-        if self.retry.blamed.contains(lost) {
-            self.retry.blamed.clear();
-            self.retry.attempts -= 1;
-            self.retry.not_before_ms = self.now_ms;
-        }
+        self.learning.retry.wait_until(at_ms);
+        self.timers.look_at(at_ms);
     }
 
     /// Ends the training step without a result.
     pub(super) fn abort_training(&mut self) {
-        let Some(training) = self.training.take() else {
+        let Some(training) = self.learning.end() else {
             return;
         };
         for rank in &training.ranks {
             self.close_lease(rank.lease);
         }
-        self.collective.dissolve();
-    }
-
-    /// Whether this rank still owes its result.
-    pub(super) fn is_training_without_result(&self, worker: &WorkerId) -> bool {
-        let ranks = self.training.iter().flat_map(|training| &training.ranks);
-        ranks
-            .clone()
-            .any(|rank| rank.member.0 == *worker && rank.result.is_none())
+        // Ranks that still run it must not meet the next attempt: they wait in the old epoch until it is cancelled.
+        self.learning.collective.dissolve();
     }
 }

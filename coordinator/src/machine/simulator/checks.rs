@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use retouch_proto::worker::Role;
 
 use crate::machine::Machine;
-use crate::machine::control::Phase;
 use crate::machine::groups::GroupState;
 use crate::machine::io::Output;
 use crate::machine::leases::Work;
+use crate::machine::phase::Phase;
 
 /// Checks the machine itself.
 pub(super) fn machine(machine: &Machine) {
@@ -22,7 +22,7 @@ pub(super) fn machine(machine: &Machine) {
         .next_deadline()
         .expect("the machine always has something to look at");
     assert!(
-        deadline_ms > machine.now_ms,
+        deadline_ms > machine.timers.now_ms(),
         "a deadline that is past would be rung for ever (A7)"
     );
 }
@@ -42,24 +42,30 @@ fn leases(machine: &Machine) {
             lease.worker
         );
         assert!(
-            lease.deadline_ms > machine.now_ms,
+            lease.deadline_ms > machine.timers.now_ms(),
             "lease {id} outlived its deadline (A7)"
         );
         *per_worker.entry(&lease.worker).or_insert(0_u32) += 1;
         let matches = match lease.work {
             Work::Rollout(group) => {
                 worker.role == Role::Rollout
-                    && machine.group(group).map(|g| g.state()) == Some(&GroupState::Sampling(*id))
+                    && machine.open.group(group).map(|g| g.state())
+                        == Some(&GroupState::Sampling(*id))
             }
             Work::Score(group) => {
                 worker.role == Role::Reward
-                    && machine.group(group).map(|g| g.state()) == Some(&GroupState::Scoring(*id))
+                    && machine.open.group(group).map(|g| g.state())
+                        == Some(&GroupState::Scoring(*id))
             }
             Work::Train => {
-                let ranks = machine.training.iter().flat_map(|training| &training.ranks);
-                worker.role == Role::Learner && ranks.clone().any(|rank| rank.lease == *id)
+                let training = machine.learning.training();
+                let mut ranks = training.iter().flat_map(|training| &training.ranks);
+                worker.role == Role::Learner && ranks.any(|rank| rank.lease == *id)
             }
-            Work::Mint => worker.role == Role::Learner && machine.is_minting(*id),
+            Work::Mint => {
+                let minting = machine.learning.minting.as_ref();
+                worker.role == Role::Learner && minting.is_some_and(|minting| minting.lease == *id)
+            }
         };
         assert!(
             matches,
@@ -83,7 +89,7 @@ fn leases(machine: &Machine) {
 }
 
 fn groups(machine: &Machine) {
-    for open in machine.open.values() {
+    for open in machine.open.iter() {
         let counts = open.counts();
         let sum = counts.queued
             + counts.sampling
@@ -109,22 +115,18 @@ fn groups(machine: &Machine) {
             assert!(!scored || group.scored.is_some(), "A5");
         }
     }
-    let committed = machine.committed.iteration;
+    let committed = machine.progress.committed().iteration;
     assert!(
-        machine.open.keys().all(|iteration| *iteration > committed),
+        machine.open.iter().all(|open| open.iteration > committed),
         "a committed iteration is open"
     );
     let ahead = machine.config.rollout.staleness_max + 1;
-    assert!(
-        machine
-            .open
-            .keys()
-            .all(|iteration| iteration.0 <= committed.0 + ahead)
-    );
+    let mut open = machine.open.iter();
+    assert!(open.all(|open| open.iteration.0 <= committed.0 + ahead));
 }
 
 fn training(machine: &Machine) {
-    let Some(training) = &machine.training else {
+    let Some(training) = machine.learning.training() else {
         return;
     };
     let world = training.ranks.len() as u32;
@@ -149,7 +151,7 @@ fn training(machine: &Machine) {
 /// A7: nothing grows with the length of the run.
 fn bounds(machine: &Machine) {
     let config = &machine.config;
-    let groups = machine.open.values().map(|open| open.groups().len()).sum();
+    let groups = machine.open.groups().count();
     let ahead = config.rollout.staleness_max as usize + 1;
     let draws = 1 + config.filter.refill_rounds_max as usize;
     let groups_max = ahead * draws * config.rollout.groups_per_iteration as usize;
@@ -165,8 +167,8 @@ fn bounds(machine: &Machine) {
     };
     within("groups in flight", groups, groups_max);
     within(
-        "alarms",
-        machine.alarms.len(),
+        "timers",
+        machine.timers.count(),
         workers + leases + groups_max + 16,
     );
     let blobs_max = (groups_max + 8) * (config.rollout.group_size as usize + 8);
@@ -175,7 +177,7 @@ fn bounds(machine: &Machine) {
         machine.blobs.tracked(),
         blobs_max,
     );
-    within("policies", machine.policies.len(), ahead + 1);
+    within("policies", machine.progress.policies(), ahead + 1);
     for (_, worker) in machine.workers.iter() {
         within(
             "hints for one worker",
@@ -187,7 +189,7 @@ fn bounds(machine: &Machine) {
 
 /// One batch of inputs makes no more outputs than there is to say.
 pub(super) fn outputs(outputs: &[Output], inputs: usize, machine: &Machine) {
-    let groups: usize = machine.open.values().map(|open| open.groups().len()).sum();
+    let groups = machine.open.groups().count();
     let max = 8 * (machine.workers.iter().count() + groups + inputs) + 64;
     assert!(
         outputs.len() <= max,
@@ -203,13 +205,13 @@ pub(super) fn rebuilt(machine: &Machine, rebuilt: &Machine) {
         return;
     }
     let view = |machine: &Machine| {
-        let open = machine.open.values();
+        let open = machine.open.iter();
         (
-            machine.committed,
-            machine.checkpoint,
+            machine.progress.committed(),
+            machine.progress.checkpoint(),
             machine.prompts.position(),
             machine.prompts.banned(),
-            machine.history.len(),
+            machine.telemetry.history().count(),
             open.map(|open| (open.iteration, open.groups().len()))
                 .collect::<Vec<_>>(),
         )

@@ -151,15 +151,23 @@ impl Memory {
 
     /// Whatever the machine would not want to lose is here (A8).
     pub(super) fn check_against(&self, machine: &Machine) {
-        assert_eq!(machine.committed, self.committed(), "not recorded (A8)");
-        assert_eq!(machine.checkpoint, self.record.checkpoint, "A8");
-        assert_eq!(machine.event_sequence, self.record.event_sequence, "A8");
+        assert_eq!(
+            machine.progress.committed(),
+            self.committed(),
+            "not recorded (A8)"
+        );
+        assert_eq!(machine.progress.checkpoint(), self.record.checkpoint, "A8");
+        assert_eq!(
+            machine.telemetry.event_sequence(),
+            self.record.event_sequence,
+            "A8"
+        );
         let opened = self.record.open.iter().map(|open| open.iteration);
         assert!(
-            machine.is_over() || opened.eq(machine.open.keys().copied()),
+            machine.is_over() || opened.eq(machine.open.iter().map(|open| open.iteration)),
             "other iterations are recorded as open than are (A8)"
         );
-        for open in machine.open.values() {
+        for open in machine.open.iter() {
             let record = self.open(open.iteration).expect("looked at above");
             assert_eq!(open.groups().len(), record.groups.len(), "A8");
             open.groups()

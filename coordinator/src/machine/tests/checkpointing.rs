@@ -12,7 +12,7 @@ const REWARD: Peer = 1;
 const LEARNER: Peer = 2;
 
 fn checkpointed(driver: &Driver) -> Iteration {
-    driver.machine.checkpoint.committed.iteration
+    driver.machine.progress.checkpoint().committed.iteration
 }
 
 /// Versions and states after each iteration.

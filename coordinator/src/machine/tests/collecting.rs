@@ -84,7 +84,7 @@ fn a_task_that_fails_is_tried_elsewhere_then_dropped_with_its_reason() {
         iteration: Iteration(1),
         index: 0,
     };
-    let GroupState::Dropped(reason) = driver.machine.group(group).unwrap().state() else {
+    let GroupState::Dropped(reason) = driver.machine.open.group(group).unwrap().state() else {
         panic!("dropped after three attempts");
     };
     assert_eq!(
@@ -107,7 +107,7 @@ fn the_only_worker_is_tried_again() {
     driver.pass_reporting(2_000, &[ROLLOUT, REWARD]);
     driver.work_until_committed(1);
     assert_eq!(driver.commits()[0].metrics.scored, 2);
-    assert_eq!(driver.machine.totals.attempts_failed, 1);
+    assert_eq!(driver.machine.telemetry.totals.attempts_failed, 1);
 }
 
 #[test]
@@ -266,7 +266,7 @@ fn an_iteration_without_kept_groups_is_counted_and_trains_nothing() {
     let commit = driver.commits()[0];
     assert_eq!((commit.metrics.kept, commit.metrics.train), (0, None));
     assert_eq!(commit.committed.state, None);
-    assert_eq!(driver.machine.totals.empty_iterations, 1);
+    assert_eq!(driver.machine.telemetry.totals.empty_iterations, 1);
     driver.report(LEARNER);
     assert!(
         matches!(&driver.tasks(LEARNER)[..], [(_, Task::Train(task))] if task.iteration == Iteration(2))

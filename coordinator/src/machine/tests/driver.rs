@@ -261,7 +261,7 @@ impl Driver {
 
     /// Everybody works until so many iterations are committed.
     pub(super) fn work_until_committed(&mut self, iteration: u32) {
-        self.work_until(|driver| driver.machine.committed.iteration.0 >= iteration);
+        self.work_until(|driver| driver.machine.progress.committed().iteration.0 >= iteration);
     }
 
     /// Everybody but learners works until all of these have been given a training step.

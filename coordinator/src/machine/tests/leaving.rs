@@ -42,7 +42,7 @@ fn a_drained_worker_finishes_gets_no_more_and_goes_when_nothing_is_lost_with_it(
     driver.report(ROLLOUT);
     assert_eq!(driver.directive(ROLLOUT), Some(Directive::Shutdown));
     assert_eq!(presence(&driver, ROLLOUT), Presence::Left);
-    assert_eq!(driver.machine.totals.groups_remade, 0);
+    assert_eq!(driver.machine.telemetry.totals.groups_remade, 0);
     assert_eq!(driver.events(EventKind::WorkerLeft).len(), 1);
     assert_eq!(driver.events(EventKind::WorkerLost).len(), 0);
     assert_eq!(driver.tasks(other).len(), 2, "the others go on");
@@ -75,8 +75,11 @@ fn a_restarted_workers_tasks_go_to_others_at_once() {
     driver.command(Command::RestartWorker(name));
     driver.report(ROLLOUT);
     assert_eq!(driver.tasks(other).len(), 2);
-    assert_eq!(driver.machine.totals.leases_lost, 2);
-    assert_eq!(driver.machine.totals.attempts_failed, 0, "nobody failed");
+    assert_eq!(driver.machine.telemetry.totals.leases_lost, 2);
+    assert_eq!(
+        driver.machine.telemetry.totals.attempts_failed, 0,
+        "nobody failed"
+    );
 }
 
 #[test]
@@ -103,10 +106,13 @@ fn the_only_learner_writes_the_state_down_before_it_goes() {
     assert_eq!((task.groups.len(), task.checkpoint), (0, true));
     driver.work(LEARNER);
     assert_eq!(presence(&driver, LEARNER), Presence::Left);
-    assert_eq!(driver.machine.checkpoint.committed.iteration, Iteration(1));
+    assert_eq!(
+        driver.machine.progress.checkpoint().committed.iteration,
+        Iteration(1)
+    );
     driver.join(Role::Learner, 1);
     driver.work_until(|driver| driver.exit.is_some());
-    assert_eq!(driver.machine.totals.rewound, 0);
+    assert_eq!(driver.machine.telemetry.totals.rewound, 0);
     assert_eq!(driver.exit.unwrap().iteration, Iteration(3));
 }
 

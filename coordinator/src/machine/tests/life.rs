@@ -57,7 +57,10 @@ fn a_drained_run_ends_after_the_open_iteration_with_a_checkpoint() {
     driver.work_until(|driver| driver.exit.is_some());
     let outcome = driver.exit.clone().unwrap();
     assert_eq!((outcome.iteration, outcome.failure), (Iteration(2), None));
-    assert_eq!(driver.machine.checkpoint.committed.iteration, Iteration(2));
+    assert_eq!(
+        driver.machine.progress.checkpoint().committed.iteration,
+        Iteration(2)
+    );
 }
 
 #[test]
@@ -77,7 +80,10 @@ fn a_stopped_run_abandons_open_work_and_writes_down_the_last_iteration() {
     );
     driver.work_until(|driver| driver.exit.is_some());
     assert_eq!(driver.exit.as_ref().unwrap().iteration, Iteration(1));
-    assert_eq!(driver.machine.checkpoint.committed.iteration, Iteration(1));
+    assert_eq!(
+        driver.machine.progress.checkpoint().committed.iteration,
+        Iteration(1)
+    );
 }
 
 #[test]
@@ -111,7 +117,10 @@ fn a_stop_without_learners_ends_with_the_last_checkpoint() {
     driver.command(Command::Stop);
     driver.pass_reporting(61_000, &[ROLLOUT, REWARD]);
     assert!(driver.exit.is_some());
-    assert_eq!(driver.machine.checkpoint.committed.iteration, Iteration(0));
+    assert_eq!(
+        driver.machine.progress.checkpoint().committed.iteration,
+        Iteration(0)
+    );
 }
 
 #[test]
@@ -119,8 +128,8 @@ fn a_finished_run_that_is_started_again_ends_at_once() {
     let mut driver = Driver::with_all_roles(config());
     driver.work_until(|driver| driver.exit.is_some());
     let record = crate::machine::record::Record {
-        committed: driver.machine.committed,
-        checkpoint: driver.machine.checkpoint,
+        committed: driver.machine.progress.committed(),
+        checkpoint: driver.machine.progress.checkpoint(),
         ..crate::machine::record::Record::empty(2)
     };
     let again = Driver::restored(config(), record);

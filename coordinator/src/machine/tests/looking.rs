@@ -179,7 +179,7 @@ fn versions_are_what_iterations_left_behind() {
         .map(|version| (version.iteration.0, version.checkpointed))
         .collect();
     assert_eq!(seen, [(1, false), (2, false), (3, true)]);
-    let last = driver.machine.committed;
+    let last = driver.machine.progress.committed();
     let hash = |hash: retouch_proto::ContentHash| Some(hash.to_string());
     assert_eq!(versions[2].version, last.policy.hash().and_then(hash));
     assert_eq!(
@@ -188,7 +188,12 @@ fn versions_are_what_iterations_left_behind() {
     );
     assert_eq!(
         versions[2].ema_adapter,
-        driver.machine.checkpoint.ema_adapter.and_then(hash)
+        driver
+            .machine
+            .progress
+            .checkpoint()
+            .ema_adapter
+            .and_then(hash)
     );
     assert!(versions[2].reward_mean.is_some());
 }

@@ -37,9 +37,9 @@ fn images_that_die_with_their_worker_are_made_again() {
         true,
         vec![task.edits_png[0].hash],
     );
-    assert_eq!(driver.machine.totals.groups_remade, 1);
+    assert_eq!(driver.machine.telemetry.totals.groups_remade, 1);
     assert_eq!(
-        driver.machine.totals.attempts_failed, 0,
+        driver.machine.telemetry.totals.attempts_failed, 0,
         "not the judge's fault"
     );
     driver.pass_reporting(1_500, &[ROLLOUT, REWARD]);
@@ -65,8 +65,8 @@ fn latents_that_are_lost_after_scoring_are_made_again_without_scoring_again() {
         "the same bits keep their scores"
     );
     driver.work(learner);
-    assert_eq!(driver.machine.committed.iteration, Iteration(1));
-    assert_eq!(driver.machine.totals.groups_scored, 2);
+    assert_eq!(driver.machine.progress.committed().iteration, Iteration(1));
+    assert_eq!(driver.machine.telemetry.totals.groups_scored, 2);
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn other_bits_are_scored_again() {
     driver.work(reward);
     driver.report(learner);
     driver.work(learner);
-    assert_eq!(driver.machine.committed.iteration, Iteration(1));
+    assert_eq!(driver.machine.progress.committed().iteration, Iteration(1));
 }
 
 #[test]
@@ -103,10 +103,10 @@ fn latents_that_a_learner_cannot_fetch_are_made_again_and_the_step_repeated() {
     let first = task.groups[0].x0.hash;
     driver.peers[ROLLOUT].lose(first);
     driver.fail(LEARNER, "not found", true, vec![first]);
-    assert_eq!(driver.machine.totals.groups_remade, 1);
+    assert_eq!(driver.machine.telemetry.totals.groups_remade, 1);
     driver.pass_reporting(1_500, &[ROLLOUT, LEARNER]);
     driver.work_until_committed(1);
-    assert_eq!(driver.machine.totals.attempts_failed, 0);
+    assert_eq!(driver.machine.telemetry.totals.attempts_failed, 0);
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn a_run_rewinds_to_the_checkpoint_when_all_learners_are_lost_and_repeats_itself
         .collect();
     driver.restart(LEARNER);
     assert_eq!(rewinds(&driver), [(3, 2)]);
-    assert_eq!(driver.machine.totals.rewound, 1);
+    assert_eq!(driver.machine.telemetry.totals.rewound, 1);
     driver.work_until_committed(3);
     let again = driver.commits()[3].committed;
     assert_eq!(
@@ -158,7 +158,10 @@ fn a_learner_that_comes_back_with_its_state_within_the_grace_saves_the_iteration
     let mut driver = Driver::with_all_roles(config());
     driver.work_until_committed(2);
     driver.pass_reporting(6_000, &[ROLLOUT, REWARD]);
-    assert_eq!(driver.machine.totals.rewound, 0, "it is waited for");
+    assert_eq!(
+        driver.machine.telemetry.totals.rewound, 0,
+        "it is waited for"
+    );
     // The same process after a broken network.
     driver.register(LEARNER);
     driver.report(LEARNER);
@@ -189,12 +192,12 @@ fn one_worker_that_cannot_fetch_the_policy_does_not_make_the_run_rewind() {
     let mut driver = Driver::with_all_roles(config());
     driver.work_until_committed(1);
     driver.work_until(|driver| !driver.tasks(ROLLOUT).is_empty());
-    let version: ContentHash = driver.machine.policy().hash().expect("an adapter");
+    let version: ContentHash = driver.machine.progress.policy().hash().expect("an adapter");
     driver.fail(ROLLOUT, "connection refused", true, vec![version]);
     assert!(rewinds(&driver).is_empty());
     driver.pass_reporting(1_500, &[ROLLOUT, REWARD, LEARNER]);
     driver.work_until_committed(2);
-    assert_eq!(driver.machine.totals.groups_dropped, 0);
+    assert_eq!(driver.machine.telemetry.totals.groups_dropped, 0);
 }
 
 #[test]

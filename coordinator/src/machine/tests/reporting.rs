@@ -123,10 +123,10 @@ fn silence_loses_the_worker_and_its_lease_but_is_no_failed_attempt() {
         panic!("a rollout")
     };
     driver.pass(2_999);
-    assert_eq!(driver.machine.totals.leases_lost, 0);
+    assert_eq!(driver.machine.telemetry.totals.leases_lost, 0);
     driver.pass(1);
-    assert_eq!(driver.machine.totals.leases_lost, 1);
-    let group = driver.machine.group(task.group).unwrap();
+    assert_eq!(driver.machine.telemetry.totals.leases_lost, 1);
+    let group = driver.machine.open.group(task.group).unwrap();
     assert_eq!((group.state(), group.attempts), (&GroupState::Queued, 0));
     let other = driver.join(Role::Rollout, 1);
     assert!(matches!(&driver.tasks(other)[..], [(_, Task::Rollout(again))] if *again == task));
@@ -156,7 +156,7 @@ fn a_new_generation_ends_the_old_one() {
     driver.restart(rollout);
     let new = driver.peers[rollout].generation;
     assert!(new > old);
-    assert_eq!(driver.machine.totals.leases_lost, 1);
+    assert_eq!(driver.machine.telemetry.totals.leases_lost, 1);
     // The old process speaks once more: nobody listens (A10).
     driver.peers[rollout].generation = old;
     driver.peers[rollout]
@@ -164,7 +164,7 @@ fn a_new_generation_ends_the_old_one() {
         .push(TaskResult { lease, outcome });
     driver.report(rollout);
     assert_eq!(driver.directive(rollout), Some(Directive::Reregister));
-    assert_eq!(driver.machine.totals.groups_sampled, 0);
+    assert_eq!(driver.machine.telemetry.totals.groups_sampled, 0);
 }
 
 #[test]
@@ -184,13 +184,13 @@ fn a_lease_that_runs_out_is_a_failed_attempt_and_the_work_goes_elsewhere() {
     driver.work(other);
     let (lease, task) = driver.tasks(stuck).remove(0);
     driver.pass_reporting(61_000, &[stuck, other]);
-    assert_eq!(driver.machine.totals.leases_expired, 1);
+    assert_eq!(driver.machine.telemetry.totals.leases_expired, 1);
     assert!(driver.tasks(stuck).is_empty(), "it was told to stop");
     assert!(driver.tasks(other).iter().any(|(_, given)| *given == task));
     // It comes to an end after all, first: what it made is as good as another's.
     let outcome = driver.outcome(stuck, &task);
     driver.end(stuck, lease, outcome);
-    assert_eq!(driver.machine.totals.groups_sampled, 2);
+    assert_eq!(driver.machine.telemetry.totals.groups_sampled, 2);
     driver.report(other);
     assert!(driver.tasks(other).is_empty(), "the other one can stop");
 }
@@ -206,7 +206,7 @@ fn results_that_come_twice_count_once() {
         .results
         .push(TaskResult { lease, outcome });
     driver.report(rollout);
-    assert_eq!(driver.machine.totals.groups_sampled, 1);
+    assert_eq!(driver.machine.telemetry.totals.groups_sampled, 1);
 }
 
 #[test]
@@ -219,8 +219,8 @@ fn a_sample_of_another_version_is_not_taken() {
     };
     result.version = Some(retouch_proto::ContentHash::of(b"another adapter"));
     driver.end(rollout, lease, TaskOutcome::Rollout(result));
-    assert_eq!(driver.machine.totals.groups_sampled, 0);
-    assert_eq!(driver.machine.totals.attempts_failed, 1);
+    assert_eq!(driver.machine.telemetry.totals.groups_sampled, 0);
+    assert_eq!(driver.machine.telemetry.totals.attempts_failed, 1);
 }
 
 #[test]
@@ -233,8 +233,8 @@ fn scores_of_other_images_are_not_taken() {
     };
     result.edits.reverse();
     driver.end(REWARD, lease, TaskOutcome::Score(result));
-    assert_eq!(driver.machine.totals.groups_scored, 0);
-    assert_eq!(driver.machine.totals.attempts_failed, 1);
+    assert_eq!(driver.machine.telemetry.totals.groups_scored, 0);
+    assert_eq!(driver.machine.telemetry.totals.attempts_failed, 1);
 }
 
 #[test]
@@ -271,5 +271,5 @@ fn a_worker_that_registers_again_goes_on_with_what_it_runs() {
             .eq(running.keys())
     );
     restarted.work(rollout);
-    assert_eq!(restarted.machine.totals.groups_sampled, 2);
+    assert_eq!(restarted.machine.telemetry.totals.groups_sampled, 2);
 }

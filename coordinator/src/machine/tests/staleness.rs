@@ -23,7 +23,7 @@ fn the_next_iteration_is_sampled_while_one_is_trained_and_learned_with_its_own_v
     let open: Vec<(u32, u32)> = driver
         .machine
         .open
-        .values()
+        .iter()
         .map(|open| (open.iteration.0, open.counts().scored))
         .collect();
     assert_eq!(open, [(1, 2), (2, 2)], "in-flight work is bounded");
@@ -35,7 +35,7 @@ fn the_next_iteration_is_sampled_while_one_is_trained_and_learned_with_its_own_v
         panic!("the second iteration is trained at once")
     };
     assert_eq!(task.iteration, Iteration(2));
-    assert!(driver.machine.committed.policy.hash().is_some());
+    assert!(driver.machine.progress.committed().policy.hash().is_some());
     assert!(
         task.groups.iter().all(|group| group.version.is_none()),
         "v_old is the version that sampled, not the newest one"
@@ -89,5 +89,5 @@ fn samples_older_than_allowed_are_left_out_and_counted() {
     let commit = driver.commits()[0];
     assert_eq!(commit.stale, [old]);
     assert_eq!((commit.metrics.stale, commit.metrics.kept), (1, 1));
-    assert_eq!(driver.machine.totals.groups_stale, 1);
+    assert_eq!(driver.machine.telemetry.totals.groups_stale, 1);
 }

@@ -119,9 +119,9 @@ fn an_iteration_is_committed_when_the_last_rank_is_done() {
     let (mut driver, second) = two_ranks();
     let epoch = training(&driver, FIRST).collective.epoch;
     driver.work(FIRST);
-    assert_eq!(driver.machine.committed.iteration, Iteration(0));
+    assert_eq!(driver.machine.progress.committed().iteration, Iteration(0));
     driver.work(second);
-    assert_eq!(driver.machine.committed.iteration, Iteration(1));
+    assert_eq!(driver.machine.progress.committed().iteration, Iteration(1));
     driver.work_until_training(&[FIRST, second]);
     let task = training(&driver, second);
     assert_eq!(task.collective.epoch, epoch, "the membership is the same");
@@ -146,7 +146,7 @@ fn a_lost_rank_is_waited_for_and_the_step_is_given_out_again_in_a_new_epoch() {
     );
     driver.work(FIRST);
     driver.work(second);
-    assert_eq!(driver.machine.committed.iteration, Iteration(1));
+    assert_eq!(driver.machine.progress.committed().iteration, Iteration(1));
     assert!(!driver.commits()[0].metrics.resharded);
 }
 
@@ -175,7 +175,7 @@ fn a_rank_that_is_lost_after_its_result_is_not_missed() {
     driver.restart(FIRST);
     assert!(!driver.tasks(second).is_empty());
     driver.work(second);
-    assert_eq!(driver.machine.committed.iteration, Iteration(1));
+    assert_eq!(driver.machine.progress.committed().iteration, Iteration(1));
 }
 
 #[test]
@@ -187,13 +187,13 @@ fn results_of_another_epoch_are_nothing() {
     driver.end(FIRST, lease, outcome);
     driver.work(second);
     assert_eq!(
-        driver.machine.committed.iteration,
+        driver.machine.progress.committed().iteration,
         Iteration(0),
         "rank 0's result was of the old epoch"
     );
     driver.report(FIRST);
     driver.work(FIRST);
-    assert_eq!(driver.machine.committed.iteration, Iteration(1));
+    assert_eq!(driver.machine.progress.committed().iteration, Iteration(1));
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn ranks_that_disagree_made_nothing_and_the_run_fails_if_they_go_on() {
         };
         result.state.hash = ContentHash::of(b"something else");
         driver.end(second, lease, TaskOutcome::Train(result));
-        assert_eq!(driver.machine.committed.iteration, Iteration(0));
+        assert_eq!(driver.machine.progress.committed().iteration, Iteration(0));
         assert_eq!(driver.events(EventKind::RanksDisagree).len(), attempt);
         driver.pass_reporting(4_000, &[ROLLOUT, REWARD, FIRST, second]);
     }
@@ -246,7 +246,7 @@ fn a_failure_that_was_a_peers_death_is_no_attempt() {
     driver.report(FIRST);
     driver.work(FIRST);
     driver.work(second);
-    assert_eq!(driver.machine.committed.iteration, Iteration(1));
+    assert_eq!(driver.machine.progress.committed().iteration, Iteration(1));
 }
 
 #[test]
@@ -318,7 +318,10 @@ fn one_undurable_iteration() -> Driver {
     let mut driver = Driver::with_all_roles(config());
     driver.work_until_committed(1);
     driver.work_until_training(&[FIRST]);
-    assert_eq!(driver.machine.checkpoint.committed.iteration, Iteration(0));
+    assert_eq!(
+        driver.machine.progress.checkpoint().committed.iteration,
+        Iteration(0)
+    );
     driver
 }
 
@@ -334,7 +337,10 @@ fn a_run_that_cannot_go_on_stops_with_a_checkpoint() {
     );
     assert_eq!(training(&driver, FIRST).groups, [], "only written down");
     driver.work_until(|driver| driver.exit.is_some());
-    assert_eq!(driver.machine.checkpoint.committed.iteration, Iteration(1));
+    assert_eq!(
+        driver.machine.progress.checkpoint().committed.iteration,
+        Iteration(1)
+    );
     let outcome = driver.exit.as_ref().expect("it is over");
     assert_eq!(outcome.failure.as_deref(), Some(reason));
     assert!(outcome.ema_adapter.is_some());

@@ -1,0 +1,183 @@
+//! What people see of the run: counters, rates, history, events. Nothing here decides anything.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use retouch_proto::Iteration;
+use retouch_proto::status::{Event, EventKind, IterationMetrics, Totals};
+
+use super::record::Record;
+
+/// Iterations whose metrics are kept at hand.
+const HISTORY_MAX: usize = 100;
+/// Iterations that the estimate of the remaining time looks at.
+const ETA_ITERATIONS: usize = 10;
+/// Rates are over this much of the past.
+const WINDOW_MS: u64 = 60_000;
+
+/// What people see of the run.
+pub(super) struct Telemetry {
+    /// Since when this coordinator runs: rates are over no longer a time.
+    started_ms: u64,
+    /// Counters over the whole run; recorded with each commit.
+    pub totals: Totals,
+    /// Metrics of the last iterations, oldest first, so that a status needs no query of the record.
+    history: VecDeque<IterationMetrics>,
+    sampled: Window,
+    scored: Window,
+    /// The last event's number: listeners that reconnect ask for what came after the last one they have.
+    event_sequence: u64,
+    /// When something last moved; a run without progress for long is stalled.
+    progress_ms: u64,
+    /// Causes of stalls that were reported since then, so that each is reported once.
+    stalled: BTreeSet<String>,
+    /// Alarms that the last iteration raised, so that one that persists is reported once.
+    raised: BTreeSet<&'static str>,
+}
+
+impl Telemetry {
+    /// What the record says.
+    pub(super) fn restored(record: &Record, now_ms: u64) -> Self {
+        Self {
+            started_ms: now_ms,
+            totals: record.totals,
+            history: record.history.iter().cloned().collect(),
+            sampled: Window::default(),
+            scored: Window::default(),
+            event_sequence: record.event_sequence,
+            progress_ms: now_ms,
+            stalled: BTreeSet::new(),
+            raised: BTreeSet::new(),
+        }
+    }
+
+    /// Numbers an event.
+    pub(super) fn event(
+        &mut self,
+        now_ms: u64,
+        iteration: Iteration,
+        kind: EventKind,
+        message: String,
+    ) -> Event {
+        self.event_sequence += 1;
+        Event {
+            sequence: self.event_sequence,
+            time_unix_ms: now_ms,
+            iteration,
+            kind,
+            message,
+        }
+    }
+
+    /// The last event's number.
+    #[cfg(any(test, feature = "simulator"))]
+    pub(super) fn event_sequence(&self) -> u64 {
+        self.event_sequence
+    }
+
+    /// Something moved: stalls that come later are new ones.
+    pub(super) fn moved(&mut self, now_ms: u64) {
+        self.progress_ms = now_ms;
+        self.stalled.clear();
+    }
+
+    /// For how long nothing has moved.
+    pub(super) fn still_ms(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.progress_ms)
+    }
+
+    /// Notes a stall; `true` if its cause was not reported since something last moved.
+    pub(super) fn is_new_stall(&mut self, cause: &str) -> bool {
+        self.stalled.insert(cause.to_owned())
+    }
+
+    /// Notes the alarms that the last iteration raised, in place of those of the one before; gives those that are new.
+    pub(super) fn raise<T>(&mut self, alarms: Vec<(&'static str, T)>) -> Vec<T> {
+        let names = alarms.iter().map(|(name, _)| *name).collect();
+        let before = std::mem::replace(&mut self.raised, names);
+        let new = alarms
+            .into_iter()
+            .filter(|(name, _)| !before.contains(name));
+        new.map(|(_, alarm)| alarm).collect()
+    }
+
+    /// A group was sampled.
+    pub(super) fn sampled(&mut self, now_ms: u64, candidates: usize) {
+        self.totals.groups_sampled += 1;
+        self.sampled.add(now_ms, candidates);
+    }
+
+    /// A group was scored.
+    pub(super) fn scored(&mut self, now_ms: u64, candidates: usize) {
+        self.totals.groups_scored += 1;
+        self.scored.add(now_ms, candidates);
+    }
+
+    /// An iteration was committed.
+    pub(super) fn committed(&mut self, metrics: &IterationMetrics) {
+        let totals = &mut self.totals;
+        totals.groups_kept += u64::from(metrics.kept);
+        totals.groups_filtered += u64::from(metrics.filtered);
+        totals.groups_dropped += u64::from(metrics.dropped);
+        totals.groups_stale += u64::from(metrics.stale);
+        totals.resharded += u64::from(metrics.resharded);
+        totals.empty_iterations += u64::from(metrics.kept == 0);
+        self.history.push_back(metrics.clone());
+        if self.history.len() > HISTORY_MAX {
+            self.history.pop_front();
+        }
+    }
+
+    /// Iterations after `to` were taken back.
+    pub(super) fn rewound(&mut self, from: Iteration, to: Iteration) {
+        self.history.retain(|metrics| metrics.iteration <= to);
+        self.totals.rewound += u64::from(from.0 - to.0);
+    }
+
+    /// Metrics of the last iterations, oldest first.
+    pub(super) fn history(&self) -> impl Iterator<Item = &IterationMetrics> {
+        self.history.iter()
+    }
+
+    /// How long this coordinator has run.
+    pub(super) fn uptime_ms(&self, now_ms: u64) -> u64 {
+        now_ms - self.started_ms
+    }
+
+    /// Candidates sampled and scored per second of the last minute.
+    pub(super) fn per_s(&self, now_ms: u64) -> [f64; 2] {
+        let uptime_ms = self.uptime_ms(now_ms);
+        [&self.sampled, &self.scored].map(|window| window.per_s(now_ms, uptime_ms))
+    }
+
+    /// Mean time of the last iterations in seconds.
+    pub(super) fn iteration_s(&self) -> Option<f64> {
+        let last = self.history.iter().rev().take(ETA_ITERATIONS);
+        let last: Vec<f64> = last.map(|metrics| metrics.stage_s.wall).collect();
+        let mean = last.iter().sum::<f64>() / last.len() as f64;
+        // The mean of nothing is not a number, which is not above zero either.
+        Some(mean).filter(|seconds| *seconds > 0.0)
+    }
+}
+
+/// Counts of the last while.
+#[derive(Default)]
+struct Window {
+    counts: VecDeque<(u64, usize)>,
+}
+
+impl Window {
+    fn add(&mut self, now_ms: u64, count: usize) {
+        self.counts.push_back((now_ms, count));
+        let is_old = |(at_ms, _): &mut (u64, usize)| *at_ms + WINDOW_MS < now_ms;
+        while self.counts.pop_front_if(is_old).is_some() {}
+    }
+
+    fn per_s(&self, now_ms: u64, uptime_ms: u64) -> f64 {
+        let recent = self
+            .counts
+            .iter()
+            .filter(|(at_ms, _)| at_ms + WINDOW_MS >= now_ms);
+        let count: usize = recent.map(|(_, count)| count).sum();
+        count as f64 * 1e3 / uptime_ms.clamp(1, WINDOW_MS) as f64
+    }
+}
