@@ -63,7 +63,7 @@ use retouch_proto::status::EventKind;
 
 use self::blobs::Blobs;
 use self::io::{Input, Output};
-use self::learning::Learning;
+use self::learning::{Learning, Trained};
 use self::leases::Leases;
 use self::open::OpenIterations;
 use self::phase::Phase;
@@ -72,7 +72,6 @@ use self::prompts::Prompts;
 use self::record::{Committed, Entry, Record};
 use self::telemetry::Telemetry;
 use self::timers::{Timer, Timers};
-use self::training::Trained;
 use self::workers::Workers;
 
 /// The core.

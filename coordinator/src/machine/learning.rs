@@ -68,6 +68,15 @@ pub(super) struct Minting {
     pub lease: LeaseId,
 }
 
+/// What came of looking whether anything can be trained.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Trained {
+    /// An iteration that had nothing to train on is committed.
+    Committed,
+    /// A step was started or is waited for, or nothing can be trained now.
+    Nothing,
+}
+
 /// What became of a rank's result.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Reported {

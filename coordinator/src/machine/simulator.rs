@@ -7,14 +7,16 @@
 //! (liveness), and with the very same adapter as without faults (A8, A9) wherever no group was
 //! given up.
 //!
-//! Reading order: `scenario` and `faults` are a run before it begins, `world` is its clock,
-//! `network`, `coordinator_side`, `worker_side` and `strikes` are what happens in it, `checks` what
+//! Reading order: `scenario` and `faults` are a run before it begins; `world` is its clock and what is there (`events`,
+//! `seat`, `network`); `delivery`, `coordinator_side`, `worker_side` and `strikes` are what happens in it; `checks` what
 //! must hold; [`campaign`] runs many seeds, and tells the [story](campaign::tell) of one. [`fleet`] is a
 //! cluster without faults, on which [`schedule`] measures asynchrony and [`scale`] what an event costs.
 
 pub mod campaign;
 mod checks;
 mod coordinator_side;
+mod delivery;
+mod events;
 pub(super) mod fakes;
 mod faults;
 pub mod fleet;
@@ -24,6 +26,7 @@ mod random;
 pub mod scale;
 mod scenario;
 pub mod schedule;
+mod seat;
 mod story;
 mod strikes;
 mod tally;

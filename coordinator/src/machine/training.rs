@@ -7,20 +7,11 @@ use retouch_proto::{GroupId, Iteration, WorkerId};
 
 use super::Machine;
 use super::groups::FETCH_FAILURES_MAX;
-use super::learning::{Purpose, Rank, Reported, Retry, Training};
+use super::learning::{Purpose, Rank, Reported, Retry, Trained, Training};
 use super::leases::Work;
 use super::membership::{Candidates, Member, Plan, plan};
 use super::record::{Committed, Policy};
 use super::workers::{Order, Worker};
-
-/// What came of looking whether anything can be trained.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Trained {
-    /// An iteration that had nothing to train on is committed.
-    Committed,
-    /// A step was started or is waited for, or nothing can be trained now.
-    Nothing,
-}
 
 /// What came of looking for blobs that a step needs.
 #[derive(Debug, PartialEq, Eq)]

@@ -4,9 +4,10 @@ use retouch_proto::task::Task;
 use retouch_proto::worker::Role;
 use retouch_proto::{ContentHash, WorkerId};
 
-use super::coordinator_side::AtWrite;
+use super::events::Event;
 use super::faults::Strike;
-use super::world::{Event, World};
+use super::seat::AtWrite;
+use super::world::World;
 use crate::machine::io::Command;
 
 impl World {

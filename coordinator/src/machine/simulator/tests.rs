@@ -3,9 +3,9 @@
 use retouch_proto::RunConfig;
 
 use super::campaign::{Campaign, Expected};
-use super::coordinator_side::AtWrite;
 use super::memory::Memory;
 use super::scenario::{Cast, Scenario};
+use super::seat::AtWrite;
 use super::world::World;
 use crate::machine::record::{Committed, Entry, Record};
 use crate::store::Store;

@@ -5,9 +5,10 @@ use retouch_proto::worker::{Directive, ReportReply};
 use retouch_proto::{BlobRef, Epoch, LeaseId};
 
 use super::fakes;
-use super::network::{Answer, Message, Way};
+use super::events::{Answer, Event, Message};
+use super::network::Way;
 use super::scenario::Stage;
-use super::world::{ANSWER_MS_MAX, Condition, Event, HEARTBEAT_MS, World};
+use super::world::{ANSWER_MS_MAX, Condition, HEARTBEAT_MS, World};
 
 impl World {
     pub(super) fn lives(&self, worker: usize, life: u64) -> bool {
@@ -39,15 +40,18 @@ impl World {
             life,
             registration,
         };
+        self.send_up(worker, life, 0, message);
+    }
+
+    /// Says something to the coordinator, and waits for the answer for so long.
+    fn send_up(&mut self, worker: usize, life: u64, sequence: u64, message: Message) {
         self.send(worker, Way::Up, Event::Arrives(Box::new(message)));
-        self.after(
-            ANSWER_MS_MAX,
-            Event::AnswerOverdue {
-                worker,
-                life,
-                sequence: 0,
-            },
-        );
+        let overdue = Event::AnswerOverdue {
+            worker,
+            life,
+            sequence,
+        };
+        self.after(ANSWER_MS_MAX, overdue);
     }
 
     pub(super) fn report(&mut self, worker: usize) {
@@ -60,15 +64,7 @@ impl World {
             life,
             report,
         };
-        self.send(worker, Way::Up, Event::Arrives(Box::new(message)));
-        self.after(
-            ANSWER_MS_MAX,
-            Event::AnswerOverdue {
-                worker,
-                life,
-                sequence,
-            },
-        );
+        self.send_up(worker, life, sequence, message);
     }
 
     /// Time for the next report, unless something was reported since.

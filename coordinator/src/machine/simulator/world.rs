@@ -1,20 +1,20 @@
 //! The virtual world: a clock, a queue of what happens next, processes that come and go, a disk.
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 
 use retouch_proto::status::RunStatus;
 use retouch_proto::worker::Role;
 use retouch_proto::{ContentHash, Epoch, LeaseId};
 
-use super::coordinator_side::Seat;
+use super::events::{Event, Planned};
 use super::fakes::Fake;
 use super::faults::Strike;
 #[cfg(test)]
 use super::memory::Memory;
-use super::network::{Answer, Message, Network};
+use super::network::Network;
 use super::random::Random;
 use super::scenario::Scenario;
+use super::seat::Seat;
 use super::story::Story;
 use super::tally::Tally;
 use crate::machine::io::Outcome;
@@ -29,95 +29,6 @@ const LIVENESS_MS: u64 = 15 * 60_000;
 pub(super) const HEARTBEAT_MS: u64 = 700;
 /// Fakes give up waiting for an answer.
 pub(super) const ANSWER_MS_MAX: u64 = 4_000;
-
-/// What happens next, somewhere.
-#[derive(Clone, Debug)]
-pub(super) enum Event {
-    /// A message reaches the coordinator.
-    Arrives(Box<Message>),
-    /// The coordinator looks at what has arrived.
-    Shell,
-    /// A message reaches a worker.
-    Answered {
-        worker: usize,
-        life: u64,
-        answer: Box<Answer>,
-    },
-    ReportDue {
-        worker: usize,
-        life: u64,
-        sequence: u64,
-    },
-    AnswerOverdue {
-        worker: usize,
-        life: u64,
-        sequence: u64,
-    },
-    TaskEnds {
-        worker: usize,
-        life: u64,
-        lease: LeaseId,
-    },
-    TaskBreaks {
-        worker: usize,
-        life: u64,
-        lease: LeaseId,
-    },
-    Starts {
-        worker: usize,
-    },
-    Deadline,
-    CoordinatorStarts,
-    Resumes,
-    Strikes,
-}
-
-impl Event {
-    /// The worker whose process it happens in.
-    fn worker(&self) -> Option<usize> {
-        match self {
-            Self::Answered { worker, .. }
-            | Self::ReportDue { worker, .. }
-            | Self::AnswerOverdue { worker, .. }
-            | Self::TaskEnds { worker, .. }
-            | Self::TaskBreaks { worker, .. } => Some(*worker),
-            _ => None,
-        }
-    }
-}
-
-/// An event at its time; the earliest is the greatest, so that a heap gives it first.
-pub(super) struct Planned {
-    at_ms: u64,
-    order: u64,
-    event: Event,
-}
-
-impl Planned {
-    fn key(&self) -> (u64, u64) {
-        (self.at_ms, self.order)
-    }
-}
-
-impl PartialEq for Planned {
-    fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
-    }
-}
-
-impl Eq for Planned {}
-
-impl PartialOrd for Planned {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Planned {
-    fn cmp(&self, other: &Self) -> Ordering {
-        other.key().cmp(&self.key())
-    }
-}
 
 /// Until when a worker is not itself.
 #[derive(Clone, Copy, Default)]
