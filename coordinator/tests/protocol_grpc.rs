@@ -1,5 +1,4 @@
-//! The coordinator over real sockets, driven by workers that speak the protocol (A2: the one test
-//! file that names generated types).
+//! The coordinator over real sockets, driven by workers that speak the protocol (A2).
 
 mod common;
 
@@ -19,15 +18,19 @@ use retouch_proto::grpc::{
 use retouch_proto::status::{Event, EventKind, RunState, RunStatus};
 use retouch_proto::task::*;
 use retouch_proto::worker::*;
-use retouch_proto::{BlobAddress, BlobRef, ContentHash, LeaseId, WorkerId};
+use retouch_proto::{BlobRef, ContentHash, LeaseId};
 use tokio_stream::StreamExt;
 use tonic::transport::Channel;
 use tonic::{Code, Request};
 
-use common::Folder;
+use common::{Folder, registration};
 
 /// Nothing here takes a second; a test that hangs fails after this.
 const DEADLINE: Duration = Duration::from_secs(60);
+
+async fn start(folder: &Folder) -> Coordinator {
+    Coordinator::start(folder.options()).await.unwrap()
+}
 
 async fn connect(run_dir: &Path) -> Channel {
     let address = fs::read_to_string(run_dir.join(ADDRESS_FILE_NAME)).unwrap();
@@ -57,16 +60,7 @@ struct Peer {
 
 impl Peer {
     async fn join(channel: &Channel, role: Role) -> Self {
-        let registration = Registration {
-            worker: WorkerId::new(format!("{role}-0")).unwrap(),
-            role,
-            slots: 1,
-            device: "cpu".into(),
-            blob_address: BlobAddress::Grpc("127.0.0.1:1".into()),
-            collective_address: (role == Role::Learner).then(|| "127.0.0.1:2".parse().unwrap()),
-            holds: Vec::new(),
-            running: Vec::new(),
-        };
+        let registration = registration(&format!("{role}-0"), role);
         let mut client = CoordinatorClient::new(channel.clone());
         let reply = client
             .register(Request::new(registration.clone().into()))
@@ -207,7 +201,7 @@ async fn in_time<T>(work: impl Future<Output = T>) -> T {
 async fn a_run_over_sockets_ends_and_leaves_its_record() {
     in_time(async {
         let folder = Folder::new();
-        let coordinator = folder.start().await;
+        let coordinator = start(&folder).await;
         let channel = connect(&folder.run_dir()).await;
         work_to_the_end(&channel).await;
         let outcome = coordinator.wait().await.unwrap();
@@ -255,7 +249,7 @@ async fn a_run_over_sockets_ends_and_leaves_its_record() {
         assert_eq!(events.last().unwrap().kind, EventKind::Finished);
 
         // Started again, there is nothing left to do.
-        let again = folder.start().await.wait().await.unwrap();
+        let again = start(&folder).await.wait().await.unwrap();
         assert_eq!(
             (again.iteration, again.ema_adapter),
             (outcome.iteration, outcome.ema_adapter)
@@ -268,7 +262,7 @@ async fn a_run_over_sockets_ends_and_leaves_its_record() {
 async fn a_restarted_coordinator_goes_on_where_it_was_and_on_its_old_port() {
     in_time(async {
         let folder = Folder::new();
-        let coordinator = folder.start().await;
+        let coordinator = start(&folder).await;
         let address = coordinator.address();
         let channel = connect(&folder.run_dir()).await;
         let mut rollout = Peer::join(&channel, Role::Rollout).await;
@@ -306,14 +300,14 @@ async fn restart(folder: &Folder) -> Coordinator {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    folder.start().await
+    start(folder).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn people_see_pause_resume_and_follow() {
     in_time(async {
         let folder = Folder::new();
-        let coordinator = folder.start().await;
+        let coordinator = start(&folder).await;
         let channel = connect(&folder.run_dir()).await;
         let mut control = ControlClient::new(channel.clone());
         let reply = control.pause(Request::new(PauseRequest {})).await.unwrap();
@@ -367,7 +361,7 @@ async fn people_see_pause_resume_and_follow() {
 async fn nonsense_and_unknown_workers_are_refused() {
     in_time(async {
         let folder = Folder::new();
-        let coordinator = folder.start().await;
+        let coordinator = start(&folder).await;
         let channel = connect(&folder.run_dir()).await;
         let mut client = CoordinatorClient::new(channel.clone());
         let nonsense = ReportRequest {
@@ -406,7 +400,7 @@ async fn nonsense_and_unknown_workers_are_refused() {
 async fn a_caller_that_goes_away_is_noticed() {
     in_time(async {
         let folder = Folder::new();
-        let coordinator = folder.start().await;
+        let coordinator = start(&folder).await;
         let channel = connect(&folder.run_dir()).await;
         let mut reward = Peer::join(&channel, Role::Reward).await;
         let report = reward.next_report(Vec::new());
@@ -466,7 +460,7 @@ async fn what_is_wrong_with_a_start_is_told() {
             "the run folder is another run's"
         );
 
-        let running = folder.start().await;
+        let running = start(&folder).await;
         assert!(
             refused(folder.options())
                 .await
@@ -474,7 +468,7 @@ async fn what_is_wrong_with_a_start_is_told() {
         );
         drop(running);
 
-        let blocked = folder.path().join("file");
+        let blocked = folder.run_dir().with_file_name("file");
         fs::write(&blocked, "").unwrap();
         let error = refused(CoordinatorOptions {
             run_dir: blocked.join("run"),
@@ -498,7 +492,7 @@ async fn refused(options: CoordinatorOptions) -> String {
 async fn a_run_that_cannot_go_on_ends_with_its_reason() {
     in_time(async {
         let folder = Folder::new();
-        let coordinator = folder.start().await;
+        let coordinator = start(&folder).await;
         let channel = connect(&folder.run_dir()).await;
         let mut rollout = Peer::join(&channel, Role::Rollout).await;
         loop {

@@ -38,9 +38,9 @@ fn main() -> anyhow::Result<()> {
         Some("nccl") => nccl(),
         Some("s3") => s3(),
         Some("tiny") => tiny(&arguments[1..]),
-        Some("sim") => development("simulate", &arguments[1..]),
+        Some("sim") => simulate(&arguments[1..]),
         Some("mutations") => mutations::check(&root()),
-        Some("swarm") => development("swarm", &arguments[1..]),
+        Some("swarm") => swarm(&arguments[1..]),
         Some("help" | "--help" | "-h") => {
             println!("{USAGE}");
             Ok(())
@@ -68,7 +68,7 @@ fn ci() -> anyhow::Result<()> {
     cargo(&["test", "--workspace"])
 }
 
-/// What only the coordinator's development programs have.
+/// What only the coordinator's simulator has.
 fn simulator() -> anyhow::Result<()> {
     let which = ["clippy", "--package", "retouch-coordinator", "--features"];
     let how = ["simulator", "--all-targets", "--", "--deny", "warnings"];
@@ -100,8 +100,7 @@ fn s3() -> anyhow::Result<()> {
     execute(cargo_command(&arguments).envs(server.environment()))
 }
 
-/// One of the coordinator's development programs, optimised.
-fn development(name: &str, options: &[String]) -> anyhow::Result<()> {
+fn simulate(options: &[String]) -> anyhow::Result<()> {
     let which = [
         "--release",
         "--package",
@@ -109,9 +108,14 @@ fn development(name: &str, options: &[String]) -> anyhow::Result<()> {
         "--features",
         "simulator",
         "--bin",
-        name,
+        "simulate",
     ];
     run(&which, options)
+}
+
+fn swarm(options: &[String]) -> anyhow::Result<()> {
+    let which = ["--package", "retouch-coordinator", "--bench", "swarm"];
+    cargo_with("bench", &which, options)
 }
 
 fn tiny(options: &[String]) -> anyhow::Result<()> {
@@ -129,7 +133,11 @@ fn tiny(options: &[String]) -> anyhow::Result<()> {
 
 /// Runs a program of the workspace.
 fn run(which: &[&str], options: &[String]) -> anyhow::Result<()> {
-    let mut command = vec!["run"];
+    cargo_with("run", which, options)
+}
+
+fn cargo_with(command: &str, which: &[&str], options: &[String]) -> anyhow::Result<()> {
+    let mut command = vec![command];
     command.extend(which);
     command.push("--");
     command.extend(options.iter().map(String::as_str));

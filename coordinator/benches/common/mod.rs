@@ -1,6 +1,5 @@
-//! What both benchmarks need: a run that never ends, and the workers of `swarm` in it.
+//! What the benchmarks need: a run that never ends, and the workers in it.
 
-#[path = "../../src/bin/swarm/outcome.rs"]
 mod outcome;
 
 use retouch_proto::config::{FilterRule, Preset, preset};
@@ -9,7 +8,7 @@ use retouch_proto::{BlobAddress, RunConfig, WorkerId};
 
 pub(crate) use self::outcome::outcome;
 
-/// A run with so many groups in flight, and no end in sight.
+/// A run with this many groups per iteration, and no end in sight.
 pub(crate) fn config(groups_per_iteration: u32) -> RunConfig {
     let mut config = preset(Preset::Tiny);
     config.iterations = 10_000_000;
@@ -30,8 +29,7 @@ pub(crate) fn registration(role: Role, number: usize) -> Registration {
         slots: 1,
         device: "cpu".into(),
         blob_address: BlobAddress::Grpc("127.0.0.1:1".into()),
-        collective_address: (role == Role::Learner)
-            .then(|| "127.0.0.1:2".parse().expect("an address")),
+        collective_address: (role == Role::Learner).then(|| ([127, 0, 0, 1], 2).into()),
         holds: Vec::new(),
         running: Vec::new(),
     }

@@ -14,12 +14,11 @@ use retouch_proto::grpc::{
 };
 use retouch_proto::limits::MESSAGE_BYTES_MAX;
 use retouch_proto::status::RunStatus;
-use retouch_proto::worker::{Registration, Role};
-use retouch_proto::{BlobAddress, WorkerId};
+use retouch_proto::worker::Role;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig};
 use tonic::{Code, Response, Status};
 
-use crate::common::Folder;
+use crate::common::{Folder, registration};
 
 const ROLLOUT: Principal = Principal::Worker(Role::Rollout);
 const LEARNER: Principal = Principal::Worker(Role::Learner);
@@ -79,19 +78,6 @@ impl Run {
 fn authority() -> Arc<Authority> {
     let folder = tempfile::tempdir().unwrap();
     Arc::new(Authority::open_or_create(folder.path()).unwrap())
-}
-
-fn registration(worker: &str, role: Role) -> Registration {
-    Registration {
-        worker: WorkerId::new(worker).unwrap(),
-        role,
-        slots: 1,
-        device: "cpu".into(),
-        blob_address: BlobAddress::Grpc("127.0.0.1:1".into()),
-        collective_address: (role == Role::Learner).then(|| "127.0.0.1:2".parse().unwrap()),
-        holds: Vec::new(),
-        running: Vec::new(),
-    }
 }
 
 async fn register(

@@ -1,13 +1,12 @@
 //! What tests of the whole coordinator begin with.
 
-#![allow(dead_code, reason = "each test crate uses a part")]
-
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use retouch_coordinator::{Admission, Coordinator, CoordinatorOptions};
-use retouch_proto::RunConfig;
+use retouch_coordinator::{Admission, CoordinatorOptions};
 use retouch_proto::config::{FilterRule, Preset, preset};
+use retouch_proto::worker::{Registration, Role};
+use retouch_proto::{BlobAddress, RunConfig, WorkerId};
 
 /// A dataset and a run folder.
 pub(crate) struct Folder {
@@ -45,10 +44,6 @@ impl Folder {
         Self { folder, config }
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        self.folder.path()
-    }
-
     pub(crate) fn run_dir(&self) -> PathBuf {
         self.folder.path().join("run")
     }
@@ -61,8 +56,18 @@ impl Folder {
             admission: Admission::Open,
         }
     }
+}
 
-    pub(crate) async fn start(&self) -> Coordinator {
-        Coordinator::start(self.options()).await.unwrap()
+/// A worker with room for one task.
+pub(crate) fn registration(worker: &str, role: Role) -> Registration {
+    Registration {
+        worker: WorkerId::new(worker).unwrap(),
+        role,
+        slots: 1,
+        device: "cpu".into(),
+        blob_address: BlobAddress::Grpc("127.0.0.1:1".into()),
+        collective_address: (role == Role::Learner).then(|| "127.0.0.1:2".parse().unwrap()),
+        holds: Vec::new(),
+        running: Vec::new(),
     }
 }

@@ -4,8 +4,8 @@ use retouch_proto::task::{Task, TaskFailure, TaskOutcome, TaskResult};
 use retouch_proto::worker::{Directive, ReportReply};
 use retouch_proto::{BlobRef, Epoch, LeaseId};
 
-use super::fakes;
 use super::events::{Answer, Event, Message};
+use super::fakes;
 use super::network::Way;
 use super::scenario::Stage;
 use super::world::{ANSWER_MS_MAX, Condition, HEARTBEAT_MS, World};

@@ -3,17 +3,20 @@
 //! The coordinator is a process of its own, with its record on disk; the workers are sessions over real sockets on
 //! loopback that work as fast as they are told to; the blobs that they say they hold have no bytes.
 
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/dataset.rs"]
+mod dataset;
 mod latencies;
 mod load;
-mod outcome;
 mod process;
 mod session_grpc;
-mod work;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use retouch_coordinator::{Admission, CoordinatorOptions, serve};
+use retouch_proto::RunConfig;
 
 use self::load::Load;
 
@@ -23,7 +26,9 @@ usage: swarm [SESSIONS [RATE [SECONDS]]]
   restarts it, then raises the rate until it is not held any more";
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // cargo tells every benchmark that it is one.
+    let arguments = std::env::args().skip(1).filter(|text| text != "--bench");
+    let arguments: Vec<String> = arguments.collect();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&format!("no runtime: {error}")),
@@ -53,7 +58,7 @@ async fn coordinator(arguments: &[String]) -> Result<(), String> {
     };
     let folder = Path::new(folder);
     let options = CoordinatorOptions {
-        config: work::config(&folder.join("dataset")),
+        config: config(folder),
         run_dir: folder.to_owned(),
         listen: "127.0.0.1:0".parse().map_err(|error| format!("{error}"))?,
         admission: Admission::Open,
@@ -62,6 +67,14 @@ async fn coordinator(arguments: &[String]) -> Result<(), String> {
         .await
         .map(drop)
         .map_err(|error| error.to_string())
+}
+
+/// A run whose next iterations are open while one is finished.
+fn config(folder: &Path) -> RunConfig {
+    let mut config = common::config(1_024);
+    config.dataset.path = folder.join("dataset").display().to_string();
+    config.rollout.staleness_max = 8;
+    config
 }
 
 /// This program, to be started again as the coordinator.

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use crate::latencies::{Latencies, Summary};
 use crate::process::Process;
 use crate::session_grpc::{Session, Shared};
-use crate::work;
+use crate::{config, dataset};
 
 /// A rate is held if it is reached to this share, and tasks get to their workers in this time.
 const SHARE_MIN: f64 = 0.95;
@@ -55,7 +55,7 @@ impl Load {
     /// Runs everything and prints what it measures.
     pub(crate) async fn run(self) -> Result<(), String> {
         let folder = std::env::temp_dir().join(format!("retouch-swarm-{}", std::process::id()));
-        work::write_dataset(&folder.join("dataset"), 10_000)
+        dataset::write(&folder.join("dataset"), 10_000)
             .map_err(|error| format!("{}: {error}", folder.display()))?;
         let ended = self.measure_all(&folder).await;
         // What can't be deleted is the system's to delete.
@@ -80,7 +80,7 @@ impl Load {
         let iterations = shared.iterations.load(Ordering::Relaxed);
         println!(
             "{iterations} iterations of {} groups happened",
-            work::config(folder).rollout.groups_per_iteration
+            config(folder).rollout.groups_per_iteration
         );
         let process = self.restart(&shared, process, folder).await?;
         self.find_highest(&shared, &process).await;
@@ -90,13 +90,13 @@ impl Load {
     }
 
     fn shared(&self, process: &Process) -> Result<Shared, String> {
-        let config = work::config(std::path::Path::new("dataset"));
+        let config = config(std::path::Path::new(""));
         let shared = Shared {
             address: Mutex::new(process.address()?),
             rollout_us: AtomicU64::new(0),
             score_us: AtomicU64::new(0),
             heartbeat: Duration::from_millis(config.cluster.heartbeat_ms),
-            latencies: Latencies::new(),
+            latencies: Latencies::default(),
             joined: AtomicU64::new(0),
             new_leases: AtomicU64::new(0),
             sampled: Mutex::default(),

@@ -8,15 +8,16 @@ use std::time::{Duration, Instant};
 use retouch_proto::grpc::coordinator_client::CoordinatorClient;
 use retouch_proto::limits::MESSAGE_BYTES_MAX;
 use retouch_proto::task::{Assignment, Task, TaskOutcome, TaskResult};
-use retouch_proto::worker::{Directive, Registered, Report, ReportReply, Role, WorkerState};
+use retouch_proto::worker::{
+    Directive, Registered, Registration, Report, ReportReply, Role, RunningTask, WorkerState,
+};
 use retouch_proto::{ContentHash, Generation, GroupId, WorkerId};
 use tokio::time::sleep;
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::common::{self, outcome};
 use crate::latencies::Latencies;
-use crate::outcome::outcome;
-use crate::work;
 
 /// A session that lost its coordinator looks for it this often.
 const RECONNECT: Duration = Duration::from_millis(100);
@@ -46,8 +47,9 @@ pub(crate) struct Shared {
 /// A worker.
 pub(crate) struct Session {
     shared: Arc<Shared>,
-    id: WorkerId,
     role: Role,
+    number: usize,
+    id: WorkerId,
     generation: Generation,
     sequence: u64,
     task: Option<(Assignment, Instant)>,
@@ -62,8 +64,9 @@ impl Session {
     pub(crate) fn new(shared: Arc<Shared>, role: Role, number: usize) -> Self {
         Self {
             shared,
-            id: WorkerId::new(format!("{role}-{number}")).expect("a valid name"),
             role,
+            number,
+            id: common::registration(role, number).worker,
             generation: Generation(0),
             sequence: 0,
             task: None,
@@ -91,8 +94,20 @@ impl Session {
         let channel = endpoint.connect().await.map_err(drop)?;
         let mut client =
             CoordinatorClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let running = self.task.as_ref().map(|(task, _)| (task.lease, &task.task));
-        let registration = work::registration(&self.id, self.role, running, self.holds.clone());
+        let running = self.task.iter().map(|(assignment, _)| RunningTask {
+            lease: assignment.lease,
+            kind: self.role,
+            group: match &assignment.task {
+                Task::Rollout(task) => Some(task.group),
+                Task::Score(task) => Some(task.group),
+                Task::Train(_) | Task::Mint(_) => None,
+            },
+        });
+        let registration = Registration {
+            holds: self.holds.clone(),
+            running: running.collect(),
+            ..common::registration(self.role, self.number)
+        };
         let reply = client
             .register(Request::new(registration.into()))
             .await
@@ -197,7 +212,9 @@ impl Session {
             TaskOutcome::Rollout(result) => {
                 let mut sampled = self.shared.sampled.lock().expect("nobody panics");
                 sampled.insert(result.group, now);
-                self.holds.extend(work::blobs(result));
+                let latents = [&result.x0, &result.condition, &result.source_png];
+                let blobs = latents.into_iter().chain(&result.edits_png);
+                self.holds.extend(blobs.map(|blob| blob.hash));
             }
             TaskOutcome::Train(result) => {
                 self.shared.iterations.fetch_add(1, Ordering::Relaxed);
