@@ -28,9 +28,9 @@ use std::path::Path;
 use retouch_proto::{ContentHash, Iteration};
 
 pub use error::ArchiveError;
-pub use keep::{Keep, Saved};
+pub(crate) use keep::{Keep, Saved};
 pub(crate) use keeper::{Keeper, KeeperOptions};
-pub use manifest::{Manifest, ManifestFile, RunIdentity};
+pub(crate) use manifest::{Manifest, ManifestFile, RunIdentity};
 pub(crate) use restore::bring_back;
 
 use objects::Objects;
@@ -42,13 +42,13 @@ const MANIFEST_BYTES_MAX: u64 = 1 << 20;
 
 /// Checkpoints of one run at one URL.
 #[derive(Debug)]
-pub struct Archive {
+pub(crate) struct Archive {
     objects: Objects,
 }
 
 /// A file of the run folder that belongs to a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LocalFile {
+pub(crate) struct LocalFile {
     /// Its place in the run folder.
     pub name: String,
     /// The hash that it must have, if that is known.
@@ -69,14 +69,14 @@ impl Archive {
     ///
     /// # Errors
     /// If the URL is of another kind, or what it needs is not in the environment.
-    pub fn open(url: &str) -> Result<Self, ArchiveError> {
+    pub(crate) fn open(url: &str) -> Result<Self, ArchiveError> {
         Ok(Self {
             objects: Objects::open(url)?,
         })
     }
 
     /// The URL, without a slash at its end.
-    pub fn url(&self) -> &str {
+    pub(crate) fn url(&self) -> &str {
         self.objects.url()
     }
 
@@ -84,7 +84,7 @@ impl Archive {
     ///
     /// # Errors
     /// If the store can't be read. What is no checkpoint is passed over.
-    pub async fn iterations(&self) -> Result<Vec<Iteration>, ArchiveError> {
+    pub(crate) async fn iterations(&self) -> Result<Vec<Iteration>, ArchiveError> {
         let contents = self.contents().await?.into_iter();
         let finished = contents.filter(|(_, contents)| contents.is_finished);
         Ok(finished.map(|(iteration, _)| iteration).collect())
@@ -94,7 +94,7 @@ impl Archive {
     ///
     /// # Errors
     /// If it is not there or makes no sense, or the store can't be read.
-    pub async fn manifest(&self, iteration: Iteration) -> Result<Manifest, ArchiveError> {
+    pub(crate) async fn manifest(&self, iteration: Iteration) -> Result<Manifest, ArchiveError> {
         let name = object(iteration, MANIFEST);
         let bytes = self.objects.get(&name, MANIFEST_BYTES_MAX).await?;
         let manifest = Manifest::from_json(&bytes).and_then(|manifest| {
@@ -109,7 +109,8 @@ impl Archive {
     ///
     /// # Errors
     /// If it is; or the store can't be read.
-    pub async fn check_is_of(&self, run: &RunIdentity) -> Result<(), ArchiveError> {
+    pub(crate) async fn check_is_of(&self, run: &RunIdentity) -> Result<(), ArchiveError> {
+        // It speaks for all: every one was written after this same check of the one before it.
         let Some(newest) = self.iterations().await?.pop() else {
             return Ok(());
         };
@@ -138,7 +139,7 @@ impl Archive {
     ///
     /// # Errors
     /// If a file can't be read or is not what it must be, or the store does not take it.
-    pub async fn write(
+    pub(crate) async fn write(
         &self,
         iteration: Iteration,
         run: RunIdentity,
@@ -147,6 +148,7 @@ impl Archive {
     ) -> Result<Manifest, ArchiveError> {
         let mut manifest = Manifest::new(iteration, run);
         let about = object(iteration, MANIFEST);
+        // First of all: while files are replaced, what is there is no checkpoint (1).
         self.objects.delete(&about).await?;
         for LocalFile { name, expected } in files {
             let path = run_dir.join(name);
@@ -169,7 +171,7 @@ impl Archive {
     ///
     /// # Errors
     /// If the store refuses.
-    pub async fn prune(
+    pub(crate) async fn prune(
         &self,
         keep: &Keep,
         newest: Iteration,

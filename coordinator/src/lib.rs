@@ -2,13 +2,12 @@
 //!
 //! It never touches a tensor: only ids, numbers and blob references (A4). Reading order:
 //! [`machine`] is the core that decides (A1); [`advantage`], [`filter`] and [`metrics`] are the
-//! method's arithmetic; [`store`] is the durable record,
-//! [`archive`] where its checkpoints go besides, [`lookup`] what people find in it;
-//! `shell` owns machine and record, `tensorboard` draws it, `grpc` talks to the world, and [`serve`](serve()) ties them
-//! together.
+//! method's arithmetic; [`store`] is the durable record, `archive` keeps its checkpoints at a URL, [`lookup`] finds
+//! things in it for people; `shell` owns machine and record, `tensorboard` draws charts, `services_grpc` talks to the world
+//! (`roster` knows who may), and [`serve`](serve()) ties them together.
 
 pub mod advantage;
-pub mod archive;
+mod archive;
 mod dataset;
 pub mod filter;
 pub mod lookup;
@@ -21,6 +20,7 @@ mod shell;
 pub mod store;
 mod tensorboard;
 
+pub use archive::ArchiveError;
 pub use machine::io::{Command, Outcome};
 pub use serve::{
     ADDRESS_FILE_NAME, Admission, CONFIG_FILE_NAME, Coordinator, CoordinatorOptions, ServeError,

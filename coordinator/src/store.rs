@@ -21,7 +21,8 @@ use tokio::sync::watch;
 
 pub use error::StoreError;
 pub(crate) use find::Found;
-pub use reader::{GroupRow, IterationRow, IterationStatus, Reader, ScoreRow};
+pub use reader::Reader;
+pub(crate) use reader::ScoreRow;
 pub(crate) use schema::differences;
 pub(crate) use snapshot::{checkpoint_folder, snapshot_name, take_missing_snapshot};
 
@@ -56,6 +57,7 @@ impl Store {
             snapshots: Snapshots::new(path.clone()),
             path,
         };
+        // First of all, so that a damaged record is neither copied as if it were whole nor written to.
         store.check_pages()?;
         store.keep_old_schema()?;
         let incarnation = store.on(schema::prepare)??;
@@ -125,6 +127,7 @@ impl Store {
         if !same {
             return Err(other(&recorded.unwrap_or_default(), given));
         }
+        // Also if nothing differs that matters: the record tells with which iterations and cluster the run goes on.
         let insert = "INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)";
         self.on(|connection| connection.execute(insert, params![key, given]))?;
         Ok(())
@@ -146,6 +149,7 @@ impl Store {
             }
             transaction.commit()
         })?;
+        // Once they are committed: a snapshot must hold the checkpoint that it lies beside.
         let checkpoints = entries.iter().filter_map(|entry| match entry {
             Entry::Checkpointed(checkpoint) => Some(checkpoint.committed.iteration),
             _ => None,

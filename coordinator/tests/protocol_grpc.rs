@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use retouch_coordinator::lookup::{AtWork, Lookup};
 use retouch_coordinator::store::Reader;
 use retouch_coordinator::{
     ADDRESS_FILE_NAME, Coordinator, CoordinatorOptions, Outcome, ServeError,
@@ -15,10 +16,11 @@ use retouch_proto::grpc::coordinator_client::CoordinatorClient;
 use retouch_proto::grpc::{
     EventsRequest, PauseRequest, ReportRequest, ResumeRequest, StatusRequest,
 };
+use retouch_proto::lookup::{GroupQuery, GroupStage};
 use retouch_proto::status::{Event, EventKind, RunState, RunStatus};
 use retouch_proto::task::*;
 use retouch_proto::worker::*;
-use retouch_proto::{BlobRef, ContentHash, LeaseId};
+use retouch_proto::{BlobRef, ContentHash, Iteration, LeaseId};
 use tokio_stream::StreamExt;
 use tonic::transport::Channel;
 use tonic::{Code, Request};
@@ -225,18 +227,23 @@ async fn a_run_over_sockets_ends_and_leaves_its_record() {
             (1.0, 0.25, 0.25)
         );
         assert_eq!(metrics.train.unwrap().policy_loss, 1.5);
-        let attempts = reader.attempts().unwrap();
-        let groups = reader.groups(attempts[0].id).unwrap();
+        let first = GroupQuery {
+            iteration: Some(Iteration(1)),
+            limit: 9,
+            ..GroupQuery::default()
+        };
+        let lookup = Lookup::of_folder(&folder.run_dir());
+        let groups = lookup.groups(&first, &AtWork::new()).unwrap();
         assert_eq!(
-            (groups.len(), groups[0].kept, groups[0].reward_mean),
-            (2, Some(true), Some(0.5))
+            (groups.len(), groups[0].state, groups[0].reward_mean),
+            (2, GroupStage::Kept, Some(0.5))
         );
-        let advantage = groups[1].scores[1].advantage.unwrap();
+        let advantage = groups[1].candidates[1].advantage.unwrap();
         assert!(
             (advantage - 0.25 / (0.25 + 1e-4)).abs() < 1e-12,
             "{advantage}"
         );
-        assert_eq!(groups[1].scores[1].score.terms[0].entropy, 0.25);
+        assert_eq!(groups[1].candidates[1].terms[0].entropy, 0.25);
         let adapters = reader.adapters().unwrap();
         assert_eq!(
             adapters

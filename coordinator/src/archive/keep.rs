@@ -7,7 +7,7 @@ use retouch_proto::config::CheckpointConfig;
 
 /// The last ones, and the best ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Keep {
+pub(crate) struct Keep {
     /// How many of the last; 0 keeps all.
     pub last: usize,
     /// How many of those with the highest mean reward, beside the last ones.
@@ -16,7 +16,7 @@ pub struct Keep {
 
 /// A checkpoint as far as keeping it is concerned.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Saved {
+pub(crate) struct Saved {
     /// Which one.
     pub iteration: Iteration,
     /// The judge's mean reward of the samples that its policy made; absent while there are none.
@@ -25,7 +25,7 @@ pub struct Saved {
 
 impl Keep {
     /// What the run file says.
-    pub fn of(config: &CheckpointConfig) -> Self {
+    pub(crate) fn of(config: &CheckpointConfig) -> Self {
         Self {
             last: config.keep_last as usize,
             best: config.keep_best as usize,
@@ -33,7 +33,7 @@ impl Keep {
     }
 
     /// Those that may go. The newest one always stays: a run that is to go on needs it.
-    pub fn dropped(&self, saved: &[Saved]) -> BTreeSet<Iteration> {
+    pub(crate) fn dropped(&self, saved: &[Saved]) -> BTreeSet<Iteration> {
         if self.last == 0 {
             return BTreeSet::new();
         }

@@ -118,6 +118,7 @@ impl Work {
             // Its snapshot came too late; that of the newer one comes next.
             return Ok(());
         }
+        // Each time: since the start, somebody may have begun another run with the same URL.
         archive.check_is_of(&self.run).await?;
         let files = self.files(&checkpoint)?;
         let run = self.run.clone();

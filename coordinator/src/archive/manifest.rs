@@ -9,7 +9,7 @@ const FORMAT: u32 = 1;
 
 /// A checkpoint's own description.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Manifest {
+pub(crate) struct Manifest {
     /// Version of this description.
     format: u32,
     /// The iteration after which the run goes on.
@@ -22,7 +22,7 @@ pub struct Manifest {
 
 /// What makes a run the same run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RunIdentity {
+pub(crate) struct RunIdentity {
     /// The resolved run file.
     pub config_toml: String,
     /// The hash of the dataset's rows.
@@ -31,7 +31,7 @@ pub struct RunIdentity {
 
 /// One file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ManifestFile {
+pub(crate) struct ManifestFile {
     /// Its place in the run folder.
     pub name: String,
     /// Its length.

@@ -154,6 +154,7 @@ impl Objects {
         fs::create_dir_all(folder).map_err(ArchiveError::io(folder))?;
         let mut file = File::create(to).map_err(ArchiveError::io(to))?;
         let mut hasher = blake3::Hasher::new();
+        // In ranges, so that a request that is cut short costs a part and not a file of many gigabytes.
         let mut begin = 0;
         while begin < expected.bytes {
             let end = expected.bytes.min(begin + PART_BYTES as u64);

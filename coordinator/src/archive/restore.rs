@@ -40,6 +40,7 @@ pub(crate) async fn bring_back(
                 tracing::info!(%iteration, url, "a checkpoint was brought back");
                 return Ok(());
             }
+            // Another run's, or a store that does not answer: to begin from nothing would be wrong in either case.
             Err(error) => return Err(error),
         }
     }
@@ -51,7 +52,7 @@ impl Archive {
     ///
     /// # Errors
     /// If the checkpoint is another run's, or a file is missing or is not what the manifest says.
-    pub async fn restore(
+    pub(crate) async fn restore(
         &self,
         iteration: Iteration,
         run: &RunIdentity,

@@ -28,8 +28,8 @@ impl Machine {
         let ema_adapter = first.ema_adapter;
         match training.purpose {
             Purpose::Learn => self.commit(committed, Some((&training, first))),
-            // An iteration that trained on nothing has a policy of its own number and the state of an older one;
-            // what the ranks wrote down is what samples next.
+            // The state is the same, the version need not be: an iteration that trained on nothing took over the
+            // policy of the one before. What the ranks wrote down samples next, as after a restart.
             Purpose::WriteDown => {
                 self.progress.write_down(committed);
                 self.learning.retry = Retry::default();

@@ -66,6 +66,7 @@ impl Reader {
         let iteration = query.iteration.map(|iteration| iteration.0);
         let all = query.attempts == Attempts::All;
         self.on(|connection| {
+            // Row by row: a run has 100,000 groups with all their blobs, and a query wants the first few.
             let mut statement = connection.prepare(GROUPS)?;
             let mut rows = statement.query(params![iteration, query.index, all])?;
             while let Some(row) = rows.next()? {

@@ -35,6 +35,8 @@ pub(super) fn record(connection: &Connection, incarnation: u32) -> Loaded<Record
     if let Some(text) = last_checkpoint(connection, record.committed.iteration)? {
         record.checkpoint = parse!("checkpoints", &text);
     }
+    // An iteration that trained on nothing was committed with the policy of the one before it; the version that ranks
+    // then wrote down for it stands with the checkpoint alone.
     if record.checkpoint.committed.iteration == record.committed.iteration {
         record.committed = record.checkpoint.committed;
     }
@@ -80,6 +82,7 @@ fn recent_committed(connection: &Connection) -> rusqlite::Result<Vec<String>> {
 }
 
 fn last_checkpoint(connection: &Connection, until: Iteration) -> rusqlite::Result<Option<String>> {
+    // By id, not by iteration: after a rewind the same iteration is checkpointed again.
     let query = "SELECT checkpoint FROM checkpoints WHERE iteration <= ?1 ORDER BY id DESC LIMIT 1";
     connection
         .query_row(query, [until.0], |row| row.get(0))

@@ -17,56 +17,13 @@ pub struct Reader {
     pub(super) folder: PathBuf,
 }
 
-/// How an attempt at an iteration went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IterationStatus {
-    /// Not committed yet.
-    Open,
-    /// It happened.
-    Committed,
-    /// It was taken back; a later row of the same iteration is its replay.
-    Rewound,
-}
-
-/// One attempt at an iteration.
-#[derive(Clone, Debug)]
-pub struct IterationRow {
-    /// Names the attempt.
-    pub id: i64,
-    /// Which iteration.
-    pub iteration: Iteration,
-    /// How it went.
-    pub status: IterationStatus,
-    /// Its numbers; absent unless it was once committed.
-    pub metrics: Option<IterationMetrics>,
-}
-
-/// A group of an attempt.
-#[derive(Clone, Debug)]
-pub struct GroupRow {
-    /// Its number in the iteration.
-    pub index: u32,
-    /// The dataset row.
-    pub dataset_row: u32,
-    /// The refill round.
-    pub round: u32,
-    /// Mean reward, if scored.
-    pub reward_mean: Option<f64>,
-    /// Whether it was trained on, once committed.
-    pub kept: Option<bool>,
-    /// Why it was given up, if it was.
-    pub dropped: Option<String>,
-    /// One per candidate, if scored.
-    pub scores: Vec<ScoreRow>,
-}
-
 /// A candidate's score.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ScoreRow {
+pub(crate) struct ScoreRow {
     /// Reward and terms.
-    pub score: SampleScore,
+    pub(crate) score: SampleScore,
     /// Its advantage, if the group was trained on.
-    pub advantage: Option<f64>,
+    pub(crate) advantage: Option<f64>,
 }
 
 impl Reader {
@@ -95,16 +52,6 @@ impl Reader {
     /// Metrics of committed iterations, oldest first, without rewound attempts.
     pub fn iterations(&self) -> Result<Vec<IterationMetrics>, StoreError> {
         self.on(|connection| iteration_metrics(connection, usize::MAX >> 1))?
-    }
-
-    /// Every attempt at every iteration, oldest first.
-    pub fn attempts(&self) -> Result<Vec<IterationRow>, StoreError> {
-        self.on(attempts)?
-    }
-
-    /// The groups of one attempt, in order.
-    pub fn groups(&self, attempt: i64) -> Result<Vec<GroupRow>, StoreError> {
-        self.on(|connection| groups(connection, attempt))?
     }
 
     /// The last durable checkpoint; the start of the run if there is none.
@@ -159,61 +106,6 @@ pub(super) fn iteration_metrics(
 
 fn metrics(text: &str) -> Result<IterationMetrics, StoreError> {
     serde_json::from_str(text).map_err(|error| StoreError::damaged("iterations.metrics", error))
-}
-
-fn attempts(connection: &Connection) -> Read<Vec<IterationRow>> {
-    let query = "SELECT id, iteration, status, metrics FROM iterations ORDER BY id";
-    let mut statement = connection.prepare(query)?;
-    let rows = statement.query_map([], |row| {
-        Ok((
-            row.get(0)?,
-            row.get(1)?,
-            row.get::<_, String>(2)?,
-            row.get::<_, Option<String>>(3)?,
-        ))
-    })?;
-    let rows: Vec<(i64, u32, String, Option<String>)> = rows.collect::<Result<_, _>>()?;
-    let row = |(id, iteration, name, text): (i64, u32, String, Option<String>)| {
-        let status = match name.as_str() {
-            "open" => IterationStatus::Open,
-            "committed" => IterationStatus::Committed,
-            "rewound" => IterationStatus::Rewound,
-            _ => return Err(StoreError::damaged("iterations.status", name)),
-        };
-        let metrics = text.map(|text| metrics(&text)).transpose()?;
-        Ok(IterationRow {
-            id,
-            iteration: Iteration(iteration),
-            status,
-            metrics,
-        })
-    };
-    Ok(rows.into_iter().map(row).collect())
-}
-
-fn groups(connection: &Connection, attempt: i64) -> Read<Vec<GroupRow>> {
-    let query = "SELECT idx, dataset_row, round, reward_mean, kept, dropped FROM groups \
-                 WHERE iteration_id = ?1 ORDER BY idx";
-    let mut statement = connection.prepare(query)?;
-    let rows = statement.query_map([attempt], |row| {
-        Ok(GroupRow {
-            index: row.get(0)?,
-            dataset_row: row.get(1)?,
-            round: row.get(2)?,
-            reward_mean: row.get(3)?,
-            kept: row.get(4)?,
-            dropped: row.get(5)?,
-            scores: Vec::new(),
-        })
-    })?;
-    let mut groups = rows.collect::<Result<Vec<GroupRow>, _>>()?;
-    for group in &mut groups {
-        match group_scores(connection, attempt, group.index)? {
-            Ok(scores) => group.scores = scores,
-            Err(error) => return Ok(Err(error)),
-        }
-    }
-    Ok(Ok(groups))
 }
 
 pub(super) fn group_scores(

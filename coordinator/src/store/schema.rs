@@ -118,6 +118,7 @@ pub(super) fn prepare(connection: &mut Connection) -> rusqlite::Result<Result<u3
         return Ok(Err(error));
     }
     let found = version(connection)?;
+    // One transaction: a start that dies in it has neither changed the tables nor used up a number.
     let transaction = connection.transaction()?;
     for migration in &MIGRATIONS[found as usize..] {
         transaction.execute_batch(migration)?;

@@ -40,6 +40,7 @@ impl Snapshots {
     /// Begins a snapshot for a checkpoint. A run does not end because of a failed one: the record
     /// itself is safe.
     pub(super) fn begin(&mut self, iteration: Iteration) {
+        // The run waits for the one before rather than have copies of the record pile up on a slow disk (A7).
         self.wait();
         let (path, taken) = (self.path.clone(), self.taken.clone());
         let snapshot = move || match take_for(&path, iteration) {
@@ -109,6 +110,7 @@ pub(super) fn take(record: &Path, copy: &Path) -> Result<(), StoreError> {
         path: copy.to_owned(),
         source,
     };
+    // Under another name until it is whole; SQLite refuses to copy over one that was cut short.
     if partial.exists() {
         fs::remove_file(&partial).map_err(io)?;
     }
@@ -117,6 +119,7 @@ pub(super) fn take(record: &Path, copy: &Path) -> Result<(), StoreError> {
     connection
         .busy_timeout(Duration::from_secs(5))
         .map_err(failed)?;
+    // Not a copy of the file: the newest entries may be in the write-ahead log beside it.
     connection
         .execute("VACUUM INTO ?1", [partial.to_string_lossy()])
         .map_err(failed)?;

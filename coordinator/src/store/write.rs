@@ -64,6 +64,7 @@ fn sampled(connection: &Connection, entry: &SampledEntry) -> rusqlite::Result<()
         worker.as_str()
     ];
     connection.prepare_cached(&update)?.execute(values)?;
+    // Scores are of the samples that they were given for (A5): with other samples they are no scores at all.
     let delete = format!("DELETE FROM scores WHERE iteration_id = {OPEN_ID} AND idx = ?2");
     connection
         .prepare_cached(&delete)?
@@ -167,6 +168,7 @@ fn committed(connection: &Connection, entry: &CommittedEntry) -> rusqlite::Resul
         &insert,
         params![iteration, json(&entry.committed), version, state],
     )?;
+    // Only now, since a seal may be undone until the commit; those that are kept follow.
     let update = format!("UPDATE groups SET kept = 0 WHERE iteration_id = {OPEN_ID}");
     connection.execute(&update, [iteration])?;
     entry
