@@ -332,7 +332,7 @@ fn a_watched_terms_failure_is_said_once_and_costs_nothing() {
         driver.events(EventKind::TermFailed),
         ["watched reward term broken has no scores for group 1/0: not finite"]
     );
-    assert_eq!(driver.machine.totals.attempts_failed, 0);
+    assert_eq!(driver.machine.telemetry.totals.attempts_failed, 0);
     let metrics = &driver.commits()[0].metrics;
     assert_eq!((metrics.kept, metrics.reward_mean), (2, 0.5));
     let means: Vec<(&str, f64)> = metrics
