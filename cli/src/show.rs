@@ -94,7 +94,7 @@ fn date(mut days: u64) -> (u64, u64, u64) {
 /// The newest iteration that was trained, and its step's stages.
 pub(crate) fn step_stages(
     history: &[IterationMetrics],
-) -> Option<(Iteration, [(&'static str, f64); 10])> {
+) -> Option<(Iteration, Vec<(&'static str, f64)>)> {
     let mut trained = history.iter().rev();
     let newest = trained.find(|metrics| metrics.train.is_some())?;
     Some((

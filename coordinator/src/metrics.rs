@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use retouch_proto::metrics::TOP_PERCENT;
 use retouch_proto::status::IterationMetrics;
 use retouch_proto::task::SampleScore;
 
 use crate::advantage::Moments;
-
-/// Shares of a group's best candidates whose mean reward is told.
-const TOP_PERCENT: [usize; 5] = [100, 75, 50, 25, 10];
 
 /// Fills in everything that follows from the rewards of the scored groups.
 pub fn describe_rewards(rewards: &[Vec<f64>], metrics: &mut IterationMetrics) {

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
+use retouch_proto::metrics::METRICS;
 use retouch_proto::status::IterationMetrics;
 
 /// The folder in the run folder.
@@ -74,44 +75,13 @@ impl EventsFile {
 
 /// Everything about an iteration that is a number, by tag.
 fn scalars(metrics: &IterationMetrics) -> Vec<(String, f64)> {
-    let mut scalars: Vec<(String, f64)> = [
-        ("reward/mean", metrics.reward_mean),
-        ("reward/std", metrics.reward_std),
-        ("reward/std_in_group", metrics.reward_std_mean),
-        ("reward/zero_std_ratio", metrics.zero_std_ratio),
-        ("reward/judge_entropy", metrics.entropy_mean),
-        ("groups/drawn", metrics.groups.into()),
-        ("groups/kept", metrics.kept.into()),
-        ("groups/filter_rate", metrics.filter_rate),
-        ("groups/dropped", metrics.dropped.into()),
-        ("groups/stale", metrics.stale.into()),
-        ("groups/banned_total", metrics.banned_total.into()),
-        ("seconds/collect", metrics.stage_s.collect),
-        ("seconds/train", metrics.stage_s.train),
-        ("seconds/iteration", metrics.stage_s.wall),
-    ]
-    .map(|(tag, value)| (tag.to_owned(), value))
-    .into();
-    let top = metrics.reward_top.iter();
-    scalars.extend(top.map(|(percent, mean)| (format!("reward/top_{percent}"), *mean)));
+    let table = METRICS.iter();
+    let mut scalars: Vec<(String, f64)> = table
+        .filter_map(|metric| Some((metric.tag(), metric.value(metrics)?)))
+        .collect();
     // `reward/mean` and others are taken, and a term may have any name.
     let terms = metrics.reward_terms.iter();
     scalars.extend(terms.map(|(name, mean)| (format!("reward/term_{name}"), *mean)));
-    let Some(train) = &metrics.train else {
-        return scalars;
-    };
-    let losses = [
-        ("train/policy_loss", train.policy_loss),
-        ("train/kl_div", train.kl_div),
-        ("train/old_kl_div", train.old_kl_div),
-        ("train/old_deviate", train.old_deviate),
-        ("train/x0_norm", train.x0_norm),
-        ("train/grad_norm", train.grad_norm),
-    ];
-    scalars.extend(losses.map(|(tag, value)| (tag.to_owned(), value)));
-    let stages = train.stages();
-    scalars
-        .extend(stages.map(|(stage, s)| (format!("step_seconds/{}", stage.replace(' ', "_")), s)));
     scalars
 }
 
@@ -195,6 +165,7 @@ mod tests {
     fn metrics(iteration: u32) -> IterationMetrics {
         IterationMetrics {
             iteration: Iteration(iteration),
+            scored: 1,
             reward_mean: 0.5,
             train: Some(TrainMetrics::default()),
             ..IterationMetrics::default()
@@ -252,17 +223,45 @@ mod tests {
         assert!(scalars.contains(&("reward/mean".to_owned(), 0.5)));
     }
 
+    /// Users' dashboards name them.
     #[test]
-    fn what_was_not_trained_has_no_loss() {
-        let tags = |metrics: &IterationMetrics| -> Vec<String> {
-            scalars(metrics).into_iter().map(|(tag, _)| tag).collect()
-        };
-        let untrained = IterationMetrics {
-            train: None,
+    fn tags_stay_what_they_are() {
+        let top = ["100", "75", "50", "25", "10"].map(|percent| (percent.to_owned(), 0.5));
+        let metrics = IterationMetrics {
+            reward_top: top.into(),
             ..metrics(1)
         };
-        assert!(tags(&metrics(1)).contains(&"train/policy_loss".to_owned()));
-        assert!(tags(&metrics(1)).contains(&"step_seconds/data_wait".to_owned()));
-        assert!(!tags(&untrained).iter().any(|tag| tag.starts_with("train/")));
+        let tags: Vec<String> = scalars(&metrics).into_iter().map(|(tag, _)| tag).collect();
+        let sections = [
+            (
+                "reward",
+                "mean std std_in_group zero_std_ratio judge_entropy",
+            ),
+            ("reward", "top_100 top_75 top_50 top_25 top_10"),
+            (
+                "groups",
+                "drawn kept filter_rate dropped stale banned_total",
+            ),
+            ("seconds", "collect train iteration"),
+            (
+                "train",
+                "policy_loss kl_div old_kl_div old_deviate old_deviate_max",
+            ),
+            ("train", "x0_norm x0_norm_max grad_norm samples pairs"),
+            (
+                "step_seconds",
+                "data_wait prepare v_old v_ref forward backward",
+            ),
+            ("step_seconds", "all-reduce optimizer checkpoint publish"),
+        ];
+        for (section, names) in sections {
+            for name in names.split(' ') {
+                assert!(
+                    tags.contains(&format!("{section}/{name}")),
+                    "{section}/{name}"
+                );
+            }
+        }
+        assert_eq!(tags.len(), METRICS.len());
     }
 }

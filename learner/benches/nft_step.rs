@@ -147,7 +147,8 @@ fn print_stages(name: &str, iteration: Iteration<'_>, state: &LearnerState) {
         publish_s: begin.elapsed().as_secs_f64(),
         ..output.metrics.into()
     };
-    let stages = metrics.stages().map(|(stage, s)| format!("{stage} {s:.3}"));
+    let stages = metrics.stages().into_iter();
+    let stages: Vec<_> = stages.map(|(stage, s)| format!("{stage} {s:.3}")).collect();
     println!("{name}: seconds: {}", stages.join(", "));
 }
 

@@ -1,8 +1,8 @@
 //! What the processes of a run say to one another, and the run file.
 //!
 //! Reading order: [`ids`] and [`blob`] name things, [`task`] is the work, [`worker`] how work
-//! and results travel, [`status`] and [`lookup`] what people see, [`config`] the run file, [`seed`] where all
-//! randomness comes from. [`grpc`] has the generated services; its types are named only in
+//! and results travel, [`status`] and [`lookup`] what people see, [`metrics`] what its numbers mean, [`config`] the run
+//! file, [`seed`] where all randomness comes from. [`grpc`] has the generated services; its types are named only in
 //! files called `<whose>_grpc.rs` (A2), everything else uses the domain types of this crate, and the
 //! conversions between the two check every message against [`limits`].
 
@@ -13,6 +13,7 @@ pub mod grpc;
 pub mod ids;
 pub mod limits;
 pub mod lookup;
+pub mod metrics;
 pub mod paths;
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
 mod pb {

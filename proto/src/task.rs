@@ -239,22 +239,24 @@ pub struct TrainResult {
 }
 
 /// Diagnostics of a training step, under the names that users of the method know.
+///
+/// [`METRICS`](crate::metrics::METRICS) says what each is and its unit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TrainMetrics {
-    /// Mean policy loss over valid (sample, timestep) pairs.
+    /// Mean policy loss.
     pub policy_loss: f64,
-    /// Mean squared distance of v_theta from v_ref.
+    /// Distance of v_theta from v_ref.
     pub kl_div: f64,
-    /// Mean squared distance of v_old from v_ref.
+    /// Distance of v_old from v_ref.
     pub old_kl_div: f64,
-    /// Mean distance of v_theta from v_old.
+    /// Distance of v_theta from v_old.
     pub old_deviate: f64,
-    /// Its maximum.
+    /// Its largest element.
     pub old_deviate_max: f64,
-    /// Mean norm of the predicted x0.
+    /// Size of the clean latents.
     pub x0_norm: f64,
-    /// Its maximum.
+    /// Their largest element.
     pub x0_norm_max: f64,
     /// Gradient norm before clipping.
     pub grad_norm: f64,
@@ -282,24 +284,6 @@ pub struct TrainMetrics {
     pub checkpoint_s: f64,
     /// Seconds of making state and version into blobs that others can fetch.
     pub publish_s: f64,
-}
-
-impl TrainMetrics {
-    /// Where a step's time went, in the order of the work: name and seconds.
-    pub fn stages(&self) -> [(&'static str, f64); 10] {
-        [
-            ("data wait", self.fetch_s),
-            ("prepare", self.prepare_s),
-            ("v_old", self.v_old_s),
-            ("v_ref", self.v_ref_s),
-            ("forward", self.forward_s),
-            ("backward", self.backward_s),
-            ("all-reduce", self.all_reduce_s),
-            ("optimizer", self.optimizer_s),
-            ("checkpoint", self.checkpoint_s),
-            ("publish", self.publish_s),
-        ]
-    }
 }
 
 /// A task that could not be done. Never turned into a score (A5).

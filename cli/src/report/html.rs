@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fmt::Write};
 
 use retouch_evaluation::{Comparison, bootstrap::Estimate};
+use retouch_proto::metrics::METRICS;
 
 use crate::show::duration;
 
@@ -28,12 +29,13 @@ pub(crate) fn page(report: &Report, examples: &[Example]) -> String {
     format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width\"><title>Retouch: {name}</title>\
-         <style>{STYLE}</style></head><body><h1>{name}</h1>{}{}<h2>Training</h2><div class=\"charts\">{}</div>\
+         <style>{STYLE}</style></head><body><h1>{name}</h1>{}{}<h2>Training</h2><div class=\"charts\">{}</div>{}\
          <h2>Held-out pairs</h2><p>Source, before, after; the same initial noise before and after.</p>\
          <div class=\"examples\">{}</div></body></html>\n",
         headline(report),
         measures(report),
         charts(&report.curve),
+        glossary(),
         examples.iter().map(example).collect::<String>(),
     )
 }
@@ -109,35 +111,40 @@ fn measure_row(name: &str, measure: &Comparison) -> String {
     )
 }
 
+/// A chart for each title of the table of metrics, in its order.
 fn charts(curve: &[IterationPoint]) -> String {
-    let series = |name: &str, pick: fn(&IterationPoint) -> Option<f64>| {
-        Series::new(name, curve.iter().map(pick))
-    };
-    [
-        line_chart(
-            "reward (judge, training groups)",
-            &[
-                series("mean", |p| p.reward_mean),
-                series("std", |p| p.reward_std),
-            ],
-        ),
-        reward_terms(curve),
-        line_chart("policy loss", &[series("policy_loss", |p| p.policy_loss)]),
-        line_chart(
-            "KL to the base",
-            &[
-                series("kl_div", |p| p.kl_div),
-                series("old_deviate", |p| p.old_deviate),
-            ],
-        ),
-        line_chart("gradient norm", &[series("grad_norm", |p| p.grad_norm)]),
-        line_chart(
-            "groups filtered",
-            &[series("filter_rate", |p| p.filter_rate)],
-        ),
-        line_chart("seconds per iteration", &[series("seconds", |p| p.seconds)]),
-    ]
-    .concat()
+    let mut charts: Vec<(&str, Vec<Series>)> = Vec::new();
+    for metric in &METRICS {
+        let Some(title) = metric.chart else { continue };
+        let values = curve.iter().map(|point| *point.values.get(metric.name)?);
+        let series = Series::new(metric.label, values);
+        match charts.iter_mut().find(|(other, _)| *other == title) {
+            Some((_, together)) => together.push(series),
+            None => charts.push((title, vec![series])),
+        }
+    }
+    let charts = charts.iter();
+    let charts: String = charts
+        .map(|(title, series)| line_chart(title, series))
+        .collect();
+    charts + &reward_terms(curve)
+}
+
+/// What the charts show, in words.
+fn glossary() -> String {
+    let rows = METRICS.iter().filter(|metric| metric.chart.is_some());
+    let rows = rows.map(|metric| {
+        format!(
+            "<tr><td>{}</td><td>{}</td><td>{}</td></tr>",
+            escape(metric.name),
+            escape(metric.unit),
+            escape(metric.meaning)
+        )
+    });
+    format!(
+        "<details><summary>What the curves are</summary><table>{}</table></details>",
+        rows.collect::<String>()
+    )
 }
 
 /// What each judge says, where there is more than one.
@@ -186,6 +193,8 @@ fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use retouch_proto::{metrics::TOP_PERCENT, status::IterationMetrics, task::TrainMetrics};
+
     use super::*;
 
     #[test]
@@ -210,6 +219,23 @@ mod tests {
             chart.contains("&lt;b&gt;") && !chart.contains("<b>"),
             "{chart}"
         );
+    }
+
+    #[test]
+    fn every_metric_with_a_chart_is_drawn_and_explained() {
+        let scored = IterationMetrics {
+            scored: 1,
+            reward_top: TOP_PERCENT.map(|percent| (percent.to_string(), 0.5)).into(),
+            train: Some(TrainMetrics::default()),
+            ..IterationMetrics::default()
+        };
+        let charts = charts(&[IterationPoint::from(&scored)]);
+        let drawn = charts.matches("<polyline").count();
+        let rows = glossary().matches("<tr>").count();
+        let with_chart = METRICS.iter().filter(|metric| metric.chart.is_some());
+        assert_eq!([drawn, rows], [with_chart.count(); 2], "{charts}");
+        let first = |title: &str| charts.find(title).expect(title);
+        assert!(first("KL to the base") < first("largest distance from the old policy"));
     }
 
     #[test]

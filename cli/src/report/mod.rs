@@ -54,7 +54,7 @@ pub(crate) fn make(config: &RunConfig, run_dir: &Path) -> anyhow::Result<()> {
         wall_s: totals.wall_s,
         peak_rss_mib: totals.peak_rss_mib,
         stage_s: stage_seconds(&history, evaluate_s),
-        curve: history.iter().map(point).collect(),
+        curve: history.iter().map(IterationPoint::from).collect(),
     };
     let examples = write_pictures(run_dir, &outcomes)?;
     let page = run_dir.join("report.html");
@@ -63,22 +63,6 @@ pub(crate) fn make(config: &RunConfig, run_dir: &Path) -> anyhow::Result<()> {
     report.save(&run_dir.join("report.json"))?;
     print_summary(&report, run_dir);
     Ok(())
-}
-
-fn point(metrics: &IterationMetrics) -> IterationPoint {
-    let train = metrics.train.as_ref();
-    IterationPoint {
-        iteration: metrics.iteration.0,
-        reward_mean: (metrics.scored > 0).then_some(metrics.reward_mean),
-        reward_std: (metrics.scored > 0).then_some(metrics.reward_std),
-        filter_rate: (metrics.scored > 0).then_some(metrics.filter_rate),
-        policy_loss: train.map(|t| t.policy_loss),
-        kl_div: train.map(|t| t.kl_div),
-        old_deviate: train.map(|t| t.old_deviate),
-        grad_norm: train.map(|t| t.grad_norm),
-        seconds: Some(metrics.stage_s.wall),
-        reward_terms: metrics.reward_terms.clone(),
-    }
 }
 
 fn stage_seconds(history: &[IterationMetrics], evaluate_s: f64) -> BTreeMap<String, f64> {

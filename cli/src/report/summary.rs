@@ -4,23 +4,32 @@ use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Context;
 use retouch_evaluation::HeldOut;
+use retouch_proto::{metrics::METRICS, status::IterationMetrics};
 use serde::{Deserialize, Serialize};
 
 /// One committed iteration as the curves show it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct IterationPoint {
     pub(crate) iteration: u32,
-    pub(crate) reward_mean: Option<f64>,
-    pub(crate) reward_std: Option<f64>,
-    pub(crate) filter_rate: Option<f64>,
-    pub(crate) policy_loss: Option<f64>,
-    pub(crate) kl_div: Option<f64>,
-    pub(crate) old_deviate: Option<f64>,
-    pub(crate) grad_norm: Option<f64>,
-    pub(crate) seconds: Option<f64>,
+    /// Every metric that has a chart, by name.
+    #[serde(flatten)]
+    pub(crate) values: BTreeMap<String, Option<f64>>,
     /// Mean score by reward term, watched ones included.
     #[serde(default)]
     pub(crate) reward_terms: BTreeMap<String, f64>,
+}
+
+impl From<&IterationMetrics> for IterationPoint {
+    fn from(metrics: &IterationMetrics) -> Self {
+        let charted = METRICS.iter().filter(|metric| metric.chart.is_some());
+        Self {
+            iteration: metrics.iteration.0,
+            values: charted
+                .map(|metric| (metric.name.to_owned(), metric.value(metrics)))
+                .collect(),
+            reward_terms: metrics.reward_terms.clone(),
+        }
+    }
 }
 
 /// `report.json`.
@@ -46,5 +55,50 @@ impl Report {
     pub(crate) fn save(&self, path: &Path) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(self)?;
         std::fs::write(path, text + "\n").with_context(|| format!("can't write {}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use retouch_proto::task::TrainMetrics;
+
+    use super::*;
+
+    #[test]
+    fn a_point_of_the_curve_has_the_names_that_scripts_read() {
+        let unscored = IterationMetrics::default();
+        let scored = IterationMetrics {
+            scored: 1,
+            reward_mean: 0.5,
+            train: Some(TrainMetrics {
+                old_deviate_max: 2.0,
+                ..TrainMetrics::default()
+            }),
+            ..unscored.clone()
+        };
+        let json = |metrics: &IterationMetrics| {
+            serde_json::to_value(IterationPoint::from(metrics)).expect("numbers")
+        };
+        let names = [
+            "iteration",
+            "reward_mean",
+            "reward_std",
+            "filter_rate",
+            "policy_loss",
+            "kl_div",
+            "old_kl_div",
+            "old_deviate",
+            "old_deviate_max",
+            "x0_norm",
+            "x0_norm_max",
+            "grad_norm",
+            "seconds",
+        ];
+        for name in names {
+            assert!(json(&scored)[name].is_number(), "{name}");
+            let is_always = ["iteration", "seconds"].contains(&name);
+            assert_eq!(json(&unscored)[name].is_null(), !is_always, "{name}");
+        }
+        assert_eq!(json(&scored)["old_deviate_max"], 2.0);
     }
 }
