@@ -12,9 +12,10 @@ use std::{
 use anyhow::Context;
 use clap::Args;
 use retouch_credentials::{
-    Access, Authority, Credentials, EnrollError, JoinToken, Principal, authority,
-    authority::principal_folder, enroll,
+    Access, Authority, Credentials, EnrollError, JoinToken, Principal, authority::principal_folder,
+    enroll,
 };
+use retouch_proto::RunFolder;
 use retouch_worker::session::CoordinatorAddress;
 
 use crate::exit::{Refused, Unreachable, UsageError};
@@ -111,12 +112,12 @@ fn not_enrolled(error: EnrollError) -> anyhow::Error {
 
 /// The folder of a principal's credentials in a run folder.
 pub(crate) fn in_run_folder(run_dir: &Path, principal: Principal) -> PathBuf {
-    principal_folder(&run_dir.join(authority::FOLDER_NAME), principal)
+    principal_folder(&RunFolder::new(run_dir).credentials(), principal)
 }
 
 /// The run's authority, made at the first start, with credentials for everyone beside it.
 pub(crate) fn run_authority(run_dir: &Path) -> anyhow::Result<Arc<Authority>> {
-    let folder = run_dir.join(authority::FOLDER_NAME);
+    let folder = RunFolder::new(run_dir).credentials();
     let authority = Authority::open_or_create(&folder)?;
     authority.write_missing(&folder)?;
     Ok(Arc::new(authority))

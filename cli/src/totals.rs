@@ -2,14 +2,12 @@
 
 use std::{
     cell::Cell,
-    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use anyhow::Context;
+use retouch_proto::RunFolder;
 use serde::{Deserialize, Serialize};
-
-const FILE: &str = "launches.json";
 
 /// Sums and peaks over the launches of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -21,7 +19,7 @@ pub(crate) struct Totals {
 
 /// The training part of a launch that is under way.
 pub(crate) struct Launch {
-    run_dir: PathBuf,
+    folder: RunFolder,
     /// Without this launch.
     before: Totals,
     started: Instant,
@@ -30,10 +28,10 @@ pub(crate) struct Launch {
 
 impl Launch {
     /// Begins now.
-    pub(crate) fn begin(run_dir: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn begin(folder: &RunFolder) -> anyhow::Result<Self> {
         Ok(Self {
-            run_dir: run_dir.to_owned(),
-            before: Totals::load(run_dir)?,
+            folder: folder.clone(),
+            before: Totals::load(folder)?,
             started: Instant::now(),
             peak_kib: Cell::new(0),
         })
@@ -49,7 +47,7 @@ impl Launch {
         let totals = self
             .before
             .and_launch(self.started.elapsed(), self.peak_kib.get());
-        totals.save(&self.run_dir)
+        totals.save(&self.folder)
     }
 }
 
@@ -63,22 +61,22 @@ impl Totals {
 
     /// Adds an evaluation by this process.
     pub(crate) fn add_evaluation(
-        run_dir: &Path,
+        folder: &RunFolder,
         wall_s: f64,
         peak_kib: u64,
     ) -> anyhow::Result<Self> {
-        let mut totals = Self::load(run_dir)?;
+        let mut totals = Self::load(folder)?;
         totals.wall_s += wall_s;
         totals.raise_peak(peak_kib);
-        totals.save(run_dir)
+        totals.save(folder)
     }
 
     fn raise_peak(&mut self, peak_kib: u64) {
         self.peak_rss_mib = self.peak_rss_mib.max(peak_kib as f64 / 1024.0);
     }
 
-    fn load(run_dir: &Path) -> anyhow::Result<Self> {
-        let file = run_dir.join(FILE);
+    fn load(folder: &RunFolder) -> anyhow::Result<Self> {
+        let file = folder.launches();
         match std::fs::read_to_string(&file) {
             Ok(text) => {
                 serde_json::from_str(&text).with_context(|| format!("{} is broken", file.display()))
@@ -88,8 +86,8 @@ impl Totals {
         }
     }
 
-    fn save(self, run_dir: &Path) -> anyhow::Result<Self> {
-        let file = run_dir.join(FILE);
+    fn save(self, folder: &RunFolder) -> anyhow::Result<Self> {
+        let file = folder.launches();
         let partial = file.with_extension("part");
         std::fs::write(&partial, serde_json::to_string(&self)?)
             .and_then(|()| std::fs::rename(&partial, &file))
@@ -104,17 +102,18 @@ mod tests {
 
     #[test]
     fn launches_add_up_and_the_peak_is_the_highest() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let place = tempfile::tempdir().expect("a temporary folder");
+        let folder = RunFolder::new(place.path());
         // The first launch is killed after it was written down twice.
-        let first = Totals::load(folder.path()).expect("nothing yet");
+        let first = Totals::load(&folder).expect("nothing yet");
         for (seconds, kib) in [(4, 512), (10, 2048)] {
             let so_far = first.and_launch(Duration::from_secs(seconds), kib);
-            so_far.save(folder.path()).expect("written");
+            so_far.save(&folder).expect("written");
         }
-        let second = Totals::load(folder.path()).expect("written");
+        let second = Totals::load(&folder).expect("written");
         let second = second.and_launch(Duration::from_secs(5), 1024);
-        second.save(folder.path()).expect("written");
-        let totals = Totals::add_evaluation(folder.path(), 1.5, 3072).expect("written");
+        second.save(&folder).expect("written");
+        let totals = Totals::add_evaluation(&folder, 1.5, 3072).expect("written");
         assert_eq!(
             totals,
             Totals {

@@ -23,9 +23,8 @@ mod objects;
 mod restore;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use retouch_proto::{ContentHash, Iteration};
+use retouch_proto::{ContentHash, Iteration, RunFolder};
 
 pub use error::ArchiveError;
 pub(crate) use keep::{Keep, Saved};
@@ -143,7 +142,7 @@ impl Archive {
         &self,
         iteration: Iteration,
         run: RunIdentity,
-        run_dir: &Path,
+        folder: &RunFolder,
         files: &[LocalFile],
     ) -> Result<Manifest, ArchiveError> {
         let mut manifest = Manifest::new(iteration, run);
@@ -151,7 +150,7 @@ impl Archive {
         // First of all: while files are replaced, what is there is no checkpoint (1).
         self.objects.delete(&about).await?;
         for LocalFile { name, expected } in files {
-            let path = run_dir.join(name);
+            let path = folder.join(name);
             let file = ManifestFile {
                 name: name.clone(),
                 ..self.objects.upload(&object(iteration, name), &path).await?

@@ -22,7 +22,4 @@ mod tensorboard;
 
 pub use archive::ArchiveError;
 pub use machine::io::{Command, Outcome};
-pub use serve::{
-    ADDRESS_FILE_NAME, Admission, CONFIG_FILE_NAME, Coordinator, CoordinatorOptions, ServeError,
-    serve,
-};
+pub use serve::{Admission, Coordinator, CoordinatorOptions, ServeError, serve};

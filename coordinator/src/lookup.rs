@@ -8,9 +8,8 @@ use std::sync::Arc;
 use retouch_dataset::{Row, Split};
 use retouch_proto::lookup::{CandidateView, GroupQuery, GroupStage, GroupView, VersionView};
 use retouch_proto::status::{Event, PolicyStatus, RunStatus};
-use retouch_proto::{ContentHash, GroupId, RunConfig};
+use retouch_proto::{ContentHash, GroupId, RunConfig, RunFolder};
 
-use crate::serve::CONFIG_FILE_NAME;
 use crate::store::{Found, Reader, ScoreRow, StoreError};
 
 /// Who works on which group now.
@@ -31,7 +30,7 @@ impl Lookup {
 
     /// For a run folder that nobody serves. Without its dataset, prompts stay empty.
     pub fn of_folder(run_dir: &Path) -> Self {
-        let config = std::fs::read_to_string(run_dir.join(CONFIG_FILE_NAME)).unwrap_or_default();
+        let config = std::fs::read_to_string(RunFolder::new(run_dir).config()).unwrap_or_default();
         let rows = RunConfig::from_toml(&config).ok().and_then(|config| {
             retouch_dataset::read(Path::new(&config.dataset.path), Split::Train).ok()
         });

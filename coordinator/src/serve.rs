@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use retouch_credentials::{Access, Authority, Credentials, CredentialsError, Principal, Strangers};
 use retouch_dataset::{DatasetError, Split};
-use retouch_proto::{ConfigErrors, RunConfig};
+use retouch_proto::{ConfigErrors, RunConfig, RunFolder};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -28,13 +28,6 @@ use crate::shell::Shell;
 use crate::store::{Reader, Store, StoreError};
 use crate::tensorboard::EventsFile;
 
-/// Where the address is left in the run folder.
-pub const ADDRESS_FILE_NAME: &str = "coordinator.addr";
-/// Where the resolved run file is left in the run folder.
-pub const CONFIG_FILE_NAME: &str = "config.toml";
-
-/// Taken by the coordinator that writes the record.
-const LOCK_FILE_NAME: &str = "run.lock";
 const LOCK_ATTEMPTS: u32 = 40;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 /// Open connections are closed this long after the last answer.
@@ -170,26 +163,27 @@ impl Coordinator {
         let access = admission.access()?;
         let rows = retouch_dataset::read(Path::new(&config.dataset.path), Split::Train)?;
         fs::create_dir_all(&run_dir).map_err(|source| io_error(&run_dir, source))?;
-        let lock = lock(&run_dir).await?;
+        let folder = RunFolder::new(run_dir);
+        let lock = lock(folder.record_lock()).await?;
         let rows_hash = dataset::hash(&rows);
-        bring_back(&config, &rows_hash, &run_dir).await?;
-        let (store, record) = Store::open(&run_dir, &config, &rows_hash)?;
+        bring_back(&config, &rows_hash, &folder).await?;
+        let (store, record) = Store::open(folder.path(), &config, &rows_hash)?;
         let keeper = Keeper::start(KeeperOptions {
             config: &config,
             dataset: &rows_hash,
-            run_dir: &run_dir,
+            folder: &folder,
             last: record.checkpoint.committed.iteration,
             complete: store.complete_checkpoints(),
         })?;
-        let listener = bind(listen, &run_dir).await?;
+        let listener = bind(listen, &folder.coordinator_address()).await?;
         let address = listener.local_addr().map_err(|source| ServeError::Listen {
             address: listen,
             source,
         })?;
         let (run, config_toml) = (config.name.clone(), config.to_toml());
-        write(&run_dir.join(CONFIG_FILE_NAME), &config_toml, 0o644)?;
-        let charts = charts(&run_dir)?;
-        let lookup = Lookup::new(run_dir.clone(), rows.clone().into());
+        write(&folder.config(), &config_toml, 0o644)?;
+        let charts = charts(&folder)?;
+        let lookup = Lookup::new(folder.path().to_owned(), rows.clone().into());
         let (shell, handle) = Shell::new(
             |now_ms| Machine::new(config, rows, record, now_ms),
             store,
@@ -210,11 +204,7 @@ impl Coordinator {
             serve_until(services, listener, stopped).await?,
         ));
         // Last: whoever finds the address finds everything else ready.
-        write(
-            &run_dir.join(ADDRESS_FILE_NAME),
-            &address.to_string(),
-            0o644,
-        )?;
+        write(&folder.coordinator_address(), &address.to_string(), 0o644)?;
         Ok(Self {
             address,
             outcome,
@@ -259,11 +249,11 @@ impl Coordinator {
 }
 
 /// Begins this start's TensorBoard file; a run goes on without one.
-fn charts(run_dir: &Path) -> Result<Option<EventsFile>, StoreError> {
-    let history = Reader::open(run_dir)?.iterations()?;
+fn charts(folder: &RunFolder) -> Result<Option<EventsFile>, StoreError> {
+    let history = Reader::open(folder.path())?.iterations()?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now_ms = now.unwrap_or_default().as_millis() as u64;
-    let created = EventsFile::create(run_dir, &history, now_ms);
+    let created = EventsFile::create(&folder.events(), &history, now_ms);
     Ok(created
         .inspect_err(|error| tracing::warn!(%error, "no TensorBoard file can be written"))
         .ok())
@@ -310,8 +300,7 @@ pub async fn serve(options: CoordinatorOptions) -> Result<Outcome, ServeError> {
 
 /// Held as long as the record may be written. A coordinator that was just ended has a moment to let
 /// go of it; one that was killed has let go already.
-async fn lock(run_dir: &Path) -> Result<fs::File, ServeError> {
-    let path = run_dir.join(LOCK_FILE_NAME);
+async fn lock(path: PathBuf) -> Result<fs::File, ServeError> {
     let file = fs::File::create(&path).map_err(|source| io_error(&path, source))?;
     for _ in 0..LOCK_ATTEMPTS {
         match file.try_lock() {
@@ -324,8 +313,8 @@ async fn lock(run_dir: &Path) -> Result<fs::File, ServeError> {
 }
 
 /// Workers come back to the address they know, so a restarted coordinator takes it again if it can.
-async fn bind(listen: SocketAddr, run_dir: &Path) -> Result<TcpListener, ServeError> {
-    let last = fs::read_to_string(run_dir.join(ADDRESS_FILE_NAME)).unwrap_or_default();
+async fn bind(listen: SocketAddr, last_address: &Path) -> Result<TcpListener, ServeError> {
+    let last = fs::read_to_string(last_address).unwrap_or_default();
     let last = last
         .trim()
         .parse::<SocketAddr>()

@@ -15,7 +15,7 @@ mod write;
 use std::path::{Path, PathBuf};
 
 use retouch_proto::status::Event;
-use retouch_proto::{Iteration, RunConfig};
+use retouch_proto::{Iteration, RunConfig, RunFolder};
 use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::watch;
 
@@ -24,13 +24,10 @@ pub(crate) use find::Found;
 pub use reader::Reader;
 pub(crate) use reader::ScoreRow;
 pub(crate) use schema::differences;
-pub(crate) use snapshot::{checkpoint_folder, snapshot_name, take_missing_snapshot};
+pub(crate) use snapshot::take_missing_snapshot;
 
 use self::snapshot::Snapshots;
 use crate::machine::record::{Entry, Record};
-
-/// The record's file in the run folder.
-pub const FILE_NAME: &str = "run.db";
 
 /// The run's record, open for writing; one owner.
 pub struct Store {
@@ -50,11 +47,12 @@ impl Store {
         config: &RunConfig,
         rows_hash: &str,
     ) -> Result<(Self, Record), StoreError> {
-        let path = folder.join(FILE_NAME);
+        let folder = RunFolder::new(folder);
+        let path = folder.record();
         let opened = Connection::open(&path).map_err(|error| StoreError::sqlite(&path, error))?;
         let mut store = Self {
             connection: opened,
-            snapshots: Snapshots::new(path.clone()),
+            snapshots: Snapshots::new(folder),
             path,
         };
         // First of all, so that a damaged record is neither copied as if it were whole nor written to.

@@ -11,9 +11,6 @@ use std::path::Path;
 use retouch_proto::metrics::METRICS;
 use retouch_proto::status::IterationMetrics;
 
-/// The folder in the run folder.
-pub(crate) const FOLDER_NAME: &str = "events";
-
 const VERSION: &str = "brain.Event:2";
 /// CRC-32C (Castagnoli), reflected.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
@@ -30,12 +27,11 @@ impl EventsFile {
     /// # Errors
     /// If the folder or file can't be written.
     pub(crate) fn create(
-        run_dir: &Path,
+        folder: &Path,
         history: &[IterationMetrics],
         now_ms: u64,
     ) -> io::Result<Self> {
-        let folder = run_dir.join(FOLDER_NAME);
-        fs::create_dir_all(&folder)?;
+        fs::create_dir_all(folder)?;
         let (seconds, process) = (now_ms / 1000, std::process::id());
         let path = folder.join(format!("events.out.tfevents.{seconds}.retouch.{process}"));
         let mut events = Self {
@@ -184,9 +180,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut events = EventsFile::create(folder.path(), &[metrics(1)], 1_500).unwrap();
         events.add(&metrics(300), 2_000).unwrap();
-        let entries: Vec<_> = fs::read_dir(folder.path().join(FOLDER_NAME))
-            .unwrap()
-            .collect();
+        let entries: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
         assert_eq!(entries.len(), 1);
         let bytes = fs::read(entries[0].as_ref().unwrap().path()).unwrap();
         let records = records(&bytes);

@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use retouch_coordinator::lookup::{AtWork, Lookup};
 use retouch_coordinator::store::Reader;
-use retouch_coordinator::{
-    ADDRESS_FILE_NAME, Coordinator, CoordinatorOptions, Outcome, ServeError,
-};
+use retouch_coordinator::{Coordinator, CoordinatorOptions, Outcome, ServeError};
 use retouch_proto::grpc::control_client::ControlClient;
 use retouch_proto::grpc::coordinator_client::CoordinatorClient;
 use retouch_proto::grpc::{
@@ -20,7 +18,7 @@ use retouch_proto::lookup::{GroupQuery, GroupStage};
 use retouch_proto::status::{Event, EventKind, RunState, RunStatus};
 use retouch_proto::task::*;
 use retouch_proto::worker::*;
-use retouch_proto::{BlobRef, ContentHash, Iteration, LeaseId};
+use retouch_proto::{BlobRef, ContentHash, Iteration, LeaseId, RunFolder};
 use tokio_stream::StreamExt;
 use tonic::transport::Channel;
 use tonic::{Code, Request};
@@ -35,7 +33,7 @@ async fn start(folder: &Folder) -> Coordinator {
 }
 
 async fn connect(run_dir: &Path) -> Channel {
-    let address = fs::read_to_string(run_dir.join(ADDRESS_FILE_NAME)).unwrap();
+    let address = fs::read_to_string(RunFolder::new(run_dir).coordinator_address()).unwrap();
     Channel::from_shared(format!("http://{address}"))
         .unwrap()
         .connect()
@@ -300,7 +298,8 @@ async fn a_restarted_coordinator_goes_on_where_it_was_and_on_its_old_port() {
 
 /// Connections of the old coordinator may hold its port a moment longer.
 async fn restart(folder: &Folder) -> Coordinator {
-    let wanted = fs::read_to_string(folder.run_dir().join(ADDRESS_FILE_NAME)).unwrap();
+    let wanted =
+        fs::read_to_string(RunFolder::new(folder.run_dir()).coordinator_address()).unwrap();
     for _ in 0..100 {
         if tokio::net::TcpListener::bind(wanted.trim()).await.is_ok() {
             break;

@@ -20,8 +20,6 @@ use crate::{
     token::JoinToken,
 };
 
-/// The run folder's part for credentials.
-pub const FOLDER_NAME: &str = "credentials";
 /// The token of a principal, beside its certificate.
 pub const TOKEN_FILE: &str = "token";
 

@@ -1,6 +1,7 @@
 //! The record of a run that is over.
 
 use retouch_coordinator::lookup::Lookup;
+use retouch_proto::RunFolder;
 
 use super::target::Target;
 use crate::exit::{Unreachable, UsageError};
@@ -10,7 +11,7 @@ pub(super) fn record_of(target: &Target, error: anyhow::Error) -> anyhow::Result
     let Some(folder) = target.run_folder().filter(|_| error.is::<Unreachable>()) else {
         return Err(error);
     };
-    if !folder.join(retouch_coordinator::store::FILE_NAME).is_file() {
+    if !RunFolder::new(folder).record().is_file() {
         let problem = format!("{} is no run folder: it has no record", folder.display());
         return Err(UsageError(problem).into());
     }

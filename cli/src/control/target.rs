@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::Context;
 use clap::Args;
 use retouch_credentials::{Access, Principal};
-use retouch_proto::WorkerId;
+use retouch_proto::{RunFolder, WorkerId};
 use retouch_worker::session::CoordinatorAddress;
 
 use crate::{
@@ -65,7 +65,7 @@ impl Target {
         if let Some(address) = &self.remote.coordinator {
             return Ok(address.clone());
         }
-        self.read(retouch_coordinator::ADDRESS_FILE_NAME)
+        self.read_address()
     }
 
     /// Access as someone who controls the run: the run folder has it where nothing else was given.
@@ -81,11 +81,11 @@ impl Target {
             .await
     }
 
-    fn read(&self, name: &str) -> anyhow::Result<String> {
+    fn read_address(&self) -> anyhow::Result<String> {
         let Some(run) = &self.run else {
             return Err(UsageError(NO_RUN.to_owned()).into());
         };
-        let file = run.join(name);
+        let file = RunFolder::new(run).coordinator_address();
         let text = std::fs::read_to_string(&file).with_context(|| {
             Unreachable(format!(
                 "no coordinator runs in {}: can't read {}",

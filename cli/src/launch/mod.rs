@@ -18,9 +18,9 @@ use std::{
 use anyhow::{Context, bail};
 use clap::Args;
 use retouch_models::device;
-use retouch_proto::RunConfig;
+use retouch_proto::{RunConfig, RunFolder};
 
-use self::{progress::Progress, run_folder::RunFolder, supervisor::Supervisor};
+use self::{progress::Progress, run_folder::OwnedFolder, supervisor::Supervisor};
 use crate::output::say;
 use crate::{config::ConfigArgs, control::Target, credentials, report, totals::Launch};
 
@@ -58,9 +58,9 @@ pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
     };
     crate::config::check_files(&config, held_out_pairs)?;
     check_devices(&config)?;
-    let folder = RunFolder::open(&config)?;
+    let folder = OwnedFolder::open(&config)?;
     say!("run folder {}", folder.path().display());
-    let launch = Launch::begin(folder.path())?;
+    let launch = Launch::begin(&folder)?;
     let trained = train(&config, &folder, &launch).await;
     let totals = launch.save();
     trained?;
@@ -69,7 +69,7 @@ pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
         say!("trained in {}", crate::show::duration(totals.wall_s));
         return Ok(());
     }
-    report::make(&config, folder.path())
+    report::make(&config, &folder)
 }
 
 /// Checks that this build and machine have the devices of all roles, so that what is missing is
@@ -82,11 +82,11 @@ fn check_devices(config: &RunConfig) -> anyhow::Result<()> {
 
 /// Starts all processes and waits until the coordinator says that the run is over.
 async fn train(config: &RunConfig, folder: &RunFolder, launch: &Launch) -> anyhow::Result<()> {
-    let mut supervisor = Supervisor::new(&folder.join("logs"))?;
+    let mut supervisor = Supervisor::new(&folder.logs())?;
     credentials::run_authority(folder.path())?;
-    let address_file = folder.join(retouch_coordinator::ADDRESS_FILE_NAME);
+    let address_file = folder.coordinator_address();
     let _ = std::fs::remove_file(&address_file);
-    supervisor.start(processes::coordinator(folder.path()));
+    supervisor.start(processes::coordinator(folder));
     let pids = supervisor.pids();
     let result = tokio::select! {
         result = follow(config, folder, &mut supervisor, &address_file) => result,
@@ -111,7 +111,7 @@ async fn follow(
         // A run that is over gives workers nothing to do: its coordinator ends at once.
         end = supervisor.next_end() => return end.map(drop),
     };
-    for spec in processes::workers(config, folder.path()) {
+    for spec in processes::workers(config, folder) {
         supervisor.start(spec);
     }
     say!(

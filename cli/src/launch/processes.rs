@@ -1,22 +1,21 @@
 //! Which processes a run on one machine consists of, and how each is started.
 
-use std::{ffi::OsString, net::SocketAddr, path::Path};
+use std::{ffi::OsString, net::SocketAddr};
 
-use retouch_coordinator::ADDRESS_FILE_NAME;
 use retouch_credentials::Principal;
-use retouch_proto::{RunConfig, worker::Role};
+use retouch_proto::{RunConfig, RunFolder, worker::Role};
 
 use super::supervisor::ProcessSpec;
 use crate::credentials::in_run_folder;
 
 pub(crate) const COORDINATOR: &str = "coordinator";
 
-pub(crate) fn coordinator(run_dir: &Path) -> ProcessSpec {
+pub(crate) fn coordinator(folder: &RunFolder) -> ProcessSpec {
     ProcessSpec {
         name: COORDINATOR.to_owned(),
         arguments: vec![
             "coordinator".into(),
-            run_dir.join("config.toml").into(),
+            folder.config().into(),
             "--parent".into(),
             own_id(),
         ],
@@ -26,7 +25,7 @@ pub(crate) fn coordinator(run_dir: &Path) -> ProcessSpec {
 }
 
 /// The workers that the run file asks for: all of them on this machine.
-pub(crate) fn workers(config: &RunConfig, run_dir: &Path) -> Vec<ProcessSpec> {
+pub(crate) fn workers(config: &RunConfig, folder: &RunFolder) -> Vec<ProcessSpec> {
     let roles = [
         (
             "rollout-worker",
@@ -53,7 +52,7 @@ pub(crate) fn workers(config: &RunConfig, run_dir: &Path) -> Vec<ProcessSpec> {
             (0..count).map(move |index| {
                 let name = format!("{command}-{index}");
                 ProcessSpec {
-                    arguments: worker_arguments(command, role, &name, run_dir, device)
+                    arguments: worker_arguments(command, role, &name, folder, device)
                         .into_iter()
                         .chain(reachable(&config.cluster.listen))
                         .collect(),
@@ -70,13 +69,13 @@ fn worker_arguments(
     command: &str,
     role: Role,
     name: &str,
-    run_dir: &Path,
+    folder: &RunFolder,
     device: &str,
 ) -> Vec<OsString> {
-    let data_dir = run_dir.join("scratch").join(name);
-    let credentials = in_run_folder(run_dir, Principal::Worker(role));
+    let data_dir = folder.scratch(name);
+    let credentials = in_run_folder(folder.path(), Principal::Worker(role));
     // The file, not what is in it: a coordinator that is started again may get another port.
-    let address = run_dir.join(ADDRESS_FILE_NAME);
+    let address = folder.coordinator_address();
     [
         (command.into(), None),
         ("--coordinator".into(), Some(address.into_os_string())),

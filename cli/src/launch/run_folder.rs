@@ -1,51 +1,44 @@
 //! The run folder as `launch` sees it: created once, continued when the run file is the same, refused otherwise.
 
-use std::{
-    fs::File,
-    path::{Path, PathBuf},
-};
+use std::{fs::File, ops::Deref, path::Path};
 
 use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
-use retouch_proto::RunConfig;
+use retouch_proto::{RunConfig, RunFolder};
 
 /// A run folder that this process alone may launch from.
-pub(crate) struct RunFolder {
-    path: PathBuf,
+pub(crate) struct OwnedFolder {
+    folder: RunFolder,
     _lock: Flock<File>,
 }
 
-impl RunFolder {
+impl OwnedFolder {
     /// Creates or reopens the folder and writes the resolved `config.toml`.
     ///
     /// # Errors
     /// If another launch holds the folder, or it belongs to a run with other settings.
     pub(crate) fn open(config: &RunConfig) -> anyhow::Result<Self> {
-        let path = PathBuf::from(&config.run_dir);
-        std::fs::create_dir_all(&path)
+        let folder = RunFolder::new(&config.run_dir);
+        let path = folder.path();
+        std::fs::create_dir_all(path)
             .with_context(|| format!("can't create the run folder {}", path.display()))?;
-        let lock = lock(&path.join("launch.lock"))?;
-        let folder = Self { path, _lock: lock };
+        let lock = lock(&folder.launch_lock())?;
+        let folder = Self {
+            folder,
+            _lock: lock,
+        };
         folder.keep_config(config)?;
         Ok(folder)
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    pub(crate) fn join(&self, name: &str) -> PathBuf {
-        self.path.join(name)
-    }
-
     fn keep_config(&self, config: &RunConfig) -> anyhow::Result<()> {
-        let file = self.join("config.toml");
+        let file = self.config();
         let ours = config.to_toml();
         match std::fs::read_to_string(&file) {
             Ok(theirs) if theirs == ours => Ok(()),
             Ok(theirs) => bail!(
                 "{} holds a run with other settings; choose another run_dir or remove the folder:\n{}",
-                self.path.display(),
+                self.path().display(),
                 differences(&theirs, &ours),
             ),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -54,6 +47,14 @@ impl RunFolder {
             }
             Err(error) => Err(error).with_context(|| format!("can't read {}", file.display())),
         }
+    }
+}
+
+impl Deref for OwnedFolder {
+    type Target = RunFolder;
+
+    fn deref(&self) -> &RunFolder {
+        &self.folder
     }
 }
 
@@ -94,7 +95,7 @@ mod tests {
     #[test]
     fn a_folder_is_launched_from_once_at_a_time() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let path = folder.path().join("launch.lock");
+        let path = RunFolder::new(folder.path()).launch_lock();
         let held = lock(&path).expect("free");
         let refused = lock(&path).expect_err("held").to_string();
         assert!(refused.contains("another launch holds"), "{refused}");

@@ -10,7 +10,11 @@ use anyhow::{Context, bail};
 use image::RgbImage;
 use retouch_coordinator::store::Reader;
 use retouch_evaluation::{Outcome, contact_sheet};
-use retouch_proto::{RunConfig, status::IterationMetrics};
+use retouch_proto::{
+    RunConfig,
+    run_folder::{RunFolder, SAMPLES},
+    status::IterationMetrics,
+};
 
 use self::{
     html::Example,
@@ -23,8 +27,8 @@ const EXAMPLES: usize = 24;
 const SHEET_COLUMNS: u32 = 3;
 
 /// Evaluates the run's final adapter on held-out pairs and writes `report.json`, `report.html` and the pictures.
-pub(crate) fn make(config: &RunConfig, run_dir: &Path) -> anyhow::Result<()> {
-    let history = Reader::open(run_dir)?.iterations()?;
+pub(crate) fn make(config: &RunConfig, folder: &RunFolder) -> anyhow::Result<()> {
+    let history = Reader::open(folder.path())?.iterations()?;
     let Some(adapter) = history
         .iter()
         .rev()
@@ -32,14 +36,14 @@ pub(crate) fn make(config: &RunConfig, run_dir: &Path) -> anyhow::Result<()> {
     else {
         bail!(
             "the run in {} has exported no adapter yet",
-            run_dir.display()
+            folder.path().display()
         );
     };
     let evaluation_started = Instant::now();
-    let (heldout, outcomes) = heldout::evaluate(config, &run_dir.join("adapters").join(&adapter))?;
+    let (heldout, outcomes) = heldout::evaluate(config, &folder.adapter(&adapter))?;
     let evaluate_s = evaluation_started.elapsed().as_secs_f64();
     let peak_kib = memory::peak_resident_kib(std::process::id());
-    let totals = Totals::add_evaluation(run_dir, evaluate_s, peak_kib)?;
+    let totals = Totals::add_evaluation(folder, evaluate_s, peak_kib)?;
     let report = Report {
         name: config.name.to_string(),
         state: if history.len() as u32 >= config.iterations {
@@ -56,12 +60,12 @@ pub(crate) fn make(config: &RunConfig, run_dir: &Path) -> anyhow::Result<()> {
         stage_s: stage_seconds(&history, evaluate_s),
         curve: history.iter().map(IterationPoint::from).collect(),
     };
-    let examples = write_pictures(run_dir, &outcomes)?;
-    let page = run_dir.join("report.html");
+    let examples = write_pictures(folder, &outcomes)?;
+    let page = folder.report_html();
     std::fs::write(&page, html::page(&report, &examples))
         .with_context(|| format!("can't write {}", page.display()))?;
-    report.save(&run_dir.join("report.json"))?;
-    print_summary(&report, run_dir);
+    report.save(&folder.report_json())?;
+    print_summary(&report, folder);
     Ok(())
 }
 
@@ -79,8 +83,8 @@ fn stage_seconds(history: &[IterationMetrics], evaluate_s: f64) -> BTreeMap<Stri
 }
 
 /// Writes the contact sheet and one triptych for each example.
-fn write_pictures(run_dir: &Path, outcomes: &[Outcome]) -> anyhow::Result<Vec<Example>> {
-    let samples = run_dir.join("samples");
+fn write_pictures(folder: &RunFolder, outcomes: &[Outcome]) -> anyhow::Result<Vec<Example>> {
+    let samples = folder.samples();
     std::fs::create_dir_all(&samples)
         .with_context(|| format!("can't create {}", samples.display()))?;
     let shown = &outcomes[..outcomes.len().min(EXAMPLES)];
@@ -97,7 +101,7 @@ fn write_pictures(run_dir: &Path, outcomes: &[Outcome]) -> anyhow::Result<Vec<Ex
             save(&triptych, &samples.join(&name))?;
             Ok(Example {
                 prompt: outcome.pair.prompt.clone(),
-                picture: format!("samples/{name}"),
+                picture: format!("{SAMPLES}/{name}"),
                 scores: outcome.headline_scores(),
             })
         })
@@ -110,7 +114,7 @@ fn save(image: &RgbImage, path: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("can't write {}", path.display()))
 }
 
-fn print_summary(report: &Report, run_dir: &Path) {
+fn print_summary(report: &Report, folder: &RunFolder) {
     say!(
         "\n{}: {} after {} iterations",
         report.name,
@@ -126,9 +130,6 @@ fn print_summary(report: &Report, run_dir: &Path) {
         duration(report.wall_s),
         report.peak_rss_mib
     );
-    say!(
-        "adapter {}",
-        run_dir.join("adapters").join(&report.adapter).display()
-    );
-    say!("report  {}", run_dir.join("report.html").display());
+    say!("adapter {}", folder.adapter(&report.adapter).display());
+    say!("report  {}", folder.report_html().display());
 }

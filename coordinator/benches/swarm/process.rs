@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use retouch_coordinator::ADDRESS_FILE_NAME;
+use retouch_proto::RunFolder;
 
 /// A coordinator that has not left its address by then has not started.
 const START_MAX: Duration = Duration::from_secs(60);
@@ -19,7 +19,7 @@ pub(crate) struct Process {
 impl Process {
     /// Starts one and waits for its address.
     pub(crate) async fn start(folder: &Path) -> Result<Self, String> {
-        let address = folder.join(ADDRESS_FILE_NAME);
+        let address = RunFolder::new(folder).coordinator_address();
         let last = fs::metadata(&address).and_then(|file| file.modified()).ok();
         let child = Command::new(crate::own_path()?)
             .arg("coordinator")
@@ -46,7 +46,7 @@ impl Process {
 
     /// Where it listens.
     pub(crate) fn address(&self) -> Result<String, String> {
-        let path = self.folder.join(ADDRESS_FILE_NAME);
+        let path = RunFolder::new(&self.folder).coordinator_address();
         fs::read_to_string(&path)
             .map(|address| format!("http://{}", address.trim()))
             .map_err(|error| format!("{}: {error}", path.display()))

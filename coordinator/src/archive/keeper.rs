@@ -1,9 +1,10 @@
 //! Puts checkpoints away while the run goes on, and deletes those that need not stay.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread::{self, JoinHandle};
 
+use retouch_proto::run_folder::{CheckpointFile, RunFolder, adapter_name};
 use retouch_proto::status::IterationMetrics;
 use retouch_proto::{Iteration, RunConfig};
 use tokio::runtime;
@@ -25,7 +26,7 @@ pub(crate) struct KeeperOptions<'a> {
     /// The hash of the dataset's rows.
     pub(crate) dataset: &'a str,
     /// The run folder.
-    pub(crate) run_dir: &'a Path,
+    pub(crate) folder: &'a RunFolder,
     /// The checkpoint that the run goes on from; its way to the URL may have been cut short.
     pub(crate) last: Iteration,
     /// Checkpoints that are complete, their snapshots included. It closes when the run ends.
@@ -34,7 +35,7 @@ pub(crate) struct KeeperOptions<'a> {
 
 /// The run folder, and where else its checkpoints go.
 struct Work {
-    run_dir: PathBuf,
+    folder: RunFolder,
     run: RunIdentity,
     keep: Keep,
     archive: Option<Archive>,
@@ -46,13 +47,13 @@ impl Keeper {
         let KeeperOptions {
             config,
             dataset,
-            run_dir,
+            folder,
             last,
             complete,
         } = options;
         let url = Some(&config.checkpoint.url).filter(|url| !url.is_empty());
         let work = Work {
-            run_dir: run_dir.to_owned(),
+            folder: folder.clone(),
             run: RunIdentity {
                 config_toml: config.to_toml(),
                 dataset: dataset.to_owned(),
@@ -61,11 +62,11 @@ impl Keeper {
             archive: url.map(|url| Archive::open(url)).transpose()?,
         };
         let runtime = runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(ArchiveError::io(run_dir))?;
+        let runtime = runtime.map_err(ArchiveError::io(folder.path()))?;
         let thread = thread::Builder::new()
             .name("checkpoints".into())
             .spawn(move || runtime.block_on(work.run(last, complete)))
-            .map_err(ArchiveError::io(run_dir))?;
+            .map_err(ArchiveError::io(folder.path()))?;
         Ok(Self { thread })
     }
 
@@ -107,12 +108,12 @@ impl Work {
         if last.0 == 0 || archive.iterations().await?.contains(&last) {
             return Ok(());
         }
-        store::take_missing_snapshot(&self.run_dir, last)?;
+        store::take_missing_snapshot(&self.folder, last)?;
         self.put_away(archive, last).await
     }
 
     async fn put_away(&self, archive: &Archive, iteration: Iteration) -> Result<(), ArchiveError> {
-        let snapshot = Reader::open(&store::checkpoint_folder(&self.run_dir, iteration))?;
+        let snapshot = Reader::open(&self.folder.checkpoint(iteration))?;
         let checkpoint = snapshot.checkpoint()?;
         if checkpoint.committed.iteration > iteration {
             // Its snapshot came too late; that of the newer one comes next.
@@ -122,7 +123,7 @@ impl Work {
         archive.check_is_of(&self.run).await?;
         let files = self.files(&checkpoint)?;
         let run = self.run.clone();
-        archive.write(iteration, run, &self.run_dir, &files).await?;
+        archive.write(iteration, run, &self.folder, &files).await?;
         tracing::info!(%iteration, url = archive.url(), "a checkpoint was put away");
         let rewards = rewards(&snapshot)?;
         archive.prune(&self.keep, iteration, rewards).await
@@ -140,8 +141,8 @@ impl Work {
             expected: None,
         };
         if let Some(adapter) = checkpoint.ema_adapter {
-            let folder = format!("adapters/{adapter}");
-            let mut names = names(&self.run_dir.join(&folder))?;
+            let folder = adapter_name(&adapter.to_string());
+            let mut names = names(&self.folder.join(&folder))?;
             names.sort();
             files.extend(
                 names
@@ -149,9 +150,8 @@ impl Work {
                     .map(|name| unchecked(format!("{folder}/{name}"))),
             );
         }
-        files.push(unchecked(store::snapshot_name(
-            checkpoint.committed.iteration,
-        )));
+        let iteration = checkpoint.committed.iteration;
+        files.push(unchecked(CheckpointFile::Record.name(iteration)));
         Ok(files)
     }
 
@@ -160,12 +160,8 @@ impl Work {
         if self.keep.last == 0 {
             return Ok(());
         }
-        let reward_mean = rewards(&Reader::open(&self.run_dir)?)?;
-        let newest_folder = store::checkpoint_folder(&self.run_dir, newest);
-        let Some(folder) = newest_folder.parent() else {
-            return Ok(());
-        };
-        let there = names(folder)?;
+        let reward_mean = rewards(&Reader::open(self.folder.path())?)?;
+        let there = names(&self.folder.checkpoints())?;
         let numbers = there
             .iter()
             .filter_map(|name| name.parse().ok())
@@ -177,7 +173,7 @@ impl Work {
                 reward_mean: reward_mean(iteration),
             });
         for iteration in self.keep.dropped(&saved.collect::<Vec<_>>()) {
-            let path = store::checkpoint_folder(&self.run_dir, iteration);
+            let path = self.folder.checkpoint(iteration);
             fs::remove_dir_all(&path).map_err(ArchiveError::io(&path))?;
         }
         Ok(())
@@ -244,6 +240,10 @@ mod tests {
             self.run_dir.path()
         }
 
+        fn folder(&self) -> RunFolder {
+            RunFolder::new(self.path())
+        }
+
         fn store(&self) -> Store {
             Store::open(self.path(), &self.config, ROWS).unwrap().0
         }
@@ -252,7 +252,7 @@ mod tests {
             let options = KeeperOptions {
                 config: &self.config,
                 dataset: ROWS,
-                run_dir: self.path(),
+                folder: &self.folder(),
                 last: Iteration(last),
                 complete,
             };
@@ -263,9 +263,9 @@ mod tests {
         fn checkpoint(&self, store: &mut Store, iteration: u32) {
             let iteration = Iteration(iteration);
             let (state, version) = (format!("state {iteration}"), format!("version {iteration}"));
-            let folder = store::checkpoint_folder(self.path(), iteration);
+            let folder = self.folder().checkpoint(iteration);
             let adapter = ContentHash::of(b"adapter");
-            let exported = self.path().join(format!("adapters/{adapter}"));
+            let exported = self.folder().adapter(&adapter.to_string());
             for folder in [&folder, &exported] {
                 fs::create_dir_all(folder).unwrap();
             }
@@ -312,19 +312,21 @@ mod tests {
         drop(store);
         keeper.finish().await;
         assert_eq!(run.iterations().await.last(), Some(&4));
-        let mut here = names(&run.path().join("checkpoints")).unwrap();
+        let mut here = names(&run.folder().checkpoints()).unwrap();
         here.sort();
         assert_eq!(here, ["3", "4"], "keep_last = 2");
 
         let other = tempfile::tempdir().unwrap();
-        bring_back(&run.config, ROWS, other.path()).await.unwrap();
+        bring_back(&run.config, ROWS, &RunFolder::new(other.path()))
+            .await
+            .unwrap();
         let brought = Reader::open(other.path()).unwrap().checkpoint().unwrap();
         assert_eq!(brought.committed.iteration, Iteration(4));
         for (hash, name) in brought.files() {
             let bytes = fs::read(other.path().join(name)).unwrap();
             assert_eq!(ContentHash::of(&bytes), hash);
         }
-        assert!(other.path().join("adapters").is_dir());
+        assert!(RunFolder::new(other.path()).adapters().is_dir());
     }
 
     #[tokio::test]
@@ -333,7 +335,7 @@ mod tests {
         let mut store = run.store();
         run.checkpoint(&mut store, 1);
         drop(store);
-        fs::remove_file(run.path().join(store::snapshot_name(Iteration(1)))).unwrap();
+        fs::remove_file(run.path().join(CheckpointFile::Record.name(Iteration(1)))).unwrap();
         let store = run.store();
         let keeper = run.keeper(1, store.complete_checkpoints());
         drop(store);
@@ -350,7 +352,7 @@ mod tests {
         complete.changed().await.unwrap();
         let archive = Archive::open(&run.config.checkpoint.url).unwrap();
         let work = Work {
-            run_dir: run.path().to_owned(),
+            folder: run.folder(),
             run: RunIdentity {
                 config_toml: run.config.to_toml(),
                 dataset: ROWS.into(),
@@ -384,14 +386,16 @@ mod tests {
         let state = "a/checkpoint-2/checkpoints/2/state.safetensors";
         fs::write(run.elsewhere.path().join(state), "stat").unwrap();
         let other = tempfile::tempdir().unwrap();
-        bring_back(&run.config, ROWS, other.path()).await.unwrap();
+        bring_back(&run.config, ROWS, &RunFolder::new(other.path()))
+            .await
+            .unwrap();
         let brought = Reader::open(other.path()).unwrap().checkpoint().unwrap();
         assert_eq!(brought.committed.iteration, Iteration(1));
 
         let state = "a/checkpoint-1/checkpoints/1/state.safetensors";
         fs::write(run.elsewhere.path().join(state), "stat").unwrap();
         let another = tempfile::tempdir().unwrap();
-        let error = bring_back(&run.config, ROWS, another.path())
+        let error = bring_back(&run.config, ROWS, &RunFolder::new(another.path()))
             .await
             .unwrap_err();
         assert!(

@@ -1,6 +1,7 @@
 //! What a checkpoint consists of, and whose it is.
 
-use retouch_proto::{ContentHash, Iteration, paths};
+use retouch_proto::run_folder::is_part_of_checkpoint;
+use retouch_proto::{ContentHash, Iteration};
 use serde::{Deserialize, Serialize};
 
 use crate::store;
@@ -76,18 +77,15 @@ impl Manifest {
                 "it has format {found}, this program reads {FORMAT}"
             ));
         }
-        let stranger = manifest.files.iter().find(|file| !is_part(&file.name));
+        let stranger = manifest
+            .files
+            .iter()
+            .find(|file| !is_part_of_checkpoint(&file.name));
         match stranger {
             Some(file) => Err(format!("{:?} is no part of a checkpoint", file.name)),
             None => Ok(manifest),
         }
     }
-}
-
-/// Only what checkpoints consist of: nobody who can write to the store writes credentials.
-fn is_part(name: &str) -> bool {
-    let kinds = ["checkpoints/", "adapters/"];
-    paths::is_inner(name) && kinds.iter().any(|kind| name.starts_with(kind))
 }
 
 #[cfg(test)]

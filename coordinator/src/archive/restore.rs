@@ -1,12 +1,12 @@
 //! Brings a run back from its newest whole checkpoint.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use retouch_proto::run_folder::{CheckpointFile, RunFolder};
 use retouch_proto::{Iteration, RunConfig};
 
 use super::{Archive, ArchiveError, Manifest, RunIdentity, object};
-use crate::store;
 
 /// Brings the newest whole checkpoint at the run file's URL into a run folder that has no record yet.
 ///
@@ -18,10 +18,10 @@ use crate::store;
 pub(crate) async fn bring_back(
     config: &RunConfig,
     dataset: &str,
-    run_dir: &Path,
+    folder: &RunFolder,
 ) -> Result<(), ArchiveError> {
     let url = &config.checkpoint.url;
-    if url.is_empty() || run_dir.join(store::FILE_NAME).exists() {
+    if url.is_empty() || folder.record().exists() {
         return Ok(());
     }
     let archive = Archive::open(url)?;
@@ -31,7 +31,7 @@ pub(crate) async fn bring_back(
     };
     let mut torn = Ok(());
     for iteration in archive.iterations().await?.into_iter().rev() {
-        match archive.restore(iteration, &run, run_dir).await {
+        match archive.restore(iteration, &run, folder).await {
             Err(error @ ArchiveError::Torn { .. }) => {
                 tracing::warn!(%iteration, %error, "a checkpoint can't be gone on from");
                 torn = Err(error);
@@ -56,27 +56,27 @@ impl Archive {
         &self,
         iteration: Iteration,
         run: &RunIdentity,
-        run_dir: &Path,
+        folder: &RunFolder,
     ) -> Result<(), ArchiveError> {
         let manifest = self.manifest(iteration).await?;
         self.check_is_same(&manifest, run)?;
-        let fetched = self.fetch(&manifest, run_dir).await?;
+        let fetched = self.fetch(&manifest, folder).await?;
         for (partial, place) in &fetched {
             fs::rename(partial, place).map_err(ArchiveError::io(place))?;
         }
-        put_record(iteration, run_dir)
+        put_record(iteration, folder)
     }
 
     /// Fetches all files under other names; gives those and the names that they will have.
     async fn fetch(
         &self,
         manifest: &Manifest,
-        run_dir: &Path,
+        folder: &RunFolder,
     ) -> Result<Vec<(PathBuf, PathBuf)>, ArchiveError> {
         let mut fetched = Vec::new();
         for file in &manifest.files {
-            let place = run_dir.join(&file.name);
-            let partial = run_dir.join(format!("{}.partial", file.name));
+            let place = folder.join(&file.name);
+            let partial = folder.join(&format!("{}.partial", file.name));
             let name = object(manifest.iteration, &file.name);
             self.objects.download(&name, file, &partial).await?;
             fetched.push((partial, place));
@@ -86,9 +86,9 @@ impl Archive {
 }
 
 /// The checkpoint's snapshot becomes the folder's record, whole or not at all.
-fn put_record(iteration: Iteration, run_dir: &Path) -> Result<(), ArchiveError> {
-    let snapshot = run_dir.join(store::snapshot_name(iteration));
-    let record = run_dir.join(store::FILE_NAME);
+fn put_record(iteration: Iteration, folder: &RunFolder) -> Result<(), ArchiveError> {
+    let snapshot = folder.join(&CheckpointFile::Record.name(iteration));
+    let record = folder.record();
     let partial = record.with_extension("partial");
     let put = fs::copy(&snapshot, &partial)
         .and_then(|_| File::open(&partial)?.sync_all())

@@ -3,6 +3,8 @@
 
 use std::fs;
 
+use retouch_proto::run_folder::CheckpointFile;
+
 use super::objects::Objects;
 use super::*;
 
@@ -42,7 +44,7 @@ fn run() -> RunIdentity {
 }
 
 fn state_name(iteration: u32) -> String {
-    format!("checkpoints/{iteration}/state.safetensors")
+    CheckpointFile::State.name(Iteration(iteration))
 }
 
 impl Place {
@@ -52,7 +54,7 @@ impl Place {
         let state: Vec<u8> = (0..self.state_bytes).map(byte).collect();
         let names = [
             state_name(iteration),
-            format!("checkpoints/{iteration}/run.db"),
+            CheckpointFile::Record.name(Iteration(iteration)),
         ];
         let contents = [state, format!("record {iteration}").into_bytes()];
         let file = |(name, content): (String, Vec<u8>)| {
@@ -67,9 +69,9 @@ impl Place {
 
     async fn write(&self, iteration: u32) -> Manifest {
         let files = self.files(iteration);
-        let (archive, run_dir) = (&self.archive, self.run_dir.path());
+        let (archive, folder) = (&self.archive, RunFolder::new(self.run_dir.path()));
         let written = archive
-            .write(Iteration(iteration), run(), run_dir, &files)
+            .write(Iteration(iteration), run(), &folder, &files)
             .await;
         written.unwrap()
     }
@@ -85,11 +87,9 @@ impl Place {
     /// What is wrong with a checkpoint; the folder that it was to be brought into must have no record.
     async fn refusal(&self, iteration: u32, run: &RunIdentity) -> ArchiveError {
         let back = tempfile::tempdir().unwrap();
-        let restored = self
-            .archive
-            .restore(Iteration(iteration), run, back.path())
-            .await;
-        assert!(!back.path().join("run.db").exists(), "invariant 3");
+        let back = RunFolder::new(back.path());
+        let restored = self.archive.restore(Iteration(iteration), run, &back).await;
+        assert!(!back.record().exists(), "invariant 3");
         restored.unwrap_err()
     }
 
@@ -109,7 +109,7 @@ async fn what_was_put_away_comes_back() {
         let back = tempfile::tempdir().unwrap();
         place
             .archive
-            .restore(Iteration(3), &run(), back.path())
+            .restore(Iteration(3), &run(), &RunFolder::new(back.path()))
             .await
             .unwrap();
         let read =
@@ -158,10 +158,10 @@ async fn a_file_that_is_torn_here_is_not_put_away() {
     for place in places("torn-here", SMALL) {
         let mut files = place.files(3);
         files[0].expected = Some(ContentHash::of(b"what the learners agreed on"));
-        let (archive, run_dir) = (&place.archive, place.run_dir.path());
-        let written = archive.write(Iteration(3), run(), run_dir, &files).await;
+        let (archive, folder) = (&place.archive, RunFolder::new(place.run_dir.path()));
+        let written = archive.write(Iteration(3), run(), &folder, &files).await;
         let error = written.unwrap_err().to_string();
-        let file = run_dir.join(state_name(3));
+        let file = folder.join(&state_name(3));
         assert!(
             error.starts_with(&format!("{} is torn", file.display())),
             "{error}"

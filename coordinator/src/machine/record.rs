@@ -1,5 +1,6 @@
 //! What the machine writes down, and what it needs to go on from there (A8).
 
+use retouch_proto::run_folder::CheckpointFile;
 use retouch_proto::status::{Event, IterationMetrics, Totals};
 use retouch_proto::task::{RolloutResult, ScoreResult};
 use retouch_proto::{BlobRef, ContentHash, GroupId, Iteration, WorkerId};
@@ -89,10 +90,11 @@ impl Checkpoint {
             state,
             policy,
         } = self.committed;
-        let file =
-            move |name| move |hash| (hash, format!("checkpoints/{iteration}/{name}.safetensors"));
-        let state = state.map(|state| state.hash).map(file("state"));
-        state.into_iter().chain(policy.hash().map(file("version")))
+        let file = move |file: CheckpointFile| move |hash| (hash, file.name(iteration));
+        let state = state.map(|state| state.hash);
+        let state = state.map(file(CheckpointFile::State));
+        let version = policy.hash().map(file(CheckpointFile::Version));
+        state.into_iter().chain(version)
     }
 }
 

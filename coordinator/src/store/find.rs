@@ -9,7 +9,6 @@ use rusqlite::{Connection, Row, params};
 
 use super::StoreError;
 use super::reader::{Reader, ScoreRow, group_scores};
-use super::snapshot::checkpoint_folder;
 use crate::machine::record::Policy;
 
 /// A group as the record has it.
@@ -89,7 +88,7 @@ impl Reader {
     pub fn versions(&self) -> Result<Vec<VersionView>, StoreError> {
         let mut versions = self.on(versions)?;
         for version in &mut versions {
-            let folder = checkpoint_folder(&self.folder, version.iteration);
+            let folder = self.folder.checkpoint(version.iteration);
             version.checkpointed &= folder.is_dir();
         }
         Ok(versions)

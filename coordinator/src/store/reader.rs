@@ -1,20 +1,20 @@
 //! The record for reports and people.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use retouch_proto::status::{Event, EventKind, IterationMetrics};
 use retouch_proto::task::SampleScore;
-use retouch_proto::{ContentHash, Iteration};
+use retouch_proto::{ContentHash, Iteration, RunFolder};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
-use super::{FILE_NAME, StoreError, schema};
+use super::{StoreError, schema};
 use crate::machine::record::Checkpoint;
 
 /// Reads a record, while the run goes on or after it.
 pub struct Reader {
     connection: Connection,
     /// The run folder, or that of a checkpoint.
-    pub(super) folder: PathBuf,
+    pub(super) folder: RunFolder,
 }
 
 /// A candidate's score.
@@ -32,10 +32,10 @@ impl Reader {
     /// # Errors
     /// If there is none, it is corrupt, or a newer program wrote it.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
-        let path = folder.join(FILE_NAME);
+        let folder = RunFolder::new(folder);
+        let path = folder.record();
         let opened = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY);
         let connection = opened.map_err(|error| StoreError::sqlite(&path, error))?;
-        let folder = folder.to_owned();
         let reader = Self { connection, folder };
         reader.on(schema::check_version)??;
         Ok(reader)
@@ -45,7 +45,7 @@ impl Reader {
         &self,
         operation: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, StoreError> {
-        let failed = |error| StoreError::sqlite(&self.folder.join(FILE_NAME), error);
+        let failed = |error| StoreError::sqlite(&self.folder.record(), error);
         operation(&self.connection).map_err(failed)
     }
 

@@ -7,26 +7,24 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use retouch_proto::Iteration;
+use retouch_proto::run_folder::{CheckpointFile, RunFolder};
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::watch;
 
-use super::{FILE_NAME, StoreError};
-
-/// The run folder's folder of checkpoints.
-const CHECKPOINTS: &str = "checkpoints";
+use super::StoreError;
 
 /// Takes snapshots beside the run, one at a time; the last one is waited for at the end.
 pub(super) struct Snapshots {
-    path: PathBuf,
+    folder: RunFolder,
     running: Option<JoinHandle<()>>,
     taken: watch::Sender<Iteration>,
 }
 
 impl Snapshots {
-    /// Of the record in this file.
-    pub(super) fn new(path: PathBuf) -> Self {
+    /// Of the record in this folder.
+    pub(super) fn new(folder: RunFolder) -> Self {
         Self {
-            path,
+            folder,
             running: None,
             taken: watch::Sender::new(Iteration(0)),
         }
@@ -42,8 +40,8 @@ impl Snapshots {
     pub(super) fn begin(&mut self, iteration: Iteration) {
         // The run waits for the one before rather than have copies of the record pile up on a slow disk (A7).
         self.wait();
-        let (path, taken) = (self.path.clone(), self.taken.clone());
-        let snapshot = move || match take_for(&path, iteration) {
+        let (folder, taken) = (self.folder.clone(), self.taken.clone());
+        let snapshot = move || match take_for(&folder, iteration) {
             Ok(()) => drop(taken.send_replace(iteration)),
             Err(problem) => tracing::warn!(
                 iteration = iteration.0,
@@ -67,36 +65,25 @@ impl Drop for Snapshots {
     }
 }
 
-/// The folder of a checkpoint.
-pub(crate) fn checkpoint_folder(run_dir: &Path, iteration: Iteration) -> PathBuf {
-    run_dir.join(CHECKPOINTS).join(iteration.to_string())
-}
-
-/// Where in the run folder a checkpoint's snapshot is.
-pub(crate) fn snapshot_name(iteration: Iteration) -> String {
-    format!("{CHECKPOINTS}/{iteration}/{FILE_NAME}")
-}
-
 /// Takes the snapshot of the last checkpoint if the process died before it had one.
 ///
 /// # Errors
 /// If the record can't be read, or the copy can't be written.
-pub(crate) fn take_missing_snapshot(run_dir: &Path, last: Iteration) -> Result<(), StoreError> {
-    match run_dir.join(snapshot_name(last)).exists() {
+pub(crate) fn take_missing_snapshot(folder: &RunFolder, last: Iteration) -> Result<(), StoreError> {
+    match folder.join(&CheckpointFile::Record.name(last)).exists() {
         true => Ok(()),
-        false => take_for(&run_dir.join(FILE_NAME), last),
+        false => take_for(folder, last),
     }
 }
 
-fn take_for(record: &Path, iteration: Iteration) -> Result<(), StoreError> {
-    let folder = record
-        .with_file_name(CHECKPOINTS)
-        .join(iteration.to_string());
-    fs::create_dir_all(&folder).map_err(|source| StoreError::Io {
-        path: folder.clone(),
+fn take_for(folder: &RunFolder, iteration: Iteration) -> Result<(), StoreError> {
+    let checkpoint = folder.checkpoint(iteration);
+    fs::create_dir_all(&checkpoint).map_err(|source| StoreError::Io {
+        path: checkpoint.clone(),
         source,
     })?;
-    take(record, &folder.join(FILE_NAME))
+    let copy = checkpoint.join(CheckpointFile::Record.file_name());
+    take(&folder.record(), &copy)
 }
 
 /// Copies a record as it is now, whole, while others write to it.
@@ -131,10 +118,10 @@ pub(super) fn take(record: &Path, copy: &Path) -> Result<(), StoreError> {
 
 /// The snapshot of the last checkpoint in a run folder that has one.
 pub(super) fn newest_snapshot(folder: &Path) -> Option<PathBuf> {
-    let checkpoints = fs::read_dir(folder.join(CHECKPOINTS)).ok()?;
+    let checkpoints = fs::read_dir(RunFolder::new(folder).checkpoints()).ok()?;
     let iteration = |entry: &fs::DirEntry| entry.file_name().to_str()?.parse::<u32>().ok();
     let snapshots = checkpoints.flatten().filter_map(|entry| {
-        let snapshot = entry.path().join(FILE_NAME);
+        let snapshot = entry.path().join(CheckpointFile::Record.file_name());
         snapshot.exists().then_some((iteration(&entry)?, snapshot))
     });
     snapshots.max().map(|(_, snapshot)| snapshot)

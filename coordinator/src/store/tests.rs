@@ -5,12 +5,13 @@ use std::path::Path;
 
 use retouch_proto::RunConfig;
 use retouch_proto::config::{Preset, preset};
+use retouch_proto::run_folder::CheckpointFile;
 use retouch_proto::status::{Event, EventKind};
 
-use super::{FILE_NAME, Reader, Store, StoreError};
+use super::{Reader, Store, StoreError};
 use crate::machine::record::{Checkpoint, Entry};
 use crate::machine::simulator::tests::recorded_run;
-use retouch_proto::Iteration;
+use retouch_proto::{Iteration, RunFolder};
 use rusqlite::Connection;
 
 fn event(sequence: u64) -> Entry {
@@ -66,7 +67,7 @@ fn another_dataset_is_refused() {
 #[test]
 fn a_newer_schema_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let connection = Connection::open(folder.path().join(FILE_NAME)).unwrap();
+    let connection = Connection::open(RunFolder::new(folder.path()).record()).unwrap();
     connection.pragma_update(None, "user_version", 99).unwrap();
     drop(connection);
     let error = Store::open(folder.path(), &preset(Preset::Tiny), "rows")
@@ -83,7 +84,7 @@ fn a_newer_schema_is_refused() {
 fn a_file_that_is_no_database_is_told_by_name() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(
-        folder.path().join(FILE_NAME),
+        RunFolder::new(folder.path()).record(),
         "not a database, but long enough for a header".repeat(9),
     )
     .unwrap();
@@ -92,7 +93,7 @@ fn a_file_that_is_no_database_is_told_by_name() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains(FILE_NAME) && error.contains("not a database"),
+        error.contains("run.db") && error.contains("not a database"),
         "{error}"
     );
 }
@@ -116,7 +117,7 @@ fn a_batch_is_written_whole_or_not_at_all() {
 
 /// A record as the first version of the program left it.
 fn first_schema(folder: &Path) -> Connection {
-    let connection = Connection::open(folder.join(FILE_NAME)).unwrap();
+    let connection = Connection::open(RunFolder::new(folder).record()).unwrap();
     connection.execute_batch(super::schema::FIRST).unwrap();
     connection.pragma_update(None, "user_version", 1).unwrap();
     let rows = "
@@ -150,7 +151,7 @@ fn an_old_record_is_brought_up_to_date_and_kept_as_it_was() {
 #[test]
 fn a_record_with_damaged_pages_is_refused_and_its_snapshot_goes_on() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join(FILE_NAME);
+    let path = RunFolder::new(folder.path()).record();
     let config = preset(Preset::Tiny);
     let (mut store, _) = Store::open(folder.path(), &config, "rows").unwrap();
     let events: Vec<Entry> = (1..2_000).map(event).collect();
@@ -167,7 +168,9 @@ fn a_record_with_damaged_pages_is_refused_and_its_snapshot_goes_on() {
         .map(drop)
         .unwrap_err()
         .to_string();
-    let snapshot = folder.path().join("checkpoints/0/run.db");
+    let snapshot = folder
+        .path()
+        .join(CheckpointFile::Record.name(Iteration(0)));
     let told = error.contains("is corrupt") && error.contains(&snapshot.display().to_string());
     assert!(told, "{error}");
     std::fs::copy(&snapshot, &path).unwrap();
@@ -184,7 +187,7 @@ fn a_snapshot_is_taken_while_the_record_is_written() {
         .unwrap();
     (2..100).for_each(|sequence| store.write(&[event(sequence)]).unwrap());
     drop(store);
-    let snapshot = Reader::open(&folder.path().join("checkpoints/0")).unwrap();
+    let snapshot = Reader::open(&RunFolder::new(folder.path()).checkpoint(Iteration(0))).unwrap();
     assert!(!snapshot.last_events(1).unwrap().is_empty());
 }
 
@@ -202,7 +205,7 @@ fn a_checkpoint_that_was_deleted_is_none() {
     let folder = recorded();
     let reader = Reader::open(folder.path()).unwrap();
     let iteration = reader.checkpoint().unwrap().committed.iteration;
-    let checkpoint = super::checkpoint_folder(folder.path(), iteration);
+    let checkpoint = RunFolder::new(folder.path()).checkpoint(iteration);
     let is_checkpointed = || {
         let versions = reader.versions().unwrap().into_iter();
         let mut versions = versions.filter(|version| version.iteration == iteration);
@@ -217,7 +220,7 @@ fn a_checkpoint_that_was_deleted_is_none() {
 #[test]
 fn the_documented_queries_have_answers() {
     let folder = recorded();
-    let connection = Connection::open(folder.path().join(FILE_NAME)).unwrap();
+    let connection = Connection::open(RunFolder::new(folder.path()).record()).unwrap();
     let document = include_str!("../../RECORD.md");
     let queries: Vec<&str> = document.split("```sql").skip(1).collect();
     assert!(queries.len() >= 9, "{} queries", queries.len());

@@ -10,13 +10,10 @@ use retouch_models::{
     lora::{LoraAdapter, LoraConfig, Projection, save_diffusers, save_peft},
     weights::LoadError,
 };
+use retouch_proto::run_folder::{CheckpointFile, RunFolder};
 use retouch_proto::{ContentHash, Iteration};
 use thiserror::Error;
 
-/// The learner's state in a checkpoint folder.
-const STATE_FILE: &str = "state.safetensors";
-/// The policy that samples next, in a checkpoint folder.
-const VERSION_FILE: &str = "version.safetensors";
 /// The file of an adapter folder whose hash names the folder.
 const ADAPTER_FILE: &str = "adapter_model.safetensors";
 
@@ -53,13 +50,13 @@ pub(super) fn write(
     run_dir: &Path,
     checkpoint: &Checkpoint<'_>,
 ) -> Result<ContentHash, CheckpointError> {
-    let hash = export(&run_dir.join("adapters"), checkpoint)?;
-    let parent = run_dir.join("checkpoints");
-    let folder = parent.join(checkpoint.iteration.to_string());
-    let partial = fresh_folder(&parent)?;
-    write_file(&partial.join(STATE_FILE), checkpoint.state)?;
-    write_file(&partial.join(VERSION_FILE), checkpoint.version)?;
-    put_in_place(&partial, &folder)?;
+    let folder = RunFolder::new(run_dir);
+    let hash = export(&folder.adapters(), checkpoint)?;
+    let partial = fresh_folder(&folder.checkpoints())?;
+    let file = |file: CheckpointFile| partial.join(file.file_name());
+    write_file(&file(CheckpointFile::State), checkpoint.state)?;
+    write_file(&file(CheckpointFile::Version), checkpoint.version)?;
+    put_in_place(&partial, &folder.checkpoint(checkpoint.iteration))?;
     tracing::info!(iteration = %checkpoint.iteration, adapter = %hash.short(), "checkpoint written");
     Ok(hash)
 }
@@ -165,16 +162,20 @@ mod tests {
     #[test]
     fn same_adapter_has_the_same_name_and_leftovers_do_no_harm() {
         let folder = tempfile::tempdir().unwrap();
-        let leftover = folder.path().join("checkpoints/.partial");
+        let run = RunFolder::new(folder.path());
+        let leftover = run.checkpoints().join(".partial");
         fs::create_dir_all(&leftover).unwrap();
         fs::write(leftover.join("rubbish"), b"half").unwrap();
         let first = write_to(folder.path(), 1, b"one");
         assert_eq!(write_to(folder.path(), 2, b"two"), first);
         assert_eq!(write_to(folder.path(), 2, b"again"), first);
-        let checkpoint = folder.path().join("checkpoints/2");
-        assert_eq!(fs::read(checkpoint.join(STATE_FILE)).unwrap(), b"again");
+        let checkpoint = run.checkpoint(Iteration(2));
+        assert_eq!(
+            fs::read(checkpoint.join(CheckpointFile::State.file_name())).unwrap(),
+            b"again"
+        );
         assert_eq!(fs::read_dir(&checkpoint).unwrap().count(), 2);
-        let adapter = folder.path().join("adapters").join(first.to_string());
+        let adapter = run.adapter(&first.to_string());
         assert_eq!(
             ContentHash::of(&fs::read(adapter.join(ADAPTER_FILE)).unwrap()),
             first
@@ -186,10 +187,9 @@ mod tests {
     #[test]
     fn unwritable_folder_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("adapters"), b"a file in the way").unwrap();
-        let error = fresh_folder(&folder.path().join("adapters"))
-            .unwrap_err()
-            .to_string();
+        let adapters = RunFolder::new(folder.path()).adapters();
+        fs::write(&adapters, b"a file in the way").unwrap();
+        let error = fresh_folder(&adapters).unwrap_err().to_string();
         assert!(error.contains("adapters"), "{error}");
     }
 }

@@ -1,5 +1,6 @@
 //! The workers of the virtual world: what they do with answers and tasks, and how they die.
 
+use retouch_proto::run_folder::CheckpointFile;
 use retouch_proto::task::{Task, TaskFailure, TaskOutcome, TaskResult};
 use retouch_proto::worker::{Directive, ReportReply};
 use retouch_proto::{BlobRef, Epoch, LeaseId};
@@ -312,11 +313,11 @@ impl World {
                     .blobs
                     .extend([result.state.hash, result.version.hash]);
                 if task.checkpoint && task.collective.rank == 0 {
-                    let folder = format!("checkpoints/{}", task.iteration);
-                    self.disk
-                        .insert(format!("{folder}/state.safetensors"), result.state.hash);
-                    self.disk
-                        .insert(format!("{folder}/version.safetensors"), result.version.hash);
+                    let name = |file: CheckpointFile| file.name(task.iteration);
+                    self.disk.extend([
+                        (name(CheckpointFile::State), result.state.hash),
+                        (name(CheckpointFile::Version), result.version.hash),
+                    ]);
                 }
                 TaskOutcome::Train(result)
             }
