@@ -1,5 +1,8 @@
 //! What must hold between values.
 
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+
 use super::errors::{ConfigErrors, Problem};
 use super::{CollectiveKind, FilterRule, RewardTerm, RunConfig};
 use crate::limits::{GROUP_SIZE_MAX, GROUPS_MAX, RANKS_MAX, TERMS_MAX};
@@ -32,14 +35,9 @@ impl<F: Fn(&str) -> String> Checks<F> {
         }
     }
 
-    fn range(&mut self, key: &str, value: u64, least: u64, most: u64) {
-        let holds = (least..=most).contains(&value);
-        self.must(holds, key, value, format!("is not in {least}..={most}"));
-    }
-
-    fn number(&mut self, key: &str, value: f64, least: f64, most: f64) {
-        let holds = (least..=most).contains(&value);
-        self.must(holds, key, value, format!("is not in {least}..={most}"));
+    fn within<T: PartialOrd + Display>(&mut self, key: &str, value: T, range: RangeInclusive<T>) {
+        let right = format!("is not in {}..={}", range.start(), range.end());
+        self.must(range.contains(&value), key, value, right);
     }
 
     fn text(&mut self, key: &str, value: &str) {
@@ -64,6 +62,17 @@ impl<F: Fn(&str) -> String> Checks<F> {
     }
 }
 
+/// Checks that a section's value is in a range; names it once, for its key and its value.
+macro_rules! within {
+    ($checks:ident, $section:ident.$field:ident, $range:expr) => {
+        $checks.within(
+            concat!(stringify!($section), ".", stringify!($field)),
+            $section.$field,
+            $range,
+        )
+    };
+}
+
 /// All problems, each with the origin of its key.
 pub(super) fn problems(config: &RunConfig, origin: impl Fn(&str) -> String) -> Vec<Problem> {
     let mut checks = Checks {
@@ -86,9 +95,9 @@ pub(super) fn problems(config: &RunConfig, origin: impl Fn(&str) -> String) -> V
 
 fn run<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
     checks.text("run_dir", &config.run_dir);
-    checks.range("iterations", config.iterations.into(), 1, 10_000_000);
+    checks.within("iterations", config.iterations, 1..=10_000_000);
     // TOML numbers are signed.
-    checks.range("seed", config.seed, 0, i64::MAX as u64);
+    checks.within("seed", config.seed, 0..=i64::MAX as u64);
     checks.text("dataset.path", &config.dataset.path);
 }
 
@@ -96,49 +105,29 @@ fn model<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
     let model = &config.model;
     checks.text("model.path", &model.path);
     for (key, pixels) in [("model.height", model.height), ("model.width", model.width)] {
-        checks.range(key, pixels.into(), 16, 8192);
+        checks.within(key, pixels, 16..=8192);
         checks.must(pixels % 16 == 0, key, pixels, "is not a multiple of 16");
     }
-    checks.range(
-        "model.max_sequence_length",
-        model.max_sequence_length.into(),
-        1,
-        4096,
-    );
+    within!(checks, model.max_sequence_length, 1..=4096);
     checks.device("model.device", &model.device);
 }
 
 fn rollout<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
     let rollout = &config.rollout;
-    let rounds = u64::from(config.filter.refill_rounds_max) + 1;
-    let groups_max = GROUPS_MAX as u64 / rounds.min(GROUPS_MAX as u64);
-    checks.range(
-        "rollout.groups_per_iteration",
-        rollout.groups_per_iteration.into(),
-        1,
-        groups_max,
-    );
-    checks.range(
-        "rollout.group_size",
-        rollout.group_size.into(),
-        2,
-        GROUP_SIZE_MAX as u64,
-    );
-    checks.range(
-        "rollout.num_inference_steps",
-        rollout.num_inference_steps.into(),
-        1,
-        1000,
-    );
-    checks.number("rollout.guidance_scale", rollout.guidance_scale, 0.0, 100.0);
-    checks.number("rollout.true_cfg_scale", rollout.true_cfg_scale, 1.0, 100.0);
-    checks.range("rollout.staleness_max", rollout.staleness_max.into(), 0, 16);
+    let rounds = config.filter.refill_rounds_max.saturating_add(1);
+    let groups_max = GROUPS_MAX as u32 / rounds.min(GROUPS_MAX as u32);
+    within!(checks, rollout.groups_per_iteration, 1..=groups_max);
+    within!(checks, rollout.group_size, 2..=GROUP_SIZE_MAX as u32);
+    within!(checks, rollout.num_inference_steps, 1..=1000);
+    within!(checks, rollout.guidance_scale, 0.0..=100.0);
+    within!(checks, rollout.true_cfg_scale, 1.0..=100.0);
+    within!(checks, rollout.staleness_max, 0..=16);
 }
 
 fn reward<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
     let terms = &config.reward.terms;
     checks.device("reward.device", &config.reward.device);
-    checks.range("reward.terms", terms.len() as u64, 1, TERMS_MAX as u64);
+    checks.within("reward.terms", terms.len(), 1..=TERMS_MAX);
     for term in terms {
         checks.text("reward.terms", &term.name);
         checks.text("reward.terms", &term.path);
@@ -162,15 +151,12 @@ fn reward<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
 }
 
 fn filter_and_advantage<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
-    let filter = &config.filter;
-    checks.number("filter.tau_mean", filter.tau_mean, 0.0, 1.0);
-    checks.number("filter.tau_std", filter.tau_std, 0.0, 1.0);
-    checks.range(
-        "filter.refill_rounds_max",
-        filter.refill_rounds_max.into(),
-        0,
-        100,
-    );
+    let RunConfig {
+        filter, advantage, ..
+    } = config;
+    within!(checks, filter.tau_mean, 0.0..=1.0);
+    within!(checks, filter.tau_std, 0.0..=1.0);
+    within!(checks, filter.refill_rounds_max, 0..=100);
     let refills_something = filter.rule != FilterRule::None || filter.refill_rounds_max == 0;
     let right = "refills nothing when filter.rule is none";
     checks.must(
@@ -179,33 +165,17 @@ fn filter_and_advantage<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut 
         filter.refill_rounds_max,
         right,
     );
-    checks.number(
-        "advantage.adv_clip_max",
-        config.advantage.adv_clip_max,
-        1e-6,
-        1e6,
-    );
+    within!(checks, advantage.adv_clip_max, 1e-6..=1e6);
 }
 
 fn learner<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
     let learner = &config.learner;
-    checks.range("learner.ranks", learner.ranks.into(), 1, RANKS_MAX as u64);
-    checks.range(
-        "learner.gradient_shards",
-        learner.gradient_shards.into(),
-        1,
-        RANKS_MAX as u64,
-    );
-    let ranks = u64::from(learner.ranks);
-    checks.range(
-        "learner.ranks_min",
-        learner.ranks_min.into(),
-        1,
-        ranks.max(1),
-    );
+    within!(checks, learner.ranks, 1..=RANKS_MAX as u32);
+    within!(checks, learner.gradient_shards, 1..=RANKS_MAX as u32);
+    within!(checks, learner.ranks_min, 1..=learner.ranks.max(1));
     if learner.ranks_max != 0 {
         let key = "learner.ranks_max";
-        checks.range(key, learner.ranks_max.into(), ranks, RANKS_MAX as u64);
+        checks.within(key, learner.ranks_max, learner.ranks..=RANKS_MAX as u32);
     }
     let divides = learner.ranks > 0 && learner.gradient_shards.is_multiple_of(learner.ranks);
     let right = format!("is not a multiple of learner.ranks = {}", learner.ranks);
@@ -215,32 +185,17 @@ fn learner<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
         learner.gradient_shards,
         right,
     );
-    checks.range(
-        "learner.micro_batch_size",
-        learner.micro_batch_size.into(),
-        1,
-        4096,
-    );
-    checks.number("learner.nft_beta", learner.nft_beta, 1e-6, 10.0);
-    checks.number("learner.kl_beta", learner.kl_beta, 0.0, 1e3);
-    checks.number("learner.learning_rate", learner.learning_rate, 0.0, 1.0);
-    checks.range(
-        "learner.warmup_iterations",
-        learner.warmup_iterations.into(),
-        0,
-        1_000_000,
-    );
-    checks.number("learner.adam_beta1", learner.adam_beta1, 0.0, 0.999_999);
-    checks.number("learner.adam_beta2", learner.adam_beta2, 0.0, 0.999_999_9);
-    checks.number("learner.adam_epsilon", learner.adam_epsilon, 1e-30, 1.0);
-    checks.number("learner.weight_decay", learner.weight_decay, 0.0, 1.0);
-    checks.number("learner.max_grad_norm", learner.max_grad_norm, 1e-12, 1e12);
-    checks.number(
-        "learner.timestep_fraction",
-        learner.timestep_fraction,
-        0.0,
-        1.0,
-    );
+    within!(checks, learner.micro_batch_size, 1..=4096);
+    within!(checks, learner.nft_beta, 1e-6..=10.0);
+    within!(checks, learner.kl_beta, 0.0..=1e3);
+    within!(checks, learner.learning_rate, 0.0..=1.0);
+    within!(checks, learner.warmup_iterations, 0..=1_000_000);
+    within!(checks, learner.adam_beta1, 0.0..=0.999_999);
+    within!(checks, learner.adam_beta2, 0.0..=0.999_999_9);
+    within!(checks, learner.adam_epsilon, 1e-30..=1.0);
+    within!(checks, learner.weight_decay, 0.0..=1.0);
+    within!(checks, learner.max_grad_norm, 1e-12..=1e12);
+    within!(checks, learner.timestep_fraction, 0.0..=1.0);
     let steps = config.rollout.num_inference_steps;
     let trained = (f64::from(steps) * learner.timestep_fraction).floor();
     let right = format!("leaves none of {steps} timesteps to train on");
@@ -250,13 +205,8 @@ fn learner<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
         learner.timestep_fraction,
         right,
     );
-    checks.number("learner.ema_decay_max", learner.ema_decay_max, 0.0, 1.0);
-    checks.range(
-        "learner.checkpoint_every",
-        learner.checkpoint_every.into(),
-        1,
-        1_000_000,
-    );
+    within!(checks, learner.ema_decay_max, 0.0..=1.0);
+    within!(checks, learner.checkpoint_every, 1..=1_000_000);
     checks.device("learner.device", &learner.device);
     let sums_on_gpus = learner.collective == CollectiveKind::Nccl;
     checks.must(
@@ -269,9 +219,9 @@ fn learner<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
 
 fn alarms<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
     let alarms = &config.alarms;
-    checks.number("alarms.grad_norm_max", alarms.grad_norm_max, 0.0, 1e12);
-    checks.number("alarms.kl_max", alarms.kl_max, 0.0, 1e12);
-    checks.number("alarms.reward_std_min", alarms.reward_std_min, 0.0, 0.5);
+    within!(checks, alarms.grad_norm_max, 0.0..=1e12);
+    within!(checks, alarms.kl_max, 0.0..=1e12);
+    within!(checks, alarms.reward_std_min, 0.0..=0.5);
 }
 
 fn checkpoint<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
@@ -283,8 +233,8 @@ fn checkpoint<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>)
         "is none of file:///FOLDER, s3://BUCKET/PREFIX and gs://BUCKET/PREFIX",
     );
     let (last, best) = (checkpoint.keep_last, checkpoint.keep_best);
-    checks.range("checkpoint.keep_last", last.into(), 0, 1_000_000);
-    checks.range("checkpoint.keep_best", best.into(), 0, 1_000_000);
+    checks.within("checkpoint.keep_last", last, 0..=1_000_000);
+    checks.within("checkpoint.keep_best", best, 0..=1_000_000);
     checks.must(
         best == 0 || last > 0,
         "checkpoint.keep_best",
@@ -306,8 +256,9 @@ fn is_store_url(url: &str) -> bool {
 }
 
 fn lora<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
-    checks.range("lora.rank", config.lora.rank as u64, 1, 4096);
-    checks.number("lora.alpha", config.lora.alpha, 1e-6, 1e6);
+    let lora = &config.lora;
+    within!(checks, lora.rank, 1..=4096);
+    within!(checks, lora.alpha, 1e-6..=1e6);
     let modules = &config.lora.target_modules;
     checks.must(
         !modules.is_empty(),
@@ -319,34 +270,14 @@ fn lora<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
 
 fn cluster<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
     let cluster = &config.cluster;
-    checks.range(
-        "cluster.rollout_workers",
-        cluster.rollout_workers.into(),
-        0,
-        100_000,
-    );
-    checks.range(
-        "cluster.reward_workers",
-        cluster.reward_workers.into(),
-        0,
-        100_000,
-    );
-    checks.range(
-        "cluster.threads_per_worker",
-        cluster.threads_per_worker.into(),
-        0,
-        4096,
-    );
-    checks.range("cluster.heartbeat_ms", cluster.heartbeat_ms, 10, 600_000);
-    checks.range("cluster.lease_s", cluster.lease_s, 1, 7 * 86_400);
-    checks.range("cluster.attempts_max", cluster.attempts_max.into(), 1, 1000);
-    checks.range("cluster.rank_grace_s", cluster.rank_grace_s, 0, 86_400);
-    checks.range(
-        "cluster.report_wait_ms_max",
-        cluster.report_wait_ms_max,
-        0,
-        600_000,
-    );
+    within!(checks, cluster.rollout_workers, 0..=100_000);
+    within!(checks, cluster.reward_workers, 0..=100_000);
+    within!(checks, cluster.threads_per_worker, 0..=4096);
+    within!(checks, cluster.heartbeat_ms, 10..=600_000);
+    within!(checks, cluster.lease_s, 1..=7 * 86_400);
+    within!(checks, cluster.attempts_max, 1..=1000);
+    within!(checks, cluster.rank_grace_s, 0..=86_400);
+    within!(checks, cluster.report_wait_ms_max, 0..=600_000);
     let address = cluster.listen.parse::<std::net::SocketAddr>().is_ok();
     checks.must(
         address,
@@ -358,25 +289,10 @@ fn cluster<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
 
 fn evaluation<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
     let evaluation = &config.evaluation;
-    checks.range("evaluation.pairs", evaluation.pairs.into(), 0, 1_000_000);
-    checks.range(
-        "evaluation.num_inference_steps",
-        evaluation.num_inference_steps.into(),
-        1,
-        1000,
-    );
-    checks.number(
-        "evaluation.guidance_scale",
-        evaluation.guidance_scale,
-        0.0,
-        100.0,
-    );
-    checks.number(
-        "evaluation.true_cfg_scale",
-        evaluation.true_cfg_scale,
-        1.0,
-        100.0,
-    );
+    within!(checks, evaluation.pairs, 0..=1_000_000);
+    within!(checks, evaluation.num_inference_steps, 1..=1000);
+    within!(checks, evaluation.guidance_scale, 0.0..=100.0);
+    within!(checks, evaluation.true_cfg_scale, 1.0..=100.0);
 }
 
 #[cfg(test)]
