@@ -136,8 +136,6 @@ impl Mutation {
 
 /// Where mutations are made.
 const MACHINE: &str = "coordinator/src/machine";
-/// What the coordinator is built from.
-const CRATES: [&str; 5] = ["coordinator", "credentials", "hostile", "proto", "settings"];
 
 /// A copy of the workspace with the coordinator alone.
 struct Copy {
@@ -149,13 +147,17 @@ impl Copy {
     fn new(root: &Path) -> anyhow::Result<Self> {
         let folder = root.join("target/mutations/source");
         let target = root.join("target/mutations/target");
-        for name in CRATES.into_iter().chain(["Cargo.lock"]) {
+        let crates = crates(root)?;
+        for name in crates.iter().map(String::as_str).chain(["Cargo.lock"]) {
             copy_all(&root.join(name), &folder.join(name))?;
         }
         let manifest =
             fs::read_to_string(root.join("Cargo.toml")).context("can't read Cargo.toml")?;
-        fs::write(folder.join("Cargo.toml"), coordinator_alone(&manifest)?)
-            .context("can't write the copy's Cargo.toml")?;
+        fs::write(
+            folder.join("Cargo.toml"),
+            coordinator_alone(&manifest, &crates)?,
+        )
+        .context("can't write the copy's Cargo.toml")?;
         Ok(Self { folder, target })
     }
 
@@ -201,8 +203,30 @@ impl Copy {
     }
 }
 
+/// What the coordinator and its tests are built from, by the manifests; folders are called as crates are.
+fn crates(root: &Path) -> anyhow::Result<Vec<String>> {
+    let mut crates = vec!["coordinator".to_owned()];
+    let mut read = 0;
+    while let Some(name) = crates.get(read) {
+        let path = root.join(name).join("Cargo.toml");
+        let manifest =
+            fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
+        let needed = manifest.lines().filter_map(|line| {
+            let name = line.strip_prefix("retouch-")?;
+            name.strip_suffix(".workspace = true")
+        });
+        for name in needed.map(str::to_owned) {
+            if !crates.contains(&name) {
+                crates.push(name);
+            }
+        }
+        read += 1;
+    }
+    Ok(crates)
+}
+
 /// The workspace's manifest with these crates alone.
-fn coordinator_alone(manifest: &str) -> anyhow::Result<String> {
+fn coordinator_alone(manifest: &str, crates: &[String]) -> anyhow::Result<String> {
     let begin = manifest
         .find("members = [")
         .context("Cargo.toml has no members")?;
@@ -211,7 +235,7 @@ fn coordinator_alone(manifest: &str) -> anyhow::Result<String> {
             .find(']')
             .context("Cargo.toml has no end of members")?;
     let alone = format!(
-        "{}members = {CRATES:?}{}",
+        "{}members = {crates:?}{}",
         &manifest[..begin],
         &manifest[end + 1..]
     );
@@ -260,23 +284,16 @@ mod tests {
 
     #[test]
     fn the_copy_holds_the_coordinator_and_what_it_needs() {
+        let crates = crates(&crate::root()).unwrap();
+        for name in ["coordinator", "dataset", "hostile", "proto", "settings"] {
+            assert!(crates.iter().any(|c| c == name), "{name} in {crates:?}");
+        }
+        assert!(!crates.iter().any(|name| name == "models"), "{crates:?}");
         let manifest = "[workspace]\nmembers = [\n    \"cli\",\n]\ndefault-members = [\"cli\"]\n";
-        let alone = coordinator_alone(manifest).unwrap();
         assert_eq!(
-            alone,
-            format!("[workspace]\nmembers = {CRATES:?}"),
+            coordinator_alone(manifest, &crates).unwrap(),
+            format!("[workspace]\nmembers = {crates:?}"),
             "no other member, and no default ones"
         );
-        for member in CRATES {
-            let path = crate::root().join(member).join("Cargo.toml");
-            let manifest = fs::read_to_string(path).unwrap();
-            let needed = manifest.lines().filter_map(|line| {
-                let name = line.strip_prefix("retouch-")?;
-                name.strip_suffix(".workspace = true")
-            });
-            for name in needed {
-                assert!(CRATES.contains(&name), "{member} needs {name}");
-            }
-        }
     }
 }
