@@ -311,21 +311,25 @@ fn a_watched_terms_failure_is_said_once_and_costs_nothing() {
         ..RewardTerm::default()
     });
     let mut driver = Driver::with_all_roles(config);
-    driver.work(ROLLOUT);
     let term = |name: &str, value, entropy| TermScore {
         name: name.into(),
         value,
         probabilities: [0.0; 6],
         entropy,
     };
-    for (lease, task) in driver.tasks(REWARD) {
-        let mut result = scored(task, vec![0.25, 0.75]);
-        result.scores[0].terms = vec![term("edit", 0.25, 0.5), term("watched", 1.0, 9.0)];
-        result.unscored.push(TermFailure {
-            term: "broken".into(),
-            reason: "not finite".into(),
-        });
-        driver.end(REWARD, lease, TaskOutcome::Score(result));
+    // Two groups, of which the worker has one at a time.
+    for _ in 0..2 {
+        driver.work(ROLLOUT);
+        for (lease, task) in driver.tasks(REWARD) {
+            let mut result = scored(task, vec![0.25, 0.75]);
+            result.scores[0].terms = vec![term("edit", 0.25, 0.5), term("watched", 1.0, 9.0)];
+            result.unscored.push(TermFailure {
+                term: "broken".into(),
+                reason: "not finite".into(),
+            });
+            driver.end(REWARD, lease, TaskOutcome::Score(result));
+        }
+        driver.report(REWARD);
     }
     driver.work_until_committed(1);
     assert_eq!(
