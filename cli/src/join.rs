@@ -2,7 +2,10 @@
 
 use clap::Args;
 
-use crate::node::{JoinRole, Place, take_part};
+use crate::{
+    node::{Place, take_part},
+    role_name::RoleName,
+};
 
 /// Take part in a run from a node that has nothing but this program and the models.
 ///
@@ -25,7 +28,7 @@ use crate::node::{JoinRole, Place, take_part};
 #[command(verbatim_doc_comment)]
 pub(crate) struct JoinArgs {
     /// What this node is to do.
-    role: JoinRole,
+    role: RoleName,
     #[command(flatten)]
     place: Place,
 }

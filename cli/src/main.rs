@@ -20,6 +20,7 @@ mod sft;
 mod credentials;
 mod exit;
 mod memory;
+mod role_name;
 mod runtime;
 
 // evaluation and the report of a run,

@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use retouch_learner::workload::workload;
 use retouch_models::inspect::{Component, Estimate, Inspection, Role, estimate, inspect};
 use retouch_proto::{RunConfig, config::load};
 use serde_json::json;
 
-use crate::{estimate::print_estimate, exit::UsageError, output::say, show::size};
+use crate::{
+    estimate::print_estimate, exit::UsageError, output::say, role_name::RoleName, show::size,
+};
 
 /// Checks model folders.
 #[derive(Debug, Args)]
@@ -39,26 +41,6 @@ struct CheckArgs {
     /// Print JSON, for programs.
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum RoleName {
-    /// Samples groups of edits.
-    RolloutWorker,
-    /// Scores groups.
-    RewardWorker,
-    /// Trains the adapter.
-    Learner,
-}
-
-impl From<RoleName> for Role {
-    fn from(name: RoleName) -> Self {
-        match name {
-            RoleName::RolloutWorker => Self::RolloutWorker,
-            RoleName::RewardWorker => Self::RewardWorker,
-            RoleName::Learner => Self::Learner,
-        }
-    }
 }
 
 pub(crate) fn run(args: ModelArgs) -> anyhow::Result<()> {

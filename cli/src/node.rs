@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use retouch_credentials::{Access, Principal};
 use retouch_models::editor::EditorSource;
 use retouch_proto::{RunConfig, WorkerId, config::PathMove, worker::Role};
@@ -24,7 +24,9 @@ use crate::{
     credentials::CredentialArgs,
     exit::{Unreachable, UsageError},
     memory,
+    role_name::RoleName,
     roles::{self, ENROLL_PATIENCE, ProcessArgs},
+    runtime::on_network_threads,
 };
 
 const TRY_EVERY: Duration = Duration::from_secs(1);
@@ -47,7 +49,7 @@ const HOST_CHARS_MAX: usize = 32;
 pub(crate) struct NodeArgs {
     /// What this node is to do, such as `rollout-worker,learner`.
     #[arg(long, required = true, value_delimiter = ',')]
-    roles: Vec<JoinRole>,
+    roles: Vec<RoleName>,
     #[command(flatten)]
     place: Place,
 }
@@ -85,27 +87,6 @@ pub(crate) struct Place {
     process: ProcessArgs,
 }
 
-/// The roles that a node can take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum JoinRole {
-    /// Samples groups of edits.
-    RolloutWorker,
-    /// Scores groups with the judge.
-    RewardWorker,
-    /// Trains the adapter, as one rank.
-    Learner,
-}
-
-impl From<JoinRole> for Role {
-    fn from(role: JoinRole) -> Self {
-        match role {
-            JoinRole::RolloutWorker => Self::Rollout,
-            JoinRole::RewardWorker => Self::Reward,
-            JoinRole::Learner => Self::Learner,
-        }
-    }
-}
-
 pub(crate) fn run(args: NodeArgs) -> anyhow::Result<()> {
     let mut seen = Vec::new();
     for role in args.roles {
@@ -119,8 +100,8 @@ pub(crate) fn run(args: NodeArgs) -> anyhow::Result<()> {
 }
 
 /// Works in these roles until the run is over for all of them, or one of them fails.
-pub(crate) fn take_part(roles: &[JoinRole], place: Place) -> anyhow::Result<()> {
-    roles::on_network_threads(async {
+pub(crate) fn take_part(roles: &[RoleName], place: Place) -> anyhow::Result<()> {
+    on_network_threads(async {
         let stop = place.process.set_up()?;
         let (thread, mut shared) = (DeviceThread::new(memory::give_back), Shared::new(roles));
         let mut at_work = JoinSet::new();
@@ -162,8 +143,8 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(roles: &[JoinRole]) -> Self {
-        let with_editor = [JoinRole::RolloutWorker, JoinRole::Learner];
+    fn new(roles: &[RoleName]) -> Self {
+        let with_editor = [RoleName::RolloutWorker, RoleName::Learner];
         let editors = match with_editor.iter().all(|role| roles.contains(role)) {
             true => EditorSource::shared(),
             false => EditorSource::Own,

@@ -19,11 +19,9 @@ use crate::{
     config::{ConfigArgs, check_files},
     credentials::{CredentialArgs, run_authority},
     exit::{StartAgain, UsageError},
-    runtime::block_on,
+    runtime::{block_on, on_network_threads},
 };
 
-/// Network and blob transfers of a worker; tensors are computed on threads of their own.
-const NETWORK_THREADS: usize = 2;
 /// How long a worker waits for a coordinator that is not there yet, when it comes with a join token.
 pub(crate) const ENROLL_PATIENCE: Duration = Duration::from_secs(600);
 
@@ -167,15 +165,4 @@ pub(crate) async fn run(
         error if error.is_lasting() => UsageError(error.to_string()).into(),
         error => error.into(),
     })
-}
-
-/// Runs a worker's network side; tensors are computed elsewhere.
-pub(crate) fn on_network_threads(
-    work: impl Future<Output = anyhow::Result<()>>,
-) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(NETWORK_THREADS)
-        .enable_all()
-        .build()?
-        .block_on(work)
 }

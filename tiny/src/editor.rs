@@ -71,8 +71,7 @@ pub fn vae_config() -> AutoencoderKlConfig {
     }
 }
 
-/// The transformer's configuration.
-pub fn transformer_config() -> FluxTransformerConfig {
+fn transformer_config() -> FluxTransformerConfig {
     FluxTransformerConfig {
         in_channels: 4 * LATENT_CHANNELS,
         num_layers: 3,

@@ -51,7 +51,7 @@ pub fn rng(seed: u64, stream: u32, index: u32) -> ChaCha12Rng {
 }
 
 /// A random case of this kind.
-pub fn case_of_kind(kind: TaskKind, rng: &mut ChaCha12Rng) -> Case {
+fn case_of_kind(kind: TaskKind, rng: &mut ChaCha12Rng) -> Case {
     let objects_min = match kind {
         TaskKind::Extract | TaskKind::Hybrid => 2,
         _ => 1,
