@@ -32,6 +32,8 @@ fn reduce_half(
     let partner = tcp.rank() ^ (1 << level);
     let middle = part.start + part.len() / 2;
     let (lower, upper) = sum[part.clone()].split_at_mut(middle - part.start);
+    // Both add the other's half to their own, one of them the left node to the right one: f32 addition commutes, so
+    // the bits are the tree's all the same.
     if tcp.rank() < partner {
         tcp.exchange(partner, upper, partner, |link, seq| {
             link.receive_add(seq, lower)

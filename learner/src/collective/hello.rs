@@ -93,6 +93,7 @@ fn write_sealed(mut stream: impl Write, mut bytes: Vec<u8>, seal: &mut Seal) -> 
 
 fn read_sealed<const N: usize>(mut stream: impl Read, seal: &mut Seal) -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
+    // Judged before more is read: another version may say less, and would be waited for until the deadline.
     stream.read_exact(&mut bytes[..MAGIC.len()])?;
     if bytes[..MAGIC.len()] != MAGIC {
         return Err(io::Error::new(

@@ -33,6 +33,7 @@ const HEAD_BYTES: usize = HEADER_BYTES + TAG_BYTES;
 const DATA: u32 = 1;
 const GIVE_UP: u32 = 2;
 const WAITING: u32 = 3;
+/// Longest wait in one call: nothing but time wakes a blocked read of std's sockets.
 const TICK: Duration = Duration::from_millis(25);
 /// A sender that only says that it waits is waited for this many deadlines.
 const DEADLINES_MAX: u32 = 4;
@@ -88,6 +89,7 @@ impl Link {
         let lost = |source| CollectiveError::Lost { rank, source };
         stream.set_write_timeout(Some(TICK)).map_err(lost)?;
         stream.set_read_timeout(Some(TICK)).map_err(lost)?;
+        // A message's last chunk is small, and the other rank waits for it.
         stream.set_nodelay(true).map_err(lost)?;
         Ok(Self {
             rank,
@@ -122,6 +124,7 @@ impl Link {
                 sequence,
                 left,
             };
+            // Locked chunk by chunk: between two a word that this rank waits, or gives up, can be said.
             self.write_frame(&mut self.lock(), &header, bytemuck::cast_slice(chunk))?;
             left -= chunk.len() as u64;
         }
@@ -174,6 +177,7 @@ impl Link {
     /// Tells the other side who is to blame, and sends no more.
     pub(super) fn give_up(&self, culprit: usize) {
         let mut writing = self.lock();
+        // In the middle of a frame it would be read as gradients; the connection that ends says enough then.
         if writing.whole {
             let header = Header {
                 kind: GIVE_UP,
@@ -229,6 +233,7 @@ impl Link {
             let mut bytes = [0; HEAD_BYTES];
             self.read(&mut bytes, deadline)?;
             let head = Head::parse(&bytes);
+            // The tag of data covers the elements, which are still to come.
             if head.header.kind != DATA {
                 self.check_tag(&head, &[])?;
             }

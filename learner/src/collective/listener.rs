@@ -117,6 +117,7 @@ impl Lobby {
         if state.epoch > epoch {
             return Err(state.epoch);
         }
+        // Ranks that heard of the epoch earlier have called already and wait here.
         *state = LobbyState {
             epoch,
             culprit: None,
@@ -197,6 +198,7 @@ impl Lobby {
 
     /// Lets the caller introduce itself on a thread of its own: a silent one holds up nobody.
     fn receive(self: &Arc<Self>, stream: TcpStream) {
+        // Counted before the thread is there, so that a burst of callers can't start more.
         if self.introductions.fetch_add(1, Ordering::AcqRel) >= INTRODUCTIONS_MAX {
             self.introductions.fetch_sub(1, Ordering::AcqRel);
             return;

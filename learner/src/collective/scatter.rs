@@ -29,6 +29,7 @@ pub(super) fn all_reduce(
         let (to, from) = neighbours(rank, step, world);
         parts.extend(swap_nodes(tcp, &sums, elements, to, from)?);
     }
+    // The tree's order, whatever order they came in (A9).
     parts.sort_by_key(|(node, _)| node.start);
     gather(tcp, sum_tree(count, parts), elements)
 }

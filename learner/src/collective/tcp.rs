@@ -163,6 +163,7 @@ impl TcpCollective {
     /// If a rank is lost, stalls or does something else. The collective is of no
     /// more use then.
     pub fn all_reduce(&mut self, shards: Vec<Vec<f32>>) -> Result<Vec<f32>, CollectiveError> {
+        // Links may be cut in the middle of a frame by now: only a new epoch's begin at one.
         if self.broken {
             return Err(CollectiveError::Aborted);
         }
@@ -184,6 +185,7 @@ impl TcpCollective {
             // The one number that changes no other when it is added.
             values.fill(-0.0);
         }
+        // A sum rather than a protocol of its own: deadlines, tags and blame are there once.
         let mut shards = vec![vec![-0.0; values.len()]; self.own_shards() - 1];
         shards.push(values);
         self.all_reduce(shards)
@@ -222,14 +224,18 @@ impl TcpCollective {
         from: usize,
         receive: impl FnOnce(&Link, u32) -> Result<(), CollectiveError>,
     ) -> Result<(), CollectiveError> {
+        // Every rank counts its exchanges, so that one that is a step ahead is noticed rather than added up.
         let sequence = self.sequence;
         self.sequence = self.sequence.wrapping_add(1);
         let (to, from, stopped) = (&self.links[&to], &self.links[&from], &self.stopped);
+        // The other direction has nothing to wait for then, and would only blame its own rank when its deadline passes.
         let stop_on_error = |result: Result<(), CollectiveError>| {
             result.inspect_err(|_| stopped.store(true, Ordering::Release))
         };
         let (done, is_done) = mpsc::channel();
         let (sent, received) = std::thread::scope(|scope| {
+            // Both sides send at once. Messages are larger than what sockets buffer, so if neither read before its own
+            // was sent, both would wait for ever.
             let sender = scope.spawn(|| stop_on_error(to.send(sequence, message)));
             scope.spawn(|| self.say_waiting(is_done));
             let received = stop_on_error(receive(from, sequence));
@@ -262,11 +268,14 @@ impl TcpCollective {
             });
         }
         let deadline = Instant::now() + self.deadlines.join;
+        // Before any call goes out: ranks that are still in an older epoch learn from the lobby that it is over.
         let enter = listener.lobby().enter(epoch);
         enter.map_err(|newer| CollectiveError::Outdated { rank, epoch, newer })?;
         let (lower, higher): (Vec<_>, Vec<_>) = partners(shards, rank, self.world())
             .into_iter()
             .partition(|&other| other < rank);
+        // One connection for two ranks, and the higher one calls. Replies are read last, so that no rank waits for one
+        // while others wait for its calls.
         for &other in &lower {
             let introduced = self.call(listener, other, deadline)?;
             self.add_link(other, introduced)?;
@@ -313,6 +322,7 @@ impl TcpCollective {
             let handshake = listener.lobby().handshake();
             match greet(handshake, &self.membership.peers[rank], &hello) {
                 Ok(introduced) => return Ok(introduced),
+                // Refused connections too: it may not listen yet, or be starting again.
                 Err(error) => last = Some(error),
             }
             std::thread::sleep(RETRY_PAUSE);
@@ -394,6 +404,7 @@ impl TcpCollective {
             link.give_up(culprit);
         }
         let deadline = Link::farewell_deadline();
+        // What the culprit still sends helps nobody, and it may never end.
         for link in self.links.values().filter(|link| link.rank != culprit) {
             link.drain(deadline);
         }

@@ -469,6 +469,21 @@ fn forward(mut from: TcpStream, mut to: TcpStream, mut change: impl FnMut(&mut [
 const CHILD_PEER: &str = "RETOUCH_TEST_COLLECTIVE_PEER";
 const CHILD_AUTHORITY: &str = "RETOUCH_TEST_COLLECTIVE_AUTHORITY";
 
+fn one_of_two(
+    rank: usize,
+    mine: &Listener,
+    peers: Vec<SocketAddr>,
+) -> Result<TcpCollective, CollectiveError> {
+    let membership = Membership {
+        epoch: 1,
+        rank,
+        peers,
+        shards: 2,
+        sealing: Sealing::Everything,
+    };
+    TcpCollective::join(mine, membership, PATIENT, &Aborter::default())
+}
+
 /// Rank 1 of 2 in a process of its own; does nothing unless told its peer.
 #[test]
 fn child_rank() {
@@ -479,15 +494,7 @@ fn child_rank() {
     println!("listening {}", mine.address());
     std::io::stdout().flush().expect("stdout is piped");
     let peers = vec![peer.parse().expect("an address"), mine.address()];
-    let membership = Membership {
-        epoch: 1,
-        rank: 1,
-        peers,
-        shards: 2,
-        sealing: Sealing::Everything,
-    };
-    let mut collective = TcpCollective::join(&mine, membership, PATIENT, &Aborter::default())
-        .expect("rank 0 is there");
+    let mut collective = one_of_two(1, &mine, peers).expect("rank 0 is there");
     for _ in 0..1_000_000 {
         if collective.all_reduce(vec![vec![1.0; 1 << 18]]).is_err() {
             return;
@@ -514,15 +521,7 @@ fn killed_process_is_noticed_at_once() {
         .next()
         .expect("an address");
     let peers = vec![mine.address(), address.trim().parse().expect("an address")];
-    let membership = Membership {
-        epoch: 1,
-        rank: 0,
-        peers,
-        shards: 2,
-        sealing: Sealing::Everything,
-    };
-    let mut collective = TcpCollective::join(&mine, membership, PATIENT, &Aborter::default())
-        .expect("the child joins");
+    let mut collective = one_of_two(0, &mine, peers).expect("the child joins");
     for _ in 0..3 {
         let sum = collective
             .all_reduce(vec![vec![2.0; 1 << 18]])

@@ -137,6 +137,7 @@ impl Ranks {
         work: impl FnOnce(&mut Collective) -> Result<T, E>,
     ) -> Result<T, E> {
         self.at_work.begin(lease);
+        // The collective is taken out and put back only after success: one that failed has links cut in mid-frame.
         let result = self
             .join(epoch, cancel)
             .map_err(E::from)
