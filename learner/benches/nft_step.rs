@@ -7,10 +7,11 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use criterion::{Criterion, criterion_group, criterion_main};
+use retouch_learner::schedule::Update;
 use retouch_learner::shards::Local;
-use retouch_learner::state::{LearnerState, UpdateConfig};
+use retouch_learner::state::LearnerState;
 use retouch_learner::step::{
-    GroupData, Iteration, SampledBy, SealedGroup, StepConfig, train_iteration,
+    self, GroupData, SampledBy, SealedGroup, SealedIteration, train_iteration,
 };
 use retouch_models::autoencoder_kl::AutoencoderKlConfig;
 use retouch_models::editor::{ConditionShape, Editor, ImageSize, Parts};
@@ -21,10 +22,9 @@ use retouch_models::lora::LoraAdapter;
 use retouch_models::noise;
 use retouch_models::scheduler::FlowMatchScheduler;
 use retouch_models::weights::{Pretrained, write_config};
-use retouch_proto::RunConfig;
-use retouch_proto::config::Checkpointing;
-use retouch_proto::ids::{self, GroupId};
+use retouch_proto::config::{Checkpointing, LearnerConfig};
 use retouch_proto::task::TrainMetrics;
+use retouch_proto::{GroupId, Iteration, RunConfig};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -76,7 +76,7 @@ fn group(editor: &Editor, index: u32) -> SealedGroup {
     let advantages = noise::normal_values(seed + 4, GROUP_SIZE);
     SealedGroup {
         group: GroupId {
-            iteration: ids::Iteration(1),
+            iteration: Iteration(1),
             index,
         },
         advantages: advantages.into_iter().map(f64::from).collect(),
@@ -88,16 +88,17 @@ fn group(editor: &Editor, index: u32) -> SealedGroup {
     }
 }
 
-fn config(micro_batch_size: usize, checkpointing: Checkpointing) -> StepConfig {
+fn config(micro_batch_size: usize, checkpointing: Checkpointing) -> RunConfig {
     let mut run = RunConfig::default();
+    run.seed = 1;
     run.learner.gradient_shards = 2;
     run.learner.micro_batch_size = micro_batch_size as u32;
     run.learner.activation_checkpointing = checkpointing;
-    StepConfig::from_run(&run)
+    run
 }
 
 /// A state whose old policy is not the trained one, as after the first iterations.
-fn state(editor: &Editor, config: &StepConfig) -> LearnerState {
+fn state(editor: &Editor, config: &RunConfig) -> LearnerState {
     let adapter = LoraAdapter::init(&config.lora, editor.projections(), 1, &Device::flex());
     let mut state = LearnerState::initial(adapter.to_flat());
     state.old.iter_mut().for_each(|value| *value *= 0.99);
@@ -118,11 +119,10 @@ fn iterations(criterion: &mut Criterion) {
         let name = format!("micro_batch_{micro_batch_size}_checkpointing_{checkpointing}");
         let config = config(micro_batch_size, checkpointing);
         let state = state(&editor, &config);
-        let iteration = Iteration {
+        let iteration = SealedIteration {
             editor: &editor,
             config: &config,
-            run_seed: 1,
-            number: ids::Iteration(1),
+            number: Iteration(1),
             groups: &groups,
         };
         print_stages(&name, iteration, &state);
@@ -135,7 +135,7 @@ fn iterations(criterion: &mut Criterion) {
 }
 
 /// Where the time of one iteration and of what is published of it goes. No blob is waited for and no rank.
-fn print_stages(name: &str, iteration: Iteration<'_>, state: &LearnerState) {
+fn print_stages(name: &str, iteration: SealedIteration<'_>, state: &LearnerState) {
     let mut go_on = |_| ControlFlow::Continue(());
     let output = train_iteration(iteration, state, &mut Local, &mut go_on).unwrap();
     let begin = Instant::now();
@@ -159,7 +159,10 @@ fn update(criterion: &mut Criterion) {
     let mut bench = criterion.benchmark_group("update");
     bench.sample_size(10);
     bench.bench_function("32m_parameters", |b| {
-        b.iter(|| black_box(state.update(vec![1e-3; n], &UpdateConfig::default())));
+        b.iter(|| {
+            let now = Update::at(&LearnerConfig::default(), state.step + 1);
+            black_box(step::update(&mut state, vec![1e-3; n], &now))
+        });
     });
     bench.finish();
 }

@@ -1,6 +1,5 @@
 //! One iteration on random samples: what a run will take of a learner, before it is started.
 
-use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -12,16 +11,15 @@ use retouch_models::lora::LoraAdapter;
 use retouch_models::noise;
 use retouch_models::weights::LoadError;
 use retouch_proto::RunConfig;
-use retouch_proto::ids::{self, GroupId};
 use retouch_proto::task::TrainMetrics;
+use retouch_proto::{GroupId, Iteration};
 use serde::Serialize;
 
 use crate::metrics::Evaluations;
+use crate::plan;
 use crate::shards::{self, BoxError, ShardReduce};
 use crate::state::{LearnerState, StateError};
-use crate::step::{
-    self, GroupData, Iteration, Observer, SampledBy, SealedGroup, StepConfig, StepError,
-};
+use crate::step::{self, GroupData, Observer, SampledBy, SealedGroup, SealedIteration, StepError};
 
 /// How much of itself the old policy has of the new one: they differ, as after the first iterations.
 const OLD_SHARE: f32 = 0.99;
@@ -91,7 +89,6 @@ pub fn dry_run(run: &RunConfig, observe: &mut Observer<'_>) -> Result<DryRun, Dr
         run,
         editor: &editor,
         device: &device,
-        config: StepConfig::from_run(run),
     };
     walk.iteration(load, observe)
 }
@@ -101,18 +98,22 @@ struct Walk<'a> {
     run: &'a RunConfig,
     editor: &'a Editor,
     device: &'a Device,
-    config: StepConfig,
 }
 
 impl Walk<'_> {
     fn iteration(&self, load: Duration, observe: &mut Observer<'_>) -> Result<DryRun, DryRunError> {
         let ranks = self.run.learner.ranks as usize;
-        let groups = self.groups(shards::owned(self.config.gradient_shards, 0, ranks));
+        let groups = self.groups(ranks);
         // As a learner has it: the blob of the state stays while the task is worked on.
         let blob = self.state().to_bytes();
         let begin = Instant::now();
         let state = LearnerState::from_bytes(&blob)?;
-        let iteration = self.numbered(&groups);
+        let iteration = SealedIteration {
+            editor: self.editor,
+            config: self.run,
+            number: Iteration(1),
+            groups: &groups,
+        };
         let output = step::train_iteration(iteration, &state, &mut FirstOf { ranks }, observe)?;
         let publishing = Instant::now();
         let published = (
@@ -138,29 +139,25 @@ impl Walk<'_> {
         })
     }
 
-    fn numbered<'g>(&'g self, groups: &'g [SealedGroup]) -> Iteration<'g> {
-        Iteration {
-            editor: self.editor,
-            config: &self.config,
-            run_seed: self.run.seed,
-            number: ids::Iteration(1),
-            groups,
-        }
-    }
-
     fn state(&self) -> LearnerState {
         let projections = self.editor.projections();
-        let adapter = LoraAdapter::init(&self.config.lora, projections, self.run.seed, self.device);
+        let lora = &self.run.lora;
+        let adapter = LoraAdapter::init(lora, projections, self.run.seed, self.device);
         let mut state = LearnerState::initial(adapter.to_flat());
         state.old.iter_mut().for_each(|value| *value *= OLD_SHARE);
         state
     }
 
-    /// The groups of an iteration, with the samples that the given shards need.
-    fn groups(&self, owned: Range<usize>) -> Vec<SealedGroup> {
-        let count = self.run.rollout.groups_per_iteration;
-        let mut groups: Vec<SealedGroup> = (0..count).map(|index| self.group(index)).collect();
-        for position in self.numbered(&groups).needed_groups(owned) {
+    /// The groups of an iteration, with the samples that the first rank's shards need.
+    fn groups(&self, ranks: usize) -> Vec<SealedGroup> {
+        let rollout = &self.run.rollout;
+        let shards = self.run.learner.gradient_shards as usize;
+        let sizes = vec![rollout.group_size as usize; rollout.groups_per_iteration as usize];
+        let needed = plan::needed_groups(shards, shards::owned(shards, 0, ranks), &sizes);
+        let mut groups: Vec<SealedGroup> = (0..rollout.groups_per_iteration)
+            .map(|index| self.group(index))
+            .collect();
+        for position in needed {
             groups[position].data = Some(self.data(groups[position].group.index));
         }
         groups
@@ -169,11 +166,9 @@ impl Walk<'_> {
     fn group(&self, index: u32) -> SealedGroup {
         let samples = self.run.rollout.group_size as usize;
         let advantages = noise::normal_values(u64::from(index), samples);
+        let iteration = Iteration(1);
         SealedGroup {
-            group: GroupId {
-                iteration: ids::Iteration(1),
-                index,
-            },
+            group: GroupId { iteration, index },
             advantages: advantages.into_iter().map(f64::from).collect(),
             sampled_by: SampledBy::Old,
             data: None,
@@ -207,7 +202,7 @@ impl Walk<'_> {
         let prompt = self.editor.prompt_shape(self.condition_shape());
         let [tokens, channels] = self.editor.latent_shape(self.condition_shape().size);
         let samples = groups.first().map_or(0, |group| group.advantages.len());
-        let pairs = self.config.micro_batch_size;
+        let pairs = self.run.learner.micro_batch_size as usize;
         let mut shapes = vec![
             shape("x0 of a group", [samples, tokens, channels]),
             shape("source latents", [tokens, channels]),

@@ -1,23 +1,19 @@
 //! The learner: DiffusionNFT on sealed iterations, and supervised fine-tuning.
 //!
-//! Reading order: [`step`] is one iteration from top to bottom. [`nft`] is its loss and
-//! [`gradient`] the way back; [`adamw`], [`clip`] and [`schedule`] are what an update does
-//! to parameters, and [`state`] is what carries it on. [`plan`] and [`shards`] divide the
-//! work so that results do not depend on how many ranks (`rank`) and threads ([`lanes`])
-//! share it; [`collective`] adds their sums up. [`session`] is the role of a cluster's
-//! process, and [`dry_run`] an iteration before there is one, [`workload`] its size. [`sft`] is the other
-//! training.
+//! Reading order: [`step`] is one iteration from top to bottom. [`plan`] says which samples it learns from at which
+//! noise, [`nft`] is its loss; [`clip`], [`adamw`] and [`schedule`] are what an update does to parameters, and
+//! [`state`] is what carries it on. [`shards`] and [`lanes`] divide the work so that results do not depend on how many
+//! ranks and threads share it; [`collective`] adds their sums up. [`session`] is the role of a cluster's process, and
+//! [`dry_run`] an iteration before there is one, [`workload`] its size. [`sft`] is the other training.
 
 pub mod adamw;
 pub mod clip;
 pub mod collective;
 pub mod dry_run;
-pub mod gradient;
 pub mod lanes;
 pub mod metrics;
 pub mod nft;
 pub mod plan;
-mod rank;
 pub mod schedule;
 pub mod session;
 pub mod sft;

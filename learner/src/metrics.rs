@@ -3,11 +3,9 @@
 use std::ops::AddAssign;
 use std::time::{Duration, Instant};
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Bool, Tensor, Transaction};
 use retouch_proto::task::TrainMetrics;
 use serde::Serialize;
-
-use crate::nft::NftTerms;
 
 /// Means over all (sample, timestep) pairs of an iteration, and its gradient.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -71,8 +69,8 @@ impl From<StepMetrics> for TrainMetrics {
 
 /// Wall time of one rank by stage.
 ///
-/// Devices that compute asynchronously are waited for at the end of the backward
-/// pass alone, so there the stages before it count launches.
+/// Devices that compute asynchronously are waited for once a micro batch, at the end
+/// of its backward pass, so there the stages before it count launches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StageTimes {
     /// Noise and batches.
@@ -137,34 +135,59 @@ pub(crate) fn timed<T>(total: &mut Duration, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// As [`timed`], for work that is done when the device is.
-pub(crate) fn timed_on<T>(device: &Device, total: &mut Duration, work: impl FnOnce() -> T) -> T {
-    timed(total, || {
-        let result = work();
-        // What went wrong shows when the result is read.
-        let _ = device.sync();
-        result
-    })
-}
-
-/// Running sums of a shard.
+/// What is measured at each (sample, timestep) pair.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct TermSums {
-    policy_loss: f64,
-    kl: f64,
-    old_kl: f64,
-    old_deviate: f64,
-    old_deviate_max: f64,
-    x0_norm: f64,
-    x0_norm_max: f64,
+pub struct Terms<T> {
+    /// The policy loss.
+    pub policy_loss: T,
+    /// mean (v_theta - v_ref)^2.
+    pub kl: T,
+    /// mean (v_old - v_ref)^2.
+    pub old_kl: T,
+    /// mean (v_theta - v_old)^2.
+    pub old_deviate: T,
+    /// max (v_theta - v_old)^2.
+    pub old_deviate_max: T,
+    /// mean x0^2.
+    pub x0_norm: T,
+    /// max x0^2.
+    pub x0_norm_max: T,
 }
 
-impl TermSums {
-    /// Number of values in [`row`](Self::row).
-    pub(crate) const SLOTS: usize = 7;
+/// How many terms there are.
+pub(crate) const TERMS: usize = 7;
 
+impl<T> Terms<T> {
+    fn into_array(self) -> [T; TERMS] {
+        [
+            self.policy_loss,
+            self.kl,
+            self.old_kl,
+            self.old_deviate,
+            self.old_deviate_max,
+            self.x0_norm,
+            self.x0_norm_max,
+        ]
+    }
+
+    /// The terms in the order of [`into_array`](Self::into_array), by number.
+    fn from_fn(mut term: impl FnMut(usize) -> T) -> Self {
+        Self {
+            policy_loss: term(0),
+            kl: term(1),
+            old_kl: term(2),
+            old_deviate: term(3),
+            old_deviate_max: term(4),
+            x0_norm: term(5),
+            x0_norm_max: term(6),
+        }
+    }
+}
+
+/// A shard's sums and maxima.
+impl Terms<f64> {
     /// Adds the pairs of a batch, in order.
-    pub(crate) fn add(&mut self, terms: &PairTerms) {
+    pub(crate) fn add(&mut self, terms: &Terms<Vec<f32>>) {
         let sum = |values: &[f32]| values.iter().map(|&v| f64::from(v)).sum::<f64>();
         let max = |values: &[f32]| values.iter().copied().fold(0.0, f32::max);
         self.policy_loss += sum(&terms.policy_loss);
@@ -177,86 +200,49 @@ impl TermSums {
     }
 
     /// The sums as they travel to the other ranks.
-    pub(crate) fn row(&self) -> [f32; Self::SLOTS] {
-        [
-            self.policy_loss,
-            self.kl,
-            self.old_kl,
-            self.old_deviate,
-            self.old_deviate_max,
-            self.x0_norm,
-            self.x0_norm_max,
-        ]
-        .map(|v| v as f32)
+    pub(crate) fn row(self) -> [f32; TERMS] {
+        self.into_array().map(|v| v as f32)
     }
 
-    /// Means over `pairs` pairs of all shards' rows.
+    /// Means over `pairs` pairs of all shards' rows, which begin with [`row`](Self::row).
     pub(crate) fn means(rows: &[Vec<f32>], pairs: usize, kl_beta: f64) -> StepMetrics {
         let column = |i: usize| rows.iter().map(move |row| f64::from(row[i]));
-        let mean = |i: usize| column(i).sum::<f64>() / pairs.max(1) as f64;
-        let max = |i: usize| column(i).fold(0.0, f64::max);
-        let (policy_loss, kl_div) = (mean(0), mean(1));
+        let mean = |i| column(i).sum::<f64>() / pairs.max(1) as f64;
+        let means = Self::from_fn(mean);
+        let max = |i| column(i).fold(0.0, f64::max);
+        let maxima = Self::from_fn(max);
         StepMetrics {
             pairs,
-            loss: policy_loss + kl_beta * kl_div,
-            policy_loss,
-            kl_div,
-            old_kl_div: mean(2),
-            old_deviate: mean(3),
-            old_deviate_max: max(4),
-            x0_norm: mean(5),
-            x0_norm_max: max(6),
+            loss: means.policy_loss + kl_beta * means.kl,
+            policy_loss: means.policy_loss,
+            kl_div: means.kl,
+            old_kl_div: means.old_kl,
+            old_deviate: means.old_deviate,
+            old_deviate_max: maxima.old_deviate_max,
+            x0_norm: means.x0_norm,
+            x0_norm_max: maxima.x0_norm_max,
             ..StepMetrics::default()
         }
     }
 }
 
-/// [`NftTerms`] on the host: one value per pair.
-#[derive(Clone, Debug)]
-pub(crate) struct PairTerms {
-    pub(crate) policy_loss: Vec<f32>,
-    pub(crate) kl: Vec<f32>,
-    old_kl: Vec<f32>,
-    old_deviate: Vec<f32>,
-    old_deviate_max: Vec<f32>,
-    x0_norm: Vec<f32>,
-    x0_norm_max: Vec<f32>,
-}
-
-impl PairTerms {
-    /// Reads all terms at once, waiting for the device.
-    pub(crate) fn read(terms: NftTerms) -> Self {
-        let terms = [
-            terms.policy_loss,
-            terms.kl,
-            terms.old_kl,
-            terms.old_deviate,
-            terms.old_deviate_max,
-            terms.x0_norm,
-            terms.x0_norm_max,
-        ];
-        let rows: Tensor<2> = Tensor::stack(terms.into(), 0);
-        let pairs = rows.dims()[1];
-        let values = host(rows);
-        let [
-            policy_loss,
-            kl,
-            old_kl,
-            old_deviate,
-            old_deviate_max,
-            x0_norm,
-            x0_norm_max,
-        ] = std::array::from_fn(|i| values[i * pairs..(i + 1) * pairs].to_vec());
-        Self {
-            policy_loss,
-            kl,
-            old_kl,
-            old_deviate,
-            old_deviate_max,
-            x0_norm,
-            x0_norm_max,
-        }
-    }
+/// Reads all terms and a flag at once, waiting for the device; a flag that is not there is set.
+pub(crate) fn read(
+    terms: Terms<Tensor<1>>,
+    flag: Option<Tensor<1, Bool>>,
+) -> (Terms<Vec<f32>>, bool) {
+    let terms = terms.into_array().into_iter();
+    let reads = terms.fold(Transaction::default(), Transaction::register);
+    let reads = flag.into_iter().fold(reads, Transaction::register);
+    let mut read = reads.execute().into_iter();
+    let terms = Terms::from_fn(|_| {
+        let term = read.next().expect("as many as were registered");
+        term.iter::<f32>().collect()
+    });
+    let flag = read
+        .next()
+        .is_none_or(|flag| flag.iter::<bool>().all(|set| set));
+    (terms, flag)
 }
 
 /// A tensor's values on the host, in row-major order.

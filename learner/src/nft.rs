@@ -14,12 +14,14 @@
 //! loss  = c (r L(v_pos) + (1 - r) L(v_neg)) / beta + kl_beta mean (v_theta - v_ref)^2
 //! ```
 //!
-//! Everything here is a sum over the valid (sample, timestep) pairs of a batch,
-//! and the number of pairs is kept beside it: sums of parts add up to the sum of
-//! the whole, however samples are packed into batches, shards and ranks.
+//! The loss is a sum over (sample, timestep) pairs, not a mean: sums of parts add up to
+//! the sum of the whole, however samples are packed into batches, shards and ranks.
 
 use burn::tensor::{DType, FloatDType, Tensor, TensorData};
+use retouch_proto::RunConfig;
 use retouch_proto::config::AdvMode;
+
+use crate::metrics::Terms;
 
 /// The smallest weight by which a squared error is divided.
 const WEIGHT_MIN: f64 = 1e-5;
@@ -37,18 +39,17 @@ pub struct NftConfig {
     pub adv_mode: AdvMode,
 }
 
-impl Default for NftConfig {
-    fn default() -> Self {
+impl NftConfig {
+    /// The settings of a run file.
+    pub fn from_run(run: &RunConfig) -> Self {
         Self {
-            beta: 1.0,
-            kl_beta: 1e-4,
-            adv_clip_max: 5.0,
-            adv_mode: AdvMode::All,
+            beta: run.learner.nft_beta,
+            kl_beta: run.learner.kl_beta,
+            adv_clip_max: run.advantage.adv_clip_max,
+            adv_mode: run.advantage.adv_mode,
         }
     }
-}
 
-impl NftConfig {
     /// The weight r in 0..1 of the positive term for an advantage.
     pub fn positive_weight(&self, advantage: f64) -> f64 {
         let c = self.adv_clip_max;
@@ -69,60 +70,41 @@ fn apply(mode: AdvMode, advantage: f64) -> f64 {
     }
 }
 
-/// A batch of (sample, timestep) pairs with the three policies' predictions.
+/// A batch of (sample, timestep) pairs.
 ///
 /// # Shapes
 ///
 /// Tensors are [B, S, C]; the lists have B entries.
 #[derive(Clone, Debug)]
-pub struct NftBatch<'a> {
+pub struct NftBatch {
     /// Clean latents.
     pub x0: Tensor<3>,
-    /// The noise eps that was mixed into them.
-    pub noise: Tensor<3>,
-    /// Prediction of the trained policy, on an autodiff device.
-    pub v_theta: Tensor<3>,
-    /// Prediction of the policy that sampled x0; `None` means that it is the
-    /// trained one.
-    pub v_old: Option<Tensor<3>>,
-    /// Prediction of the base model; `None` leaves the KL term out.
-    pub v_ref: Option<Tensor<3>>,
+    /// Noised latents, see [`add_noise`].
+    pub x_t: Tensor<3>,
     /// Noise levels in 0..1.
-    pub t: &'a [f32],
+    pub t: Vec<f32>,
     /// Advantages of the samples.
-    pub advantages: &'a [f64],
-    /// Pairs that are not valid count nowhere.
-    pub valid: &'a [bool],
+    pub advantages: Vec<f64>,
 }
 
-/// Sums over the valid pairs of a batch.
+/// What the three policies predict for a batch. All are [B, S, C].
+#[derive(Clone, Debug)]
+pub struct Velocities {
+    /// The trained policy's, on an autodiff device.
+    pub v_theta: Tensor<3>,
+    /// Of the policy that sampled x0; `None` means that it is the trained one.
+    pub v_old: Option<Tensor<3>>,
+    /// The base model's; `None` leaves the KL term out.
+    pub v_ref: Option<Tensor<3>>,
+}
+
+/// The loss of a batch.
 #[derive(Clone, Debug)]
 pub struct NftLoss {
-    /// policy_loss + kl_beta kl, tracked for the backward pass. [1]
+    /// policy_loss + kl_beta kl, summed over the pairs and tracked for the backward pass. [1]
     pub loss: Tensor<1>,
-    /// Every pair's values, off the graph.
-    pub terms: NftTerms,
-    /// How many pairs are valid: what the sums are to be divided by.
-    pub count: usize,
-}
-
-/// Values of each pair of a batch, detached. All are [B].
-#[derive(Clone, Debug)]
-pub struct NftTerms {
-    /// The policy loss.
-    pub policy_loss: Tensor<1>,
-    /// mean (v_theta - v_ref)^2.
-    pub kl: Tensor<1>,
-    /// mean (v_old - v_ref)^2.
-    pub old_kl: Tensor<1>,
-    /// mean (v_theta - v_old)^2.
-    pub old_deviate: Tensor<1>,
-    /// max (v_theta - v_old)^2.
-    pub old_deviate_max: Tensor<1>,
-    /// mean x0^2.
-    pub x0_norm: Tensor<1>,
-    /// max x0^2.
-    pub x0_norm_max: Tensor<1>,
+    /// Every pair's values, off the graph. All are [B].
+    pub terms: Terms<Tensor<1>>,
 }
 
 /// The noised latent x_t = (1 - t) x0 + t eps.
@@ -141,20 +123,21 @@ pub fn add_noise(x0: Tensor<3>, noise: Tensor<3>, t: &[f32]) -> Tensor<3> {
 /// # Panics
 ///
 /// If the shapes disagree.
-pub fn nft_loss(batch: NftBatch<'_>, config: &NftConfig) -> NftLoss {
+pub fn nft_loss(batch: &NftBatch, velocities: Velocities, config: &NftConfig) -> NftLoss {
     let NftBatch {
         x0,
-        noise,
+        x_t,
+        t,
+        advantages,
+    } = batch;
+    let Velocities {
         v_theta,
         v_old,
         v_ref,
-        t,
-        advantages,
-        valid,
-    } = batch;
+    } = velocities;
     let [b, ..] = x0.dims();
     assert!(
-        [t.len(), advantages.len(), valid.len()] == [b; 3],
+        [t.len(), advantages.len()] == [b; 2],
         "lists have one entry per pair"
     );
 
@@ -163,40 +146,38 @@ pub fn nft_loss(batch: NftBatch<'_>, config: &NftConfig) -> NftLoss {
     let v_pos = v_theta.clone() * beta + v_old.clone() * (1.0 - beta);
     let v_neg = v_old.clone() * (1.0 + beta) - v_theta.clone() * beta;
 
-    let x_t = add_noise(x0.clone(), noise, t);
-    let t = per_sample(t.iter().copied(), &x0);
+    let t = per_sample(t.iter().copied(), x0);
     let x0_hat = |v: Tensor<3>| x_t.clone() - v * t.clone();
-    let l_pos = weighted_error(x0_hat(v_pos), &x0);
-    let l_neg = weighted_error(x0_hat(v_neg), &x0);
+    let l_pos = weighted_error(x0_hat(v_pos), x0);
+    let l_neg = weighted_error(x0_hat(v_neg), x0);
 
     let c = config.adv_clip_max;
     let r: Vec<f64> = advantages
         .iter()
         .map(|&a| config.positive_weight(a))
         .collect();
-    let positive = per_pair(r.iter().map(|r| c * r / beta), &x0);
-    let negative = per_pair(r.iter().map(|r| c * (1.0 - r) / beta), &x0);
+    let positive = per_pair(r.iter().map(|r| c * r / beta), x0);
+    let negative = per_pair(r.iter().map(|r| c * (1.0 - r) / beta), x0);
     let policy_loss = l_pos * positive + l_neg * negative;
 
     let kl = match &v_ref {
         Some(v_ref) => mean_square(v_theta.clone() - v_ref.clone()),
-        None => zeros(&x0),
+        None => zeros(x0),
     };
     let pair_loss = policy_loss.clone() + kl.clone() * config.kl_beta;
     let old_deviation = (v_theta.inner() - v_old.clone()).square();
     let x0_square = x0.clone().square();
     NftLoss {
-        loss: sum_valid(pair_loss, valid),
-        terms: NftTerms {
+        loss: pair_loss.sum(),
+        terms: Terms {
             policy_loss: policy_loss.inner(),
             kl: kl.inner(),
-            old_kl: v_ref.map_or_else(|| zeros(&x0), |v_ref| mean_square(v_old - v_ref)),
+            old_kl: v_ref.map_or_else(|| zeros(x0), |v_ref| mean_square(v_old - v_ref)),
             old_deviate: mean(old_deviation.clone()),
             old_deviate_max: max(old_deviation),
             x0_norm: mean(x0_square.clone()),
             x0_norm_max: max(x0_square),
         },
-        count: valid.iter().filter(|&&v| v).count(),
     }
 }
 
@@ -227,16 +208,6 @@ fn max(x: Tensor<3>) -> Tensor<1> {
 
 fn zeros(like: &Tensor<3>) -> Tensor<1> {
     Tensor::zeros([like.dims()[0]], (&like.device().inner(), DType::F32))
-}
-
-/// Sums the valid entries; the others are left out before they can spread a NaN.
-fn sum_valid(pairs: Tensor<1>, valid: &[bool]) -> Tensor<1> {
-    if valid.iter().all(|&v| v) {
-        return pairs.sum();
-    }
-    let mask: Vec<bool> = valid.iter().map(|v| !v).collect();
-    let mask = Tensor::from_data(TensorData::new(mask, [valid.len()]), &pairs.device());
-    pairs.mask_fill(mask, 0.0).sum()
 }
 
 fn per_pair(values: impl Iterator<Item = f64>, like: &Tensor<3>) -> Tensor<1> {

@@ -1,8 +1,46 @@
-//! How fast the old policy and the EMA follow the trained one.
+//! What changes from update to update: the learning rate, and how fast the old policy and the EMA follow the
+//! trained one.
 //!
 //! `step` counts the optimizer update just made, so it starts at 1.
 
-use retouch_proto::config::OldPolicy;
+use retouch_proto::config::{LearnerConfig, OldPolicy};
+
+use crate::adamw::AdamWConfig;
+
+/// One optimizer update, with the schedules' values at its step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Update {
+    /// The optimizer.
+    pub adamw: AdamWConfig,
+    /// Longest gradient that is applied as it is.
+    pub max_grad_norm: f64,
+    /// Share of itself that the old policy keeps.
+    pub eta: f64,
+    /// Share of itself that the EMA keeps.
+    pub ema_decay: f64,
+}
+
+impl Update {
+    /// Update number `step` of a run with these settings.
+    pub fn at(learner: &LearnerConfig, step: u64) -> Self {
+        Self {
+            adamw: AdamWConfig {
+                learning_rate: warm_up(
+                    learner.learning_rate,
+                    step,
+                    learner.warmup_iterations.into(),
+                ),
+                beta1: learner.adam_beta1,
+                beta2: learner.adam_beta2,
+                epsilon: learner.adam_epsilon,
+                weight_decay: learner.weight_decay,
+            },
+            max_grad_norm: learner.max_grad_norm,
+            eta: eta(learner.old_policy, step),
+            ema_decay: ema_decay(step, learner.ema_decay_max),
+        }
+    }
+}
 
 /// eta of theta_old <- eta theta_old + (1 - eta) theta: the share of itself that the
 /// old policy, which samples the next iteration, keeps after update `step`.

@@ -1,10 +1,5 @@
 //! All that a learner carries from one iteration to the next.
 
-use retouch_proto::config::OldPolicy;
-
-use crate::adamw::{AdamWConfig, Moments};
-use crate::clip;
-use crate::schedule;
 use crate::vectors::{self, VectorsError};
 
 /// The learner's state after `step` optimizer updates.
@@ -28,62 +23,6 @@ pub struct LearnerState {
     pub old: Vec<f32>,
 }
 
-/// How a gradient becomes the next state.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct UpdateConfig {
-    /// The optimizer.
-    pub adamw: AdamWConfig,
-    /// Updates in which the learning rate grows to that of the optimizer.
-    pub warmup_steps: u64,
-    /// Longest gradient that is applied as it is.
-    pub max_grad_norm: f64,
-    /// How the old policy follows.
-    pub old_policy: OldPolicy,
-    /// Most of itself that the EMA keeps.
-    pub ema_decay_max: f64,
-}
-
-impl UpdateConfig {
-    /// What update number `step`, counted from 1, does.
-    pub fn at(&self, step: u64) -> Update {
-        let learning_rate = schedule::warm_up(self.adamw.learning_rate, step, self.warmup_steps);
-        Update {
-            adamw: AdamWConfig {
-                learning_rate,
-                ..self.adamw
-            },
-            max_grad_norm: self.max_grad_norm,
-            eta: schedule::eta(self.old_policy, step),
-            ema_decay: schedule::ema_decay(step, self.ema_decay_max),
-        }
-    }
-}
-
-/// One update, with the schedules' values at its step.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Update {
-    /// The optimizer.
-    pub adamw: AdamWConfig,
-    /// Longest gradient that is applied as it is.
-    pub max_grad_norm: f64,
-    /// Share of itself that the old policy keeps.
-    pub eta: f64,
-    /// Share of itself that the EMA keeps.
-    pub ema_decay: f64,
-}
-
-impl Default for UpdateConfig {
-    fn default() -> Self {
-        Self {
-            adamw: AdamWConfig::default(),
-            warmup_steps: 0,
-            max_grad_norm: 1.0,
-            old_policy: OldPolicy::Default,
-            ema_decay_max: 0.9,
-        }
-    }
-}
-
 /// The vectors of a state in its file.
 const VECTORS: [&str; 5] = ["theta", "adam_m", "adam_v", "ema", "old"];
 
@@ -104,37 +43,6 @@ impl LearnerState {
             old: theta.clone(),
             theta,
         }
-    }
-
-    /// Makes one optimizer update: clip, AdamW, EMA, old policy.
-    ///
-    /// Returns the norm of the gradient before clipping.
-    ///
-    /// # Panics
-    ///
-    /// If the gradient is not as long as the adapter.
-    pub fn update(&mut self, gradient: Vec<f32>, config: &UpdateConfig) -> f64 {
-        self.apply(gradient, &config.at(self.step + 1))
-    }
-
-    /// [`update`](Self::update) with the schedules' values given.
-    ///
-    /// # Panics
-    ///
-    /// If the gradient is not as long as the adapter.
-    pub fn apply(&mut self, mut gradient: Vec<f32>, update: &Update) -> f64 {
-        self.step += 1;
-        let norm = clip::clip_by_norm(&mut gradient, update.max_grad_norm);
-        let moments = Moments {
-            first: &mut self.adam_m,
-            second: &mut self.adam_v,
-        };
-        update
-            .adamw
-            .update(self.step, &mut self.theta, &gradient, moments);
-        schedule::follow(&mut self.ema, &self.theta, update.ema_decay);
-        schedule::follow(&mut self.old, &self.theta, update.eta);
-        norm
     }
 
     /// The state as safetensors, the same bytes for the same state.
@@ -179,12 +87,21 @@ impl LearnerState {
 
 #[cfg(test)]
 mod tests {
+    use retouch_proto::config::LearnerConfig;
+
     use super::*;
+    use crate::schedule::Update;
+    use crate::step::update;
 
     fn trained() -> LearnerState {
         let mut state = LearnerState::initial(vec![0.1, -0.2, 0.3]);
-        state.update(vec![1.0, 2.0, -3.0], &UpdateConfig::default());
+        train(&mut state, [1.0, 2.0, -3.0]);
         state
+    }
+
+    fn train(state: &mut LearnerState, gradient: [f32; 3]) {
+        let now = Update::at(&LearnerConfig::default(), state.step + 1);
+        update(state, gradient.into(), &now);
     }
 
     #[test]
@@ -206,11 +123,11 @@ mod tests {
 
     #[test]
     fn resuming_from_bytes_changes_no_bit() {
-        let gradient = vec![0.5, -1.5, 0.25];
+        let gradient = [0.5, -1.5, 0.25];
         let mut straight = trained();
         let mut resumed = LearnerState::from_bytes(&straight.to_bytes()).unwrap();
-        straight.update(gradient.clone(), &UpdateConfig::default());
-        resumed.update(gradient, &UpdateConfig::default());
+        train(&mut straight, gradient);
+        train(&mut resumed, gradient);
         assert_eq!(straight.to_bytes(), resumed.to_bytes());
     }
 

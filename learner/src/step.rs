@@ -1,430 +1,321 @@
-//! One training iteration, from sealed groups to the next learner state.
+//! One training iteration, from sealed groups to the next learner state: DiffusionNFT (arXiv 2509.16117) with a
+//! judge's rewards, as Edit-R1 trains (arXiv 2510.16888).
 //!
-//! 1. The kept samples, in (group, sample) order, are cut into `gradient_shards`
-//!    parts; this rank takes its own ([`plan`](crate::plan)).
-//! 2. Each sample is noised at a random choice of the sampler's timesteps, and the
-//!    loss's gradient is added up in its shard ([`gradient`](crate::gradient)).
-//! 3. The shards of all ranks are added in a fixed tree and divided by the number
-//!    of (sample, timestep) pairs ([`shards`](crate::shards)).
-//! 4. One optimizer update follows ([`state`](crate::state)).
+//! The functions stand in the order of the work:
+//!
+//! 1. [`train_iteration`] plans, has the gradient computed, adds it up over all ranks, and updates the state.
+//! 2. `shard_sums` computes the gradients of this rank's shards, side by side.
+//! 3. `shard_sum` adds up one shard, micro batch by micro batch.
+//! 4. `micro_batch` draws the noise of some (sample, timestep) pairs.
+//! 5. [`pair_gradient`] asks the three policies and goes from the loss back to the adapter.
+//! 6. [`update`] clips, makes AdamW's step, and lets the EMA and the old policy follow.
+//!
+//! The formulas are in [`nft`], [`adamw`](crate::adamw) and [`schedule`]; which pairs
+//! there are is in [`plan`](crate::plan), and how sums get their bits in [`shards`].
 
-use std::collections::BTreeSet;
-use std::fmt;
-use std::ops::{ControlFlow, Range};
-use std::sync::Arc;
+mod error;
+mod finding;
+mod input;
+mod progress;
+mod rank;
 
-use burn::tensor::Tensor;
-use retouch_models::editor::{Condition, Editor};
-use retouch_models::lora::{Checkpointing, LoraConfig};
-use retouch_models::scheduler::ScheduleError;
-use retouch_proto::RunConfig;
+use std::ops::Range;
+
+use burn::tensor::{Int, Tensor, TensorData};
+use retouch_models::editor::{Editor, Prepared};
+use retouch_models::lora::{LoraAdapter, LoraGradient, Trained};
+use retouch_models::noise;
 use retouch_proto::config::NotFinite;
-use retouch_proto::ids::{GroupId, Iteration as IterationNumber};
 
-use crate::adamw::AdamWConfig;
-use crate::metrics::{StageTimes, StepMetrics, TermSums, timed};
-use crate::nft::NftConfig;
-use crate::plan::{self, PlanConfig, Sample};
-use crate::rank::{self, Finding, Rank};
-use crate::shards::{self, BoxError, Ledger, ShardReduce};
-use crate::state::{LearnerState, UpdateConfig};
+use self::finding::Finding;
+use self::progress::Progress;
+use self::rank::Rank;
+use crate::adamw::Moments;
+use crate::clip::clip_by_norm;
+use crate::lanes::Lanes;
+use crate::metrics::{self, StageTimes, StepMetrics, Terms, timed};
+use crate::nft::{self, NftBatch, NftConfig, Velocities};
+use crate::plan::{MicroBatch, Pair};
+use crate::schedule::{Update, follow};
+use crate::shards::{self, ShardReduce};
+use crate::state::LearnerState;
 
-/// One sample in so many may be dropped for not being finite.
+pub use self::error::StepError;
+pub use self::finding::Culprit;
+pub use self::input::{GroupData, SampledBy, SealedGroup, SealedIteration, StepOutput};
+pub use self::progress::{Observer, StepProgress};
+
+/// One sample in so many may be dropped for not being finite. Where there are more, the samples are not what is wrong.
 const DROPPED_MAX: usize = 10;
-
-/// Samples that an iteration is made without.
-pub(crate) type Excluded = BTreeSet<Sample>;
-
-/// What a training iteration depends on beside its groups and the state.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StepConfig {
-    /// The loss.
-    pub nft: NftConfig,
-    /// The optimizer and the averages.
-    pub update: UpdateConfig,
-    /// The trained adapter.
-    pub lora: LoraConfig,
-    /// Parts in which the gradient is summed.
-    pub gradient_shards: usize,
-    /// Most (sample, timestep) pairs in one forward pass.
-    pub micro_batch_size: usize,
-    /// What is kept of a forward pass until it goes back.
-    pub checkpointing: Checkpointing,
-    /// Share of the sampler's timesteps that each sample is trained at.
-    pub timestep_fraction: f64,
-    /// Steps of the sampler that made the samples.
-    pub num_inference_steps: usize,
-    /// Guidance that the samples were made with.
-    pub guidance_scale: f64,
-    /// What becomes of a sample whose loss is not finite.
-    pub not_finite: NotFinite,
-}
-
-/// A group that passed the filter.
-#[derive(Clone, Debug)]
-pub struct SealedGroup {
-    /// The group.
-    pub group: GroupId,
-    /// One per sample.
-    pub advantages: Vec<f64>,
-    /// The policy that made the samples.
-    pub sampled_by: SampledBy,
-    /// The samples; ranks whose shards have none of the group do without.
-    pub data: Option<GroupData>,
-}
-
-/// The policy that made a group's samples (A6).
-#[derive(Clone, Debug)]
-pub enum SampledBy {
-    /// The old policy of the state.
-    Old,
-    /// An earlier old policy, as a flat adapter.
-    Earlier(Arc<[f32]>),
-}
-
-/// A group's samples.
-#[derive(Clone, Debug)]
-pub struct GroupData {
-    /// What they were made from.
-    pub condition: Condition,
-    /// Clean latents, f32. [K, S, C]
-    pub x0: Tensor<3>,
-}
-
-/// The input of one training iteration.
-#[derive(Clone, Copy, Debug)]
-pub struct Iteration<'a> {
-    /// The base model, on a device without autodiff.
-    pub editor: &'a Editor,
-    /// The method's settings.
-    pub config: &'a StepConfig,
-    /// The run's seed.
-    pub run_seed: u64,
-    /// The iteration's number.
-    pub number: IterationNumber,
-    /// The kept groups in group-id order.
-    pub groups: &'a [SealedGroup],
-}
-
-/// What comes out of a training iteration.
-#[derive(Clone, Debug)]
-pub struct StepOutput {
-    /// The next state, the same on every rank.
-    pub state: LearnerState,
-    /// Diagnostics, the same on every rank but for the times.
-    pub metrics: StepMetrics,
-}
-
-/// How far this rank is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StepProgress {
-    /// Pairs done.
-    pub done: usize,
-    /// Pairs of this rank.
-    pub total: usize,
-}
-
-/// Is told how far a rank is, and may answer `Break` to stop it.
-pub type Observer<'a> = dyn FnMut(StepProgress) -> ControlFlow<()> + Send + 'a;
-
-/// Why an iteration could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum StepError {
-    /// The observer asked to stop.
-    #[error("training iteration cancelled")]
-    Cancelled,
-    /// A group of this rank's shards came without its samples.
-    #[error("group {0} belongs to a shard of this rank, but its samples are missing")]
-    MissingData(GroupId),
-    /// Samples and advantages do not fit together.
-    #[error("group {group} has {samples} samples and {advantages} advantages")]
-    SampleCount {
-        /// The group.
-        group: GroupId,
-        /// Samples in x0.
-        samples: usize,
-        /// Advantages.
-        advantages: usize,
-    },
-    /// An adapter does not fit the model.
-    #[error("{which} has {len} values, the model's adapter has {expected}")]
-    AdapterLength {
-        /// Which adapter.
-        which: &'static str,
-        /// Its length.
-        len: usize,
-        /// The right length.
-        expected: usize,
-    },
-    /// An advantage is NaN or infinite.
-    #[error("advantage of sample {sample} of group {group} is {value}, expected a finite number")]
-    Advantage {
-        /// The group.
-        group: GroupId,
-        /// The sample in it.
-        sample: usize,
-        /// The advantage.
-        value: f64,
-    },
-    /// The loss of a pair is NaN or infinite.
-    #[error("{what} of sample {sample} of group {group} is not finite at timestep {timestep}")]
-    NotFinite {
-        /// The group.
-        group: GroupId,
-        /// The sample in it.
-        sample: usize,
-        /// Index of the timestep in the sampler's schedule.
-        timestep: usize,
-        /// What is not finite.
-        what: Culprit,
-    },
-    /// The scheduler has no noise levels for the sampler's steps.
-    #[error(transparent)]
-    Schedule(#[from] ScheduleError),
-    /// Every loss is finite, their gradient is not.
-    #[error("gradient norm is {0}, expected a finite number")]
-    GradientNotFinite(f64),
-    /// The sum over ranks failed.
-    #[error("all-reduce failed: {0}")]
-    AllReduce(#[source] BoxError),
-}
-
-/// What was found not to be finite.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Culprit {
-    /// The clean latent that the rollout made.
-    CleanLatent,
-    /// The policy loss, while the latent is finite.
-    PolicyLoss,
-    /// The distance from the base model, while the policy loss is finite.
-    KlDivergence,
-}
-
-impl StepConfig {
-    /// The settings of a run file.
-    pub fn from_run(run: &RunConfig) -> Self {
-        let RunConfig {
-            learner,
-            advantage,
-            rollout,
-            lora,
-            ..
-        } = run;
-        Self {
-            nft: NftConfig {
-                beta: learner.nft_beta,
-                kl_beta: learner.kl_beta,
-                adv_clip_max: advantage.adv_clip_max,
-                adv_mode: advantage.adv_mode,
-            },
-            update: UpdateConfig {
-                adamw: AdamWConfig {
-                    learning_rate: learner.learning_rate,
-                    beta1: learner.adam_beta1,
-                    beta2: learner.adam_beta2,
-                    epsilon: learner.adam_epsilon,
-                    weight_decay: learner.weight_decay,
-                },
-                warmup_steps: learner.warmup_iterations.into(),
-                max_grad_norm: learner.max_grad_norm,
-                old_policy: learner.old_policy,
-                ema_decay_max: learner.ema_decay_max,
-            },
-            lora: lora.clone(),
-            gradient_shards: learner.gradient_shards as usize,
-            micro_batch_size: learner.micro_batch_size as usize,
-            checkpointing: learner.activation_checkpointing,
-            timestep_fraction: learner.timestep_fraction,
-            num_inference_steps: rollout.num_inference_steps as usize,
-            guidance_scale: rollout.guidance_scale,
-            not_finite: learner.not_finite,
-        }
-    }
-}
-
-impl fmt::Display for Culprit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::CleanLatent => "clean latent",
-            Self::PolicyLoss => "policy loss",
-            Self::KlDivergence => "kl divergence",
-        })
-    }
-}
 
 /// Makes one training iteration; blocking, and busy on the device all the while.
 ///
 /// The result depends on the input alone, not on ranks or threads. Without groups
-/// the state stays as it is. `observe` is called before every batch.
+/// the state stays as it is. `observe` is called before every micro batch.
 ///
-/// What is wrong with a sample is found by the rank that has it and known to all. With
+/// What is not finite about a sample is found by the rank that has it, and known to all. With
 /// [`NotFinite::Drop`] they all begin again without it.
 ///
 /// # Errors
 ///
 /// See [`StepError`].
 pub fn train_iteration(
-    iteration: Iteration<'_>,
+    iteration: SealedIteration<'_>,
     state: &LearnerState,
-    shards: &mut dyn ShardReduce,
+    ranks: &mut dyn ShardReduce,
     observe: &mut Observer<'_>,
 ) -> Result<StepOutput, StepError> {
-    iteration.check()?;
+    iteration.check(state)?;
     if iteration.groups.is_empty() {
         return Ok(StepOutput {
             state: state.clone(),
             metrics: StepMetrics::default(),
         });
     }
-    let mut excluded = Excluded::new();
+    let learner = &iteration.config.learner;
+    let mut rank = Rank::new(iteration, state);
     loop {
-        let result = attempt(iteration, state, shards, observe, &excluded);
-        let Err(error @ StepError::NotFinite { .. }) = result else {
-            return result;
+        // Which rank has a shard is of no influence: its pairs and their order are the plan's (A9).
+        let owned = shards::owned(rank.plan.gradient_shards, ranks.rank(), ranks.world());
+        let mut times = StageTimes::default();
+        let sums = shard_sums(&rank, owned, &mut times, observe)?;
+
+        let reduced = timed(&mut times.all_reduce, || ranks.all_reduce(sums));
+        let mut gradient = reduced.map_err(StepError::AllReduce)?;
+        let rows = rank.ledger().split_off(&mut gradient);
+        // Findings came with the sum, so that all ranks have the same and decide alike without another exchange.
+        if let Some(finding) = Finding::first(&rows) {
+            let error = finding.error(iteration.groups);
+            let dropped_max = rank.plan.all_samples().div_ceil(DROPPED_MAX);
+            if learner.not_finite == NotFinite::Stop || rank.plan.excluded.len() >= dropped_max {
+                return Err(error);
+            }
+            tracing::warn!(%error, "the iteration begins again without the sample");
+            rank.plan.excluded.insert(finding.sample);
+            continue;
+        }
+
+        // Only now is the number of pairs known to be right: shards add sums, not means.
+        let pairs = rank.plan.pairs();
+        gradient.iter_mut().for_each(|g| *g /= pairs as f32);
+        let mut next = state.clone();
+        let update_now = Update::at(learner, state.step + 1);
+        let grad_norm = timed(&mut times.optimizer, || {
+            update(&mut next, gradient, &update_now)
+        });
+        if !grad_norm.is_finite() {
+            return Err(StepError::GradientNotFinite(grad_norm));
+        }
+        let metrics = StepMetrics {
+            samples: rank.plan.samples(),
+            grad_norm,
+            eta: update_now.eta,
+            times,
+            ..Terms::means(&rows, pairs, learner.kl_beta)
         };
-        let Some(sample) = iteration.droppable(&error, &excluded) else {
-            return Err(error);
-        };
-        tracing::warn!(%error, "the iteration is made again without the sample");
-        excluded.insert(sample);
+        return Ok(StepOutput {
+            state: next,
+            metrics,
+        });
     }
 }
 
-fn attempt(
-    iteration: Iteration<'_>,
-    state: &LearnerState,
-    shards: &mut dyn ShardReduce,
+/// The sums of the shards `owned`, each with its row of the ledger at the end.
+fn shard_sums(
+    rank: &Rank<'_>,
+    owned: Range<usize>,
+    times: &mut StageTimes,
     observe: &mut Observer<'_>,
-    excluded: &Excluded,
-) -> Result<StepOutput, StepError> {
-    let config = iteration.config;
+) -> Result<Vec<Vec<f32>>, StepError> {
+    let batches = |shard| (shard, rank.plan.shard_batches(shard));
+    let work: Vec<(usize, Vec<MicroBatch>)> = owned.map(batches).collect();
+    let pairs = work.iter().flat_map(|(_, batches)| batches).map(Vec::len);
+    let progress = Progress::new(pairs.sum(), observe);
+    let lanes = Lanes::for_device(rank.iteration.editor.device());
+    let results = lanes.map_with(
+        work,
+        // Lanes have leaves of their own: graphs that share none can go back side by side.
+        || rank.trained_adapter(),
+        |theta, (shard, batches)| shard_sum(rank, theta, shard, &batches, &progress),
+    );
+    let results = results.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let (sums, lane_times): (Vec<_>, Vec<_>) = results.into_iter().unzip();
+    times.add_lanes(&lane_times, lanes.count().min(sums.len()));
+    Ok(sums)
+}
+
+/// The summed gradient of a shard, with its row of the ledger at the end.
+fn shard_sum(
+    rank: &Rank<'_>,
+    theta: &LoraAdapter,
+    shard: usize,
+    batches: &[MicroBatch],
+    progress: &Progress<'_, '_>,
+) -> Result<(Vec<f32>, StageTimes), StepError> {
     let mut times = StageTimes::default();
-    let owned = shards::owned(config.gradient_shards, shards.rank(), shards.world());
-    let sums = Rank::new(iteration, state, excluded)?.shard_sums(owned, &mut times, observe)?;
-
-    let reduced = timed(&mut times.all_reduce, || shards.all_reduce(sums));
-    let mut gradient = reduced.map_err(StepError::AllReduce)?;
-    let rows = iteration.ledger().split_off(&mut gradient);
-    iteration.blame(&rows)?;
-
-    let samples = iteration.group_sizes().iter().sum::<usize>() - excluded.len();
-    let pairs = samples * iteration.timesteps();
-    gradient.iter_mut().for_each(|g| *g /= pairs as f32);
-    let mut next = state.clone();
-    let grad_norm = timed(&mut times.optimizer, || {
-        next.update(gradient, &config.update)
-    });
-    if !grad_norm.is_finite() {
-        return Err(StepError::GradientNotFinite(grad_norm));
+    let mut sum = LoraGradient::zero(theta);
+    let mut terms = Terms::default();
+    let mut finding = None;
+    for batch in batches {
+        progress.advance(batch.len())?;
+        let part = micro_batch(rank, theta, batch, &mut times)?;
+        let x0 = rank.group(batch[0].sample.group)?.x0;
+        finding = Finding::of(batch, x0, &part, |pairs| {
+            Ok(micro_batch(rank, theta, pairs, &mut times)?.is_finite)
+        })?;
+        // The iteration ends or begins again, so the rest of this shard is of no use. It is no error yet: the other
+        // ranks wait for this shard's sum, and read in its row what happened.
+        if finding.is_some() {
+            break;
+        }
+        sum.add(part.gradient);
+        terms.add(&part.terms);
     }
-    let metrics = StepMetrics {
-        samples,
-        grad_norm,
-        eta: config.update.at(next.step).eta,
-        times,
-        ..TermSums::means(&rows, pairs, config.nft.kl_beta)
+    // The sum stays on the device until it is whole, so that it is read once.
+    let mut gradient = timed(&mut times.backward, || sum.into_flat());
+    let row = [&terms.row()[..], &Finding::row(finding)].concat();
+    rank.ledger().append(&mut gradient, shard, &row);
+    Ok((gradient, times))
+}
+
+/// The gradient of pairs of one group, at noise that depends on nothing but the pair (A9).
+fn micro_batch<'a>(
+    rank: &'a Rank<'_>,
+    theta: &'a LoraAdapter,
+    pairs: &[Pair],
+    times: &mut StageTimes,
+) -> Result<PairGradient<'a>, StepError> {
+    let SealedIteration { editor, config, .. } = rank.iteration;
+    let group = rank.group(pairs[0].sample.group)?;
+    let policies = Policies {
+        editor,
+        condition: &group.condition,
+        theta: Trained {
+            adapter: theta,
+            checkpointing: config.learner.activation_checkpointing,
+        },
+        old: group.old.as_ref(),
     };
-    Ok(StepOutput {
-        state: next,
-        metrics,
+    let noised = || -> Result<NftBatch, StepError> {
+        let ([_, tokens, channels], device) = (group.x0.dims(), group.x0.device());
+        let steps = config.rollout.num_inference_steps as usize;
+        let sigmas = editor.scheduler.sigmas(steps, tokens)?;
+        let t: Vec<f32> = pairs.iter().map(|pair| sigmas[pair.timestep]).collect();
+
+        let rows: Vec<i64> = pairs.iter().map(|pair| pair.sample.index as i64).collect();
+        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [pairs.len()]), &device);
+        let x0 = group.x0.clone().select(0, rows);
+        // Drawn on the host: devices have generators of their own, whose numbers differ.
+        let noise: Vec<f32> = pairs
+            .iter()
+            .flat_map(|pair| noise::normal_values(rank.plan.noise_seed(pair), tokens * channels))
+            .collect();
+        let noise = TensorData::new(noise, [pairs.len(), tokens, channels]);
+        let x_t = nft::add_noise(x0.clone(), Tensor::from_data(noise, &device), &t);
+        let advantages = pairs.iter().map(|pair| group.advantages[pair.sample.index]);
+        Ok(NftBatch {
+            x0,
+            x_t,
+            t,
+            advantages: advantages.collect(),
+        })
+    };
+    let batch = timed(&mut times.prepare, noised)?;
+    Ok(pair_gradient(policies, &batch, &rank.nft, times))
+}
+
+/// The three policies of the loss, under one condition. The reference is the editor without an adapter.
+#[derive(Clone, Copy, Debug)]
+pub struct Policies<'a> {
+    /// The base model that they share.
+    pub editor: &'a Editor,
+    /// What they are asked under.
+    pub condition: &'a Prepared,
+    /// The trained one.
+    pub theta: Trained<'a>,
+    /// The one that sampled; `None` if it is the trained one.
+    pub old: Option<&'a LoraAdapter>,
+}
+
+/// What a batch of pairs gives.
+#[derive(Clone, Debug)]
+pub struct PairGradient<'a> {
+    /// Gradient of the loss, summed over the pairs; on the device.
+    pub gradient: LoraGradient<'a>,
+    /// Whether every value of it is finite.
+    pub is_finite: bool,
+    /// What was measured at each pair; on the host.
+    pub terms: Terms<Vec<f32>>,
+}
+
+/// The gradient of the loss of a batch, summed over its pairs; the device is waited for once, at the end.
+pub fn pair_gradient<'a>(
+    policies: Policies<'a>,
+    batch: &NftBatch,
+    config: &NftConfig,
+    times: &mut StageTimes,
+) -> PairGradient<'a> {
+    let Policies {
+        editor, condition, ..
+    } = policies;
+    let (x_t, pairs) = (&batch.x_t, batch.t.len());
+    let t = TensorData::new(batch.t.clone(), [pairs]);
+    let t = Tensor::<1>::from_data(t, &x_t.device());
+
+    // Left out where the trained policy would only be asked twice, as in the first iteration.
+    let v_old = policies.old.map(|old| {
+        times.evaluations.old += pairs;
+        timed(&mut times.v_old, || {
+            editor.velocity_of(x_t.clone(), t.clone(), condition, Some(old))
+        })
+    });
+    // Left out where the KL term has no weight.
+    let v_ref = (config.kl_beta != 0.0).then(|| {
+        times.evaluations.reference += pairs;
+        timed(&mut times.v_ref, || {
+            editor.velocity_of(x_t.clone(), t.clone(), condition, None)
+        })
+    });
+    times.evaluations.theta += pairs;
+    let (theta, loss) = timed(&mut times.forward, || {
+        let theta = editor.tracked_velocity_of(x_t.clone(), t, condition, policies.theta);
+        let velocities = Velocities {
+            v_theta: theta.output(),
+            v_old,
+            v_ref,
+        };
+        (theta, nft::nft_loss(batch, velocities, config))
+    });
+    timed(&mut times.backward, || {
+        let gradients = loss.loss.backward();
+        let gradient = theta.gradient(&gradients);
+        // This flag is computed from all that the batch computes, so to read it is to wait for all of it.
+        let (terms, is_finite) = metrics::read(loss.terms, gradient.is_finite());
+        PairGradient {
+            gradient,
+            is_finite,
+            terms,
+        }
     })
 }
 
-impl Iteration<'_> {
-    /// The groups whose samples the shards need, by position.
-    pub fn needed_groups(&self, shards: Range<usize>) -> Vec<usize> {
-        plan::needed_groups(self.config.gradient_shards, shards, &self.group_sizes())
-    }
-
-    fn check(&self) -> Result<(), StepError> {
-        self.groups.iter().try_for_each(SealedGroup::check)
-    }
-
-    pub(crate) fn group_sizes(&self) -> Vec<usize> {
-        self.groups.iter().map(|g| g.advantages.len()).collect()
-    }
-
-    pub(crate) fn group_numbers(&self) -> Vec<u32> {
-        self.groups.iter().map(|g| g.group.index).collect()
-    }
-
-    pub(crate) fn plan(&self) -> PlanConfig {
-        PlanConfig {
-            gradient_shards: self.config.gradient_shards,
-            micro_batch_size: self.config.micro_batch_size,
-            timestep_fraction: self.config.timestep_fraction,
-            timesteps: self.config.num_inference_steps,
-        }
-    }
-
-    pub(crate) fn ledger(&self) -> Ledger {
-        Ledger {
-            shards: self.config.gradient_shards,
-            slots: rank::ROW_SLOTS,
-        }
-    }
-
-    fn timesteps(&self) -> usize {
-        let plan = self.plan();
-        plan::training_timesteps(plan.timesteps, plan.timestep_fraction)
-    }
-
-    /// The sample that an error speaks of, if the iteration may go on without it. Where many are
-    /// not finite, the samples are not what is wrong.
-    fn droppable(&self, error: &StepError, excluded: &Excluded) -> Option<Sample> {
-        let StepError::NotFinite { group, sample, .. } = error else {
-            return None;
-        };
-        let samples: usize = self.group_sizes().iter().sum();
-        let most = samples.div_ceil(DROPPED_MAX);
-        let may = self.config.not_finite == NotFinite::Drop && excluded.len() < most;
-        let position = self.groups.iter().position(|g| g.group == *group)?;
-        may.then_some(Sample {
-            group: position,
-            index: *sample,
-        })
-    }
-
-    /// The first thing that some shard found not to be finite.
-    fn blame(&self, rows: &[Vec<f32>]) -> Result<(), StepError> {
-        let Some(finding) = rows.iter().find_map(|row| Finding::from_row(row)) else {
-            return Ok(());
-        };
-        let Finding {
-            group,
-            sample,
-            timestep,
-            what,
-        } = finding;
-        Err(StepError::NotFinite {
-            group: self.groups[group].group,
-            sample,
-            timestep,
-            what,
-        })
-    }
-}
-
-impl SealedGroup {
-    fn check(&self) -> Result<(), StepError> {
-        let group = self.group;
-        let advantages = self.advantages.len();
-        if let Some(samples) = self.data.as_ref().map(|d| d.x0.dims()[0])
-            && samples != advantages
-        {
-            return Err(StepError::SampleCount {
-                group,
-                samples,
-                advantages,
-            });
-        }
-        let broken = self.advantages.iter().position(|a| !a.is_finite());
-        broken.map_or(Ok(()), |sample| {
-            Err(StepError::Advantage {
-                group,
-                sample,
-                value: self.advantages[sample],
-            })
-        })
-    }
+/// Makes the next state from a mean gradient; returns the gradient's norm before clipping.
+///
+/// # Panics
+///
+/// If the gradient is not as long as the adapter.
+pub fn update(state: &mut LearnerState, mut gradient: Vec<f32>, update: &Update) -> f64 {
+    state.step += 1;
+    // One norm over all factors, as the reference has it; burn would clip tensor by tensor.
+    let norm = clip_by_norm(&mut gradient, update.max_grad_norm);
+    let moments = Moments {
+        first: &mut state.adam_m,
+        second: &mut state.adam_v,
+    };
+    let adamw = update.adamw;
+    adamw.update(state.step, &mut state.theta, &gradient, moments);
+    // The EMA is never sampled from; the old policy samples the next iteration.
+    follow(&mut state.ema, &state.theta, update.ema_decay);
+    follow(&mut state.old, &state.theta, update.eta);
+    norm
 }

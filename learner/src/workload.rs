@@ -7,15 +7,12 @@ use retouch_models::{
 };
 use retouch_proto::RunConfig;
 
-use crate::step::StepConfig;
-
 /// The workload of one worker of this role.
 pub fn workload(run: &RunConfig, role: Role) -> Workload {
     let dtype = match role {
         Role::RewardWorker => run.reward.dtype,
         Role::RolloutWorker | Role::Learner => run.model.dtype,
     };
-    let step = StepConfig::from_run(run);
     Workload {
         dtype: device::float_type(dtype),
         size: ImageSize {
@@ -24,16 +21,16 @@ pub fn workload(run: &RunConfig, role: Role) -> Workload {
         },
         group_size: run.rollout.group_size as usize,
         max_sequence_length: run.model.max_sequence_length as usize,
-        num_inference_steps: step.num_inference_steps,
+        num_inference_steps: run.rollout.num_inference_steps as usize,
         guidance: match run.rollout.true_cfg_scale > 1.0 {
             true => Guidance::ClassifierFree,
             false => Guidance::None,
         },
-        checkpointing: step.checkpointing,
-        micro_batch_size: step.micro_batch_size,
+        checkpointing: run.learner.activation_checkpointing,
+        micro_batch_size: run.learner.micro_batch_size as usize,
         lanes: lanes(run),
-        shards: step.gradient_shards / run.learner.ranks.max(1) as usize,
-        lora: step.lora,
+        shards: (run.learner.gradient_shards / run.learner.ranks.max(1)) as usize,
+        lora: run.lora.clone(),
     }
 }
 

@@ -12,14 +12,15 @@ use common::{
     config, editor, editor_as, group, iteration, pipeline_of, sized_group, state, step, step_on,
 };
 use retouch_learner::metrics::Evaluations;
+use retouch_learner::plan;
 use retouch_learner::shards::{self, BoxError, Local, ShardReduce};
 use retouch_learner::state::LearnerState;
 use retouch_learner::step::{
-    Culprit, SampledBy, SealedGroup, StepConfig, StepError, StepOutput, train_iteration,
+    Culprit, SampledBy, SealedGroup, StepError, StepOutput, train_iteration,
 };
 use retouch_models::editor::{Editor, Parts};
-use retouch_models::lora::Checkpointing;
-use retouch_proto::config::NotFinite;
+use retouch_proto::RunConfig;
+use retouch_proto::config::{Checkpointing, NotFinite};
 
 fn groups(editor: &Editor) -> Vec<SealedGroup> {
     [(0, 5), (2, 5), (3, 4), (7, 5)]
@@ -69,16 +70,17 @@ fn hub(
 
 /// The same iteration on `world` ranks; every rank's result.
 fn on_ranks(world: usize, groups: &[SealedGroup]) -> Vec<Result<StepOutput, StepError>> {
-    on_ranks_with(world, groups, config())
+    let config = config();
+    on_ranks_from(world, groups, &config, &state(&editor(), &config))
 }
 
-fn on_ranks_with(
+fn on_ranks_from(
     world: usize,
     groups: &[SealedGroup],
-    config: StepConfig,
+    config: &RunConfig,
+    state: &LearnerState,
 ) -> Vec<Result<StepOutput, StepError>> {
     let editor = editor();
-    let state = state(&editor, &config);
     let (to_hub, from_ranks) = channel();
     std::thread::scope(|scope| {
         let (mut to_ranks, mut ranks) = (Vec::new(), Vec::new());
@@ -91,10 +93,12 @@ fn on_ranks_with(
                 to_hub: to_hub.clone(),
                 from_hub,
             };
-            let (editor, config, state) = (&editor, &config, &state);
+            let editor = &editor;
             ranks.push(scope.spawn(move || {
-                let owned = shards::owned(config.gradient_shards, rank, world);
-                let needed = iteration(editor, config, groups).needed_groups(owned);
+                let shards = config.learner.gradient_shards as usize;
+                let sizes: Vec<usize> = groups.iter().map(|g| g.advantages.len()).collect();
+                let owned = shards::owned(shards, rank, world);
+                let needed = plan::needed_groups(shards, owned, &sizes);
                 let mut groups = groups.to_vec();
                 for (index, group) in groups.iter_mut().enumerate() {
                     group.data = group.data.take().filter(|_| needed.contains(&index));
@@ -180,11 +184,10 @@ fn activation_checkpointing_changes_no_bit() {
         let folder = pipeline_of(case);
         let editor = Editor::load_as(&folder, &Device::flex(), Parts::Transformer, dtype).unwrap();
         let groups = [group(&editor, 0, 5), group(&editor, 1, 4)];
-        let [whole, by_block] = [Checkpointing::None, Checkpointing::Block].map(|checkpointing| {
-            let config = StepConfig {
-                checkpointing,
-                ..config()
-            };
+        use Checkpointing::{Block, None};
+        let [whole, by_block] = [None, Block].map(|checkpointing| {
+            let mut config = config();
+            config.learner.activation_checkpointing = checkpointing;
             let state = state(&editor, &config);
             step(&editor, &config, &state, &groups).unwrap()
         });
@@ -255,8 +258,8 @@ fn batch_size_changes_only_rounding() {
     let (editor, mut config) = (editor(), config());
     let (state, groups) = (state(&editor, &config), groups(&editor));
     let one = step(&editor, &config, &state, &groups).unwrap();
-    config.micro_batch_size = 7;
-    config.gradient_shards = 3;
+    config.learner.micro_batch_size = 7;
+    config.learner.gradient_shards = 3;
     let other = step(&editor, &config, &state, &groups).unwrap();
     assert_eq!((one.metrics.samples, one.metrics.pairs), (19, 95));
     let close = |a: f64, b: f64| (a - b).abs() <= 1e-4 * b.abs();
@@ -325,26 +328,24 @@ fn what_is_not_finite_is_named_by_every_rank() {
     );
 }
 
+fn config_that_drops() -> RunConfig {
+    let mut config = config();
+    config.learner.not_finite = NotFinite::Drop;
+    config
+}
+
 #[test]
 fn a_sample_that_is_not_finite_is_dropped_where_that_is_wanted() {
     let editor = editor();
-    let config = StepConfig {
-        not_finite: NotFinite::Drop,
-        ..config()
-    };
-    // The last sample of the last group: without it, all others keep their numbers.
+    let config = config_that_drops();
     let mut groups = groups(&editor);
-    let mut shorter = groups.clone();
-    let last = shorter.last_mut().unwrap();
-    last.advantages.pop();
-    let data = last.data.as_mut().unwrap();
-    data.x0 = data.x0.clone().narrow(0, 0, 4);
+    let shorter = without_last(&groups);
     let data = groups[3].data.as_mut().unwrap();
     data.x0 = data
         .x0
         .clone()
         .slice_fill([4..5, 0..1, 0..1], f32::INFINITY);
-    let outputs = on_ranks_with(2, &groups, config.clone());
+    let outputs = on_ranks_from(2, &groups, &config, &state(&editor, &config));
     let outputs: Vec<StepOutput> = outputs.into_iter().map(Result::unwrap).collect();
     assert!(outputs[0].state == outputs[1].state);
     let (without, all) = (
@@ -365,13 +366,71 @@ fn a_sample_that_is_not_finite_is_dropped_where_that_is_wanted() {
     assert!((without.loss - all.metrics.loss).abs() < 1e-6);
 }
 
+/// Settings and groups with which the loss of every sample is finite, and the gradient of one is not.
+///
+/// Where the old policy is the trained one, a sample's gradient grows with its advantage and its loss does not. A
+/// large alpha brings all gradients near the largest number without changing a loss, since the second factors are 0;
+/// the last sample's advantage then takes its own beyond.
+fn one_gradient_too_large(editor: &Editor) -> (RunConfig, Vec<SealedGroup>, LearnerState) {
+    let mut config = config();
+    config.lora.alpha = 6e35;
+    config.advantage.adv_clip_max = 1e6;
+    let mut groups = groups(editor);
+    *groups[3].advantages.last_mut().unwrap() = 1e6;
+    let state = LearnerState::initial(state(editor, &config).theta);
+    (config, groups, state)
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_is_named_by_every_rank() {
+    let (config, groups, state) = one_gradient_too_large(&editor());
+    for world in [1, 2, 4] {
+        for result in on_ranks_from(world, &groups, &config, &state) {
+            let error = result.unwrap_err().to_string();
+            assert!(
+                error.starts_with("gradient of sample 4 of group 1/7 is not finite at timestep"),
+                "{error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_sample_whose_gradient_is_not_finite_is_dropped_where_that_is_wanted() {
+    let editor = editor();
+    let (mut config, groups, state) = one_gradient_too_large(&editor);
+    config.learner.not_finite = NotFinite::Drop;
+    let alone = on_ranks_from(1, &groups, &config, &state)
+        .remove(0)
+        .unwrap();
+    assert_eq!((alone.metrics.samples, alone.metrics.pairs), (18, 90));
+    for world in [2, 4] {
+        for output in on_ranks_from(world, &groups, &config, &state) {
+            assert!(output.unwrap().state == alone.state, "{world} ranks");
+        }
+    }
+    // As if it had never been there, but for the borders of shards. What is left is finite, though its square is not.
+    let without = step(&editor, &config, &state, &without_last(&groups)).unwrap();
+    let close = |a: f64, b: f64| (a - b).abs() <= 1e-3 * b.abs();
+    assert!(close(alone.metrics.grad_norm, without.metrics.grad_norm));
+    assert!(close(alone.metrics.loss, without.metrics.loss));
+    assert!(f64::from(f32::MAX).sqrt() < alone.metrics.grad_norm);
+}
+
+/// The groups without the last sample of the last: all others keep their numbers.
+fn without_last(groups: &[SealedGroup]) -> Vec<SealedGroup> {
+    let mut shorter = groups.to_vec();
+    let last = shorter.last_mut().unwrap();
+    last.advantages.pop();
+    let data = last.data.as_mut().unwrap();
+    data.x0 = data.x0.clone().narrow(0, 0, last.advantages.len());
+    shorter
+}
+
 #[test]
 fn many_that_are_not_finite_are_no_accident() {
     let editor = editor();
-    let config = StepConfig {
-        not_finite: NotFinite::Drop,
-        ..config()
-    };
+    let config = config_that_drops();
     let mut groups = groups(&editor);
     let data = groups[0].data.as_mut().unwrap();
     data.x0 = data.x0.clone().mul_scalar(f32::NAN);
@@ -435,7 +494,7 @@ fn a_repeated_forward_is_left_out() {
 fn without_kl_the_base_is_never_asked() {
     let (editor, mut config) = (editor(), config());
     let (state, groups) = (state(&editor, &config), groups(&editor));
-    config.nft.kl_beta = 0.0;
+    config.learner.kl_beta = 0.0;
     let metrics = step(&editor, &config, &state, &groups).unwrap().metrics;
     assert_eq!((metrics.kl_div, metrics.times.v_ref), (0.0, Duration::ZERO));
 }

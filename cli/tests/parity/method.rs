@@ -1,6 +1,6 @@
 //! The method's own arithmetic: schedule, solvers, advantage, loss and LoRA.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use retouch_coordinator::{advantage, filter};
 use retouch_learner::nft;
 use retouch_models::scheduler::{FlowMatchScheduler, NUM_TRAIN_TIMESTEPS};
@@ -10,32 +10,44 @@ use retouch_proto::config::FilterConfig;
 use crate::case::Case;
 use crate::compare::Outputs;
 
+/// The reference masks pairs; here they are left out before the loss sees them.
 pub(crate) fn nft_loss(case: &Case) -> anyhow::Result<Outputs> {
     let device = Device::flex();
     let valid = valid(case)?;
+    let count = valid.len() as f64;
+    let rows: Vec<i64> = valid.iter().map(|&row| row as i64).collect();
+    let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [valid.len()]), &device);
+    let input = |name: &str| anyhow::Ok(case.input::<3>(name, &device)?.select(0, rows.clone()));
     let v_theta = case
         .input::<3>("v_theta", &device.clone().autodiff())?
         .require_grad();
-    let batch = nft::NftBatch {
-        x0: case.input("x0", &device)?,
-        noise: case.input("noise", &device)?,
-        v_theta: v_theta.clone(),
-        v_old: Some(case.input("v_old", &device)?),
-        v_ref: Some(case.input("v_ref", &device)?),
-        t: &levels(case)?,
-        advantages: &case.values("advantages")?,
-        valid: &valid,
+    let velocities = nft::Velocities {
+        v_theta: v_theta.clone().select(0, rows.clone()),
+        v_old: Some(input("v_old")?),
+        v_ref: Some(input("v_ref")?),
     };
-    let loss = nft::nft_loss(batch, &nft_config(case)?);
-    let gradients = (loss.loss.clone() / loss.count as f64).backward();
+    let (x0, t) = (input("x0")?, of(&valid, &levels(case)?));
+    let batch = nft::NftBatch {
+        x_t: nft::add_noise(x0.clone(), input("noise")?, &t),
+        x0,
+        t,
+        advantages: of(&valid, &case.values("advantages")?),
+    };
+    let loss = nft::nft_loss(&batch, velocities, &nft_config(case)?);
+    let mean = loss.loss / count;
+    let gradients = mean.clone().backward();
     let gradient = v_theta
         .grad(&gradients)
         .expect("the loss depends on v_theta");
-    let mean = |terms| valid_mean(terms, &valid, loss.count);
+    let mean_of = |terms: Tensor<1>| terms.into_data().iter::<f64>().sum::<f64>() / count;
     Ok(Outputs::default()
-        .float("out.loss", (loss.loss / loss.count as f64).inner())
-        .values("out.policy_loss", vec![mean(loss.terms.policy_loss)], &[1])
-        .values("out.kl", vec![mean(loss.terms.kl)], &[1])
+        .float("out.loss", mean.inner())
+        .values(
+            "out.policy_loss",
+            vec![mean_of(loss.terms.policy_loss)],
+            &[1],
+        )
+        .values("out.kl", vec![mean_of(loss.terms.kl)], &[1])
         .float("grad.v_theta", gradient))
 }
 
@@ -44,12 +56,14 @@ pub(crate) fn levels(case: &Case) -> anyhow::Result<Vec<f32>> {
     Ok(case.values("t")?.into_iter().map(|t| t as f32).collect())
 }
 
-pub(crate) fn valid(case: &Case) -> anyhow::Result<Vec<bool>> {
-    Ok(case
-        .values("valid")?
-        .into_iter()
-        .map(|valid| valid != 0.0)
-        .collect())
+/// The positions of the pairs that count.
+pub(crate) fn valid(case: &Case) -> anyhow::Result<Vec<usize>> {
+    let valid = case.values("valid")?.into_iter().enumerate();
+    Ok(valid.filter(|(_, v)| *v != 0.0).map(|(i, _)| i).collect())
+}
+
+fn of<T: Copy>(rows: &[usize], values: &[T]) -> Vec<T> {
+    rows.iter().map(|&row| values[row]).collect()
 }
 
 pub(crate) fn nft_config(case: &Case) -> anyhow::Result<nft::NftConfig> {
@@ -59,17 +73,6 @@ pub(crate) fn nft_config(case: &Case) -> anyhow::Result<nft::NftConfig> {
         adv_clip_max: case.number("adv_clip_max")?,
         adv_mode: case.choice("adv_mode")?,
     })
-}
-
-fn valid_mean(terms: Tensor<1>, valid: &[bool], count: usize) -> f64 {
-    let terms = terms.into_data();
-    let sum: f64 = terms
-        .iter::<f64>()
-        .zip(valid)
-        .filter(|(_, valid)| **valid)
-        .map(|(term, _)| term)
-        .sum();
-    sum / count as f64
 }
 
 pub(crate) fn scheduler(case: &Case) -> anyhow::Result<Outputs> {

@@ -4,14 +4,22 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, ensure};
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use retouch_learner::adamw::AdamWConfig;
-use retouch_learner::gradient::{PairBatch, Policies, pair_gradient};
 use retouch_learner::metrics::StageTimes;
-use retouch_learner::state::{LearnerState, Update};
-use retouch_models::flux::{FluxCondition, FluxContext, FluxTransformer};
-use retouch_models::lora::{Checkpointing, LoraAdapter, LoraPair, Projection, Tracked, Trained};
-use retouch_models::weights::Weights;
+use retouch_learner::nft::{NftBatch, add_noise};
+use retouch_learner::schedule::Update;
+use retouch_learner::state::LearnerState;
+use retouch_learner::step::{Policies, pair_gradient, update};
+use retouch_models::editor::{
+    Condition, Editor, FluxKontext, FluxKontextEncoders, ImageSize, Prepared, Prompt,
+};
+use retouch_models::flux::FluxTransformer;
+use retouch_models::lora::{
+    Checkpointing, LoraAdapter, LoraGradient, LoraPair, Projection, Trained,
+};
+use retouch_models::scheduler::FlowMatchScheduler;
+use retouch_models::weights::{Pretrained, Weights};
 
 use super::method::{levels, nft_config, valid};
 use crate::case::Case;
@@ -28,50 +36,47 @@ pub(crate) fn nft_step(case: &Case) -> anyhow::Result<Outputs> {
     Ok(by_block)
 }
 
+/// Every pair that counts is a micro batch of its own: each has another condition and guidance scale.
 fn step(case: &Case, checkpointing: Checkpointing) -> anyhow::Result<Outputs> {
     let device = Device::flex();
-    let model = super::flux::load(case, &device)?.no_grad();
-    let theta = Adapter::read(
-        case,
-        "lora_theta.safetensors",
-        &model,
-        &device.clone().autodiff(),
-    )?;
-    let old = Adapter::read(case, "lora_old.safetensors", &model, &device)?;
-    let batch = PairBatch {
-        x0: case.input("x0", &device)?,
-        noise: case.input("noise", &device)?,
-        t: levels(case)?,
-        advantages: case.values("advantages")?,
-        valid: valid(case)?,
-    };
-    let network = &Network::new(case, &model, &device)?;
-    let trained = Trained {
-        adapter: &theta.adapter,
-        checkpointing,
-    };
-    let policies = Policies {
-        theta: &|x_t, t| network.tracked(x_t, t, trained),
-        old: Some(&|x_t, t| network.velocity(x_t, t, Some(&old.adapter))),
-        reference: &|x_t, t| network.velocity(x_t, t, None),
-    };
-    let sums = pair_gradient(
-        policies,
-        &batch,
-        &nft_config(case)?,
-        &mut StageTimes::default(),
-    );
-    let count = sums.loss.count as f64;
-    let gradient: Vec<f32> = sums
-        .gradient
-        .into_flat()
-        .into_iter()
-        .map(|value| (f64::from(value) / count) as f32)
+    let editor = editor(case, &device)?;
+    let read = |file, device: &Device| Adapter::read(case, file, editor.projections(), device);
+    let theta = read("lora_theta.safetensors", &device.clone().autodiff())?;
+    let old = read("lora_old.safetensors", &device)?;
+    let pairs = valid(case)?;
+    let conditions = Conditions::read(case, &device)?;
+    let conditions: Vec<Prepared> = pairs
+        .iter()
+        .map(|&pair| conditions.of(&editor, pair))
         .collect();
+    let batches = Batches::read(case, &device)?;
+
+    let config = nft_config(case)?;
+    let mut gradient = LoraGradient::zero(&theta.adapter);
+    let mut loss = 0.0;
+    for (&pair, condition) in pairs.iter().zip(&conditions) {
+        let policies = Policies {
+            editor: &editor,
+            condition,
+            theta: Trained {
+                adapter: &theta.adapter,
+                checkpointing,
+            },
+            old: Some(&old.adapter),
+        };
+        let times = &mut StageTimes::default();
+        let part = pair_gradient(policies, &batches.of(pair), &config, times);
+        ensure!(part.is_finite, "the gradient of pair {pair} is not finite");
+        loss += part.terms.policy_loss[0] + config.kl_beta as f32 * part.terms.kl[0];
+        gradient.add(part.gradient);
+    }
+    let count = pairs.len() as f64;
+    let mean = |sum: f32| (f64::from(sum) / count) as f32;
+    let gradient: Vec<f32> = gradient.into_flat().into_iter().map(mean).collect();
     let mut state = LearnerState::initial(theta.adapter.to_flat());
     state.old = old.adapter.to_flat();
-    state.apply(gradient.clone(), &update(case)?);
-    let outputs = Outputs::default().float("out.loss", sums.loss.loss.inner() / count);
+    update(&mut state, gradient.clone(), &update_of(case)?);
+    let outputs = Outputs::default().list("out.loss", vec![mean(loss)]);
     let vectors = [
         ("grad", &gradient),
         ("out.theta", &state.theta),
@@ -85,52 +90,104 @@ fn step(case: &Case, checkpointing: Checkpointing) -> anyhow::Result<Outputs> {
         }))
 }
 
-/// Predicts v at the noised tokens; the source image's tokens behind them are only attended to.
-struct Network<'a> {
-    model: &'a FluxTransformer,
-    context: FluxContext,
-    image_latents: Tensor<3>,
+/// The case's transformer in an editor. A learner needs none of the encoders, so another case's are as good.
+fn editor(case: &Case, device: &Device) -> anyhow::Result<Editor> {
+    let other = crate::own_cases().join("kontext_pipeline__dpm2_truncated_prompt/pipeline");
+    let encoders = FluxKontextEncoders::load(&other, device, DType::F32)?;
+    // The reference computes in f32 with weights that were rounded to the file's type.
+    let folder = case.model_folder()?;
+    let transformer = FluxTransformer::load_as(folder.path(), device, DType::F32)?.no_grad();
+    let base = FluxKontext::new(transformer, encoders);
+    Ok(Editor::new(base, FlowMatchScheduler::default(), device))
 }
 
-impl<'a> Network<'a> {
-    fn new(case: &Case, model: &'a FluxTransformer, device: &Device) -> anyhow::Result<Self> {
-        let guidance = case
-            .has_input("guidance")
-            .then(|| case.input("guidance", device));
-        let context = model.prepare(FluxCondition {
-            encoder_hidden_states: case.input("encoder_hidden_states", device)?,
-            pooled_projections: case.input("pooled_projections", device)?,
-            guidance: guidance.transpose()?,
-            img_ids: case.input("img_ids", device)?,
-            txt_ids: case.input("txt_ids", device)?,
-        });
+/// The pairs' conditions, each [B, ...].
+struct Conditions {
+    tokens: Tensor<3>,
+    pooled: Tensor<2>,
+    image_latents: Tensor<3>,
+    /// None where the transformer takes none.
+    guidance: Option<Vec<f64>>,
+    /// Tokens in height and width of the result and of its source.
+    grids: [[usize; 2]; 2],
+}
+
+impl Conditions {
+    fn read(case: &Case, device: &Device) -> anyhow::Result<Self> {
+        let guidance = case.has_input("guidance").then(|| case.values("guidance"));
         Ok(Self {
-            model,
-            context,
+            tokens: case.input("encoder_hidden_states", device)?,
+            pooled: case.input("pooled_projections", device)?,
             image_latents: case.input("image_latents", device)?,
+            guidance: guidance.transpose()?,
+            grids: grids(&case.values("img_ids")?),
         })
     }
 
-    fn velocity(&self, x_t: Tensor<3>, t: Tensor<1>, adapter: Option<&LoraAdapter>) -> Tensor<3> {
-        let [_, tokens, _] = x_t.dims();
-        let hidden_states = self.with_source(x_t);
-        self.model
-            .step(hidden_states, tokens, t, &self.context, adapter)
-    }
-
-    fn tracked<'s>(&'s self, x_t: Tensor<3>, t: Tensor<1>, trained: Trained<'s>) -> Tracked<'s> {
-        let [_, tokens, _] = x_t.dims();
-        let hidden_states = self.with_source(x_t);
-        self.model
-            .tracked_step(hidden_states, tokens, t, &self.context, trained)
-    }
-
-    fn with_source(&self, x_t: Tensor<3>) -> Tensor<3> {
-        Tensor::cat(vec![x_t, self.image_latents.clone()], 1)
+    fn of(&self, editor: &Editor, pair: usize) -> Prepared {
+        let unit = editor.latent_format().unit();
+        let [size, source_size] = self.grids.map(|[rows, columns]| ImageSize {
+            height: rows * unit,
+            width: columns * unit,
+        });
+        let condition = Condition {
+            prompt: Prompt {
+                tokens: row(&self.tokens, pair).squeeze_dim(0),
+                pooled: Some(row(&self.pooled, pair).squeeze_dim(0)),
+            },
+            negative_prompt: None,
+            image_latents: row(&self.image_latents, pair).squeeze_dim(0),
+            size,
+            source_sizes: vec![source_size],
+        };
+        let guidance = self.guidance.as_ref().map_or(1.0, |scales| scales[pair]);
+        editor.prepare(&[&condition], guidance)
     }
 }
 
-fn update(case: &Case) -> anyhow::Result<Update> {
+/// Rows and columns of the images that ids (image, row, column) of tokens speak of.
+fn grids(ids: &[f64]) -> [[usize; 2]; 2] {
+    [0.0, 1.0].map(|image| {
+        let mine = ids.chunks(3).filter(|id| id[0] == image);
+        let last = mine.map(|id| [id[1], id[2]]).next_back();
+        last.map_or([0, 0], |last| last.map(|place| place as usize + 1))
+    })
+}
+
+/// The pairs of a case.
+struct Batches {
+    x0: Tensor<3>,
+    noise: Tensor<3>,
+    t: Vec<f32>,
+    advantages: Vec<f64>,
+}
+
+impl Batches {
+    fn read(case: &Case, device: &Device) -> anyhow::Result<Self> {
+        Ok(Self {
+            x0: case.input("x0", device)?,
+            noise: case.input("noise", device)?,
+            t: levels(case)?,
+            advantages: case.values("advantages")?,
+        })
+    }
+
+    fn of(&self, pair: usize) -> NftBatch {
+        let (x0, t) = (row(&self.x0, pair), vec![self.t[pair]]);
+        NftBatch {
+            x_t: add_noise(x0.clone(), row(&self.noise, pair), &t),
+            x0,
+            t,
+            advantages: vec![self.advantages[pair]],
+        }
+    }
+}
+
+fn row<const D: usize>(tensor: &Tensor<D>, row: usize) -> Tensor<D> {
+    tensor.clone().narrow(0, row, 1)
+}
+
+fn update_of(case: &Case) -> anyhow::Result<Update> {
     Ok(Update {
         adamw: AdamWConfig {
             learning_rate: case.number("learning_rate")?,
@@ -155,7 +212,7 @@ impl Adapter {
     fn read(
         case: &Case,
         file: &str,
-        model: &FluxTransformer,
+        projections: &[Projection],
         device: &Device,
     ) -> anyhow::Result<Self> {
         let weights = Weights::from_file(&case.path(file))?;
@@ -180,8 +237,7 @@ impl Adapter {
                 b: factor(b)?,
             }))
         };
-        let pairs = model
-            .projections()
+        let pairs = projections
             .iter()
             .map(&mut pair)
             .collect::<anyhow::Result<_>>()?;

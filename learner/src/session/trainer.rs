@@ -1,7 +1,7 @@
 //! One training task on the device.
 
 use std::{
-    cell::RefCell,
+    cell::LazyCell,
     collections::HashMap,
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -37,7 +37,7 @@ use crate::{
     metrics::StepMetrics,
     shards::ShardReduce,
     state::{LearnerState, StateError},
-    step::{self, GroupData, Iteration, SampledBy, SealedGroup, StepConfig, StepError, StepOutput},
+    step::{self, GroupData, SampledBy, SealedGroup, SealedIteration, StepError, StepOutput},
 };
 
 /// A training task that did not happen.
@@ -114,8 +114,7 @@ pub(super) struct Trained {
 pub(super) struct Trainer {
     editor: Editor,
     device: Device,
-    config: StepConfig,
-    run_seed: u64,
+    config: RunConfig,
     run_dir: PathBuf,
     ranks: Ranks,
 }
@@ -139,8 +138,7 @@ impl Trainer {
         Ok(Self {
             editor,
             device,
-            config: StepConfig::from_run(config),
-            run_seed: config.seed,
+            config: config.clone(),
             run_dir,
             ranks,
         })
@@ -154,6 +152,7 @@ impl Trainer {
         cancel: &CancellationToken,
     ) -> Result<Trained, TrainError> {
         let state = self.input_state(inputs)?;
+        // Every rank sees by itself that nothing changes: the others need not be met, nor waited for.
         let output = if inputs.task.groups.is_empty() {
             StepOutput {
                 state,
@@ -173,6 +172,7 @@ impl Trainer {
             metrics: metrics.into(),
         };
         trained.metrics.publish_s = publish_s;
+        // All ranks have the same state, so one of them writes it; the folder is shared.
         if inputs.task.checkpoint && inputs.task.collective.rank == 0 {
             self.write_checkpoint(inputs, &state, &mut trained)?;
         }
@@ -180,12 +180,14 @@ impl Trainer {
     }
 
     fn input_state(&self, inputs: &TrainInputs) -> Result<LearnerState, TrainError> {
+        // Derived on every rank, so that the first iteration has no state to wait for.
         let Some(bytes) = &inputs.state else {
             return Ok(LearnerState::initial(self.initial_adapter()));
         };
         let state = LearnerState::from_bytes(bytes)?;
         let expected = flat_len(&self.config.lora, self.editor.projections());
         let found = state.theta.len();
+        // Here rather than in the step, to name the likely cause: an edited run file beside an old checkpoint.
         if found != expected {
             return Err(TrainError::OtherModel { found, expected });
         }
@@ -200,10 +202,9 @@ impl Trainer {
         cancel: &CancellationToken,
     ) -> Result<StepOutput, TrainError> {
         let groups = self.sealed_groups(inputs, state)?;
-        let iteration = Iteration {
+        let iteration = SealedIteration {
             editor: &self.editor,
             config: &self.config,
-            run_seed: self.run_seed,
             number: inputs.task.iteration,
             groups: &groups,
         };
@@ -235,31 +236,59 @@ impl Trainer {
         inputs: &TrainInputs,
         state: &LearnerState,
     ) -> Result<Vec<SealedGroup>, TrainError> {
-        let samplers = Samplers {
-            trainer: self,
-            inputs,
-            state,
-            old: ContentHash::of(&exchange::adapter_to_bytes(&state.old)),
-            read: RefCell::default(),
+        let versions = self.versions(inputs, state)?;
+        // The initial adapter changes nothing, since its second factors are zero. A group that was sampled without a
+        // version is late where the old policy is another one by now.
+        let initial: LazyCell<Arc<[f32]>, _> = LazyCell::new(|| self.initial_adapter().into());
+        let sampled_by = |group: &TrainGroup| {
+            let Some(version) = group.version else {
+                return Ok(match state.step {
+                    0 => SampledBy::Old,
+                    _ => SampledBy::Earlier(initial.clone()),
+                });
+            };
+            let known = versions.get(&version).cloned();
+            known.ok_or(TrainError::UnknownVersion {
+                group: group.group,
+                version,
+            })
         };
         let group = |(group, bytes): (&TrainGroup, &Option<GroupBytes>)| {
+            let data = bytes.as_ref().map(|bytes| self.group_data(group, bytes));
             Ok(SealedGroup {
                 group: group.group,
                 advantages: group.advantages.clone(),
-                sampled_by: samplers.of(group)?,
-                data: bytes
-                    .as_ref()
-                    .map(|bytes| self.group_data(group, bytes))
-                    .transpose()?,
+                sampled_by: sampled_by(group)?,
+                data: data.transpose()?,
             })
         };
-        inputs
-            .task
-            .groups
+        let groups = inputs.task.groups.iter().zip(&inputs.groups);
+        groups.map(group).collect()
+    }
+
+    /// The policies that made samples, by the names that groups give them.
+    fn versions(
+        &self,
+        inputs: &TrainInputs,
+        state: &LearnerState,
+    ) -> Result<HashMap<ContentHash, SampledBy>, TrainError> {
+        // By content, not by iteration: after an iteration without groups two have the same.
+        let old = ContentHash::of(&exchange::adapter_to_bytes(&state.old));
+        let read = |(&version, bytes): (&ContentHash, &Bytes)| {
+            let flat = exchange::adapter_from_bytes(bytes, state.old.len());
+            let flat = flat.map_err(|source| TrainError::Blob {
+                what: format!("version {version}"),
+                source,
+            })?;
+            Ok::<_, TrainError>((version, SampledBy::Earlier(flat.into())))
+        };
+        let others = inputs
+            .versions
             .iter()
-            .zip(&inputs.groups)
-            .map(group)
-            .collect()
+            .filter(|(version, _)| **version != old);
+        let mut versions = others.map(read).collect::<Result<HashMap<_, _>, _>>()?;
+        versions.insert(old, SampledBy::Old);
+        Ok(versions)
     }
 
     fn group_data(&self, group: &TrainGroup, bytes: &GroupBytes) -> Result<GroupData, TrainError> {
@@ -276,7 +305,7 @@ impl Trainer {
 
     /// The adapter of the initial state, derived from the run's seed (A9).
     fn initial_adapter(&self) -> Vec<f32> {
-        let seed = seed::derive(self.run_seed, Purpose::LoraInit, 0, 0, 0, 0);
+        let seed = seed::derive(self.config.seed, Purpose::LoraInit, 0, 0, 0, 0);
         let projections = self.editor.projections();
         LoraAdapter::init(&self.config.lora, projections, seed, &self.device).to_flat()
     }
@@ -300,44 +329,5 @@ impl Trainer {
         trained.ema_adapter = Some(checkpoint::write(&self.run_dir, &checkpoint)?);
         trained.metrics.checkpoint_s = begin.elapsed().as_secs_f64();
         Ok(())
-    }
-}
-
-/// Finds the policy that made a group's samples.
-struct Samplers<'a> {
-    trainer: &'a Trainer,
-    inputs: &'a TrainInputs,
-    state: &'a LearnerState,
-    old: ContentHash,
-    /// Those that were read; `None` is the bare base.
-    read: RefCell<HashMap<Option<ContentHash>, Arc<[f32]>>>,
-}
-
-impl Samplers<'_> {
-    fn of(&self, group: &TrainGroup) -> Result<SampledBy, TrainError> {
-        let initial = self.state.step == 0;
-        if group.version == Some(self.old) || (group.version.is_none() && initial) {
-            return Ok(SampledBy::Old);
-        }
-        if let Some(flat) = self.read.borrow().get(&group.version) {
-            return Ok(SampledBy::Earlier(flat.clone()));
-        }
-        let flat: Arc<[f32]> = match group.version {
-            Some(version) => self.version(group.group, version)?.into(),
-            // The initial adapter changes nothing, since its second factors are zero.
-            None => self.trainer.initial_adapter().into(),
-        };
-        self.read.borrow_mut().insert(group.version, flat.clone());
-        Ok(SampledBy::Earlier(flat))
-    }
-
-    fn version(&self, group: GroupId, version: ContentHash) -> Result<Vec<f32>, TrainError> {
-        let unknown = || TrainError::UnknownVersion { group, version };
-        let bytes = self.inputs.versions.get(&version).ok_or_else(unknown)?;
-        let flat = exchange::adapter_from_bytes(bytes, self.state.old.len());
-        flat.map_err(|source| TrainError::Blob {
-            what: format!("version {version}"),
-            source,
-        })
     }
 }

@@ -8,14 +8,12 @@ use burn::tensor::{DType, Device};
 use retouch_learner::shards::{Local, ShardReduce};
 use retouch_learner::state::LearnerState;
 use retouch_learner::step::{
-    GroupData, Iteration, SampledBy, SealedGroup, StepConfig, StepError, StepOutput,
-    train_iteration,
+    GroupData, SampledBy, SealedGroup, SealedIteration, StepError, StepOutput, train_iteration,
 };
 use retouch_models::editor::{ConditionShape, Editor, ImageSize, Parts};
 use retouch_models::lora::LoraAdapter;
 use retouch_models::noise;
-use retouch_proto::RunConfig;
-use retouch_proto::ids::{self, GroupId};
+use retouch_proto::{GroupId, Iteration, RunConfig};
 
 /// A pipeline of the golden cases.
 pub fn pipeline() -> PathBuf {
@@ -40,17 +38,18 @@ pub fn editor_as(dtype: DType) -> Editor {
 }
 
 /// The published settings with a small adapter.
-pub fn config() -> StepConfig {
+pub fn config() -> RunConfig {
     let mut run = RunConfig::default();
+    run.seed = 7;
     run.lora.rank = 2;
     run.lora.alpha = 4.0;
     run.learner.micro_batch_size = 4;
     run.learner.learning_rate = 1e-2;
-    StepConfig::from_run(&run)
+    run
 }
 
 /// A state whose three policies differ.
-pub fn state(editor: &Editor, config: &StepConfig) -> LearnerState {
+pub fn state(editor: &Editor, config: &RunConfig) -> LearnerState {
     let device = Device::flex();
     let theta = LoraAdapter::init(&config.lora, editor.projections(), 1, &device).to_flat();
     let mut state = LearnerState::initial(theta);
@@ -97,7 +96,7 @@ pub fn sized_group(
     let condition = editor.random_condition(shape, seed + 1);
     SealedGroup {
         group: GroupId {
-            iteration: ids::Iteration(1),
+            iteration: Iteration(1),
             index,
         },
         advantages: noise::normal_values(seed + 4, size)
@@ -114,14 +113,13 @@ pub fn sized_group(
 
 pub fn iteration<'a>(
     editor: &'a Editor,
-    config: &'a StepConfig,
+    config: &'a RunConfig,
     groups: &'a [SealedGroup],
-) -> Iteration<'a> {
-    Iteration {
+) -> SealedIteration<'a> {
+    SealedIteration {
         editor,
         config,
-        run_seed: 7,
-        number: ids::Iteration(1),
+        number: Iteration(1),
         groups,
     }
 }
@@ -129,7 +127,7 @@ pub fn iteration<'a>(
 /// One iteration on one rank.
 pub fn step(
     editor: &Editor,
-    config: &StepConfig,
+    config: &RunConfig,
     state: &LearnerState,
     groups: &[SealedGroup],
 ) -> Result<StepOutput, StepError> {
@@ -138,7 +136,7 @@ pub fn step(
 
 pub fn step_on(
     editor: &Editor,
-    config: &StepConfig,
+    config: &RunConfig,
     state: &LearnerState,
     groups: &[SealedGroup],
     shards: &mut dyn ShardReduce,

@@ -1,7 +1,7 @@
 use std::ops::Range;
 
 use burn::module::Param;
-use burn::tensor::{Gradients, Tensor, Transaction};
+use burn::tensor::{Bool, Gradients, Tensor, Transaction};
 
 use super::{LoraAdapter, LoraPair};
 
@@ -45,6 +45,15 @@ impl<'a> LoraGradient<'a> {
                 (sum, more) => sum.or(more),
             };
         }
+    }
+
+    /// Whether every value is finite, as a flag on the device; `None` where no backward pass came by. `[1]`
+    pub fn is_finite(&self) -> Option<Tensor<1, Bool>> {
+        let factors = self.found.iter().flatten().flatten();
+        // Not the finiteness of a sum: large values that are finite would overflow in it.
+        let flags = factors.map(|factor| factor.clone().is_finite().all());
+        let flags: Vec<_> = flags.collect();
+        (!flags.is_empty()).then(|| Tensor::cat(flags, 0).all())
     }
 
     /// The flat form on the host, zeros where no pass came by; a device is waited for once.

@@ -67,7 +67,7 @@ choice! {
 }
 
 choice! {
-    /// What becomes of a sample whose loss is NaN or infinite.
+    /// What becomes of a sample whose loss or gradient is NaN or infinite.
     NotFinite {
         /// The run ends there, with a checkpoint of what was committed before.
         Stop = "stop",
@@ -329,7 +329,7 @@ pub struct LearnerConfig {
     pub old_policy: OldPolicy,
     /// Limit of the EMA's decay.
     pub ema_decay_max: f64,
-    /// What becomes of a sample whose loss is NaN or infinite.
+    /// What becomes of a sample whose loss or gradient is NaN or infinite.
     pub not_finite: NotFinite,
     /// Iterations between durable checkpoints.
     pub checkpoint_every: u32,
