@@ -89,8 +89,10 @@ fn group(editor: &Editor, index: u32) -> SealedGroup {
 }
 
 fn config(micro_batch_size: usize, checkpointing: Checkpointing) -> RunConfig {
-    let mut run = RunConfig::default();
-    run.seed = 1;
+    let mut run = RunConfig {
+        seed: 1,
+        ..RunConfig::default()
+    };
     run.learner.gradient_shards = 2;
     run.learner.micro_batch_size = micro_batch_size as u32;
     run.learner.activation_checkpointing = checkpointing;

@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn findings_survive_the_ledger_and_the_first_shard_comes_first() {
         let nothing = [&[7.0][..], &Finding::row(None)].concat();
-        assert_eq!(Finding::first(&[nothing.clone()]), None);
+        assert_eq!(Finding::first(std::slice::from_ref(&nothing)), None);
         for what in Culprit::ALL {
             let found = Finding {
                 sample: Sample { group: 3, index: 5 },

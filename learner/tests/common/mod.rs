@@ -39,8 +39,10 @@ pub fn editor_as(dtype: DType) -> Editor {
 
 /// The published settings with a small adapter.
 pub fn config() -> RunConfig {
-    let mut run = RunConfig::default();
-    run.seed = 7;
+    let mut run = RunConfig {
+        seed: 7,
+        ..RunConfig::default()
+    };
     run.lora.rank = 2;
     run.lora.alpha = 4.0;
     run.learner.micro_batch_size = 4;
