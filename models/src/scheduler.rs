@@ -6,9 +6,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::weights::{LoadError, read_config, write_config};
 
-/// Steps of the sampler's clock per unit of noise level: timestep = 1000 sigma.
-pub const NUM_TRAIN_TIMESTEPS: f32 = 1000.0;
-
 const FILE: &str = "scheduler_config.json";
 
 /// The published configuration and the schedule that it defines.
@@ -109,12 +106,7 @@ impl FlowMatchScheduler {
         ];
         match unsupported.into_iter().find(|(_, set)| *set) {
             None => Ok(scheduler),
-            Some((field, _)) => Err(LoadError::Unsupported {
-                path: path.to_owned(),
-                field,
-                value: "true".to_owned(),
-                supported: "false",
-            }),
+            Some((field, _)) => Err(LoadError::unsupported(path, field, true, "false")),
         }
     }
 
@@ -200,7 +192,7 @@ mod tests {
             let sigmas = scheduler.sigmas(steps, count("image_seq_len")).unwrap();
             let tensor = |values: &[f32]| Tensor::<1>::from_floats(values, &Device::flex());
             case.check("out.sigmas", tensor(&sigmas), 1e-6);
-            let timesteps = tensor(&sigmas[..sigmas.len() - 1]) * NUM_TRAIN_TIMESTEPS;
+            let timesteps = tensor(&sigmas[..sigmas.len() - 1]) * 1000.0;
             case.check("out.timesteps", timesteps, 1e-6);
         }
     }

@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use retouch_coordinator::{advantage, filter};
 use retouch_learner::nft;
-use retouch_models::scheduler::{FlowMatchScheduler, NUM_TRAIN_TIMESTEPS};
+use retouch_models::scheduler::FlowMatchScheduler;
 use retouch_models::solver;
 use retouch_proto::config::FilterConfig;
 
@@ -83,7 +83,7 @@ pub(crate) fn scheduler(case: &Case) -> anyhow::Result<Outputs> {
     )?;
     let timesteps: Vec<f32> = sigmas[..sigmas.len() - 1]
         .iter()
-        .map(|sigma| sigma * NUM_TRAIN_TIMESTEPS)
+        .map(|sigma| sigma * 1000.0)
         .collect();
     Ok(Outputs::default()
         .list("out.timesteps", timesteps)
@@ -102,11 +102,14 @@ pub(crate) fn solver(case: &Case) -> anyhow::Result<Outputs> {
         case.input::<1>("a", &device)?,
         case.input::<1>("b", &device)?,
     );
+    let mut latents = Vec::new();
     let velocity = |x: Tensor<3>, sigma: f32| {
+        latents.push(x.clone());
         let slope = a.clone().unsqueeze::<3>();
         (x * slope).tanh() + b.clone().unsqueeze::<3>() * sigma
     };
-    let latents = solver::trajectory(solver, &sigmas, case.input("z", &device)?, velocity);
+    let x0 = solver::sample(solver, &sigmas, case.input("z", &device)?, velocity);
+    latents.push(x0);
     Ok(Outputs::default().float("out.latents", Tensor::stack::<4>(latents, 0)))
 }
 
