@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokenizers::{PostProcessor, Tokenizer as Inner, TruncationDirection};
 
-use crate::weights::{LoadError, read_config, require_file};
+use crate::weights::{LoadError, read_config, read_text, require_file};
 
 const FILE: &str = "tokenizer.json";
 const CONFIG_FILE: &str = "tokenizer_config.json";
@@ -74,7 +74,8 @@ impl Tokenizer {
         let config: Config = read_config(&require_file(folder, CONFIG_FILE, "a tokenizer")?)?;
         let path = folder.join(FILE);
         let inner = if path.is_file() {
-            Inner::from_file(&path).map_err(|source| LoadError::format(&path, source))?
+            Inner::from_bytes(read_text(&path)?)
+                .map_err(|source| LoadError::format(&path, source))?
         } else {
             from_vocab::load(folder, &config)?
         };
@@ -235,6 +236,10 @@ mod tests {
         tokenizer(case).save(folder.path()).unwrap();
         let loaded = Tokenizer::load(folder.path()).unwrap();
         assert_eq!((loaded.max_length, loaded.pad_id), (77, 0));
+        let path = folder.path().join(FILE);
+        let json = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, format!("\u{feff}{json}")).unwrap();
+        Tokenizer::load(folder.path()).expect("a byte order mark is skipped");
         let text = &texts(case)[0];
         assert_eq!(
             loaded.encode(text).unwrap(),
@@ -272,7 +277,8 @@ mod tests {
             .collect();
         write(
             "merges.txt",
-            format!("#version: 0.2\n{}\n", merges.join("\n")),
+            // As an editor on Windows saves it.
+            format!("\u{feff}#version: 0.2\n{}\n", merges.join("\n")),
         )
         .unwrap();
         let added: serde_json::Map<_, _> = added

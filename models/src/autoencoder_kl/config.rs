@@ -82,12 +82,7 @@ impl PretrainedConfig for AutoencoderKlConfig {
 
     fn check(&self, path: &Path) -> Result<(), LoadError> {
         let unsupported = |field, value: &str, supported| {
-            Err(LoadError::Unsupported {
-                path: path.to_owned(),
-                field,
-                value: value.to_owned(),
-                supported,
-            })
+            Err(LoadError::unsupported(path, field, value, supported))
         };
         if self.block_out_channels.is_empty() {
             return unsupported("block_out_channels", "[]", "one number or more");

@@ -76,12 +76,7 @@ impl PretrainedConfig for AutoencoderKlQwenImageConfig {
 
     fn check(&self, path: &Path) -> Result<(), LoadError> {
         let unsupported = |field, value: String, supported| {
-            Err(LoadError::Unsupported {
-                path: path.to_owned(),
-                field,
-                value,
-                supported,
-            })
+            Err(LoadError::unsupported(path, field, value, supported))
         };
         if self.dim_mult.is_empty() {
             return unsupported("dim_mult", "[]".to_owned(), "one number or more");

@@ -73,12 +73,14 @@ impl PretrainedConfig for FluxTransformerConfig {
         if self.rotates_whole_heads() {
             return Ok(());
         }
-        Err(LoadError::Unsupported {
-            path: path.to_owned(),
-            field: "axes_dims_rope",
-            value: format!("{:?}", self.axes_dims_rope),
-            supported: "dimensions that add up to attention_head_dim",
-        })
+        let axes = format!("{:?}", self.axes_dims_rope);
+        let supported = "dimensions that add up to attention_head_dim";
+        Err(LoadError::unsupported(
+            path,
+            "axes_dims_rope",
+            axes,
+            supported,
+        ))
     }
 }
 

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::weights::{Spelled, Spellings};
+
 /// How images become patches.
 ///
 /// Files give the pixel limits as `min_pixels` and `max_pixels` (published) or within `size` (transformers 5).
@@ -34,7 +36,7 @@ struct Fields {
     min_pixels: Option<usize>,
     max_pixels: Option<usize>,
     #[serde(skip_serializing)]
-    size: Option<PixelLimits>,
+    size: Option<Spelled<PixelLimits>>,
     image_mean: [f32; 3],
     image_std: [f32; 3],
     #[serde(skip_serializing)]
@@ -50,12 +52,17 @@ struct Fields {
 }
 
 /// Pixel counts, under the names that newer files give them.
-#[derive(Clone, Copy, Serialize, Deserialize)]
+#[derive(Clone, Copy, Deserialize)]
 struct PixelLimits {
-    #[serde(alias = "min_pixels")]
     shortest_edge: usize,
-    #[serde(alias = "max_pixels")]
     longest_edge: usize,
+}
+
+impl Spellings for PixelLimits {
+    const SPELLINGS: &'static [[&'static str; 2]] = &[
+        ["shortest_edge", "min_pixels"],
+        ["longest_edge", "max_pixels"],
+    ];
 }
 
 /// The limits where a file says nothing.
@@ -106,11 +113,12 @@ impl TryFrom<Fields> for ImageProcessorConfig {
 
     fn try_from(fields: Fields) -> Result<Self, String> {
         fields.check()?;
-        let size = fields.size.unwrap_or(DEFAULT_LIMITS);
+        let size = fields.size.map_or(DEFAULT_LIMITS, |size| size.0);
         let config = Self {
             patch_size: fields.patch_size,
             temporal_patch_size: fields.temporal_patch_size,
             merge_size: fields.merge_size,
+            // No spelling of `size`'s limits but an override of them, as in the reference.
             min_pixels: fields.min_pixels.unwrap_or(size.shortest_edge),
             max_pixels: fields.max_pixels.unwrap_or(size.longest_edge),
             image_mean: fields.image_mean,
@@ -163,6 +171,27 @@ mod tests {
             json!({ "min_pixels": 50, "size": { "shortest_edge": 100, "longest_edge": 200 } });
         assert_eq!(read(both).unwrap().min_pixels, 50);
         assert_eq!(read(json!({})).unwrap().max_pixels, 28 * 28 * 1280);
+    }
+
+    #[test]
+    fn limits_may_be_there_in_both_spellings_if_they_agree() {
+        let size = |shortest_edge: usize, max_pixels: usize| {
+            json!({ "size": {
+                "shortest_edge": shortest_edge, "longest_edge": 200, "min_pixels": 100, "max_pixels": max_pixels,
+            } })
+        };
+        let both = read(size(100, 200)).unwrap();
+        assert_eq!((both.min_pixels, both.max_pixels), (100, 200));
+        let error = read(size(50, 200)).unwrap_err();
+        assert!(
+            error.contains("shortest_edge = 50 and min_pixels = 100"),
+            "{error}"
+        );
+        let error = read(size(100, 300)).unwrap_err();
+        assert!(
+            error.contains("longest_edge = 200 and max_pixels = 300"),
+            "{error}"
+        );
     }
 
     #[test]

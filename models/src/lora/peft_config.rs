@@ -46,16 +46,12 @@ impl PeftConfig {
 
     /// Whether the adapter is a plain LoRA; `path` names the file in the error.
     pub(super) fn check(&self, path: &Path) -> Result<(), LoadError> {
-        let (field, value, supported) = match self.unsupported() {
-            None => return Ok(()),
-            Some(unsupported) => unsupported,
-        };
-        Err(LoadError::Unsupported {
-            path: path.to_owned(),
-            field,
-            value,
-            supported,
-        })
+        match self.unsupported() {
+            None => Ok(()),
+            Some((field, value, supported)) => {
+                Err(LoadError::unsupported(path, field, value, supported))
+            }
+        }
     }
 
     fn unsupported(&self) -> Option<(&'static str, String, &'static str)> {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::weights::PretrainedConfig;
+use crate::weights::{PretrainedConfig, Spelled, Spellings};
 
 /// The whole model's configuration.
 ///
@@ -68,7 +68,7 @@ pub struct VisionConfig {
     /// Attention heads.
     pub num_heads: usize,
     /// Colour channels.
-    #[serde(default = "default_in_channels", alias = "in_chans")]
+    #[serde(default = "default_in_channels")]
     pub in_channels: usize,
     /// Width of the output, the language model's `hidden_size`.
     pub out_hidden_size: usize,
@@ -88,6 +88,10 @@ pub struct VisionConfig {
     /// The MLP's activation.
     #[serde(default)]
     pub hidden_act: Activation,
+}
+
+impl Spellings for VisionConfig {
+    const SPELLINGS: &'static [[&'static str; 2]] = &[["in_channels", "in_chans"]];
 }
 
 /// The activations that the model knows.
@@ -295,7 +299,7 @@ impl PretrainedConfig for Qwen2_5VlConfig {
 
 #[derive(Deserialize)]
 struct TopFields {
-    vision_config: VisionConfig,
+    vision_config: Spelled<VisionConfig>,
     image_token_id: u32,
     vision_start_token_id: u32,
     vision_end_token_id: u32,
@@ -313,7 +317,7 @@ impl TryFrom<Value> for Qwen2_5VlConfig {
         let top: TopFields = parse(&value)?;
         let config = Self {
             text: text.try_into()?,
-            vision: top.vision_config,
+            vision: top.vision_config.0,
             image_token_id: top.image_token_id,
             vision_start_token_id: top.vision_start_token_id,
             vision_end_token_id: top.vision_end_token_id,
@@ -403,6 +407,19 @@ mod tests {
         );
         nested.insert("text_config".to_owned(), Value::Object(text));
         assert_eq!(read(flat), read(Value::Object(nested)));
+    }
+
+    #[test]
+    fn a_field_may_be_there_in_both_spellings_if_they_agree() {
+        let mut both = flat();
+        both["vision_config"]["in_channels"] = json!(3);
+        assert_eq!(read(both.clone()), read(flat()));
+        both["vision_config"]["in_channels"] = json!(1);
+        let error = read(both).unwrap_err();
+        assert!(
+            error.contains("in_channels = 1 and in_chans = 3"),
+            "{error}"
+        );
     }
 
     #[test]

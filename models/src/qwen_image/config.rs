@@ -76,12 +76,7 @@ impl PretrainedConfig for QwenImageTransformerConfig {
 
     fn check(&self, path: &Path) -> Result<(), LoadError> {
         let unsupported = |field, value: String, supported| {
-            Err(LoadError::Unsupported {
-                path: path.to_owned(),
-                field,
-                value,
-                supported,
-            })
+            Err(LoadError::unsupported(path, field, value, supported))
         };
         let switches = [
             ("guidance_embeds", self.guidance_embeds),

@@ -56,11 +56,12 @@ impl PretrainedConfig for T5Config {
         if self.feed_forward_proj == GATED_GELU {
             return Ok(());
         }
-        Err(LoadError::Unsupported {
-            path: path.to_owned(),
-            field: "feed_forward_proj",
-            value: self.feed_forward_proj.clone(),
-            supported: GATED_GELU,
-        })
+        let found = &self.feed_forward_proj;
+        Err(LoadError::unsupported(
+            path,
+            "feed_forward_proj",
+            found,
+            GATED_GELU,
+        ))
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokenizers::Tokenizer as Inner;
 
 use super::{Config, Token};
-use crate::weights::{LoadError, read_config};
+use crate::weights::{LoadError, read_config, read_text};
 
 const VOCAB_FILE: &str = "vocab.json";
 const MERGES_FILE: &str = "merges.txt";
@@ -115,7 +115,7 @@ fn clip(folder: &Path, config: &Config) -> Result<Inner, LoadError> {
 
 /// The pairs of `merges.txt`; its first line is a version.
 fn read_merges(path: &Path) -> Result<Vec<String>, LoadError> {
-    let text = std::fs::read_to_string(path).map_err(|source| LoadError::io(path, source))?;
+    let text = read_text(path)?;
     let pairs = text
         .lines()
         .filter(|line| !line.starts_with("#version") && !line.is_empty());

@@ -84,6 +84,20 @@ impl LoadError {
         }
     }
 
+    pub(crate) fn unsupported(
+        path: &Path,
+        field: &'static str,
+        value: impl fmt::Display,
+        supported: &'static str,
+    ) -> Self {
+        Self::Unsupported {
+            path: path.to_owned(),
+            field,
+            value: value.to_string(),
+            supported,
+        }
+    }
+
     pub(crate) fn format(path: &Path, reason: impl fmt::Display) -> Self {
         Self::Format {
             path: path.to_owned(),

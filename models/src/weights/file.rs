@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 
@@ -187,15 +187,13 @@ impl Weights {
         Ok(Tensor::from_data(data, (device, DType::F32)))
     }
 
-    /// Tensor `name` as integers of rank `D`.
-    ///
-    /// # Errors
-    /// If it is missing or of another rank.
-    pub fn int_tensor<const D: usize>(
+    /// Tensor `name` as integers of rank `D`, for golden cases.
+    #[cfg(test)]
+    pub(crate) fn int_tensor<const D: usize>(
         &self,
         name: &str,
         device: &Device,
-    ) -> Result<Tensor<D, Int>, LoadError> {
+    ) -> Result<Tensor<D, burn::tensor::Int>, LoadError> {
         let data = self.of_rank(name, D, self.data(name))?;
         Ok(Tensor::from_data(data, device))
     }

@@ -5,8 +5,9 @@ use burn::tensor::{DType, Device};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::json::read_class;
 use super::save::save_folder;
-use super::{LoadError, Names, Table, Weights, read_class, require_file};
+use super::{LoadError, Names, Table, Weights, require_file};
 use crate::init::Init;
 
 /// The published configuration of a model: what its folder's `config.json` says.

@@ -67,7 +67,7 @@ fn a_saved_folder_loads_back_to_the_same_tensors() {
     assert_eq!(names, expected);
     let loaded = weights.load(self::net(2), &NAMES).unwrap();
     assert_eq!(tensors_of(&loaded, &NAMES), tensors_of(&net, &NAMES));
-    let config: Value = read_config(&folder.path().join("config.json")).unwrap();
+    let config: serde_json::Value = read_config(&folder.path().join("config.json")).unwrap();
     assert_eq!(config["a"], 1);
 }
 
@@ -187,7 +187,10 @@ fn element_types_that_no_model_is_stored_in_are_named() {
     let one = One {
         w: Init::unused().zeros([2]),
     };
-    let error = weights.load(one, &Names::SAME).unwrap_err().to_string();
+    let error = weights
+        .load(one, &Names::default())
+        .unwrap_err()
+        .to_string();
     assert!(
         error.ends_with("element type not supported (1): w"),
         "{error}"
