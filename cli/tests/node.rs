@@ -8,7 +8,7 @@ use burn::tensor::{DType, Device};
 use harness::cluster::Cluster;
 use retouch_models::weights::{Pretrained, PretrainedConfig};
 use retouch_models::{
-    editor::{Editor, FluxKontext, FluxKontextEncoders},
+    editor::{Editor, Encoders, FluxKontext, FluxKontextEncoders},
     flux::{FluxTransformer, FluxTransformerConfig},
     init::Init,
     scheduler::FlowMatchScheduler,

@@ -14,7 +14,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use retouch_learner::dry_run::dry_run;
 use retouch_learner::workload::workload;
-use retouch_models::editor::{Editor, FluxKontext, FluxKontextEncoders};
+use retouch_models::editor::{Editor, Encoders, FluxKontext, FluxKontextEncoders};
 use retouch_models::flux::{FluxTransformer, FluxTransformerConfig};
 use retouch_models::init::Init;
 use retouch_models::inspect::{Estimate, Role, estimate, inspect};

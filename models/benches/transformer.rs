@@ -6,6 +6,7 @@ use std::hint::black_box;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use criterion::{Criterion, criterion_group, criterion_main};
+use retouch_models::dit::Transformer;
 use retouch_models::flux::{FluxCondition, FluxContext, FluxTransformer, FluxTransformerConfig};
 use retouch_models::init::Init;
 use retouch_models::lora::{LoraAdapter, LoraConfig};
@@ -62,27 +63,16 @@ impl Bench {
     }
 
     fn adapter(&self, device: &Device) -> LoraAdapter {
-        let targets = [
-            "to_q",
-            "to_k",
-            "to_v",
-            "to_out.0",
-            "add_q_proj",
-            "add_k_proj",
-            "add_v_proj",
-            "to_add_out",
-        ];
-        let config = LoraConfig {
-            rank: 32,
-            alpha: 64.0,
-            target_modules: targets.map(str::to_owned).to_vec(),
-        };
+        // The published one: rank 32 on all attention projections.
+        let config = LoraConfig::default();
         LoraAdapter::init(&config, self.model.projections(), 1, device)
     }
 
     fn velocity(&self, adapter: Option<&LoraAdapter>) -> Tensor<3> {
         let (x, t) = (self.x.clone(), self.t.clone());
-        self.model.step(x, TOKENS, t, &self.context, adapter)
+        self.model
+            .evaluation(x, TOKENS, t, &self.context)
+            .velocity(adapter)
     }
 }
 

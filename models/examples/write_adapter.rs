@@ -8,6 +8,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
+use retouch_models::dit::Transformer;
 use retouch_models::flux::{FluxInput, FluxTransformer};
 use retouch_models::lora::{
     LoraAdapter, LoraConfig, Projection, flat_len, save_diffusers, save_peft,

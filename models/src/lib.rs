@@ -13,7 +13,7 @@ pub mod layers;
 pub mod lora;
 pub mod ops;
 
-mod dit;
+pub mod dit;
 mod work;
 
 pub mod autoencoder_kl;

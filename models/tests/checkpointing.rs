@@ -1,18 +1,16 @@
 //! Gradients that come back a block at a time are those of one graph, bit for bit.
 
-use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
-use retouch_models::flux::{FluxCondition, FluxContext, FluxTransformer, FluxTransformerConfig};
+use retouch_models::dit::Transformer;
+use retouch_models::flux::{FluxCondition, FluxTransformer, FluxTransformerConfig};
 use retouch_models::init::Init;
 use retouch_models::lora::{
     Checkpointing, LoraAdapter, LoraConfig, Projection, Tracked, Trained, flat_len,
 };
 use retouch_models::noise;
 use retouch_models::qwen_image::{
-    ImageShape, QwenImageCondition, QwenImageContext, QwenImageTransformer,
-    QwenImageTransformerConfig,
+    ImageShape, QwenImageCondition, QwenImageTransformer, QwenImageTransformerConfig,
 };
-use retouch_models::weights::Pretrained;
 
 const BATCH: usize = 2;
 const IMAGE_TOKENS: usize = 8;
@@ -20,95 +18,91 @@ const KEPT_TOKENS: usize = 6;
 const TEXT_TOKENS: usize = 3;
 const CHANNELS: usize = 4;
 const TEXT_WIDTH: usize = 6;
+/// The attention projections of double-stream blocks.
+const ATTENTION: [&str; 8] = [
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "add_q_proj",
+    "add_k_proj",
+    "add_v_proj",
+    "to_add_out",
+];
 
-/// A transformer with a condition.
-trait Network {
-    /// A random one whose weights are stored as `dtype`.
-    fn new(dtype: DType) -> Self;
-    fn projections(&self) -> &[Projection];
-    fn track<'a>(&'a self, x: Tensor<3>, t: Tensor<1>, trained: Trained<'a>) -> Tracked<'a>;
+/// A transformer with what one condition's evaluations share.
+struct Network<T: Transformer> {
+    model: T,
+    context: T::Context,
 }
 
-struct Flux(FluxTransformer, FluxContext);
-struct Qwen(QwenImageTransformer, QwenImageContext);
-
-impl Network for Flux {
-    fn new(dtype: DType) -> Self {
-        let config = FluxTransformerConfig {
-            in_channels: CHANNELS,
-            num_layers: 3,
-            num_single_layers: 3,
-            attention_head_dim: 8,
-            num_attention_heads: 2,
-            joint_attention_dim: TEXT_WIDTH,
-            pooled_projection_dim: 5,
-            axes_dims_rope: vec![2, 2, 4],
-            ..Default::default()
-        };
+impl<T: Transformer> Network<T> {
+    /// A random transformer whose weights are stored as `dtype`.
+    fn new(config: &T::Config, dtype: DType, condition: T::Condition) -> Self {
         let (folder, device) = (tempfile::tempdir().unwrap(), Device::flex());
-        let random = FluxTransformer::init(&config, &Init::new(1, &device));
+        let random = T::init(config, &Init::new(1, &device));
         random.save(folder.path()).unwrap();
-        let model = FluxTransformer::load_as(folder.path(), &device, dtype).unwrap();
+        let model = T::load_as(folder.path(), &device, dtype).unwrap();
         let model = model.no_grad();
-        let context = model.prepare(FluxCondition {
-            encoder_hidden_states: text(1).cast(dtype),
-            pooled_projections: noise::normal::<2>(3, [1, 5], &device).cast(dtype),
-            guidance: None,
-            img_ids: noise::normal(4, [IMAGE_TOKENS, 3], &device),
-            txt_ids: Tensor::zeros([TEXT_TOKENS, 3], &device),
-        });
-        Self(model, context)
-    }
-
-    fn projections(&self) -> &[Projection] {
-        self.0.projections()
+        Self {
+            context: model.prepare(condition),
+            model,
+        }
     }
 
     fn track<'a>(&'a self, x: Tensor<3>, t: Tensor<1>, trained: Trained<'a>) -> Tracked<'a> {
-        let x = x.cast(self.0.dtype());
-        self.0.tracked_step(x, KEPT_TOKENS, t, &self.1, trained)
+        let x = x.cast(self.model.dtype());
+        let evaluation = self.model.evaluation(x, KEPT_TOKENS, t, &self.context);
+        evaluation.track(trained)
     }
 }
 
-impl Network for Qwen {
-    fn new(dtype: DType) -> Self {
-        let config = QwenImageTransformerConfig {
-            in_channels: CHANNELS,
-            out_channels: Some(1),
-            num_layers: 4,
-            attention_head_dim: 8,
-            num_attention_heads: 2,
-            joint_attention_dim: TEXT_WIDTH,
-            axes_dims_rope: [2, 2, 4],
-            ..Default::default()
-        };
-        let (folder, device) = (tempfile::tempdir().unwrap(), Device::flex());
-        let random = QwenImageTransformer::init(&config, &Init::new(1, &device));
-        random.save(folder.path()).unwrap();
-        let model = QwenImageTransformer::load_as(folder.path(), &device, dtype).unwrap();
-        let model = model.no_grad();
-        let shape = |height, width| ImageShape {
-            frames: 1,
-            height,
-            width,
-        };
-        let context = model.prepare(QwenImageCondition {
-            encoder_hidden_states: text(BATCH).cast(dtype),
-            // One row's text is padded.
-            text_lengths: vec![TEXT_TOKENS, TEXT_TOKENS - 1],
-            img_shapes: vec![shape(2, 3), shape(1, 2)],
-        });
-        Self(model, context)
-    }
+fn flux(dtype: DType) -> Network<FluxTransformer> {
+    let device = Device::flex();
+    let config = FluxTransformerConfig {
+        in_channels: CHANNELS,
+        num_layers: 3,
+        num_single_layers: 3,
+        attention_head_dim: 8,
+        num_attention_heads: 2,
+        joint_attention_dim: TEXT_WIDTH,
+        pooled_projection_dim: 5,
+        axes_dims_rope: vec![2, 2, 4],
+        ..Default::default()
+    };
+    let condition = FluxCondition {
+        encoder_hidden_states: text(1).cast(dtype),
+        pooled_projections: noise::normal::<2>(3, [1, 5], &device).cast(dtype),
+        guidance: None,
+        img_ids: noise::normal(4, [IMAGE_TOKENS, 3], &device),
+        txt_ids: Tensor::zeros([TEXT_TOKENS, 3], &device),
+    };
+    Network::new(&config, dtype, condition)
+}
 
-    fn projections(&self) -> &[Projection] {
-        self.0.projections()
-    }
-
-    fn track<'a>(&'a self, x: Tensor<3>, t: Tensor<1>, trained: Trained<'a>) -> Tracked<'a> {
-        let x = x.cast(self.0.dtype());
-        self.0.tracked_step(x, KEPT_TOKENS, t, &self.1, trained)
-    }
+fn qwen(dtype: DType) -> Network<QwenImageTransformer> {
+    let config = QwenImageTransformerConfig {
+        in_channels: CHANNELS,
+        out_channels: Some(1),
+        num_layers: 4,
+        attention_head_dim: 8,
+        num_attention_heads: 2,
+        joint_attention_dim: TEXT_WIDTH,
+        axes_dims_rope: [2, 2, 4],
+        ..Default::default()
+    };
+    let shape = |height, width| ImageShape {
+        frames: 1,
+        height,
+        width,
+    };
+    let condition = QwenImageCondition {
+        encoder_hidden_states: text(BATCH).cast(dtype),
+        // One row's text is padded.
+        text_lengths: vec![TEXT_TOKENS, TEXT_TOKENS - 1],
+        img_shapes: vec![shape(2, 3), shape(1, 2)],
+    };
+    Network::new(&config, dtype, condition)
 }
 
 fn text(rows: usize) -> Tensor<3> {
@@ -116,7 +110,7 @@ fn text(rows: usize) -> Tensor<3> {
 }
 
 /// The loss of a velocity and its flat gradient.
-fn gradient(network: &impl Network, trained: Trained<'_>) -> (f32, Vec<f32>) {
+fn gradient(network: &Network<impl Transformer>, trained: Trained<'_>) -> (f32, Vec<f32>) {
     let device = Device::flex();
     let x = noise::normal(6, [BATCH, IMAGE_TOKENS, CHANNELS], &device);
     let t = Tensor::from_floats([0.5, 0.25], &device);
@@ -127,13 +121,13 @@ fn gradient(network: &impl Network, trained: Trained<'_>) -> (f32, Vec<f32>) {
 }
 
 /// An adapter whose factors are all different from zero.
-fn adapter(network: &impl Network, targets: &[&str]) -> LoraAdapter {
+fn adapter(network: &Network<impl Transformer>, targets: &[&str]) -> LoraAdapter {
     let config = LoraConfig {
         rank: 2,
         alpha: 6.0,
         target_modules: targets.iter().map(|&target| target.to_owned()).collect(),
     };
-    let projections = network.projections();
+    let projections = network.model.projections();
     let flat = noise::normal_values(5, flat_len(&config, projections));
     LoraAdapter::from_flat(&config, projections, &flat, &Device::flex().autodiff())
 }
@@ -144,9 +138,9 @@ fn reached(gradient: &[f32]) -> f64 {
     reached as f64 / gradient.len() as f64
 }
 
-fn ways_agree<N: Network>(targets: &[&[&str]]) {
+fn ways_agree<T: Transformer>(new: fn(DType) -> Network<T>, targets: &[&[&str]]) {
     for dtype in [DType::F32, DType::BF16] {
-        let network = N::new(dtype);
+        let network = new(dtype);
         for targets in targets {
             let adapter = adapter(&network, targets);
             let of = |checkpointing| {
@@ -165,49 +159,37 @@ fn ways_agree<N: Network>(targets: &[&[&str]]) {
 
 #[test]
 fn flux_has_the_same_gradients_by_block() {
-    ways_agree::<Flux>(&[
+    ways_agree(
+        flux,
         &[
-            "to_q",
-            "to_k",
-            "to_v",
-            "to_out.0",
-            "add_q_proj",
-            "add_k_proj",
-            "add_v_proj",
-            "to_add_out",
+            &ATTENTION,
+            &[
+                "net.0.proj",
+                "net.2",
+                "norm.linear",
+                "norm1.linear",
+                "proj_mlp",
+                "proj_out",
+            ],
+            // One layer: blocks below it get no gradient, blocks above it pass one on.
+            &["transformer_blocks.1.attn.to_v"],
+            &["single_transformer_blocks.1.attn.to_k"],
+            &["single_transformer_blocks.2.proj_out"],
         ],
-        &[
-            "net.0.proj",
-            "net.2",
-            "norm.linear",
-            "norm1.linear",
-            "proj_mlp",
-            "proj_out",
-        ],
-        // One layer: blocks below it get no gradient, blocks above it pass one on.
-        &["transformer_blocks.1.attn.to_v"],
-        &["single_transformer_blocks.1.attn.to_k"],
-        &["single_transformer_blocks.2.proj_out"],
-    ]);
+    );
 }
 
 #[test]
 fn qwen_image_has_the_same_gradients_by_block() {
-    ways_agree::<Qwen>(&[
+    ways_agree(
+        qwen,
         &[
-            "to_q",
-            "to_k",
-            "to_v",
-            "to_out.0",
-            "add_q_proj",
-            "add_k_proj",
-            "add_v_proj",
-            "to_add_out",
+            &ATTENTION,
+            &["net.0.proj", "net.2", "img_mod.1", "txt_mod.1"],
+            &["transformer_blocks.2.attn.add_v_proj"],
+            &["transformer_blocks.3.img_mlp.net.2"],
         ],
-        &["net.0.proj", "net.2", "img_mod.1", "txt_mod.1"],
-        &["transformer_blocks.2.attn.add_v_proj"],
-        &["transformer_blocks.3.img_mlp.net.2"],
-    ]);
+    );
 }
 
 /// Going back a block at a time reaches nothing else.
@@ -223,13 +205,13 @@ fn every_projection_is_a_blocks() {
                 .next()
                 .is_some_and(|index| index.parse::<usize>().is_ok())
     };
-    assert!(Flux::new(DType::F32).projections().iter().all(inside));
-    assert!(Qwen::new(DType::F32).projections().iter().all(inside));
+    assert!(flux(DType::F32).model.projections().iter().all(inside));
+    assert!(qwen(DType::F32).model.projections().iter().all(inside));
 }
 
 #[test]
 fn a_forward_pass_by_block_has_no_graph_below_its_output() {
-    let network = Flux::new(DType::F32);
+    let network = flux(DType::F32);
     let adapter = adapter(&network, &["to_q"]);
     let trained = Trained {
         adapter: &adapter,

@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 use image::RgbImage;
 use retouch_models::editor::{
-    Editor, FluxKontext, FluxKontextEncoders, ImageSize, Parts, QwenImageEdit,
+    Editor, Encoders, FluxKontext, FluxKontextEncoders, ImageSize, Parts, QwenImageEdit,
     QwenImageEditEncoders, SampleOptions,
 };
 use retouch_models::flux::{FluxTransformer, FluxTransformerConfig};

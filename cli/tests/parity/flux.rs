@@ -1,6 +1,7 @@
 //! The FLUX transformer, alone and under an adapter of peft's.
 
 use burn::tensor::Device;
+use retouch_models::dit::Transformer;
 use retouch_models::flux::{FluxInput, FluxTransformer};
 use retouch_models::lora;
 use retouch_models::weights::Pretrained;

@@ -116,10 +116,10 @@ fn run(case: &Case, text_positions: TextPositions) -> anyhow::Result<Outputs> {
 
 fn set_areas(case: &Case, base: &mut QwenImageEdit) -> anyhow::Result<()> {
     if case.has("condition_image_area") {
-        base.areas.condition = case.count("condition_image_area")?;
+        base.pipeline.areas.condition = case.count("condition_image_area")?;
     }
     if case.has("source_image_area") {
-        base.areas.source = case.count("source_image_area")?;
+        base.pipeline.areas.source = case.count("source_image_area")?;
     }
     Ok(())
 }

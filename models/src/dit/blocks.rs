@@ -6,6 +6,7 @@
 //! factors get and what the block below goes on with. Nothing outside of the blocks is trained
 //! ([`Blocks::slots`]), and what is given to all of them, as the embedded time, is constant.
 
+use std::fmt;
 use std::ops::Range;
 
 use burn::module::Module;
@@ -28,7 +29,7 @@ struct TokenGradients {
     context: Option<Tensor<3>>,
 }
 
-/// One evaluation of a transformer, with all that it is given but the tokens and the adapter.
+/// The blocks of a transformer, with all that they are given in one evaluation but the tokens and the adapter.
 pub(crate) trait Blocks {
     /// Number of blocks.
     fn count(&self) -> usize;
@@ -43,26 +44,50 @@ pub(crate) trait Blocks {
     fn velocity(&self, tokens: Tokens) -> Tensor<3>;
 }
 
-/// The velocity of some tokens.
-pub(crate) fn evaluate(
-    blocks: &impl Blocks,
+/// One evaluation of a transformer: its blocks, and the tokens that enter the first.
+///
+/// Sampling, frozen policies and training differ only in how they run it.
+pub struct Evaluation<'a> {
+    blocks: Box<dyn Blocks + 'a>,
     tokens: Tokens,
-    adapter: Option<&LoraAdapter>,
-) -> Tensor<3> {
-    let forward = |tokens, block| blocks.forward(block, tokens, adapter);
-    blocks.velocity((0..blocks.count()).fold(tokens, forward))
 }
 
-/// The velocity of some tokens and the way back to the trained factors.
-pub(crate) fn track<'a>(
-    blocks: impl Blocks + 'a,
-    tokens: Tokens,
-    trained: Trained<'a>,
-) -> Tracked<'a> {
-    let adapter = trained.adapter;
-    match trained.checkpointing {
-        Checkpointing::None => Tracked::whole(evaluate(&blocks, tokens, Some(adapter)), adapter),
-        Checkpointing::Block => by_block(blocks, tokens, adapter),
+impl<'a> Evaluation<'a> {
+    pub(crate) fn new(blocks: impl Blocks + 'a, tokens: Tokens) -> Self {
+        Self {
+            blocks: Box::new(blocks),
+            tokens,
+        }
+    }
+
+    /// The velocity.
+    ///
+    /// # Shapes
+    /// * output: `[B, kept, out]`
+    pub fn velocity(self, adapter: Option<&LoraAdapter>) -> Tensor<3> {
+        let Self { blocks, tokens } = self;
+        let forward = |tokens, block| blocks.forward(block, tokens, adapter);
+        blocks.velocity((0..blocks.count()).fold(tokens, forward))
+    }
+
+    /// The velocity, with the way back to an adapter that is being trained.
+    ///
+    /// # Shapes
+    /// As [`Evaluation::velocity`].
+    pub fn track(self, trained: Trained<'a>) -> Tracked<'a> {
+        let adapter = trained.adapter;
+        match trained.checkpointing {
+            Checkpointing::None => Tracked::whole(self.velocity(Some(adapter)), adapter),
+            Checkpointing::Block => by_block(self, adapter),
+        }
+    }
+}
+
+impl fmt::Debug for Evaluation<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Evaluation")
+            .field("tokens", &self.tokens)
+            .finish_non_exhaustive()
     }
 }
 
@@ -77,13 +102,11 @@ pub(crate) fn slots_under(projections: &[Projection], path: &str) -> Range<usize
     start..start + count
 }
 
-fn by_block<'a>(
-    blocks: impl Blocks + 'a,
-    mut tokens: Tokens,
-    adapter: &'a LoraAdapter,
-) -> Tracked<'a> {
+fn by_block<'a>(evaluation: Evaluation<'a>, adapter: &'a LoraAdapter) -> Tracked<'a> {
+    let Evaluation { blocks, mut tokens } = evaluation;
+    // Off the autodiff device: no op of this pass leaves a graph behind.
     let plain = adapter.valid();
-    let lowest = lowest_trained(&blocks, adapter);
+    let lowest = lowest_trained(&*blocks, adapter);
     let mut inputs = Vec::new();
     for block in 0..blocks.count() {
         if block >= lowest {
@@ -91,6 +114,7 @@ fn by_block<'a>(
         }
         tokens = blocks.forward(block, tokens, Some(&plain));
     }
+    // The loss is differentiated down to here; its graph holds the output layers and no block.
     let output = tokens.leaves();
     let velocity = blocks.velocity(output.clone());
     Tracked::new(velocity, move |gradients| {
@@ -105,7 +129,7 @@ fn by_block<'a>(
 }
 
 /// The first block that the adapter changes: no gradient is wanted below it.
-fn lowest_trained(blocks: &impl Blocks, adapter: &LoraAdapter) -> usize {
+fn lowest_trained(blocks: &dyn Blocks, adapter: &LoraAdapter) -> usize {
     let trained = |block: &usize| {
         blocks
             .slots(*block)
@@ -116,18 +140,19 @@ fn lowest_trained(blocks: &impl Blocks, adapter: &LoraAdapter) -> usize {
 }
 
 /// What a forward pass left behind.
-struct Trail<'a, B> {
-    blocks: B,
+struct Trail<'a> {
+    blocks: Box<dyn Blocks + 'a>,
     adapter: &'a LoraAdapter,
     lowest: usize,
     /// What the blocks were given, from the lowest trained one on.
     inputs: Vec<Tokens>,
 }
 
-impl<'a, B: Blocks> Trail<'a, B> {
+impl<'a> Trail<'a> {
     /// The gradient of the factors, from that of the last block's output.
     fn back(mut self, mut output_gradients: TokenGradients) -> LoraGradient<'a> {
         let mut factors = LoraGradient::zero(self.adapter);
+        // Popping frees a block's input as soon as it has served.
         while let Some(input) = self.inputs.pop() {
             let index = self.inputs.len();
             let block = self.lowest + index;
@@ -159,6 +184,18 @@ impl Tokens {
         match self.context {
             Some(context) => Tensor::cat(vec![context, self.x], 1),
             None => self.x,
+        }
+    }
+
+    /// The first `kept` image tokens, of a stack that may have had no block to leave the others out.
+    ///
+    /// # Shapes
+    /// * output: `[B, kept, D]`
+    pub(crate) fn kept(self, kept: usize) -> Tensor<3> {
+        let [_, tokens, _] = self.x.dims();
+        match tokens > kept {
+            true => self.x.narrow(1, 0, kept),
+            false => self.x,
         }
     }
 

@@ -64,6 +64,7 @@ impl JointAttention {
             .text_stream()
             .qkv(context, &(0..text), rotary.txt, adapter);
         let own = self.image_stream().qkv(x, &(0..image), rotary.img, adapter);
+        // Text first, as in the reference: the order of keys is the order of sums.
         let joint = added.concat(own).attend(&AttentionMask::None);
         let context = joint.clone().narrow(1, 0, text);
         let x = joint.narrow(1, text, image);
@@ -91,6 +92,7 @@ impl JointAttention {
         let added = self
             .text_stream()
             .qkv(context, &(0..text), rotary.txt, adapter);
+        // Text last, unlike in the reference, so that all that a mask hides is the end of a row.
         let joint = own.concat(added).attend(mask);
         let x = joint.clone().narrow(1, 0, image);
         let context = joint.narrow(1, image, text);

@@ -1,5 +1,5 @@
 //! What the diffusion transformers have in common: modulation by the conditioning, joint attention of text and
-//! image tokens, feed-forward, and the embedding of time.
+//! image tokens, feed-forward, the embedding of time, and how a stack of blocks is run.
 
 mod blocks;
 mod feed_forward;
@@ -8,11 +8,14 @@ mod modulation;
 mod rotary;
 mod stream;
 mod timestep;
+mod transformer;
 
-pub(crate) use blocks::{Blocks, Tokens, evaluate, slots_under, track};
+pub use blocks::Evaluation;
+pub(crate) use blocks::{Blocks, Tokens, slots_under};
 pub(crate) use feed_forward::FeedForward;
 pub(crate) use joint_attention::JointAttention;
 pub(crate) use modulation::{AdaLayerNormContinuous, AdaLayerNormZero, EPS};
 pub(crate) use rotary::{JointRotary, RotaryTable};
 pub(crate) use stream::Stream;
 pub(crate) use timestep::{TimestepEmbedding, sinusoids};
+pub use transformer::Transformer;

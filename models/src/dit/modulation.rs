@@ -62,6 +62,7 @@ impl<const N: usize> AdaLayerNormZero<N> {
         silu_temb: Tensor<2>,
         adapter: Option<&LoraAdapter>,
     ) -> [Modulation; N] {
+        // The silu that the reference has here is taken once for all blocks.
         let parts = self
             .linear
             .forward(silu_temb, adapter)

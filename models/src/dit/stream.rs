@@ -46,6 +46,8 @@ impl Stream<'_> {
         rotary: &RotaryTable,
         adapter: Option<&LoraAdapter>,
     ) -> Qkv {
+        // Dropped tokens are attended to but ask nothing: norm and rotation act on each token alone, so the kept queries
+        // have the bits that they would have among all.
         let x_kept = x.clone().narrow(1, kept.start, kept.len());
         let q = self.rotated(x_kept, self.q, &rotary.range(kept), adapter);
         let KeyValue { k, v } = self.key_value(x, rotary, adapter);

@@ -6,8 +6,9 @@ use burn::tensor::{DType, Device};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::base::{BaseModel, Files};
-use super::{Base, Editor, Parts, TextStart};
+use super::base::{Files, Loader};
+use super::base_model::PipelineClass;
+use super::{Base, Editor, ImageSize, LatentFormat, Parts, TextStart};
 use crate::init::Init;
 use crate::scheduler::FlowMatchScheduler;
 use crate::weights::{LoadError, read_config, require_file, write_config};
@@ -45,7 +46,7 @@ impl Editor {
             parts,
             dtype,
         };
-        let base = Base::load(&class_of(folder)?, files)?;
+        let base = (loader(folder)?.load)(files)?;
         Self::beside(base, folder, device)
     }
 
@@ -66,7 +67,7 @@ impl Editor {
             dtype: DType::F32,
         };
         let init = Init::new(seed, device);
-        let base = Base::random(&class_of(folder)?, files, text, &init)?;
+        let base = (loader(folder)?.random)(files, text, &init)?;
         Self::beside(base, folder, device)
     }
 
@@ -85,28 +86,25 @@ impl Editor {
     }
 }
 
-fn class_of(folder: &Path) -> Result<String, LoadError> {
+fn loader(folder: &Path) -> Result<&'static Loader, LoadError> {
     let index: ModelIndex = read_config(&require_file(folder, INDEX_FILE, "a base editor")?)?;
-    Ok(index.class_name)
+    Loader::find(&index.class_name, folder)
 }
 
 /// Writes the list of a pipeline's parts.
-pub(super) fn save_index<M: BaseModel>(folder: &Path) -> Result<(), LoadError> {
+pub(super) fn save_index(folder: &Path, class: &PipelineClass) -> Result<(), LoadError> {
     let mut index = Map::new();
-    index.insert("_class_name".to_owned(), json!(M::CLASS));
-    let absent = M::ABSENT_PARTS.iter();
+    index.insert("_class_name".to_owned(), json!(class.name));
+    let absent = class.absent_parts.iter();
     index.extend(absent.map(|name| ((*name).to_owned(), json!([null, null]))));
-    let parts = M::PARTS.iter();
+    let parts = class.parts.iter();
     index.extend(parts.map(|part| (part.name.to_owned(), json!([part.library, part.class]))));
     write_config(&folder.join(INDEX_FILE), &Value::Object(index))
 }
 
-pub(super) fn no_encoders(folder: &Path) -> LoadError {
-    LoadError::format(folder, "an editor without its encoders can't be saved")
-}
-
 /// A field of the transformer's configuration that other parts decide.
-pub(super) struct Width {
+#[derive(Debug)]
+pub struct Width {
     field: &'static str,
     found: usize,
     expected: Option<usize>,
@@ -114,6 +112,19 @@ pub(super) struct Width {
 }
 
 impl Width {
+    /// `in_channels` and `out_channels`, which the autoencoder decides.
+    pub(super) fn of_images(
+        [in_channels, out_channels]: [usize; 2],
+        format: LatentFormat,
+        supported: [&'static str; 2],
+    ) -> [Self; 2] {
+        let [_, token] = format.shape(ImageSize::square(format.unit()));
+        [
+            Self::new("in_channels", in_channels, Some(token), supported[0]),
+            Self::new("out_channels", out_channels, Some(token), supported[1]),
+        ]
+    }
+
     /// `expected` is what it must be, `None` if those parts were not loaded; `supported` says it in words.
     pub(super) fn new(
         field: &'static str,
@@ -142,11 +153,14 @@ pub(super) fn check_widths(
     };
     match widths.into_iter().find(wrong) {
         None => Ok(()),
-        Some(width) => Err(LoadError::Unsupported {
-            path: folder.join("transformer").join("config.json"),
-            field: width.field,
-            value: width.found.to_string(),
-            supported: width.supported,
-        }),
+        Some(Width {
+            field,
+            found,
+            supported,
+            ..
+        }) => {
+            let path = folder.join("transformer").join("config.json");
+            Err(LoadError::unsupported(&path, field, found, supported))
+        }
     }
 }

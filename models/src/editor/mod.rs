@@ -2,9 +2,11 @@
 //!
 //! [`Editor`] is all that the rest of the program knows of a policy: it encodes a [`Condition`], predicts velocities
 //! under it, samples, and decodes. Behind it is one of the base models, chosen by the `_class_name` of a diffusers
-//! pipeline folder from the table in `base`. A base model is a folder here and a line in that table.
+//! pipeline folder from the table in `base`. A base model is a folder here and a line in that table; what base
+//! models share is in `base_model`.
 
 mod base;
+mod base_model;
 mod condition;
 mod error;
 mod flux_kontext;
@@ -23,6 +25,8 @@ mod source;
 mod tests;
 
 pub use base::{Base, TextStart, TrainedPart};
+pub(crate) use base::{LOADERS, supported_classes};
+pub use base_model::{BaseModel, Encoders, TextWidths};
 pub use condition::{Condition, ConditionBatch};
 pub use error::EditError;
 pub use flux_kontext::{FluxKontext, FluxKontextEncoders};

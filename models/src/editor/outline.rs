@@ -1,6 +1,7 @@
 use std::path::Path;
 
-use super::{Base, ImageSize, LatentFormat};
+use super::base::Loader;
+use super::{ImageSize, LatentFormat};
 use crate::lora::{LoraConfig, Projection};
 use crate::weights::{LoadError, Table};
 use crate::work::{Tokens, Work};
@@ -69,7 +70,7 @@ impl Outline {
         folder: &Path,
         assumed: &Assumed<'_>,
     ) -> Result<Self, LoadError> {
-        Base::outline(class, folder, assumed)
+        (Loader::find(class, folder)?.outline)(folder, assumed)
     }
 }
 

@@ -2,12 +2,13 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor};
 use burn::tensor::{DType, Device, Tensor};
 use image::RgbImage;
 
-use super::base::{Context, Images};
+use super::base::Context;
 use super::pixels::{fit, lanczos, size_of, to_images, to_tensor};
 use super::{
     Base, Condition, ConditionBatch, EditError, ImageSize, LatentFormat, Prompt, PromptBatch,
     PromptInput, SourceSize, TrainedPart,
 };
+use crate::dit::Evaluation;
 use crate::lora::{LoraAdapter, Projection, Tracked, Trained};
 use crate::scheduler::FlowMatchScheduler;
 use crate::solver::{self, Solver};
@@ -107,22 +108,22 @@ impl Editor {
 
     /// `_class_name` of the base model's diffusers pipeline.
     pub fn class(&self) -> &'static str {
-        self.base.class()
+        self.base.class().name
     }
 
     /// Most source images that the base model takes.
     pub fn sources_max(&self) -> usize {
-        self.base.sources_max()
+        self.base.class().sources_max
     }
 
     /// Whether a prompt's embeddings depend on the source images.
     pub fn prompt_sees_sources(&self) -> bool {
-        self.base.prompt_sees_sources()
+        self.base.class().prompt_sees_sources
     }
 
     /// Whether full training may change the text encoders too.
     pub fn trains_text_encoders(&self) -> bool {
-        self.base.trains_text_encoders()
+        self.base.class().trains_text_encoders
     }
 
     /// The layers that an adapter may change.
@@ -296,14 +297,10 @@ impl Editor {
 
     /// As [`Editor::prepare`], of tensors on the transformer's device in its float type.
     pub fn prepare_batch(&self, batch: ConditionBatch, guidance_scale: f64) -> Prepared {
-        let images = Images {
-            size: batch.size,
-            source_sizes: &batch.source_sizes,
-        };
+        let sizes: Vec<_> = [batch.size].into_iter().chain(batch.source_sizes).collect();
+        let (prompts, device) = (batch.prompts, &self.device);
         Prepared {
-            context: self
-                .base
-                .prepare(batch.prompts, images, guidance_scale, &self.device),
+            context: self.base.prepare(prompts, &sizes, guidance_scale, device),
             image_latents: batch.image_latents,
             guided: None,
         }
@@ -323,6 +320,7 @@ impl Editor {
             ..condition.clone()
         };
         Prepared {
+            // The sources' latents are the same on both sides: only the context is kept.
             guided: Some(Guided {
                 context: prepare(&negative).context,
                 scale: options.true_cfg_scale,
@@ -342,13 +340,10 @@ impl Editor {
         prepared: &Prepared,
         adapter: Option<&LoraAdapter>,
     ) -> Tensor<3> {
-        let [_, tokens, _] = x_t.dims();
-        let hidden_states = self.with_sources(x_t, prepared);
-        let velocity = |context: &Context| {
-            let (x, t) = (hidden_states.clone(), t.clone());
-            self.base
-                .step(x, tokens, t, context, adapter)
-                .cast(DType::F32)
+        let velocity = |context| {
+            let (x_t, t) = (x_t.clone(), t.clone());
+            let evaluation = self.evaluation(x_t, t, &prepared.image_latents, context);
+            evaluation.velocity(adapter).cast(DType::F32)
         };
         let positive = velocity(&prepared.context);
         match &prepared.guided {
@@ -369,21 +364,24 @@ impl Editor {
         prepared: &'a Prepared,
         trained: Trained<'a>,
     ) -> Tracked<'a> {
-        let [_, tokens, _] = x_t.dims();
-        let hidden_states = self.with_sources(x_t, prepared);
-        let tracked = self
-            .base
-            .tracked_step(hidden_states, tokens, t, &prepared.context, trained);
+        let evaluation = self.evaluation(x_t, t, &prepared.image_latents, &prepared.context);
+        let tracked = evaluation.track(trained);
         tracked.map(|velocity| velocity.cast(DType::F32))
     }
 
-    /// The tokens of noised latents, then those of the source images.
-    fn with_sources(&self, x_t: Tensor<3>, prepared: &Prepared) -> Tensor<3> {
-        let [batch, ..] = x_t.dims();
-        let [_, source, channels] = prepared.image_latents.dims();
-        let sources = prepared.image_latents.clone();
-        let sources = sources.expand([batch, source, channels]);
-        Tensor::cat(vec![x_t.cast(self.base.dtype()), sources], 1)
+    /// One evaluation of the transformer: of noised latents' tokens, then those of the source images.
+    fn evaluation<'a>(
+        &'a self,
+        x_t: Tensor<3>,
+        t: Tensor<1>,
+        image_latents: &Tensor<3>,
+        context: &'a Context,
+    ) -> Evaluation<'a> {
+        let [batch, tokens, _] = x_t.dims();
+        let [_, source, channels] = image_latents.dims();
+        let sources = image_latents.clone().expand([batch, source, channels]);
+        let hidden_states = Tensor::cat(vec![x_t.cast(self.base.dtype()), sources], 1);
+        self.base.evaluation(hidden_states, tokens, t, context)
     }
 
     /// Samples edits of one condition from noise, all as one batch, without gradients.

@@ -3,6 +3,7 @@ use std::path::Path;
 use burn::tensor::{DType, Device, Tensor};
 
 use super::*;
+use crate::dit::Transformer;
 use crate::golden::Case;
 use crate::init::Init;
 use crate::lora::{
@@ -85,7 +86,7 @@ fn saved_models_load_back() {
     model.save(folder.path()).unwrap();
     let loaded = FluxTransformer::load(folder.path(), &Device::flex()).unwrap();
     assert_eq!(loaded.config(), model.config());
-    let tensors = |model: &FluxTransformer| tensors_of(model, &Names::SAME);
+    let tensors = |model: &FluxTransformer| tensors_of(model, &Names::default());
     assert_eq!(tensors(&loaded), tensors(&model));
 }
 
@@ -151,9 +152,6 @@ fn merging_an_adapter_gives_its_outputs_and_leaves_the_base_alone() {
         merged.forward(small_input(), None) - model.forward(small_input(), Some(&adapter));
     assert!(difference.abs().max().into_scalar::<f32>() < 1e-5);
     assert_eq!(model.forward(small_input(), None).into_data(), before);
-    let unmerged = merged.unmerged(&adapter).forward(small_input(), None);
-    let difference = unmerged - model.forward(small_input(), None);
-    assert!(difference.abs().max().into_scalar::<f32>() < 1e-5);
 }
 
 #[test]

@@ -8,10 +8,10 @@ use super::embeddings::TimeTextEmbed;
 use super::single_transformer_block::FluxSingleTransformerBlock;
 use super::transformer_block::FluxTransformerBlock;
 use super::{FluxCondition, FluxContext, FluxTransformerConfig, Rotary};
-use crate::dit::{self, AdaLayerNormContinuous, Blocks, Tokens};
+use crate::dit::{self, AdaLayerNormContinuous, Blocks, Evaluation, Tokens, Transformer};
 use crate::init::Init;
 use crate::layers::Linear;
-use crate::lora::{self, LoraAdapter, Projection, Scope, Tracked, Trained};
+use crate::lora::{LoraAdapter, Projection, Scope};
 use crate::ops;
 use crate::weights::{DIFFUSERS_FILE, Names, Pretrained};
 
@@ -107,26 +107,6 @@ impl Pretrained for FluxTransformer {
 }
 
 impl FluxTransformer {
-    /// The float type of the weights.
-    pub fn dtype(&self) -> DType {
-        self.x_embedder.weight.val().dtype()
-    }
-
-    /// The layers that an adapter may change, in the order of an adapter's slots.
-    pub fn projections(&self) -> &[Projection] {
-        &self.projections
-    }
-
-    /// The model with an adapter's products added to its weights; what is not targeted is shared.
-    pub fn merged(&self, adapter: &LoraAdapter) -> Self {
-        lora::merge(self.clone(), &NAMES, &self.projections, adapter)
-    }
-
-    /// The base of a model that an adapter was merged into, but for rounding.
-    pub fn unmerged(&self, adapter: &LoraAdapter) -> Self {
-        lora::unmerge(self.clone(), &NAMES, &self.projections, adapter)
-    }
-
     /// The velocity, as the reference's forward gives it.
     ///
     /// # Shapes
@@ -140,20 +120,26 @@ impl FluxTransformer {
             txt_ids: input.txt_ids,
         });
         let [_, tokens, _] = input.hidden_states.dims();
-        self.step(
-            input.hidden_states,
-            tokens,
-            input.timestep,
-            &context,
-            adapter,
-        )
+        self.evaluation(input.hidden_states, tokens, input.timestep, &context)
+            .velocity(adapter)
+    }
+}
+
+impl Transformer for FluxTransformer {
+    type Condition = FluxCondition;
+    type Context = FluxContext;
+
+    fn projections(&self) -> &[Projection] {
+        &self.projections
     }
 
-    /// Computes what all steps of one condition share.
-    ///
+    fn dtype(&self) -> DType {
+        self.x_embedder.weight.val().dtype()
+    }
+
     /// # Panics
     /// If the model takes a guidance scale and the condition has none.
-    pub fn prepare(&self, condition: FluxCondition) -> FluxContext {
+    fn prepare(&self, condition: FluxCondition) -> FluxContext {
         let device = condition.encoder_hidden_states.device();
         let axes = &self.config.axes_dims_rope;
         FluxContext {
@@ -167,52 +153,19 @@ impl FluxTransformer {
         }
     }
 
-    /// The velocity of the first `kept` image tokens, at one time of each sample.
-    ///
-    /// # Shapes
-    /// * hidden_states: `[B, S, C]`, timestep in 0..1: `[B]`
-    /// * output: `[B, kept, out]`
-    pub fn step(
-        &self,
-        hidden_states: Tensor<3>,
-        kept: usize,
-        timestep: Tensor<1>,
-        context: &FluxContext,
-        adapter: Option<&LoraAdapter>,
-    ) -> Tensor<3> {
-        let (evaluation, tokens) = self.begin(hidden_states, kept, timestep, context);
-        dit::evaluate(&evaluation, tokens, adapter)
-    }
-
-    /// As [`FluxTransformer::step`], with the way back to an adapter that is being trained.
-    ///
-    /// # Shapes
-    /// As [`FluxTransformer::step`].
-    pub fn tracked_step<'a>(
+    fn evaluation<'a>(
         &'a self,
         hidden_states: Tensor<3>,
         kept: usize,
         timestep: Tensor<1>,
         context: &'a FluxContext,
-        trained: Trained<'a>,
-    ) -> Tracked<'a> {
-        let (evaluation, tokens) = self.begin(hidden_states, kept, timestep, context);
-        dit::track(evaluation, tokens, trained)
-    }
-
-    fn begin<'a>(
-        &'a self,
-        hidden_states: Tensor<3>,
-        kept: usize,
-        timestep: Tensor<1>,
-        context: &'a FluxContext,
-    ) -> (Evaluation<'a>, Tokens) {
+    ) -> Evaluation<'a> {
         let [batch, image, _] = hidden_states.dims();
         let [_, text, dim] = context.context.dims();
         let temb = self
             .time_text_embed
             .forward(timestep, context.fixed.clone());
-        let evaluation = Evaluation {
+        let blocks = FluxBlocks {
             model: self,
             rotary: &context.rotary,
             silu_temb: ops::silu(temb),
@@ -223,12 +176,12 @@ impl FluxTransformer {
             x: self.x_embedder.forward(hidden_states),
             context: Some(context.context.clone().expand([batch, text, dim])),
         };
-        (evaluation, tokens)
+        Evaluation::new(blocks, tokens)
     }
 }
 
-/// A step with all that it is given but the tokens: double-stream blocks, then single-stream blocks.
-struct Evaluation<'a> {
+/// Double-stream blocks, then single-stream blocks.
+struct FluxBlocks<'a> {
     model: &'a FluxTransformer,
     rotary: &'a Rotary,
     /// Silu of the conditioning: `[B, D]`
@@ -238,7 +191,7 @@ struct Evaluation<'a> {
     kept: Range<usize>,
 }
 
-impl Blocks for Evaluation<'_> {
+impl Blocks for FluxBlocks<'_> {
     fn count(&self) -> usize {
         self.model.transformer_blocks.len() + self.model.single_transformer_blocks.len()
     }
@@ -274,10 +227,7 @@ impl Blocks for Evaluation<'_> {
     }
 
     fn velocity(&self, tokens: Tokens) -> Tensor<3> {
-        let x = match self.model.single_transformer_blocks.is_empty() {
-            true => tokens.x.narrow(1, 0, self.kept.len()),
-            false => tokens.x,
-        };
+        let x = tokens.kept(self.kept.len());
         let x = self.model.norm_out.forward(x, self.silu_temb.clone());
         self.model.proj_out.forward(x)
     }

@@ -33,3 +33,25 @@ impl FluxTransformerConfig {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Multiply-adds by hand: 12 D^2 with weights a token, 2 N^2 D of attention a block.
+    #[test]
+    fn a_velocity_takes_what_the_published_sizes_say() {
+        let (dim, image, text) = (3072, 2 * 32 * 32, 128);
+        let all = image + text;
+        let blocks = 57 * (12 * dim * dim * all + 2 * all * all * dim);
+        let modulation = 19 * 12 * dim * dim + 38 * 3 * dim * dim + 2 * dim * dim;
+        let time = 2 * (256 * dim + dim * dim) + 768 * dim + dim * dim;
+        let ends = 2 * 64 * dim * image + 4096 * dim * text;
+        let work = FluxTransformerConfig {
+            guidance_embeds: true,
+            ..FluxTransformerConfig::default()
+        }
+        .work(Tokens { image, text });
+        assert_eq!(work.flops(), 2 * (blocks + modulation + time + ends));
+    }
+}

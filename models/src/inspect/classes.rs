@@ -75,15 +75,19 @@ fn told<T, E: std::fmt::Display>(result: Result<T, E>) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::editor::Base;
+    use crate::editor::LOADERS;
 
     #[test]
     fn every_part_of_every_editor_is_known() {
-        for pipeline in Base::CLASSES {
-            let parts = Base::parts_of(pipeline);
-            assert!(!parts.is_empty(), "{pipeline}");
-            for part in parts {
-                assert!(class(part.class).is_some(), "{pipeline}: {}", part.class);
+        for pipeline in LOADERS.each_ref().map(|loader| loader.class) {
+            assert!(!pipeline.parts.is_empty(), "{}", pipeline.name);
+            for part in pipeline.parts {
+                assert!(
+                    class(part.class).is_some(),
+                    "{}: {}",
+                    pipeline.name,
+                    part.class
+                );
             }
         }
         assert!(class("UNet2DConditionModel").is_none());

@@ -7,11 +7,10 @@ use serde_json::Value;
 
 use super::Component;
 use super::classes::{JUDGES, is_known};
-use crate::editor::{Assumed, Base, ImageSize, Outline};
-use crate::judge::JudgeProcessor;
+use crate::editor::{Assumed, ImageSize, LOADERS, Outline, supported_classes};
+use crate::judge::ChatTemplate;
 use crate::lora::LoraConfig;
-use crate::qwen2_5_vl::Qwen2_5VlConfig;
-use crate::weights::{LoadError, PretrainedConfig, class_of, read_config, seems};
+use crate::weights::{LoadError, class_of, read_config, seems};
 
 const PIPELINE_FILE: &str = "model_index.json";
 const MODEL_FILE: &str = "config.json";
@@ -126,7 +125,8 @@ fn outline(class: &str, folder: &Path) -> Result<Outline, LoadError> {
 
 /// Names and classes of a pipeline's parts: those that its index lists, and those that it should.
 fn parts<'a>(class: &str, index: &'a BTreeMap<String, Value>) -> BTreeMap<&'a str, &'a str> {
-    let needed = Base::parts_of(class).iter();
+    let known = LOADERS.iter().find(|loader| loader.class.name == class);
+    let needed = known.map_or(&[][..], |loader| loader.class.parts).iter();
     let mut parts: BTreeMap<&str, &str> = needed.map(|part| (part.name, part.class)).collect();
     // A part is a pair of library and class; those of two nulls are not there.
     let listed = index.iter().filter_map(|(name, value)| {
@@ -168,20 +168,21 @@ fn no_judge(class: &str) -> String {
     format!("a model of class {class:?} is not supported as a judge; supported: {judges}")
 }
 
-/// How a judge's own chat template differs from the judge's default template; a folder that can't be read has none.
+/// Where a judge's own chat template has other markup than the judge's default template.
 fn chat_template(folder: &Path) -> Option<String> {
-    let config = Qwen2_5VlConfig::load(folder).ok()?;
-    let processor = JudgeProcessor::load(folder, &config).ok()?;
-    let difference = processor.chat_template_difference(folder);
-    difference.unwrap_or_else(|error| Some(error.to_string()))
+    match ChatTemplate::find(folder) {
+        Ok(chat) => chat.and_then(|chat| chat.difference()),
+        Err(error) => Some(error.to_string()),
+    }
 }
 
 fn unsupported(folder: &Path, class: &str) -> Option<String> {
-    let supported = Base::CLASSES.join(", ");
-    (!Base::CLASSES.contains(&class)).then(|| {
+    let known = LOADERS.iter().any(|loader| loader.class.name == class);
+    (!known).then(|| {
         format!(
-            "{}: the class {class:?} is not supported; supported: {supported}",
-            folder.display()
+            "{}: the class {class:?} is not supported; supported: {}",
+            folder.display(),
+            supported_classes()
         )
     })
 }

@@ -244,7 +244,7 @@ fn a_judge_that_chats_otherwise_is_warned_of() {
     let found = warnings();
     assert_eq!(found.len(), 1, "{found:#?}");
     assert!(
-        found[0].contains("chat_template.jinja: the chat template writes \"system\""),
+        found[0].contains("chat_template.jinja: the chat template does not write <|im_start|>"),
         "{found:#?}"
     );
 }

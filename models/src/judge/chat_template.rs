@@ -1,19 +1,14 @@
-//! How a published folder writes conversations, in comparison with how a judge's template does.
+//! Whether a published folder writes conversations with the markup that a judge's template has.
 //!
-//! A judge's template is the conversation as text, with the model's own markup, and nothing renders it but this crate.
-//! Published folders say in Jinja how a list of messages becomes such a text. Here a template is taken apart into
-//! messages, which the folder's Jinja puts together again: both must be the same.
+//! A judge's template is the conversation as text, markup and all. Published folders say in Jinja how a list of messages
+//! becomes such a text. It is not rendered: that the default template is what the published judges' Jinja writes is
+//! shown by a golden case, and a fine-tuned model that chats otherwise gives itself away by other turns.
 
 use std::path::{Path, PathBuf};
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
-use minijinja::{Environment, Error, ErrorKind, context};
 use serde::Deserialize;
-use serde_json::{Value, json};
 
-use super::Template;
-use crate::weights::{LoadError, read_config};
+use crate::weights::{LoadError, read_config, read_text};
 
 /// The file that is a template, and counts more than the others.
 const JINJA_FILE: &str = "chat_template.jinja";
@@ -24,8 +19,8 @@ const JSON_FILES: [&str; 3] = [
     "tokenizer_config.json",
 ];
 
-const TURN: &str = "<|im_start|>";
-const TURN_END: &str = "<|im_end|>\n";
+/// What begins and ends a turn of the default template.
+const TURN: [&str; 2] = ["<|im_start|>", "<|im_end|>"];
 
 /// A folder's way to write conversations.
 #[derive(Debug, Clone)]
@@ -73,8 +68,7 @@ impl ChatTemplate {
     pub(crate) fn find(folder: &Path) -> Result<Option<Self>, LoadError> {
         let path = folder.join(JINJA_FILE);
         if path.is_file() {
-            let jinja =
-                std::fs::read_to_string(&path).map_err(|source| LoadError::io(&path, source))?;
+            let jinja = read_text(&path)?;
             return Ok(Some(Self { path, jinja }));
         }
         for path in JSON_FILES.map(|name| folder.join(name)) {
@@ -89,134 +83,33 @@ impl ChatTemplate {
         Ok(None)
     }
 
-    /// What this makes of a judge's template otherwise than the template itself, in words; nothing if they agree.
-    /// `image` is an image's markup.
-    pub(crate) fn difference(&self, template: &Template, image: &str) -> Option<String> {
-        let path = self.path.display();
-        let ours = template.sample(image);
-        let Some(messages) = messages(&ours, image) else {
-            return Some(format!(
-                "{path}: the judge's template has no turns to compare with, such as {TURN}user"
-            ));
-        };
-        match self.render(&messages) {
-            Err(error) => Some(format!("{path}: the chat template can't be read: {error:#}")),
-            Ok(theirs) => first_difference(&ours, &theirs).map(|[ours, theirs]| {
-                format!(
-                    "{path}: the chat template writes {theirs:?} where the judge's template has {ours:?}; the run file's reward terms may name a template that is written the model's way"
-                )
-            }),
-        }
+    /// Where this has not the markup of the default template's turns, in words.
+    pub(crate) fn difference(&self) -> Option<String> {
+        let missing = TURN.iter().find(|markup| !self.jinja.contains(**markup))?;
+        Some(format!(
+            "{}: the chat template does not write {missing}, which the judge's default template has around its turns; the run file's reward terms may name a template that is written the model's way",
+            self.path.display()
+        ))
     }
-
-    fn render(&self, messages: &Value) -> Result<String, Error> {
-        let mut environment = Environment::new();
-        // As transformers sets Jinja up.
-        let mut syntax = SyntaxConfig::builder();
-        environment.set_syntax(syntax.trim_blocks(true).lstrip_blocks(true).build()?);
-        environment.add_function("raise_exception", |message: String| -> Result<String, _> {
-            Err(Error::new(ErrorKind::InvalidOperation, message))
-        });
-        let given = context! { messages => Serde(messages), add_generation_prompt => true };
-        environment.render_str(&self.jinja, given)
-    }
-}
-
-/// The messages of a conversation that is written with the markup of Qwen's chats, and whose last turn is still to come.
-fn messages(text: &str, image: &str) -> Option<Value> {
-    let mut turns: Vec<&str> = text.strip_prefix(TURN)?.split(TURN).collect();
-    turns.pop_if(|last| *last == "assistant\n")?;
-    let message = |turn: &str| {
-        let (role, content) = turn.split_once('\n')?;
-        let content = content.strip_suffix(TURN_END)?;
-        Some(json!({ "role": role, "content": content_of(content, image) }))
-    };
-    turns.into_iter().map(message).collect()
-}
-
-/// Texts and images in their order; a text alone is itself.
-fn content_of(content: &str, image: &str) -> Value {
-    if !content.contains(image) {
-        return json!(content);
-    }
-    let mut parts = Vec::new();
-    for (index, text) in content.split(image).enumerate() {
-        if index > 0 {
-            parts.push(json!({ "type": "image" }));
-        }
-        if !text.is_empty() {
-            parts.push(json!({ "type": "text", "text": text }));
-        }
-    }
-    Value::Array(parts)
-}
-
-/// What each text has from a little before where they part.
-fn first_difference(ours: &str, theirs: &str) -> Option<[String; 2]> {
-    const SHOWN: usize = 40;
-    const BEFORE: usize = 10;
-    if ours == theirs {
-        return None;
-    }
-    let pairs = ours.chars().zip(theirs.chars());
-    let common = pairs.take_while(|(a, b)| a == b).count();
-    let shown = |text: &str| {
-        let start = common.saturating_sub(BEFORE);
-        text.chars().skip(start).take(SHOWN).collect()
-    };
-    Some([shown(ours), shown(theirs)])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const IMAGE: &str = "<|vision_start|><|image_pad|><|vision_end|>";
-
-    /// What the published templates say, without videos and tools.
-    const JINJA: &str = "{% for message in messages %}<|im_start|>{{ message['role'] }}
-{% if message['content'] is string %}{{ message['content'] }}{% else %}
-{% for part in message['content'] %}
-{% if part['type'] == 'image' or 'image_url' in part %}<|vision_start|><|image_pad|><|vision_end|>
-{%- elif 'text' in part %}{{ part['text'] }}{% endif %}
-{% endfor %}{% endif %}<|im_end|>
-{% endfor %}
-{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}";
-
-    fn difference(jinja: &str) -> Option<String> {
-        let template = ChatTemplate {
-            path: PathBuf::from("chat_template.jinja"),
-            jinja: jinja.to_owned(),
+    #[test]
+    fn other_turns_are_named_and_the_defaults_are_not() {
+        let difference = |jinja: &str| {
+            let chat = ChatTemplate {
+                path: PathBuf::from("chat_template.jinja"),
+                jinja: jinja.to_owned(),
+            };
+            chat.difference()
         };
-        template.difference(&Template::default(), IMAGE)
-    }
-
-    #[test]
-    fn the_default_template_is_written_as_the_model_writes_it() {
-        assert_eq!(difference(JINJA), None);
-    }
-
-    #[test]
-    fn other_ways_are_shown_where_they_differ() {
-        let other = difference(&JINJA.replace("<|im_end|>", "<|end|>")).unwrap();
-        assert!(other.contains("writes \"ng else.<|end|>"), "{other}");
-        assert!(other.contains("has \"ng else.<|im_end|>"), "{other}");
-        let refused = difference("{{ raise_exception('no system turn') }}").unwrap();
-        assert!(refused.contains("no system turn"), "{refused}");
-        let broken = difference("{% for %}").unwrap();
-        assert!(broken.contains("can't be read"), "{broken}");
-    }
-
-    #[test]
-    fn a_template_without_turns_is_not_compared() {
-        let template = Template::parse("{source_image} {edited_image} grade:").unwrap();
-        let chat = ChatTemplate {
-            path: PathBuf::from("chat_template.jinja"),
-            jinja: JINJA.to_owned(),
-        };
-        let difference = chat.difference(&template, IMAGE).unwrap();
-        assert!(difference.contains("no turns"), "{difference}");
+        // The default template's own text stands for a Jinja that writes it.
+        assert_eq!(difference(include_str!("default_template.txt")), None);
+        let other = difference("<|im_start|>{{ message['role'] }}<|end|>").unwrap();
+        assert!(other.contains("does not write <|im_end|>"), "{other}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod inputs;
 mod processor;
 mod template;
 
+pub(crate) use chat_template::ChatTemplate;
 pub use error::JudgeError;
 pub use inputs::{JudgeInputs, TokenLogits};
 pub use processor::JudgeProcessor;
@@ -112,14 +113,6 @@ impl Judge {
     /// * output: `[inputs.rows(), 6]`
     pub fn digit_logits(&self, inputs: &JudgeInputs) -> Tensor<2> {
         inputs.answer_logits(&self.model, self.processor.digit_ids())
-    }
-
-    /// The logits of the digits after each token of the edited images too, for training with a score per place.
-    ///
-    /// # Panics
-    /// If the edited images are not all of one size.
-    pub fn digit_logits_everywhere(&self, inputs: &JudgeInputs) -> TokenLogits {
-        inputs.token_logits(&self.model, self.processor.digit_ids())
     }
 }
 

@@ -4,13 +4,12 @@ use std::path::Path;
 
 use tokenizers::Tokenizer;
 
-use super::chat_template::ChatTemplate;
 use super::inputs::{Group, JudgeInputs};
 use super::template::{ImageRole, Rendered};
 use super::{JudgeError, JudgeRequest, Template};
 use crate::image_processor::{ImageProcessor, Patches};
 use crate::qwen2_5_vl::{ImageTokens, Qwen2_5VlConfig};
-use crate::weights::LoadError;
+use crate::weights::read_text;
 
 /// The tokenizer's file in a model folder.
 const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -64,9 +63,9 @@ impl JudgeProcessor {
     /// If a file is missing or broken, or as [`JudgeProcessor::new`].
     pub fn load(folder: &Path, config: &Qwen2_5VlConfig) -> Result<Self, JudgeError> {
         let path = folder.join(TOKENIZER_FILE);
-        let bytes = std::fs::read(&path).map_err(|error| tokenizer_error(&path, error))?;
+        let text = read_text(&path)?;
         let tokenizer =
-            Tokenizer::from_bytes(bytes).map_err(|error| tokenizer_error(&path, error))?;
+            Tokenizer::from_bytes(text).map_err(|error| tokenizer_error(&path, error))?;
         Self::new(tokenizer, ImageProcessor::load(folder)?, config)
     }
 
@@ -86,16 +85,6 @@ impl JudgeProcessor {
     pub fn with_template(mut self, template: Template) -> Self {
         self.template = template;
         self
-    }
-
-    /// What the chat template of a model folder makes of the processor's template otherwise than it is written, in
-    /// words; nothing if they agree, or the folder has none.
-    ///
-    /// # Errors
-    /// If a file that may have the chat template is broken.
-    pub fn chat_template_difference(&self, folder: &Path) -> Result<Option<String>, LoadError> {
-        let chat = ChatTemplate::find(folder)?;
-        Ok(chat.and_then(|chat| chat.difference(&self.template, &self.image_markup)))
     }
 
     /// The tokens of the digits 0 to 5.

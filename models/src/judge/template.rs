@@ -119,11 +119,6 @@ impl Template {
         })
     }
 
-    /// The text for some judgement, with `image` where an image goes.
-    pub(super) fn sample(&self, image: &str) -> String {
-        self.render("make it red", "keep the rest", image).text
-    }
-
     /// The text for a judgement, with `image` where an image goes, and which images these are.
     pub(super) fn render(&self, prompt: &str, requirement: &str, image: &str) -> Rendered {
         let mut text = String::new();

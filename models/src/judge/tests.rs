@@ -202,7 +202,7 @@ fn logits_everywhere_hold_the_answer_and_no_row_sees_another() {
         let inputs = judge.processor.prepare(&[request]).unwrap();
         (
             judge.digit_logits(&inputs),
-            judge.digit_logits_everywhere(&inputs),
+            inputs.token_logits(&judge.model, judge.processor.digit_ids()),
         )
     };
     let (answer, everywhere) = logits(&edits);

@@ -15,31 +15,10 @@ pub(crate) fn merge<M: Module>(
     projections: &[Projection],
     adapter: &LoraAdapter,
 ) -> M {
-    add_products(module, names, projections, adapter, adapter.scale())
-}
-
-/// The module without the adapter's products, W - scale B A: what [`merge`] was given, but for rounding.
-pub(crate) fn unmerge<M: Module>(
-    module: M,
-    names: &Names,
-    projections: &[Projection],
-    adapter: &LoraAdapter,
-) -> M {
-    add_products(module, names, projections, adapter, -adapter.scale())
-}
-
-fn add_products<M: Module>(
-    module: M,
-    names: &Names,
-    projections: &[Projection],
-    adapter: &LoraAdapter,
-    scale: f64,
-) -> M {
     let slots = projections.iter().enumerate();
     module.map(&mut Merger {
         names,
         adapter,
-        scale,
         slots: slots
             .map(|(slot, p)| (format!("{}.weight", p.name), slot))
             .collect(),
@@ -50,7 +29,6 @@ fn add_products<M: Module>(
 struct Merger<'a> {
     names: &'a Names,
     adapter: &'a LoraAdapter,
-    scale: f64,
     /// Slots by the names of the weights.
     slots: BTreeMap<String, usize>,
     path: Vec<String>,
@@ -70,7 +48,7 @@ impl ModuleMapper for Merger<'_> {
         let Some(pair) = slot.and_then(|slot| self.adapter.pair(*slot)) else {
             return param;
         };
-        let product = pair.b.val().matmul(pair.a.val()) * self.scale;
+        let product = pair.b.val().matmul(pair.a.val()) * self.adapter.scale();
         param.map(|weight| {
             // Added before rounding to a narrow base's type, so that it is rounded once.
             let (dtype, product) = (weight.dtype(), product.reshape(weight.dims()));

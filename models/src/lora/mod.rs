@@ -18,6 +18,6 @@ pub use adapter::{LoraAdapter, LoraPair, flat_len};
 pub use gradient::LoraGradient;
 pub use interchange::{load_adapter, load_diffusers, load_peft, save_diffusers, save_peft};
 pub use linear::{LoraLinear, Projection, Scope};
-pub(crate) use merge::{merge, unmerge};
+pub(crate) use merge::merge;
 pub use retouch_settings::{Checkpointing, LoraConfig};
 pub use tracked::{Tracked, Trained};

@@ -35,6 +35,7 @@ pub fn attention(
         Err(inputs) => {
             let [q, k, v] = inputs.map(Tensor::from_dispatch);
             match mask {
+                // Masks stay with our own op: a row that may see nothing is zero there, which backends do not promise.
                 AttentionMask::None => plain::backend_attention(q, k, v, scale),
                 mask => plain::attention(q, k, v, None, mask, scale),
             }
@@ -105,6 +106,7 @@ impl FusedOp<3> for Attention {
     type Saved = Saved;
 
     fn forward(&self, inputs: [FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
+        // Heads are read where `split_heads` left them: a copy would be as large as the activations.
         let inputs = inputs.map(dense_rows);
         let [batch, heads, queries, width] = dims(&inputs[0]);
         let (output, log_sums) = forward(&self.problem(&inputs));

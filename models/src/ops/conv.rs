@@ -123,6 +123,7 @@ impl<const N: usize> FusedOp<N> for Conv {
         let (x, weight) = (values(&inputs[0]), values(&inputs[1]));
         let bias = inputs.get(2).map(values);
         let y = match self.stride {
+            // Neighbouring outputs read neighbouring inputs: no taps are copied. A larger stride leaves gaps.
             1 => conv_direct::forward(&size, x, weight, bias),
             _ => conv_unfold::forward(&size, x, weight, bias),
         };

@@ -124,6 +124,7 @@ where
     let dtypes = values.each_ref().map(FlexTensor::dtype);
     let (output, saved) = op.forward(values, tracked);
     let output = narrowed(output, dtypes[0]);
+    // A result that no gradient goes through starts no graph, which would keep what the op saved.
     let output = if tracked.contains(&true) {
         let step = Step(std::marker::PhantomData);
         match step.prepare::<C>(nodes).compute_bound().stateful() {

@@ -64,6 +64,7 @@ impl HeadGrad {
     pub(crate) fn like(tensor: &FlexTensor) -> Self {
         let [batch, heads, length, width] = dims(tensor);
         let [_, of_head, of_row, _] = strides::<4>(tensor);
+        // Laid out as the input was, so that the way back through `split_heads` is a view again and no copy.
         let strides = if of_head < of_row {
             [length * heads * width, width, heads * width, 1]
         } else {

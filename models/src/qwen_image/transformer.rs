@@ -8,10 +8,12 @@ use super::embeddings::TimeTextEmbed;
 use super::rotary::Rotary;
 use super::transformer_block::{Conditioning, QwenImageTransformerBlock};
 use super::{ImageShape, QwenImageCondition, QwenImageContext, QwenImageTransformerConfig};
-use crate::dit::{self, AdaLayerNormContinuous, Blocks, EPS, JointRotary, Tokens};
+use crate::dit::{
+    self, AdaLayerNormContinuous, Blocks, EPS, Evaluation, JointRotary, Tokens, Transformer,
+};
 use crate::init::Init;
 use crate::layers::{Linear, RmsNorm};
-use crate::lora::{self, LoraAdapter, Projection, Scope, Tracked, Trained};
+use crate::lora::{LoraAdapter, Projection, Scope};
 use crate::ops::{self, AttentionMask};
 use crate::weights::{DIFFUSERS_FILE, Names, Pretrained};
 
@@ -99,21 +101,6 @@ impl Pretrained for QwenImageTransformer {
 }
 
 impl QwenImageTransformer {
-    /// The float type of the weights.
-    pub fn dtype(&self) -> DType {
-        self.img_in.weight.val().dtype()
-    }
-
-    /// The layers that an adapter may change, in the order of an adapter's slots.
-    pub fn projections(&self) -> &[Projection] {
-        &self.projections
-    }
-
-    /// The model with an adapter's products added to its weights; what is not targeted is shared.
-    pub fn merged(&self, adapter: &LoraAdapter) -> Self {
-        lora::merge(self.clone(), &NAMES, &self.projections, adapter)
-    }
-
     /// The velocity, as the reference's forward gives it.
     ///
     /// # Shapes
@@ -133,14 +120,14 @@ impl QwenImageTransformer {
                 img_shapes: input.img_shapes,
             });
             let (x, t) = (input.hidden_states, input.timestep);
-            return self.step(x, tokens, t, &context, adapter);
+            return self.evaluation(x, tokens, t, &context).velocity(adapter);
         }
         // Real tokens that stand between padding: a row at a time, without its padding.
         let samples = real.iter().enumerate().map(|(row, real)| {
             let (x, t) = (input.hidden_states.clone(), input.timestep.clone());
             let context = self.context_of(&input, row, real);
             let (x, t) = (x.narrow(0, row, 1), t.narrow(0, row, 1));
-            self.step(x, tokens, t, &context, adapter)
+            self.evaluation(x, tokens, t, &context).velocity(adapter)
         });
         Tensor::cat(samples.collect(), 0)
     }
@@ -153,22 +140,6 @@ impl QwenImageTransformer {
         let indices = TensorData::new(indices, [real.len()]);
         let text = text.select(1, Tensor::<1, Int>::from_data(indices, &device));
         self.context(text, vec![real.len()], real, &input.img_shapes)
-    }
-
-    /// Computes what all steps of one condition share.
-    ///
-    /// # Panics
-    /// If there is not one text length per row.
-    pub fn prepare(&self, condition: QwenImageCondition) -> QwenImageContext {
-        let [rows, text, _] = condition.encoder_hidden_states.dims();
-        let QwenImageCondition {
-            encoder_hidden_states,
-            text_lengths,
-            img_shapes,
-        } = condition;
-        assert_eq!(text_lengths.len(), rows, "one text length per row");
-        let places: Vec<usize> = (0..text).collect();
-        self.context(encoder_hidden_states, text_lengths, &places, &img_shapes)
     }
 
     /// The context of text tokens that stand at the given places of the text.
@@ -186,50 +157,44 @@ impl QwenImageTransformer {
             rotary,
         }
     }
+}
 
-    /// The velocity of the first `kept` image tokens, at one time of each sample.
-    ///
-    /// # Shapes
-    /// * hidden_states: `[B, S, C]`, timestep in 0..1: `[B]`
-    /// * output: `[B, kept, out]`
-    pub fn step(
-        &self,
-        hidden_states: Tensor<3>,
-        kept: usize,
-        timestep: Tensor<1>,
-        context: &QwenImageContext,
-        adapter: Option<&LoraAdapter>,
-    ) -> Tensor<3> {
-        let (evaluation, tokens) = self.begin(hidden_states, kept, timestep, context);
-        dit::evaluate(&evaluation, tokens, adapter)
+impl Transformer for QwenImageTransformer {
+    type Condition = QwenImageCondition;
+    type Context = QwenImageContext;
+
+    fn projections(&self) -> &[Projection] {
+        &self.projections
     }
 
-    /// As [`QwenImageTransformer::step`], with the way back to an adapter that is being trained.
-    ///
-    /// # Shapes
-    /// As [`QwenImageTransformer::step`].
-    pub fn tracked_step<'a>(
+    fn dtype(&self) -> DType {
+        self.img_in.weight.val().dtype()
+    }
+
+    /// # Panics
+    /// If there is not one text length per row.
+    fn prepare(&self, condition: QwenImageCondition) -> QwenImageContext {
+        let [rows, text, _] = condition.encoder_hidden_states.dims();
+        let QwenImageCondition {
+            encoder_hidden_states,
+            text_lengths,
+            img_shapes,
+        } = condition;
+        assert_eq!(text_lengths.len(), rows, "one text length per row");
+        let places: Vec<usize> = (0..text).collect();
+        self.context(encoder_hidden_states, text_lengths, &places, &img_shapes)
+    }
+
+    fn evaluation<'a>(
         &'a self,
         hidden_states: Tensor<3>,
         kept: usize,
         timestep: Tensor<1>,
         context: &'a QwenImageContext,
-        trained: Trained<'a>,
-    ) -> Tracked<'a> {
-        let (evaluation, tokens) = self.begin(hidden_states, kept, timestep, context);
-        dit::track(evaluation, tokens, trained)
-    }
-
-    fn begin<'a>(
-        &'a self,
-        hidden_states: Tensor<3>,
-        kept: usize,
-        timestep: Tensor<1>,
-        context: &'a QwenImageContext,
-    ) -> (Evaluation<'a>, Tokens) {
+    ) -> Evaluation<'a> {
         let [batch, image, _] = hidden_states.dims();
         let [_, text, dim] = context.context.dims();
-        let evaluation = Evaluation {
+        let blocks = QwenImageBlocks {
             model: self,
             rotary: context.rotary.joint(),
             silu_temb: ops::silu(self.time_text_embed.forward(timestep, self.dtype())),
@@ -240,12 +205,12 @@ impl QwenImageTransformer {
             x: self.img_in.forward(hidden_states),
             context: Some(context.context.clone().expand([batch, text, dim])),
         };
-        (evaluation, tokens)
+        Evaluation::new(blocks, tokens)
     }
 }
 
-/// A step with all that it is given but the tokens.
-struct Evaluation<'a> {
+/// Double-stream blocks alone.
+struct QwenImageBlocks<'a> {
     model: &'a QwenImageTransformer,
     rotary: JointRotary<'a>,
     /// Silu of the conditioning: `[B, D]`
@@ -255,7 +220,7 @@ struct Evaluation<'a> {
     kept: usize,
 }
 
-impl Blocks for Evaluation<'_> {
+impl Blocks for QwenImageBlocks<'_> {
     fn count(&self) -> usize {
         self.model.transformer_blocks.len()
     }
@@ -287,10 +252,7 @@ impl Blocks for Evaluation<'_> {
     }
 
     fn velocity(&self, tokens: Tokens) -> Tensor<3> {
-        let x = match self.model.transformer_blocks.is_empty() {
-            true => tokens.x.narrow(1, 0, self.kept),
-            false => tokens.x,
-        };
+        let x = tokens.kept(self.kept);
         let x = self.model.norm_out.forward(x, self.silu_temb.clone());
         self.model.proj_out.forward(x)
     }

@@ -48,19 +48,14 @@ impl QwenImageTransformerBlock {
         context: Tensor<3>,
         given: Conditioning<'_>,
     ) -> (Tensor<3>, Tensor<3>) {
-        let Conditioning {
-            rotary,
-            mask,
-            adapter,
-            ..
-        } = given;
+        let adapter = given.adapter;
         let [msa, mlp] = self.img_mod.forward(given.silu_temb.clone(), adapter);
         let [c_msa, c_mlp] = self.txt_mod.forward(given.silu_temb.clone(), adapter);
 
         let (norm_x, norm_context) = (msa.normalize(x.clone()), c_msa.normalize(context.clone()));
         let (attn_x, attn_context) =
             self.attn
-                .forward_masked(norm_x, norm_context, rotary, mask, adapter);
+                .forward_masked(norm_x, norm_context, given.rotary, given.mask, adapter);
         let x = msa.gate_add(x, attn_x);
         let context = c_msa.gate_add(context, attn_context);
 
@@ -84,19 +79,19 @@ impl QwenImageTransformerBlock {
         context: Tensor<3>,
         given: Conditioning<'_>,
     ) -> Tensor<3> {
-        let Conditioning {
-            rotary,
-            mask,
-            adapter,
-            ..
-        } = given;
+        let adapter = given.adapter;
         let [msa, mlp] = self.img_mod.forward(given.silu_temb.clone(), adapter);
         let [c_msa, _] = self.txt_mod.forward(given.silu_temb.clone(), adapter);
 
         let (norm_x, norm_context) = (msa.normalize(x.clone()), c_msa.normalize(context));
-        let attn_x = self
-            .attn
-            .forward_image(norm_x, kept, norm_context, rotary, mask, adapter);
+        let attn_x = self.attn.forward_image(
+            norm_x,
+            kept,
+            norm_context,
+            given.rotary,
+            given.mask,
+            adapter,
+        );
         let x = msa.gate_add(x.narrow(1, 0, kept), attn_x);
         let ff_x = self.img_mlp.forward(mlp.normalize(x.clone()), adapter);
         mlp.gate_add(x, ff_x)

@@ -24,3 +24,21 @@ impl QwenImageTransformerConfig {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Multiply-adds by hand: 12 D^2 with weights a token, 2 N^2 D of attention a block.
+    #[test]
+    fn a_velocity_takes_what_the_published_sizes_say() {
+        let (dim, image, text) = (3072, 2 * 32 * 32, 14 * 14 + 128);
+        let all = image + text;
+        let blocks = 60 * (12 * dim * dim * all + 2 * all * all * dim);
+        let modulation = 60 * 12 * dim * dim + 2 * dim * dim;
+        let time = 256 * dim + dim * dim;
+        let ends = 2 * 64 * dim * image + 3584 * dim * text;
+        let work = QwenImageTransformerConfig::default().work(Tokens { image, text });
+        assert_eq!(work.flops(), 2 * (blocks + modulation + time + ends));
+    }
+}

@@ -1,4 +1,4 @@
-/// How a component's parameter paths become the names in its checkpoint.
+/// How a component's parameter paths become the names in its checkpoint; by default, they are the names.
 ///
 /// ```
 /// use retouch_models::weights::Names;
@@ -21,13 +21,6 @@ pub struct Names {
 }
 
 impl Names {
-    /// The table of a component whose paths are its names.
-    pub const SAME: Self = Self {
-        prefix: "",
-        rename: &[],
-        ignored: &[],
-    };
-
     /// The checkpoint name of the parameter at `path`.
     pub fn key(&self, path: &str) -> String {
         let mut name = format!(".{path}.");
@@ -78,7 +71,7 @@ mod tests {
     fn a_prefix_ends_at_a_dot() {
         let names = Names {
             prefix: "visual",
-            ..Names::SAME
+            ..Names::default()
         };
         assert_eq!(names.key("a.b"), "visual.a.b");
         assert!(names.owns("visual.a") && !names.owns("visuals.a") && !names.owns("model.a"));

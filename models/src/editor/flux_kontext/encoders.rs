@@ -1,10 +1,12 @@
 use std::path::Path;
 
+use burn::module::{Module, ModuleMapper, ModuleVisitor};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
+use super::format_of;
 use crate::autoencoder_kl::AutoencoderKl;
 use crate::clip::ClipText;
-use crate::editor::{EditError, PromptBatch, PromptInput};
+use crate::editor::{EditError, Encoders, LatentFormat, PromptBatch, PromptInput, TextWidths};
 use crate::init::Init;
 use crate::t5::T5Encoder;
 use crate::tokenizer::{TokenizeError, Tokenizer};
@@ -25,12 +27,8 @@ pub struct FluxKontextEncoders {
     pub tokenizer_2: Tokenizer,
 }
 
-impl FluxKontextEncoders {
-    /// The encoders of a diffusers pipeline folder; the text encoders' weights become `dtype`, the VAE's f32.
-    ///
-    /// # Errors
-    /// If a part can't be loaded.
-    pub fn load(folder: &Path, device: &Device, dtype: DType) -> Result<Self, LoadError> {
+impl Encoders for FluxKontextEncoders {
+    fn load(folder: &Path, device: &Device, dtype: DType) -> Result<Self, LoadError> {
         let part = |name: &str| folder.join(name);
         Ok(Self {
             vae: AutoencoderKl::load(&part("vae"), device)?,
@@ -41,12 +39,7 @@ impl FluxKontextEncoders {
         })
     }
 
-    /// As [`FluxKontextEncoders::load`], with text encoders that have learned nothing.
-    pub(super) fn random_text(
-        folder: &Path,
-        device: &Device,
-        init: &Init,
-    ) -> Result<Self, LoadError> {
+    fn random_text(folder: &Path, device: &Device, init: &Init) -> Result<Self, LoadError> {
         let clip = read_config(&folder.join("text_encoder").join("config.json"))?;
         let t5 = read_config(&folder.join("text_encoder_2").join("config.json"))?;
         Ok(Self {
@@ -58,11 +51,7 @@ impl FluxKontextEncoders {
         })
     }
 
-    /// Saves the encoders into a diffusers pipeline folder.
-    ///
-    /// # Errors
-    /// If the folder can't be written.
-    pub fn save(&self, folder: &Path) -> Result<(), LoadError> {
+    fn save(&self, folder: &Path) -> Result<(), LoadError> {
         self.vae.save(&folder.join("vae"))?;
         self.text_encoder.save(&folder.join("text_encoder"))?;
         self.text_encoder_2.save(&folder.join("text_encoder_2"))?;
@@ -70,6 +59,32 @@ impl FluxKontextEncoders {
         self.tokenizer_2.save(&folder.join("tokenizer_2"))
     }
 
+    fn format(&self) -> LatentFormat {
+        format_of(self.vae.config())
+    }
+
+    fn text_widths(&self) -> TextWidths {
+        TextWidths {
+            tokens: Some(self.text_encoder_2.config().d_model),
+            pooled: Some(self.text_encoder.config().hidden_size),
+        }
+    }
+
+    fn visit_text<V: ModuleVisitor>(&self, visitor: &mut V) {
+        self.text_encoder.visit(visitor);
+        self.text_encoder_2.visit(visitor);
+    }
+
+    fn map_text<M: ModuleMapper>(self, mapper: &mut M) -> Self {
+        Self {
+            text_encoder: self.text_encoder.map(mapper),
+            text_encoder_2: self.text_encoder_2.map(mapper),
+            ..self
+        }
+    }
+}
+
+impl FluxKontextEncoders {
     /// Pooled text and `max_sequence_length` text tokens. Padding is attended to, as the reference does.
     pub(super) fn encode_prompts(
         &self,

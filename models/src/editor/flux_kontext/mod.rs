@@ -6,286 +6,121 @@ mod outline;
 
 use std::path::Path;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 pub use self::encoders::FluxKontextEncoders;
-use super::base::{BaseModel, Files, Images, Part};
-use super::folder::{Width, check_widths, no_encoders, save_index};
-use super::outline::{Assumed, Outline};
-use super::quiet::Quiet;
+pub(super) use self::outline::outline;
+use super::base_model::{BaseModel, Part, Pipeline, PipelineClass, TextWidths};
+use super::folder::Width;
 use super::size::preferred_size;
 use super::{
-    ConditionShape, EditError, ImageSize, LatentFormat, Parts, PromptBatch, PromptInput,
-    PromptShape, TextStart, TrainedPart,
+    ConditionShape, EditError, ImageSize, LatentFormat, PromptBatch, PromptInput, PromptShape,
 };
 use crate::autoencoder_kl::AutoencoderKlConfig;
-use crate::flux::{FluxCondition, FluxContext, FluxTransformer, FluxTransformerConfig};
-use crate::init::Init;
-use crate::lora::{LoraAdapter, Projection, Tracked, Trained};
-use crate::weights::{LoadError, Pretrained, PretrainedConfig};
+use crate::flux::{FluxCondition, FluxTransformer, FluxTransformerConfig};
+use crate::weights::{LoadError, PretrainedConfig};
 
 /// FLUX.1-Kontext.
-#[derive(Clone, Debug)]
-pub struct FluxKontext {
-    /// Predicts velocities; frozen unless someone trains it.
-    pub transformer: FluxTransformer,
-    /// What else the pipeline is made of; a learner needs none of it.
-    pub encoders: Option<FluxKontextEncoders>,
-    format: LatentFormat,
-}
+pub type FluxKontext = BaseModel<FluxKontextPipeline>;
 
-impl FluxKontext {
-    /// A model of the given parts.
-    pub fn new(transformer: FluxTransformer, encoders: FluxKontextEncoders) -> Self {
-        Self {
-            transformer,
-            format: format_of(encoders.vae.config()),
-            encoders: Some(encoders),
-        }
+/// What FLUX.1-Kontext does in its own way.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FluxKontextPipeline;
+
+impl Pipeline for FluxKontextPipeline {
+    const CLASS: &'static PipelineClass = &PipelineClass {
+        name: "FluxKontextPipeline",
+        parts: &[
+            Part::scheduler(),
+            Part::transformers("text_encoder", "CLIPTextModel"),
+            Part::transformers("text_encoder_2", "T5EncoderModel"),
+            Part::transformers("tokenizer", "PreTrainedTokenizerFast"),
+            Part::transformers("tokenizer_2", "PreTrainedTokenizerFast"),
+            Part::diffusers("transformer", "FluxTransformer2DModel"),
+            Part::diffusers("vae", "AutoencoderKL"),
+        ],
+        absent_parts: &["feature_extractor", "image_encoder"],
+        sources_max: 1,
+        prompt_sees_sources: false,
+        trains_text_encoders: true,
+    };
+    type Transformer = FluxTransformer;
+    type Encoders = FluxKontextEncoders;
+
+    fn format(folder: &Path) -> Result<LatentFormat, LoadError> {
+        AutoencoderKlConfig::load(&folder.join("vae")).map(|vae| format_of(&vae))
     }
 
-    fn encoders(&self) -> Result<&FluxKontextEncoders, EditError> {
-        self.encoders.as_ref().ok_or(EditError::NoEncoders)
-    }
-
-    fn check(&self, folder: &Path) -> Result<(), LoadError> {
-        let encoders = self.encoders.as_ref();
-        let fed = Fed {
-            text: encoders.map(|encoders| encoders.text_encoder_2.config().d_model),
-            pooled: encoders.map(|encoders| encoders.text_encoder.config().hidden_size),
-        };
-        check(folder, self.transformer.config(), self.format, fed)
-    }
-}
-
-/// Widths of what the text encoders give to the transformer, if they are known.
-struct Fed {
-    text: Option<usize>,
-    pooled: Option<usize>,
-}
-
-/// Whether the parts of a pipeline fit each other.
-fn check(
-    folder: &Path,
-    config: &FluxTransformerConfig,
-    format: LatentFormat,
-    fed: Fed,
-) -> Result<(), LoadError> {
-    let [_, token] = format.shape(ImageSize::square(format.unit()));
-    let widths = [
-        Width::new(
-            "in_channels",
-            config.in_channels,
-            Some(token),
+    fn widths(
+        transformer: &FluxTransformerConfig,
+        format: LatentFormat,
+        text: TextWidths,
+    ) -> Vec<Width> {
+        let channels = [transformer.in_channels, transformer.out_features()];
+        let supported = [
             "four times vae/config.json's latent_channels",
-        ),
-        Width::new(
-            "out_channels",
-            config.out_features(),
-            Some(token),
             "as many as in_channels",
-        ),
-        Width::new(
-            "joint_attention_dim",
-            config.joint_attention_dim,
-            fed.text,
-            "text_encoder_2/config.json's d_model",
-        ),
-        Width::new(
-            "pooled_projection_dim",
-            config.pooled_projection_dim,
-            fed.pooled,
-            "text_encoder/config.json's hidden_size",
-        ),
-    ];
-    check_widths(folder, widths)
-}
-
-impl BaseModel for FluxKontext {
-    const CLASS: &'static str = "FluxKontextPipeline";
-    const PARTS: &'static [Part] = &[
-        Part::scheduler(),
-        Part::transformers("text_encoder", "CLIPTextModel"),
-        Part::transformers("text_encoder_2", "T5EncoderModel"),
-        Part::transformers("tokenizer", "PreTrainedTokenizerFast"),
-        Part::transformers("tokenizer_2", "PreTrainedTokenizerFast"),
-        Part::diffusers("transformer", "FluxTransformer2DModel"),
-        Part::diffusers("vae", "AutoencoderKL"),
-    ];
-    const ABSENT_PARTS: &'static [&'static str] = &["feature_extractor", "image_encoder"];
-    const SOURCES_MAX: usize = 1;
-    const PROMPT_SEES_SOURCES: bool = false;
-    const TRAINS_TEXT_ENCODERS: bool = true;
-
-    type Context = FluxContext;
-
-    fn outline(folder: &Path, assumed: &Assumed<'_>) -> Result<Outline, LoadError> {
-        outline::outline(folder, assumed)
+        ];
+        let [in_channels, out_channels] = Width::of_images(channels, format, supported);
+        vec![
+            in_channels,
+            out_channels,
+            Width::new(
+                "joint_attention_dim",
+                transformer.joint_attention_dim,
+                text.tokens,
+                "text_encoder_2/config.json's d_model",
+            ),
+            Width::new(
+                "pooled_projection_dim",
+                transformer.pooled_projection_dim,
+                text.pooled,
+                "text_encoder/config.json's hidden_size",
+            ),
+        ]
     }
 
-    fn load(files: Files<'_>) -> Result<Self, LoadError> {
-        let Files { folder, device, .. } = files;
-        let vae = AutoencoderKlConfig::load(&folder.join("vae"))?;
-        let transformer = folder.join("transformer");
-        let transformer = FluxTransformer::load_as(&transformer, device, files.dtype)?;
-        // No gradient ever reaches them: they stay off the autodiff device.
-        let plain = device.clone().without_autodiff();
-        let encoders = match files.parts {
-            Parts::All => Some(FluxKontextEncoders::load(folder, &plain, files.dtype)?),
-            Parts::Transformer => None,
-        };
-        let model = Self {
-            transformer: transformer.no_grad(),
-            encoders,
-            format: format_of(&vae),
-        };
-        model.check(folder)?;
-        Ok(model)
-    }
-
-    fn random(files: Files<'_>, text: TextStart, init: &Init) -> Result<Self, LoadError> {
-        let Files { folder, device, .. } = files;
-        let config = FluxTransformerConfig::load(&folder.join("transformer"))?;
-        let transformer = FluxTransformer::init(&config, init).map(&mut Quiet::default());
-        let encoders = match text {
-            TextStart::Weights => FluxKontextEncoders::load(folder, device, files.dtype)?,
-            TextStart::Random => FluxKontextEncoders::random_text(folder, device, init)?,
-        };
-        let model = Self::new(transformer, encoders);
-        model.check(folder)?;
-        Ok(model)
-    }
-
-    fn save(&self, folder: &Path) -> Result<(), LoadError> {
-        let encoders = self.encoders.as_ref().ok_or_else(|| no_encoders(folder))?;
-        self.transformer.save(&folder.join("transformer"))?;
-        encoders.save(folder)?;
-        save_index::<Self>(folder)
-    }
-
-    fn format(&self) -> LatentFormat {
-        self.format
-    }
-
-    fn projections(&self) -> &[Projection] {
-        self.transformer.projections()
-    }
-
-    fn dtype(&self) -> DType {
-        self.transformer.dtype()
-    }
-
-    fn prompt_shape(&self, shape: ConditionShape) -> PromptShape {
-        let config = self.transformer.config();
+    fn prompt_shape(
+        &self,
+        transformer: &FluxTransformerConfig,
+        shape: ConditionShape,
+    ) -> PromptShape {
         PromptShape {
             tokens: shape.max_sequence_length,
-            width: config.joint_attention_dim,
-            pooled: Some(config.pooled_projection_dim),
+            width: transformer.joint_attention_dim,
+            pooled: Some(transformer.pooled_projection_dim),
         }
     }
 
-    fn preferred_size(&self, own: ImageSize) -> ImageSize {
-        preferred_size(own, self.format.unit())
+    fn preferred_size(&self, own: ImageSize, format: LatentFormat) -> ImageSize {
+        preferred_size(own, format.unit())
     }
 
     fn encode_prompts(
         &self,
+        encoders: &FluxKontextEncoders,
         prompts: &[PromptInput<'_>],
         max_sequence_length: usize,
         device: &Device,
     ) -> Result<PromptBatch, EditError> {
-        self.encoders()?
-            .encode_prompts(prompts, max_sequence_length, device)
+        encoders.encode_prompts(prompts, max_sequence_length, device)
     }
 
-    fn encode_pixels(&self, pixels: Tensor<4>) -> Result<Tensor<4>, EditError> {
-        Ok(self.encoders()?.vae.encode_scaled(pixels))
-    }
-
-    fn decode_latents(&self, latents: Tensor<4>) -> Result<Tensor<4>, EditError> {
-        Ok(self.encoders()?.vae.decode_scaled(latents))
-    }
-
-    fn prepare(
-        &self,
+    fn condition(
+        transformer: &FluxTransformerConfig,
         prompts: PromptBatch,
-        images: Images<'_>,
+        grids: &[[usize; 2]],
         guidance_scale: f64,
         device: &Device,
-    ) -> FluxContext {
+    ) -> FluxCondition {
         let [_, text, _] = prompts.tokens.dims();
-        let guided = self.transformer.config().guidance_embeds;
-        self.transformer.prepare(FluxCondition {
+        let guided = transformer.guidance_embeds;
+        FluxCondition {
             encoder_hidden_states: prompts.tokens,
             pooled_projections: prompts.pooled.expect("FLUX's prompts are pooled"),
             guidance: guided.then(|| Tensor::full([1], guidance_scale, (device, DType::F32))),
-            img_ids: image_ids(self.format, images, device),
+            img_ids: image_ids(grids, device),
             txt_ids: Tensor::zeros([text, 3], device),
-        })
-    }
-
-    fn step(
-        &self,
-        hidden_states: Tensor<3>,
-        kept: usize,
-        t: Tensor<1>,
-        context: &FluxContext,
-        adapter: Option<&LoraAdapter>,
-    ) -> Tensor<3> {
-        self.transformer
-            .step(hidden_states, kept, t, context, adapter)
-    }
-
-    fn tracked_step<'a>(
-        &'a self,
-        hidden_states: Tensor<3>,
-        kept: usize,
-        t: Tensor<1>,
-        context: &'a FluxContext,
-        trained: Trained<'a>,
-    ) -> Tracked<'a> {
-        self.transformer
-            .tracked_step(hidden_states, kept, t, context, trained)
-    }
-
-    fn without_encoders(&self) -> Self {
-        Self {
-            transformer: self.transformer.valid(),
-            encoders: None,
-            format: self.format,
-        }
-    }
-
-    fn merged(self, adapter: &LoraAdapter) -> Self {
-        Self {
-            transformer: self.transformer.merged(adapter),
-            ..self
-        }
-    }
-
-    fn visit_trained<V: ModuleVisitor>(&self, part: TrainedPart, visitor: &mut V) {
-        self.transformer.visit(visitor);
-        if let (TrainedPart::TransformerAndText, Some(encoders)) = (part, &self.encoders) {
-            encoders.text_encoder.visit(visitor);
-            encoders.text_encoder_2.visit(visitor);
-        }
-    }
-
-    fn map_trained<M: ModuleMapper>(self, part: TrainedPart, mapper: &mut M) -> Self {
-        let transformer = self.transformer.map(mapper);
-        let encoders = match (part, self.encoders) {
-            (TrainedPart::TransformerAndText, Some(encoders)) => Some(FluxKontextEncoders {
-                text_encoder: encoders.text_encoder.map(mapper),
-                text_encoder_2: encoders.text_encoder_2.map(mapper),
-                ..encoders
-            }),
-            (_, encoders) => encoders,
-        };
-        Self {
-            transformer,
-            encoders,
-            format: self.format,
         }
     }
 }
@@ -302,11 +137,10 @@ fn format_of(vae: &AutoencoderKlConfig) -> LatentFormat {
 ///
 /// # Shapes
 /// * output: `[S + R, 3]`
-fn image_ids(format: LatentFormat, images: Images<'_>, device: &Device) -> Tensor<2> {
+fn image_ids(grids: &[[usize; 2]], device: &Device) -> Tensor<2> {
     let mut ids = Vec::new();
-    for (image, size) in images.sizes().enumerate() {
-        let [rows, columns] = format.grid(size);
-        let places = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
+    for (image, [rows, columns]) in grids.iter().enumerate() {
+        let places = (0..*rows).flat_map(|row| (0..*columns).map(move |column| (row, column)));
         ids.extend(places.flat_map(|(row, column)| [image as f32, row as f32, column as f32]));
     }
     let count = ids.len() / 3;
@@ -319,19 +153,7 @@ mod tests {
 
     #[test]
     fn ids_tell_result_and_source_apart() {
-        let format = LatentFormat {
-            scale_factor: 8,
-            channels: 3,
-        };
-        let size = ImageSize {
-            height: 16,
-            width: 32,
-        };
-        let images = Images {
-            size,
-            source_sizes: &[ImageSize::square(16)],
-        };
-        let ids = image_ids(format, images, &Device::flex()).into_data();
+        let ids = image_ids(&[[1, 2], [1, 1]], &Device::flex()).into_data();
         let ids: Vec<f32> = ids.iter().collect();
         assert_eq!(ids, [0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0]);
     }

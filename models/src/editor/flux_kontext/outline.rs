@@ -1,8 +1,12 @@
 use std::path::Path;
 
-use super::{Fed, check, format_of};
+use super::{FluxKontextPipeline, format_of};
 use crate::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
 use crate::clip::{ClipText, ClipTextConfig};
+use crate::dit::Transformer;
+use crate::editor::TextWidths;
+use crate::editor::base_model::Pipeline;
+use crate::editor::folder::check_widths;
 use crate::editor::outline::{Assumed, Network, Outline};
 use crate::flux::{FluxTransformer, FluxTransformerConfig};
 use crate::init::Init;
@@ -10,17 +14,20 @@ use crate::t5::{T5Config, T5Encoder};
 use crate::weights::{LoadError, Pretrained, PretrainedConfig};
 
 /// The outline of a `FluxKontextPipeline` folder.
-pub(super) fn outline(folder: &Path, assumed: &Assumed<'_>) -> Result<Outline, LoadError> {
+pub(in crate::editor) fn outline(
+    folder: &Path,
+    assumed: &Assumed<'_>,
+) -> Result<Outline, LoadError> {
     let config = FluxTransformerConfig::load(&folder.join("transformer"))?;
     let vae = AutoencoderKlConfig::load(&folder.join("vae"))?;
     let clip = ClipTextConfig::load(&folder.join("text_encoder"))?;
     let t5 = T5Config::load(&folder.join("text_encoder_2"))?;
     let format = format_of(&vae);
-    let fed = Fed {
-        text: Some(t5.d_model),
+    let text = TextWidths {
+        tokens: Some(t5.d_model),
         pooled: Some(clip.hidden_size),
     };
-    check(folder, &config, format, fed)?;
+    check_widths(folder, FluxKontextPipeline::widths(&config, format, text))?;
     let transformer = FluxTransformer::init(&config, &Init::unused());
     let projections = transformer.projections().to_vec();
     let tokens = assumed.tokens(format, assumed.prompt_tokens);

@@ -1,13 +1,15 @@
 use std::path::Path;
 
+use burn::module::{Module, ModuleMapper, ModuleVisitor};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use image::RgbImage;
 
+use super::format_of;
 use super::template::{DROPPED_TOKENS, ImageMarkup, render};
 use crate::autoencoder_kl_qwen_image::AutoencoderKlQwenImage;
 use crate::editor::pixels::{lanczos, size_of};
 use crate::editor::size::area_size;
-use crate::editor::{EditError, Prompt, PromptInput};
+use crate::editor::{EditError, Encoders, LatentFormat, Prompt, PromptInput, TextWidths};
 use crate::image_processor::{ImageError, ImageProcessor, Patches};
 use crate::qwen2_5_vl::{Grid, Qwen2_5Vl, TokenRows};
 use crate::tokenizer::Tokenizer;
@@ -60,12 +62,10 @@ impl QwenImageEditEncoders {
             text_positions: TextPositions::default(),
         })
     }
+}
 
-    /// The encoders of a diffusers pipeline folder; the text encoder's weights in the given float type.
-    ///
-    /// # Errors
-    /// If a part can't be loaded, or they do not fit each other.
-    pub fn load(folder: &Path, device: &Device, dtype: DType) -> Result<Self, LoadError> {
+impl Encoders for QwenImageEditEncoders {
+    fn load(folder: &Path, device: &Device, dtype: DType) -> Result<Self, LoadError> {
         let processor = folder.join("processor");
         let tokenizer = match processor.join("tokenizer.json").is_file() {
             true => processor.clone(),
@@ -79,11 +79,7 @@ impl QwenImageEditEncoders {
         )
     }
 
-    /// Saves the encoders into a diffusers pipeline folder.
-    ///
-    /// # Errors
-    /// If the folder can't be written.
-    pub fn save(&self, folder: &Path) -> Result<(), LoadError> {
+    fn save(&self, folder: &Path) -> Result<(), LoadError> {
         self.vae.save(&folder.join("vae"))?;
         self.text_encoder.save(&folder.join("text_encoder"))?;
         self.tokenizer.save(&folder.join("tokenizer"))?;
@@ -92,6 +88,30 @@ impl QwenImageEditEncoders {
         self.image_processor.save(&processor)
     }
 
+    fn format(&self) -> LatentFormat {
+        format_of(self.vae.config())
+    }
+
+    fn text_widths(&self) -> TextWidths {
+        TextWidths {
+            tokens: Some(self.text_encoder.config().text.hidden_size),
+            pooled: None,
+        }
+    }
+
+    fn visit_text<V: ModuleVisitor>(&self, visitor: &mut V) {
+        self.text_encoder.visit(visitor);
+    }
+
+    fn map_text<M: ModuleMapper>(self, mapper: &mut M) -> Self {
+        Self {
+            text_encoder: self.text_encoder.map(mapper),
+            ..self
+        }
+    }
+}
+
+impl QwenImageEditEncoders {
     /// The text encoder's output at the user's turn and after, the images brought to about `area` pixels.
     pub(super) fn encode_prompt(
         &self,

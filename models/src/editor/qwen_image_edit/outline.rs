@@ -1,8 +1,12 @@
 use std::path::Path;
 
 use super::template::DROPPED_TOKENS;
-use super::{Areas, check, format_of};
+use super::{Areas, QwenImageEditPlusPipeline, format_of};
 use crate::autoencoder_kl_qwen_image::{AutoencoderKlQwenImage, AutoencoderKlQwenImageConfig};
+use crate::dit::Transformer;
+use crate::editor::TextWidths;
+use crate::editor::base_model::Pipeline;
+use crate::editor::folder::check_widths;
 use crate::editor::outline::{Assumed, Network, Outline};
 use crate::editor::size::area_size;
 use crate::image_processor::ImageProcessor;
@@ -12,13 +16,21 @@ use crate::qwen2_5_vl::{Qwen2_5Vl, Qwen2_5VlConfig};
 use crate::weights::{LoadError, Pretrained, PretrainedConfig};
 
 /// The outline of a `QwenImageEditPlusPipeline` folder.
-pub(super) fn outline(folder: &Path, assumed: &Assumed<'_>) -> Result<Outline, LoadError> {
+pub(in crate::editor) fn outline(
+    folder: &Path,
+    assumed: &Assumed<'_>,
+) -> Result<Outline, LoadError> {
     let config = QwenImageTransformerConfig::load(&folder.join("transformer"))?;
     let vae = AutoencoderKlQwenImageConfig::load(&folder.join("vae"))?;
     let text = Qwen2_5VlConfig::load(&folder.join("text_encoder"))?;
     let processor = ImageProcessor::load(&folder.join("processor"))?;
     let format = format_of(&vae);
-    check(folder, &config, format, Some(text.text.hidden_size))?;
+    let widths = TextWidths {
+        tokens: Some(text.text.hidden_size),
+        pooled: None,
+    };
+    let widths = QwenImageEditPlusPipeline::widths(&config, format, widths);
+    check_widths(folder, widths)?;
     let transformer = QwenImageTransformer::init(&config, &Init::unused());
     let projections = transformer.projections().to_vec();
     let patches = seen_patches(&processor, assumed);

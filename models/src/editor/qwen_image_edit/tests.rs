@@ -3,10 +3,10 @@ use image::RgbImage;
 
 use super::*;
 use crate::editor::{
-    Base, Condition, EditRequest, Editor, NEGATIVE_PROMPT, SampleOptions, SourceSize,
+    Base, Condition, EditRequest, Editor, NEGATIVE_PROMPT, Parts, SampleOptions, SourceSize,
 };
 use crate::golden::Case;
-use crate::lora::{LoraConfig, flat_len};
+use crate::lora::{LoraAdapter, LoraConfig, flat_len};
 use crate::noise;
 
 fn number<T: std::str::FromStr>(case: &Case, key: &str) -> Option<T> {
@@ -30,7 +30,7 @@ fn editor(case: &Case, parts: Parts) -> Editor {
         panic!("another base model");
     };
     let usual = Areas::default();
-    base.areas = Areas {
+    base.pipeline.areas = Areas {
         condition: number(case, "condition_image_area").unwrap_or(usual.condition),
         source: number(case, "source_image_area").unwrap_or(usual.source),
     };
@@ -172,7 +172,7 @@ fn a_learner_needs_only_the_transformer_and_the_bytes_of_a_condition() {
 #[test]
 fn guidance_keeps_the_length_of_every_token() {
     let [plain, negative] = [1, 2].map(|seed: u64| noise::normal(seed, [1, 4, 6], &Device::flex()));
-    let guided = QwenImageEdit::guide(plain.clone(), negative, 4.0);
+    let guided = QwenImageEditPlusPipeline::guide(plain.clone(), negative, 4.0);
     let length = |x: Tensor<3>| (x.clone() * x).sum_dim(2).sqrt();
     assert!(largest(guided.clone() - plain.clone()) > 0.1);
     assert!(largest(length(guided) - length(plain)) < 1e-5);
@@ -186,7 +186,7 @@ fn a_saved_editor_encodes_as_before() {
     let after = Editor::load(folder.path(), &Device::flex(), Parts::All).unwrap();
     let encode = |mut editor: Editor| {
         if let Base::QwenImageEdit(base) = &mut editor.base {
-            base.areas = Areas::default();
+            base.pipeline.areas = Areas::default();
             base.encoders.as_mut().unwrap().text_positions = TextPositions::Multimodal;
         }
         condition(&editor, "make it red", 1).to_bytes()
