@@ -12,7 +12,7 @@ use retouch_learner::schedule::Update;
 use retouch_learner::state::LearnerState;
 use retouch_learner::step::{Policies, pair_gradient, update};
 use retouch_models::editor::{
-    Condition, Editor, FluxKontext, FluxKontextEncoders, ImageSize, Prepared, Prompt,
+    Condition, Editor, Encoders, FluxKontext, FluxKontextEncoders, ImageSize, Prepared, Prompt,
 };
 use retouch_models::flux::FluxTransformer;
 use retouch_models::lora::{
