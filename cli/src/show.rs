@@ -2,6 +2,7 @@
 
 use retouch_proto::{
     Iteration,
+    metrics::Metric,
     status::{GroupCounts, IterationMetrics, PolicyStatus},
     task::TrainMetrics,
 };
@@ -101,6 +102,19 @@ pub(crate) fn step_stages(
         newest.iteration,
         newest.train.as_ref().map(TrainMetrics::stages)?,
     ))
+}
+
+/// A metric's value with as many digits as its unit deserves; `-` where the iteration has none.
+pub(crate) fn measured(metric: &Metric, metrics: &IterationMetrics) -> String {
+    let Some(value) = metric.value(metrics) else {
+        return "-".to_owned();
+    };
+    match metric.unit {
+        "s" => duration(value),
+        "share" => format!("{:.0} %", 100.0 * value),
+        "groups" | "pairs" | "candidates" | "rounds" => format!("{value:.0}"),
+        _ => format!("{value:.4}"),
+    }
 }
 
 /// `3:0123456789ab` is the policy after iteration 3; `base` is the bare base model.

@@ -1,12 +1,24 @@
 //! The numbers of a committed iteration: name, unit, meaning, and where each is shown.
 //!
-//! [`METRICS`] is read by TensorBoard's file, the report's curves and charts, and the stages that `status` and `top`
-//! show. A number that is added to [`IterationMetrics`] or [`TrainMetrics`] needs a row here and nothing else.
+//! [`METRICS`] is read by TensorBoard's file, the report's curves and charts, the iterations that `status` lists, and the
+//! stages that `status` and `top` show. A number that is added to [`IterationMetrics`] or [`TrainMetrics`] needs a row here and nothing else.
 
 use Value::{Always, Scored, Top, Trained};
 
 use crate::status::IterationMetrics;
 use crate::task::TrainMetrics;
+
+/// What `status` shows of each of the last iterations, by [`Metric::name`].
+const STATUS_COLUMNS: [&str; 8] = [
+    "reward_mean",
+    "reward_std",
+    "policy_loss",
+    "grad_norm",
+    "filter_rate",
+    "groups",
+    "kept",
+    "seconds",
+];
 
 /// One number of an iteration.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +71,11 @@ impl Metric {
                 .filter(|_| is_scored),
             Trained(value) => metrics.train.as_ref().map(value),
         }
+    }
+
+    /// Whether `status` shows it of each of the last iterations.
+    pub fn is_in_status(&self) -> bool {
+        STATUS_COLUMNS.contains(&self.name)
     }
 
     /// Its TensorBoard tag, as `train/policy_loss`.
@@ -332,6 +349,13 @@ mod tests {
                 .iter()
                 .all(|metric| !metric.unit.is_empty() && !metric.meaning.is_empty())
         );
+    }
+
+    #[test]
+    fn status_shows_numbers_of_the_table() {
+        let shown = METRICS.iter().filter(|metric| metric.is_in_status());
+        let names: Vec<&str> = shown.map(|metric| metric.name).collect();
+        assert_eq!(names, STATUS_COLUMNS, "in the table's order");
     }
 
     #[test]

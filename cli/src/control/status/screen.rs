@@ -2,9 +2,14 @@
 
 use std::fmt::Write;
 
-use retouch_proto::status::{IterationMetrics, Presence, RunStatus, WorkerStatus};
+use retouch_proto::{
+    metrics::{METRICS, Metric},
+    status::{IterationMetrics, Presence, RunStatus, WorkerStatus},
+};
 
-use crate::show::{duration, group_counts, policy, short, sparkline, step_stages, thinned};
+use crate::show::{
+    duration, group_counts, measured, policy, short, sparkline, step_stages, thinned,
+};
 
 /// Blocks of the reward trend.
 const TREND_MAX: usize = 60;
@@ -80,33 +85,31 @@ fn groups(out: &mut String, status: &RunStatus) {
 
 /// The whole reward trend as one line of blocks, and the last iterations as a table.
 fn history(out: &mut String, history: &[IterationMetrics]) {
-    let rewards: Vec<f64> = history.iter().map(|m| m.reward_mean).collect();
-    let (Some(first), Some(last)) = (rewards.first(), rewards.last()) else {
+    let scored = history.iter().filter(|m| m.scored > 0);
+    let rewards: Vec<f64> = scored.map(|m| m.reward_mean).collect();
+    if history.is_empty() {
         return;
-    };
-    let trend = sparkline(&thinned(&rewards, TREND_MAX));
-    let _ = writeln!(out, "\nreward  {trend}  {first:.4} -> {last:.4}");
-    let _ = writeln!(
-        out,
-        "{:>9} {:>8} {:>8} {:>10} {:>8} {:>12} {:>10} {:>10}",
-        "iteration", "reward", "std", "kept", "filtered", "policy loss", "grad norm", "time"
-    );
+    }
+    out.push('\n');
+    if let (Some(first), Some(last)) = (rewards.first(), rewards.last()) {
+        let trend = sparkline(&thinned(&rewards, TREND_MAX));
+        let _ = writeln!(out, "reward  {trend}  {first:.4} -> {last:.4}");
+    }
+    let columns: Vec<&Metric> = METRICS.iter().filter(|m| m.is_in_status()).collect();
+    let names: Vec<String> = columns.iter().map(|m| cell(m, m.name)).collect();
+    let _ = writeln!(out, "iteration {}", names.join(" "));
     for metrics in &history[history.len().saturating_sub(ITERATIONS_MAX)..] {
-        let train = metrics.train.as_ref();
-        let _ = writeln!(
-            out,
-            "{:>9} {:>8.4} {:>8.4} {:>10} {:>7.0}% {:>12} {:>10} {:>10}",
-            metrics.iteration,
-            metrics.reward_mean,
-            metrics.reward_std,
-            format!("{}/{}", metrics.kept, metrics.groups),
-            100.0 * metrics.filter_rate,
-            train.map_or("-".to_owned(), |t| format!("{:.5}", t.policy_loss)),
-            train.map_or("-".to_owned(), |t| format!("{:.4}", t.grad_norm)),
-            duration(metrics.stage_s.wall),
-        );
+        let values = columns.iter().map(|m| cell(m, &measured(m, metrics)));
+        let values: Vec<String> = values.collect();
+        let _ = writeln!(out, "{:>9} {}", metrics.iteration, values.join(" "));
     }
     terms(out, history);
+}
+
+/// A cell of a metric's column: under its name, right-aligned.
+fn cell(metric: &Metric, text: &str) -> String {
+    const WIDTH_MIN: usize = 8;
+    format!("{text:>width$}", width = metric.name.len().max(WIDTH_MIN))
 }
 
 /// What each judge made of the last iteration, where there is more than one.
@@ -301,9 +304,9 @@ groups  8 open: 1 queued, 2 sampling, 1 sampled, 1 scoring, 2 scored, 1 dropped
         so far: 6 kept, 2 filtered, 0 dropped, 0 stale, 0 made again; 1 failed attempts
 
 reward  ▁█  0.5000 -> 0.6000
-iteration   reward      std       kept filtered  policy loss  grad norm       time
-        1   0.5000   0.2000        3/4      25%      0.25000     1.5000     12.0 s
-        2   0.6000   0.2000        3/4      25%      0.25000     1.5000     12.0 s
+iteration reward_mean reward_std policy_loss grad_norm filter_rate   groups     kept  seconds
+        1      0.5000     0.2000      0.2500    1.5000        25 %        4        3   12.0 s
+        2      0.6000     0.2000      0.2500    1.5000        25 %        4        3   12.0 s
 
 learner step of iteration 2, 3.5 s on rank 0, in seconds:
   data wait 0.50   prepare 0.00   v_old 1.00   v_ref 0.00   forward 0.00   backward 2.00   all-reduce 0.00   optimizer 0.00   checkpoint 0.00   publish 0.00
