@@ -16,20 +16,8 @@ pub struct StepMetrics {
     pub pairs: usize,
     /// policy_loss + kl_beta kl_div.
     pub loss: f64,
-    /// The rewarded and the punished branch.
-    pub policy_loss: f64,
-    /// Mean squared distance of the trained policy's velocity from the base's.
-    pub kl_div: f64,
-    /// The same of the old policy.
-    pub old_kl_div: f64,
-    /// Mean squared distance of the trained policy's velocity from the old one's.
-    pub old_deviate: f64,
-    /// Its largest element.
-    pub old_deviate_max: f64,
-    /// Mean square of the clean latents.
-    pub x0_norm: f64,
-    /// Their largest squared element.
-    pub x0_norm_max: f64,
+    /// Means over the pairs; largest over them where a term is a largest element.
+    pub terms: Terms<f64>,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
     /// Share of itself that the old policy kept.
@@ -41,15 +29,15 @@ pub struct StepMetrics {
 impl From<StepMetrics> for TrainMetrics {
     /// Without the stages before and after the step.
     fn from(metrics: StepMetrics) -> Self {
-        let times = metrics.times;
+        let StepMetrics { terms, times, .. } = metrics;
         Self {
-            policy_loss: metrics.policy_loss,
-            kl_div: metrics.kl_div,
-            old_kl_div: metrics.old_kl_div,
-            old_deviate: metrics.old_deviate,
-            old_deviate_max: metrics.old_deviate_max,
-            x0_norm: metrics.x0_norm,
-            x0_norm_max: metrics.x0_norm_max,
+            policy_loss: terms.policy_loss,
+            kl_div: terms.kl,
+            old_kl_div: terms.old_kl,
+            old_deviate: terms.old_deviate,
+            old_deviate_max: terms.old_deviate_max,
+            x0_norm: terms.x0_norm,
+            x0_norm_max: terms.x0_norm_max,
             grad_norm: metrics.grad_norm,
             samples: metrics.samples as u64,
             pairs: metrics.pairs as u64,
@@ -204,24 +192,15 @@ impl Terms<f64> {
         self.into_array().map(|v| v as f32)
     }
 
-    /// Means over `pairs` pairs of all shards' rows, which begin with [`row`](Self::row).
-    pub(crate) fn means(rows: &[Vec<f32>], pairs: usize, kl_beta: f64) -> StepMetrics {
+    /// Means over `pairs` pairs of all shards' rows, which begin with [`row`](Self::row); of largest elements the
+    /// largest.
+    pub(crate) fn means(rows: &[Vec<f32>], pairs: usize) -> Self {
         let column = |i: usize| rows.iter().map(move |row| f64::from(row[i]));
-        let mean = |i| column(i).sum::<f64>() / pairs.max(1) as f64;
-        let means = Self::from_fn(mean);
-        let max = |i| column(i).fold(0.0, f64::max);
-        let maxima = Self::from_fn(max);
-        StepMetrics {
-            pairs,
-            loss: means.policy_loss + kl_beta * means.kl,
-            policy_loss: means.policy_loss,
-            kl_div: means.kl,
-            old_kl_div: means.old_kl,
-            old_deviate: means.old_deviate,
+        let maxima = Self::from_fn(|i| column(i).fold(0.0, f64::max));
+        Self {
             old_deviate_max: maxima.old_deviate_max,
-            x0_norm: means.x0_norm,
             x0_norm_max: maxima.x0_norm_max,
-            ..StepMetrics::default()
+            ..Self::from_fn(|i| column(i).sum::<f64>() / pairs.max(1) as f64)
         }
     }
 }

@@ -106,12 +106,15 @@ pub fn train_iteration(
         if !grad_norm.is_finite() {
             return Err(StepError::GradientNotFinite(grad_norm));
         }
+        let terms = Terms::means(&rows, pairs);
         let metrics = StepMetrics {
             samples: rank.plan.samples(),
+            pairs,
+            loss: terms.policy_loss + learner.kl_beta * terms.kl,
+            terms,
             grad_norm,
             eta: update_now.eta,
             times,
-            ..Terms::means(&rows, pairs, learner.kl_beta)
         };
         return Ok(StepOutput {
             state: next,

@@ -165,7 +165,10 @@ fn a_half_precision_base_gives_nearly_the_same_gradients() {
     let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
     println!("cosine of the gradients {cosine:.6}");
     assert!(cosine > 0.999, "{cosine}");
-    let (a, b) = (full.metrics.policy_loss, half.metrics.policy_loss);
+    let (a, b) = (
+        full.metrics.terms.policy_loss,
+        half.metrics.terms.policy_loss,
+    );
     assert!((a - b).abs() < 0.02 * a.abs(), "{a} {b}");
     assert_ne!(a, b, "the second base is no narrower");
 }
@@ -266,8 +269,8 @@ fn batch_size_changes_only_rounding() {
     assert!(close(one.metrics.loss, other.metrics.loss));
     assert!(close(one.metrics.grad_norm, other.metrics.grad_norm));
     assert!(close(
-        one.metrics.old_deviate_max,
-        other.metrics.old_deviate_max
+        one.metrics.terms.old_deviate_max,
+        other.metrics.terms.old_deviate_max
     ));
 }
 
@@ -479,14 +482,14 @@ fn a_repeated_forward_is_left_out() {
     let start = LearnerState::initial(state(&editor, &config).theta);
     let groups = groups(&editor);
     let skipped = step(&editor, &config, &start, &groups).unwrap();
-    assert_eq!(skipped.metrics.old_deviate, 0.0);
+    assert_eq!(skipped.metrics.terms.old_deviate, 0.0);
     assert_eq!(skipped.metrics.times.v_old, Duration::ZERO);
     // Another zero is another bit pattern of the same policy.
     let mut computed = start.clone();
     let zero = computed.old.iter().position(|p| *p == 0.0).unwrap();
     computed.old[zero] = -0.0;
     let computed = step(&editor, &config, &computed, &groups).unwrap().metrics;
-    assert!(computed.times.v_old > Duration::ZERO && computed.old_deviate < 1e-12);
+    assert!(computed.times.v_old > Duration::ZERO && computed.terms.old_deviate < 1e-12);
     assert!((computed.grad_norm / skipped.metrics.grad_norm - 1.0).abs() < 1e-5);
 }
 
@@ -496,7 +499,10 @@ fn without_kl_the_base_is_never_asked() {
     let (state, groups) = (state(&editor, &config), groups(&editor));
     config.learner.kl_beta = 0.0;
     let metrics = step(&editor, &config, &state, &groups).unwrap().metrics;
-    assert_eq!((metrics.kl_div, metrics.times.v_ref), (0.0, Duration::ZERO));
+    assert_eq!(
+        (metrics.terms.kl, metrics.times.v_ref),
+        (0.0, Duration::ZERO)
+    );
 }
 
 #[test]
@@ -558,6 +564,7 @@ fn training_moves_towards_what_is_rewarded() {
         step(&editor, &config, &state, part)
             .unwrap()
             .metrics
+            .terms
             .policy_loss
     };
     let mut trained = start.clone();
