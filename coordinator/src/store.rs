@@ -31,9 +31,11 @@ use crate::machine::record::{Entry, Record};
 
 /// The run's record, open for writing; one owner.
 pub struct Store {
+    /// Dropped before the connection, and waits for the last snapshot: SQLite folds its log into the record only when
+    /// the last connection closes, and a snapshot's may only read.
+    snapshots: Snapshots,
     connection: Connection,
     path: PathBuf,
-    snapshots: Snapshots,
 }
 
 impl Store {
