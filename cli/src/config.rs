@@ -37,7 +37,7 @@ pub(crate) struct ConfigCommand {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Check every field and that the files it names are there.
+    /// Check every field, that the files it names are there, and every row of the dataset.
     Check(ConfigArgs),
     /// Print the resolved run file: defaults, preset, file, environment and --set.
     Show(ConfigArgs),

@@ -5,7 +5,7 @@
 //! `dataset check` judge a folder by the same rules and in the same words.
 //!
 //! Reading order: [`Row`] is a line of such a file and has the checks of one; [`read`] gives a split's rows or every
-//! problem with them, and [`read_with`] adds what one caller needs besides; [`image_file`] finds the image that a row
+//! problem with them, and [`read_with`] adds what one caller needs besides; [`image_file()`] finds the image that a row
 //! names, and says how far links are followed; [`read_lines`] is the reader of JSON lines below them;
 //! [`DatasetError`] collects problems. Images are not decoded here, so that the coordinator needs no model code.
 

@@ -151,7 +151,7 @@ impl Evaluator {
         })?;
         let before = self.edit(index, &condition, None)?;
         let after = self.edit(index, &condition, Some(&self.adapter))?;
-        // One group of both: what a judge makes of instruction and source is computed once.
+        // One group of both: a judge scores them in one prefill.
         let group = Group {
             prompt: pair.prompt.clone(),
             requirement: pair.requirement.clone(),

@@ -2,7 +2,7 @@
 //!
 //! In reading order: [`pairs`] are images with instructions, [`Evaluator`] edits each before and after, from the same
 //! noise, and has the judge score both, which gives an [`Outcome`]; [`HeldOut`] sums them up, with intervals from
-//! [`bootstrap`], and [`contact_sheet`] shows them.
+//! [`bootstrap`], and [`contact_sheet()`] shows them.
 //!
 //! Where a pair's target is known, its [`Oracle`] scores the edits besides. Nothing else may use that score: runs learn
 //! from judges alone.

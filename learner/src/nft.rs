@@ -101,9 +101,9 @@ pub struct Velocities {
 /// The loss of a batch.
 #[derive(Clone, Debug)]
 pub struct NftLoss {
-    /// policy_loss + kl_beta kl, summed over the pairs and tracked for the backward pass. [1]
+    /// policy_loss + kl_beta kl, summed over the pairs and tracked for the backward pass: `[1]`
     pub loss: Tensor<1>,
-    /// Every pair's values, off the graph. All are [B].
+    /// Every pair's values, off the graph. All are `[B]`.
     pub terms: Terms<Tensor<1>>,
 }
 
@@ -188,7 +188,7 @@ fn weighted_error(x0_hat: Tensor<3>, x0: &Tensor<3>) -> Tensor<1> {
     mean_square(x0_hat - x0.clone()) * weight.recip().cast(FloatDType::F32)
 }
 
-/// The mean square of each sample. [B]
+/// The mean square of each sample: `[B]`
 pub(crate) fn mean_square(x: Tensor<3>) -> Tensor<1> {
     mean(x.clone() * x)
 }

@@ -10,7 +10,7 @@
 //! 5. [`pair_gradient`] asks the three policies and goes from the loss back to the adapter.
 //! 6. [`update`] clips, makes AdamW's step, and lets the EMA and the old policy follow.
 //!
-//! The formulas are in [`nft`], [`adamw`](crate::adamw) and [`schedule`]; which pairs
+//! The formulas are in [`nft`], [`adamw`](crate::adamw) and [`schedule`](crate::schedule); which pairs
 //! there are is in [`plan`](crate::plan), and how sums get their bits in [`shards`].
 
 mod error;

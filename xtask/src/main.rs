@@ -19,7 +19,8 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   ci          every check, cheapest first: formatting, tidy, clippy with warnings as errors, cuda, nccl, s3, all tests
-  tidy        checks of the source tree that no lint makes: file length, leftovers, invariants A1 and A2
+  tidy        checks of the source tree that no lint makes: file length, leftovers, invariants A1 and A2,
+              modules that import one another in circles
   cuda        clippy of what only GPU builds have; needs neither a GPU nor CUDA
   nccl        tests with NCCL's real library, which is fetched with pip unless $RETOUCH_NCCL names it; needs no GPU
   s3          tests of checkpoints at a URL against a real S3 server on loopback, which is installed with pip

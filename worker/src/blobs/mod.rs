@@ -1,6 +1,6 @@
 //! Content-addressed bulk data, from worker to worker (A4).
 //!
-//! In reading order: [`BlobStore`] holds bytes under their hash, [`grpc`] serves
+//! In reading order: [`BlobStore`] holds bytes under their hash, `blobs_grpc` serves
 //! them, [`BlobClient`] fetches them from whoever has them and thereby becomes an
 //! owner too. `audience` and `search` are why a blob that many want spreads as a tree.
 
