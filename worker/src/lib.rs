@@ -8,6 +8,7 @@
 
 pub mod blobs;
 mod device;
+mod failure;
 pub mod process;
 mod role;
 mod server;
@@ -15,5 +16,6 @@ pub mod session;
 pub mod telemetry;
 
 pub use device::{DeviceError, DeviceThread, Hosted, panic_message};
+pub use failure::is_disk_full;
 pub use role::{BoxError, RoleError};
 pub use session::{Identity, Session, SessionError, Work, WorkerOptions};
