@@ -7,8 +7,8 @@ use retouch_proto::task::SampleScore;
 use retouch_proto::{ContentHash, Iteration, RunFolder};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
-use super::{StoreError, schema};
-use crate::machine::record::Checkpoint;
+use super::{StoreError, load, schema};
+use crate::machine::record::{Checkpoint, Standing};
 
 /// Reads a record, while the run goes on or after it.
 pub struct Reader {
@@ -63,6 +63,18 @@ impl Reader {
             return Ok(Checkpoint::START);
         };
         serde_json::from_str(&text).map_err(|error| StoreError::damaged("checkpoints", error))
+    }
+
+    /// How the run stands.
+    pub fn standing(&self) -> Result<Standing, StoreError> {
+        self.on(load::standing)?
+    }
+
+    /// The last committed iteration; 0 before the first.
+    pub fn committed(&self) -> Result<Iteration, StoreError> {
+        let query = "SELECT coalesce(max(iteration), 0) FROM iterations WHERE status = 'committed'";
+        let last = self.on(|connection| connection.query_row(query, [], |row| row.get(0)))?;
+        Ok(Iteration(last))
     }
 
     /// The EMA adapters of all checkpoints, oldest first.
