@@ -40,10 +40,33 @@ pub enum RoleError {
 }
 
 impl RoleError {
-    /// Whether the same process started again would end the same way: a model that can't be loaded
-    /// or a device that is not there will not be there a second later.
+    /// Whether the same process started again would end the same way: a model that can't be loaded, a device
+    /// that is not there, a certificate, address, folder or port that can't be used will be no better a second later.
     pub fn is_lasting(&self) -> bool {
-        matches!(self, Self::Load(_))
+        match self {
+            Self::Session(error) => error.is_lasting(),
+            Self::Credentials(_)
+            | Self::Process(_)
+            | Self::Collective(_)
+            | Self::Advertise { .. }
+            | Self::Load(_) => true,
+            Self::DeviceThread(_) => false,
+        }
+    }
+
+    /// Whether the coordinator does not take this worker.
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Self::Session(SessionError::Refused(_)))
+    }
+
+    /// Whether the coordinator stayed away for longer than the worker waits.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Session(SessionError::Gone { .. }))
+    }
+
+    /// Whether the process was told to end before it could take work.
+    pub fn is_stopped(&self) -> bool {
+        matches!(self, Self::Session(SessionError::Stopped))
     }
 
     /// Whether somebody wants this process to be started again.
