@@ -68,7 +68,7 @@ fn parsed<T: DeserializeOwned>(what: &'static str, text: &str) -> Result<T, Stor
 }
 
 /// The newest commits, oldest first.
-fn recent_committed(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+pub(super) fn recent_committed(connection: &Connection) -> rusqlite::Result<Vec<String>> {
     let query = "SELECT committed FROM versions JOIN iterations ON id = iteration_id \
                  WHERE status = 'committed' ORDER BY iteration DESC LIMIT ?1";
     let rows = connection
