@@ -3,7 +3,6 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -11,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use retouch_credentials::{Access, Authority, Credentials, CredentialsError, Principal, Strangers};
 use retouch_dataset::{DatasetError, Split};
+use retouch_proto::files::{PUBLIC, is_lasting, write_whole};
 use retouch_proto::{ConfigErrors, Iteration, RunConfig, RunFolder};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -166,6 +166,21 @@ pub enum ServeError {
     },
 }
 
+impl ServeError {
+    /// Whether another start would fail the same way, so that whoever keeps a coordinator alive should not try. A run
+    /// that failed is none of these: the record says so, and how it can go on.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_lasting(),
+            Self::Archive(error) => error.is_lasting(),
+            Self::Credentials(error) => error.is_lasting(),
+            Self::Io { source, .. } => is_lasting(source),
+            Self::Config(_) | Self::Dataset(_) | Self::Locked { .. } | Self::Listen { .. } => true,
+            Self::Services(_) | Self::Run { .. } | Self::Stopped { .. } => false,
+        }
+    }
+}
+
 /// A running coordinator.
 pub struct Coordinator {
     address: SocketAddr,
@@ -226,7 +241,7 @@ impl Coordinator {
             source,
         })?;
         let (run, config_toml) = (config.name.clone(), config.to_toml());
-        write(&folder.config(), &config_toml, 0o644)?;
+        write(&folder.config(), &config_toml)?;
         let charts = charts(&folder)?;
         let lookup = Lookup::new(folder.path().to_owned(), rows.clone().into());
         let (shell, handle) = Shell::new(
@@ -249,7 +264,7 @@ impl Coordinator {
             serve_until(services, listener, stopped).await?,
         ));
         // Last: whoever finds the address finds everything else ready.
-        write(&folder.coordinator_address(), &address.to_string(), 0o644)?;
+        write(&folder.coordinator_address(), &address.to_string())?;
         Ok(Self {
             address,
             outcome,
@@ -412,18 +427,8 @@ async fn bind(listen: SocketAddr, last_address: &Path) -> Result<TcpListener, Se
     })
 }
 
-/// Writes a small file whole: a reader sees the old one or the new one.
-fn write(path: &Path, text: &str, mode: u32) -> Result<(), ServeError> {
-    let temporary = path.with_extension("tmp");
-    let written = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(&temporary)
-        .and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()))
-        .and_then(|()| fs::rename(&temporary, path));
-    written.map_err(|source| io_error(path, source))
+fn write(path: &Path, text: &str) -> Result<(), ServeError> {
+    write_whole(path, text, PUBLIC).map_err(|source| io_error(path, source))
 }
 
 fn io_error(path: &Path, source: io::Error) -> ServeError {

@@ -76,7 +76,7 @@ fn parsed<T: DeserializeOwned>(what: &'static str, text: &str) -> Result<T, Stor
     serde_json::from_str(text).map_err(|error| StoreError::damaged(what, error))
 }
 
-fn last_committed(connection: &Connection) -> rusqlite::Result<Option<String>> {
+pub(super) fn last_committed(connection: &Connection) -> rusqlite::Result<Option<String>> {
     let query = "SELECT committed FROM versions JOIN iterations ON id = iteration_id \
                  WHERE status = 'committed' ORDER BY iteration DESC LIMIT 1";
     connection.query_row(query, [], |row| row.get(0)).optional()

@@ -8,7 +8,7 @@ use retouch_proto::{ContentHash, Iteration, RunFolder};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use super::{StoreError, load, schema};
-use crate::machine::record::{Checkpoint, Standing};
+use crate::machine::record::{Checkpoint, Committed, Standing};
 
 /// Reads a record, while the run goes on or after it.
 pub struct Reader {
@@ -70,11 +70,21 @@ impl Reader {
         self.on(load::standing)?
     }
 
-    /// The last committed iteration; 0 before the first.
-    pub fn committed(&self) -> Result<Iteration, StoreError> {
-        let query = "SELECT coalesce(max(iteration), 0) FROM iterations WHERE status = 'committed'";
-        let last = self.on(|connection| connection.query_row(query, [], |row| row.get(0)))?;
-        Ok(Iteration(last))
+    /// What the last committed iteration left behind.
+    pub fn committed(&self) -> Result<Committed, StoreError> {
+        let newest = self.on(load::last_committed)?;
+        newest.map_or(Ok(Committed::START), |text| {
+            serde_json::from_str(&text).map_err(|error| StoreError::damaged("versions", error))
+        })
+    }
+
+    /// The newest exported adapter of the committed iterations, and of which of them it is.
+    pub fn newest_adapter(&self) -> Result<Option<(Iteration, ContentHash)>, StoreError> {
+        let committed = self.committed()?.iteration;
+        let adapters = self.adapters()?;
+        Ok(adapters
+            .into_iter()
+            .rfind(|(iteration, _)| *iteration <= committed))
     }
 
     /// The EMA adapters of all checkpoints, oldest first.

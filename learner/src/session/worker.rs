@@ -45,7 +45,10 @@ pub fn check_device(config: &LearnerConfig) -> Result<(), RoleError> {
 }
 
 fn collective(error: CollectiveError) -> RoleError {
-    RoleError::Collective(error.into())
+    match error.is_lasting() {
+        true => RoleError::Load(error.into()),
+        false => RoleError::Collective(error.into()),
+    }
 }
 
 /// Joins a run and trains until it ends, with a transformer from `editors`.
