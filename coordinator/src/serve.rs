@@ -3,15 +3,15 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use retouch_credentials::{Access, Authority, Credentials, CredentialsError, Principal, Strangers};
 use retouch_dataset::{DatasetError, Split};
-use retouch_proto::{ConfigErrors, RunConfig, RunFolder};
+use retouch_proto::run_folder::{RunFolder, replace};
+use retouch_proto::{ConfigErrors, RunConfig};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -25,8 +25,8 @@ use crate::machine::io::Outcome;
 use crate::roster::Roster;
 use crate::services_grpc::Services;
 use crate::shell::Shell;
-use crate::store::{Reader, Store, StoreError};
-use crate::tensorboard::EventsFile;
+use crate::store::{Store, StoreError};
+use crate::tensorboard::Charts;
 
 const LOCK_ATTEMPTS: u32 = 40;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
@@ -181,8 +181,8 @@ impl Coordinator {
             source,
         })?;
         let (run, config_toml) = (config.name.clone(), config.to_toml());
-        write(&folder.config(), &config_toml, 0o644)?;
-        let charts = charts(&folder)?;
+        write(&folder.config(), &config_toml)?;
+        let charts = Charts::new(folder.events());
         let lookup = Lookup::new(folder.path().to_owned(), rows.clone().into());
         let (shell, handle) = Shell::new(
             |now_ms| Machine::new(config, rows, record, now_ms),
@@ -204,7 +204,7 @@ impl Coordinator {
             serve_until(services, listener, stopped).await?,
         ));
         // Last: whoever finds the address finds everything else ready.
-        write(&folder.coordinator_address(), &address.to_string(), 0o644)?;
+        write(&folder.coordinator_address(), &address.to_string())?;
         Ok(Self {
             address,
             outcome,
@@ -246,17 +246,6 @@ impl Coordinator {
             Ok(outcome)
         }
     }
-}
-
-/// Begins this start's TensorBoard file; a run goes on without one.
-fn charts(folder: &RunFolder) -> Result<Option<EventsFile>, StoreError> {
-    let history = Reader::open(folder.path())?.iterations()?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now_ms = now.unwrap_or_default().as_millis() as u64;
-    let created = EventsFile::create(&folder.events(), &history, now_ms);
-    Ok(created
-        .inspect_err(|error| tracing::warn!(%error, "no TensorBoard file can be written"))
-        .ok())
 }
 
 type ShellEnd = Result<Option<Outcome>, StoreError>;
@@ -333,18 +322,8 @@ async fn bind(listen: SocketAddr, last_address: &Path) -> Result<TcpListener, Se
     })
 }
 
-/// Writes a small file whole: a reader sees the old one or the new one.
-fn write(path: &Path, text: &str, mode: u32) -> Result<(), ServeError> {
-    let temporary = path.with_extension("tmp");
-    let written = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(&temporary)
-        .and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()))
-        .and_then(|()| fs::rename(&temporary, path));
-    written.map_err(|source| io_error(path, source))
+fn write(path: &Path, text: &str) -> Result<(), ServeError> {
+    replace(path, text.as_bytes(), 0o644).map_err(|source| io_error(path, source))
 }
 
 fn io_error(path: &Path, source: io::Error) -> ServeError {

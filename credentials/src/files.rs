@@ -2,10 +2,12 @@
 
 use std::{
     fs,
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::Path,
 };
+
+use retouch_proto::run_folder;
 
 use crate::error::CredentialsError;
 
@@ -25,20 +27,8 @@ pub(crate) fn make_folder(path: &Path) -> Result<(), CredentialsError> {
 
 /// Writes the file whole or not at all, for its owner alone.
 pub(crate) fn write(path: &Path, text: &str) -> Result<(), CredentialsError> {
-    // Another process may write the same file at the same time.
-    let temporary = path.with_extension(format!("tmp{}", std::process::id()));
-    let written = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)
-        .and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            file.sync_all()
-        })
-        .and_then(|()| fs::rename(&temporary, path));
-    written.map_err(|source| CredentialsError::io(path, source))
+    run_folder::replace(path, text.as_bytes(), 0o600)
+        .map_err(|source| CredentialsError::io(path, source))
 }
 
 /// Reads a file that need not be secret.

@@ -394,6 +394,7 @@ pub enum EventKind {
     IterationCommitted,
     Resharded,
     Rewound,
+    Mended,
     RanksDisagree,
     Stalled,
     Alarm,
@@ -404,7 +405,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::WorkerJoined,
         Self::WorkerLost,
         Self::WorkerLeft,
@@ -418,6 +419,7 @@ impl EventKind {
         Self::IterationCommitted,
         Self::Resharded,
         Self::Rewound,
+        Self::Mended,
         Self::RanksDisagree,
         Self::Stalled,
         Self::Alarm,
@@ -442,6 +444,7 @@ impl EventKind {
             Self::IterationCommitted => "iteration-committed",
             Self::Resharded => "resharded",
             Self::Rewound => "rewound",
+            Self::Mended => "mended",
             Self::RanksDisagree => "ranks-disagree",
             Self::Stalled => "stalled",
             Self::Alarm => "alarm",
