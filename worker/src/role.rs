@@ -20,7 +20,7 @@ pub enum RoleError {
     /// The process can't be set up.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// Learners can't meet: no port to listen on, or a collective that this build lacks.
+    /// Learners can't meet: there is no port to listen on.
     #[error(transparent)]
     Collective(BoxError),
     /// The address under which other ranks reach this one.
@@ -34,7 +34,7 @@ pub enum RoleError {
     /// The device thread failed.
     #[error(transparent)]
     DeviceThread(#[from] DeviceError),
-    /// The device is unknown or absent, or the role's models can't be loaded onto it.
+    /// The device is unknown or absent, the role's models can't be loaded onto it, or this build lacks the collective.
     #[error(transparent)]
     Load(BoxError),
 }
@@ -44,27 +44,27 @@ impl RoleError {
     /// that is not there, a certificate, address, folder or port that can't be used will be no better a second later.
     pub fn is_lasting(&self) -> bool {
         match self {
+            Self::Load(_) => true,
+            Self::Credentials(error) => error.is_lasting(),
             Self::Session(error) => error.is_lasting(),
-            Self::Credentials(_)
-            | Self::Process(_)
+            Self::Process(_)
             | Self::Collective(_)
             | Self::Advertise { .. }
-            | Self::Load(_) => true,
-            Self::DeviceThread(_) => false,
+            | Self::DeviceThread(_) => false,
         }
     }
 
     /// Whether the coordinator does not take this worker.
-    pub fn is_refused(&self) -> bool {
+    pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Session(SessionError::Refused(_)))
     }
 
-    /// Whether the coordinator stayed away for longer than the worker waits.
-    pub fn is_unreachable(&self) -> bool {
+    /// Whether no coordinator answered for as long as this worker waits for one.
+    pub fn is_unanswered(&self) -> bool {
         matches!(self, Self::Session(SessionError::Gone { .. }))
     }
 
-    /// Whether the process was told to end before it could take work.
+    /// Whether the process was told to end before it had joined.
     pub fn is_stopped(&self) -> bool {
         matches!(self, Self::Session(SessionError::Stopped))
     }

@@ -6,6 +6,7 @@ use retouch_credentials::CredentialsError;
 use retouch_proto::{
     BlobAddress, LeaseId,
     config::{ConfigErrors, RunConfig},
+    files::is_lasting,
     limits::SLOTS_MAX,
     task::{TaskFailure, TaskOutcome},
     worker::Registration,
@@ -13,7 +14,7 @@ use retouch_proto::{
 use thiserror::Error;
 use tokio::{
     sync::mpsc,
-    task::{JoinHandle, JoinSet},
+    task::{JoinError, JoinHandle, JoinSet},
     time::Instant,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -32,6 +33,7 @@ use crate::{
         BlobClient, BlobClientOptions, BlobStore, BlobStoreError, BlobStoreOptions,
         blobs_grpc::BlobService,
     },
+    panics::panic_message,
     process,
     role::{BoxError, RoleError},
     server,
@@ -76,15 +78,18 @@ pub enum SessionError {
     Stopped,
     /// The loop that talks to the coordinator broke.
     #[error("the session broke: {0}")]
-    Broken(#[from] tokio::task::JoinError),
+    Broken(#[from] JoinError),
 }
 
 impl SessionError {
     /// Whether the same process started again would end the same way.
     pub fn is_lasting(&self) -> bool {
         match self {
-            Self::Listen { .. } | Self::Store(_) | Self::Credentials(_) | Self::Config(_) => true,
-            Self::Refused(_)
+            Self::Store(BlobStoreError::Io { source, .. }) => is_lasting(source),
+            Self::Listen { .. } | Self::Config(_) | Self::Refused(_) => true,
+            Self::Credentials(error) => error.is_lasting(),
+            // A predecessor that was just killed may still hold the blob folder.
+            Self::Store(_)
             | Self::Gone { .. }
             | Self::Restart
             | Self::Stopped
@@ -252,12 +257,19 @@ async fn report_end(
 ) {
     let outcome = task
         .await
-        .unwrap_or_else(|error| Err(TaskFailure::retryable(format!("the task broke: {error}"))))
+        .unwrap_or_else(|error| Err(TaskFailure::retryable(broken(error))))
         .unwrap_or_else(|failure| {
             tracing::warn!(%lease, reason = failure.reason, "a task failed");
             TaskOutcome::Failed(failure)
         });
     let _ = commands.send(Command::Finished(lease, outcome)).await;
+}
+
+fn broken(error: JoinError) -> String {
+    match error.try_into_panic() {
+        Ok(panic) => format!("the task panicked: {}", panic_message(&*panic)),
+        Err(error) => format!("the task broke: {error}"),
+    }
 }
 
 /// Opens the blob store and the worker's port; gives the address under which others reach it, for as long as

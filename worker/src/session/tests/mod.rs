@@ -375,7 +375,8 @@ async fn refusal_and_absence_end_with_the_reason() {
 }
 
 #[tokio::test]
-async fn panic_in_a_task_is_a_failure_that_may_be_tried_again() {
+async fn panic_in_a_task_is_a_failure_that_names_its_place_and_may_be_tried_again() {
+    crate::panics::report();
     let mut coordinator = FakeCoordinator::start("127.0.0.1:0").await;
     let folder = tempfile::tempdir().unwrap();
     let options = options(&coordinator, &folder);
@@ -388,4 +389,6 @@ async fn panic_in_a_task_is_a_failure_that_may_be_tried_again() {
     };
     let reason = &failure.reason;
     assert!(failure.retryable && reason.contains("panicked"), "{reason}");
+    let place = format!("index out of bounds (at {}:", file!());
+    assert!(reason.contains(&place), "{reason}");
 }
