@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use retouch_credentials::{Access, Authority, Credentials, CredentialsError, Principal, Strangers};
 use retouch_dataset::{DatasetError, Split};
-use retouch_proto::run_folder::{RunFolder, replace};
-use retouch_proto::{ConfigErrors, RunConfig};
+use retouch_proto::files::{PUBLIC, is_lasting, write_whole};
+use retouch_proto::{ConfigErrors, RunConfig, RunFolder};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -25,7 +25,7 @@ use crate::machine::io::Outcome;
 use crate::roster::Roster;
 use crate::services_grpc::Services;
 use crate::shell::Shell;
-use crate::store::{Store, StoreError};
+use crate::store::{self, Store, StoreError};
 use crate::tensorboard::Charts;
 
 const LOCK_ATTEMPTS: u32 = 40;
@@ -128,6 +128,21 @@ pub enum ServeError {
     Run(Box<Outcome>),
 }
 
+impl ServeError {
+    /// Whether another start would fail the same way, so that whoever keeps a coordinator alive should not try. A run
+    /// that failed is none of these: the record says so, and how it can go on.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_lasting(),
+            Self::Archive(error) => error.is_lasting(),
+            Self::Credentials(error) => error.is_lasting(),
+            Self::Io { source, .. } => is_lasting(source),
+            Self::Config(_) | Self::Dataset(_) | Self::Locked { .. } | Self::Listen { .. } => true,
+            Self::Services(_) | Self::Run(_) => false,
+        }
+    }
+}
+
 /// A running coordinator.
 pub struct Coordinator {
     address: SocketAddr,
@@ -135,6 +150,7 @@ pub struct Coordinator {
     services: AbortOnDrop,
     stop_services: oneshot::Sender<()>,
     keeper: Keeper,
+    folder: RunFolder,
 }
 
 /// A coordinator that is dropped stops listening, and its shell ends with the last connection.
@@ -211,6 +227,7 @@ impl Coordinator {
             services,
             stop_services,
             keeper,
+            folder,
         })
     }
 
@@ -229,6 +246,7 @@ impl Coordinator {
             mut services,
             stop_services,
             keeper,
+            folder,
             ..
         } = self;
         let ended = || ServeError::Services("nobody is left to serve".into());
@@ -240,6 +258,11 @@ impl Coordinator {
         // Last answers are still on their way; who keeps a connection open is not waited for.
         let _ = tokio::time::timeout(SHUTDOWN_GRACE, &mut services.0).await;
         keeper.finish().await;
+        // The last of all: snapshots and keeper have read the record until now.
+        let folded = tokio::task::spawn_blocking(move || store::fold(&folder)).await;
+        if let Ok(Err(error)) = folded {
+            tracing::warn!(%error, "run.db-wal stays beside the record: copy both, or neither");
+        }
         if outcome.failure.is_some() {
             Err(ServeError::Run(Box::new(outcome)))
         } else {
@@ -323,7 +346,7 @@ async fn bind(listen: SocketAddr, last_address: &Path) -> Result<TcpListener, Se
 }
 
 fn write(path: &Path, text: &str) -> Result<(), ServeError> {
-    replace(path, text.as_bytes(), 0o644).map_err(|source| io_error(path, source))
+    write_whole(path, text, PUBLIC).map_err(|source| io_error(path, source))
 }
 
 fn io_error(path: &Path, source: io::Error) -> ServeError {

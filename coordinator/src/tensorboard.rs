@@ -12,8 +12,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use retouch_proto::files::put_in_place;
 use retouch_proto::metrics::METRICS;
-use retouch_proto::run_folder::put_in_place;
 use retouch_proto::status::IterationMetrics;
 
 const VERSION: &str = "brain.Event:2";

@@ -1,13 +1,12 @@
 //! Files that only their owner may read.
 
 use std::{
-    fs,
-    io,
+    fs, io,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::Path,
 };
 
-use retouch_proto::run_folder;
+use retouch_proto::files::{SECRET, write_whole};
 
 use crate::error::CredentialsError;
 
@@ -27,8 +26,7 @@ pub(crate) fn make_folder(path: &Path) -> Result<(), CredentialsError> {
 
 /// Writes the file whole or not at all, for its owner alone.
 pub(crate) fn write(path: &Path, text: &str) -> Result<(), CredentialsError> {
-    run_folder::replace(path, text.as_bytes(), 0o600)
-        .map_err(|source| CredentialsError::io(path, source))
+    write_whole(path, text, SECRET).map_err(|source| CredentialsError::io(path, source))
 }
 
 /// Reads a file that need not be secret.

@@ -18,9 +18,6 @@
 //!
 //! A checkpoint at a URL has the same names below `checkpoint-<iteration>/` (coordinator/src/archive.rs).
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::Iteration;
@@ -66,54 +63,6 @@ impl CheckpointFile {
 /// The name of an exported adapter's folder in the run folder.
 pub fn adapter_name(hash: &str) -> String {
     format!("{ADAPTERS}/{hash}")
-}
-
-/// Writes a file whole: whoever reads it, also after the machine went down, finds the old content or the new one. If it
-/// can't be written, the old one stays and nothing else is left behind.
-///
-/// # Errors
-/// If the folder can't be written, or its disk is full.
-pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    // Another process may write the same file at the same time.
-    let temporary = beside(path, &format!("{}.tmp", std::process::id()));
-    let written = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(&temporary)
-        .and_then(|mut file| file.write_all(content));
-    if let Err(error) = written {
-        let _ = fs::remove_file(&temporary);
-        return Err(error);
-    }
-    put_in_place(&temporary, path)
-}
-
-/// Gives a finished temporary file its name, durably; if that fails it is removed.
-///
-/// # Errors
-/// If it can't be made durable or renamed.
-pub fn put_in_place(temporary: &Path, path: &Path) -> io::Result<()> {
-    let put = File::open(temporary)
-        .and_then(|file| file.sync_all())
-        .and_then(|()| fs::rename(temporary, path));
-    if put.is_err() {
-        // The first error is the one to tell.
-        let _ = fs::remove_file(temporary);
-    }
-    put?;
-    // A rename is durable once its folder is.
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
-}
-
-/// `NAME.SUFFIX` beside a file `NAME`.
-pub fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".");
-    name.push(suffix);
-    path.with_file_name(name)
 }
 
 /// Whether a name in the run folder can be a part of a checkpoint: whoever can write to an archive must not be able to
@@ -267,26 +216,6 @@ mod tests {
                 folder.checkpoint(iteration).join(file.file_name())
             );
         }
-    }
-
-    #[test]
-    fn a_file_is_replaced_whole_or_not_at_all() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("f.toml");
-        for content in ["first", "second"] {
-            replace(&path, content.as_bytes(), 0o600).unwrap();
-            assert_eq!(fs::read_to_string(&path).unwrap(), content);
-        }
-        // A folder can't be replaced by a file.
-        let taken = folder.path().join("taken");
-        fs::create_dir(&taken).unwrap();
-        replace(&taken, b"x", 0o600).unwrap_err();
-        let mut left: Vec<_> = fs::read_dir(folder.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name())
-            .collect();
-        left.sort();
-        assert_eq!(left, ["f.toml", "taken"], "no temporary file");
     }
 
     #[test]

@@ -6,8 +6,8 @@ use anyhow::Context;
 use nix::fcntl::{Flock, FlockArg};
 use retouch_coordinator::differences;
 use retouch_proto::{
-    RunConfig,
-    run_folder::{RunFolder, replace},
+    RunConfig, RunFolder,
+    files::{PUBLIC, write_whole},
 };
 
 use crate::exit::UsageError;
@@ -49,7 +49,7 @@ impl OwnedFolder {
                 return Err(error).with_context(|| format!("can't read {}", file.display()));
             }
         }
-        replace(&file, ours.as_bytes(), 0o644)
+        write_whole(&file, ours, PUBLIC)
             .with_context(|| format!("can't write {}", file.display()))
     }
 }

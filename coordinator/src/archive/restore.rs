@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use retouch_proto::run_folder::{CheckpointFile, RunFolder, beside, put_in_place};
+use retouch_proto::files::{beside, put_in_place};
+use retouch_proto::run_folder::{CheckpointFile, RunFolder};
 use retouch_proto::{Iteration, RunConfig};
 
 use super::{Archive, ArchiveError, Manifest, ManifestFile, RunIdentity, object};

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use retouch_proto::run_folder::beside;
+use retouch_proto::files::{beside, is_lasting};
 
 /// What SQLite needs at least: the log's index.
 const ROOM_BYTES: usize = 32 << 10;
@@ -128,6 +128,29 @@ fn is_full(error: &io::Error) -> bool {
 }
 
 impl StoreError {
+    /// Whether another start would fail the same way. SQLite's own errors come from the disk, which may have room or
+    /// answer again by then.
+    pub fn is_lasting(&self) -> bool {
+        use rusqlite::ErrorCode::{PermissionDenied, ReadOnly};
+        match self {
+            Self::Sqlite { source, .. } => {
+                matches!(
+                    source.sqlite_error_code(),
+                    Some(PermissionDenied | ReadOnly)
+                )
+            }
+            Self::Io { source, .. } => is_lasting(source),
+            Self::DiskFull { .. } => false,
+            Self::SchemaVersion { .. }
+            | Self::Lost { .. }
+            | Self::NoWholeCheckpoint { .. }
+            | Self::Corrupt { .. }
+            | Self::Damaged { .. }
+            | Self::OtherDataset { .. }
+            | Self::OtherConfig { .. } => true,
+        }
+    }
+
     pub(super) fn sqlite(path: &Path, source: rusqlite::Error) -> Self {
         use rusqlite::ErrorCode::{
             CannotOpen, DatabaseCorrupt, DiskFull, NotADatabase, SystemIoFailure,
@@ -153,7 +176,7 @@ impl StoreError {
         }
     }
 
-    pub(super) fn damaged(what: &'static str, problem: impl ToString) -> Self {
+    pub(crate) fn damaged(what: &'static str, problem: impl ToString) -> Self {
         Self::Damaged {
             what,
             problem: problem.to_string(),

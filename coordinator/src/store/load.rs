@@ -61,7 +61,7 @@ pub(super) fn record(connection: &Connection, incarnation: u32) -> Loaded<Record
 }
 
 /// The newest commits, oldest first.
-fn recent_committed(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+pub(super) fn recent_committed(connection: &Connection) -> rusqlite::Result<Vec<String>> {
     let query = "SELECT committed FROM versions JOIN iterations ON id = iteration_id \
                  WHERE status = 'committed' ORDER BY iteration DESC LIMIT ?1";
     let rows = connection

@@ -7,7 +7,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use retouch_proto::Iteration;
-use retouch_proto::run_folder::{CheckpointFile, RunFolder, beside, put_in_place};
+use retouch_proto::files::{beside, put_in_place};
+use retouch_proto::run_folder::{CheckpointFile, RunFolder};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use tokio::sync::watch;
 
@@ -56,7 +57,7 @@ impl Snapshots {
         self.running = Some(thread::spawn(snapshot));
     }
 
-    fn wait(&mut self) {
+    pub(super) fn wait(&mut self) {
         if let Some(running) = self.running.take() {
             // What went wrong in it has been told.
             let _ = running.join();
