@@ -67,11 +67,7 @@ fn reasons(problems: &[String]) -> String {
 /// # Errors
 /// If the new folder is not empty, the old run has no whole checkpoint or one that does not fit `config`, or files can't
 /// be read or written. The new folder is then as it was.
-pub fn fork(
-    old: &RunFolder,
-    new: &RunFolder,
-    config: &RunConfig,
-) -> Result<Iteration, ForkError> {
+pub fn fork(old: &RunFolder, new: &RunFolder, config: &RunConfig) -> Result<Iteration, ForkError> {
     if fs::read_dir(new.path()).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(ForkError::NotEmpty(new.path().to_owned()));
     }

@@ -279,7 +279,9 @@ impl Shell {
             Request::Status(sender) => {
                 // A caller that went away needs no answer, here and below.
                 let mut status = self.machine.status(now_ms);
-                status.stalls.extend(self.full_disk.as_ref().map(FullDisk::stall));
+                status
+                    .stalls
+                    .extend(self.full_disk.as_ref().map(FullDisk::stall));
                 let _ = sender.send(status);
                 return;
             }
@@ -326,7 +328,10 @@ impl Shell {
             Ok(()) => {
                 if let Some(full) = self.full_disk.take() {
                     let waited_s = full.since.elapsed().as_secs();
-                    tracing::info!(waited_s, "there is space on the disk again: the run continues");
+                    tracing::info!(
+                        waited_s,
+                        "there is space on the disk again: the run continues"
+                    );
                 }
                 Ok(true)
             }
@@ -345,7 +350,9 @@ impl Shell {
             Entry::Committed(entry) => Some(entry),
             _ => None,
         });
-        let is_rewound = entries.iter().any(|entry| matches!(entry, Entry::Rewound { .. }));
+        let is_rewound = entries
+            .iter()
+            .any(|entry| matches!(entry, Entry::Rewound { .. }));
         if is_rewound || (!self.charts.are_open() && committed.clone().next().is_some()) {
             self.charts.begin(&self.store.iterations()?, now_ms);
         } else {
@@ -385,3 +392,6 @@ impl Shell {
         let _ = self.listeners.send(event);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -79,7 +79,9 @@ impl Store {
         let settled = match is_over {
             // A run that is over needs no state.
             true => None,
-            false => store.on(|connection| verify::settle_on_whole_checkpoint(connection, &folder))??,
+            false => {
+                store.on(|connection| verify::settle_on_whole_checkpoint(connection, &folder))??
+            }
         };
         for done in mended.into_iter().chain(settled) {
             tracing::warn!("{done}");
@@ -111,7 +113,8 @@ impl Store {
     fn check_identity(&mut self, identity: &Identity<'_>) -> Result<(), StoreError> {
         let recorded = self.on(|connection| identity::recorded(connection))?;
         identity.check(&recorded)?;
-        let insert = "INSERT OR REPLACE INTO meta (key, value) VALUES ('dataset', ?1), ('config', ?2)";
+        let insert =
+            "INSERT OR REPLACE INTO meta (key, value) VALUES ('dataset', ?1), ('config', ?2)";
         let values = params![identity.dataset, identity.config.to_toml()];
         self.on(|connection| connection.execute(insert, values).map(drop))
     }
@@ -177,7 +180,8 @@ fn last_committed(connection: &Connection) -> rusqlite::Result<u32> {
 pub(crate) fn fold(folder: &RunFolder) -> Result<(), StoreError> {
     let path = folder.record();
     let opened = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE);
-    let folded = opened.and_then(|connection| connection.pragma_update(None, "journal_mode", "DELETE"));
+    let folded =
+        opened.and_then(|connection| connection.pragma_update(None, "journal_mode", "DELETE"));
     folded.map_err(|error| StoreError::sqlite(&path, error))
 }
 

@@ -108,7 +108,9 @@ impl EventsFile {
         number_field(&mut session, 1, SESSION_START);
         bytes_field(&mut start, 7, &session);
         self.write(&start)?;
-        history.iter().try_for_each(|metrics| self.add(metrics, now_ms))
+        history
+            .iter()
+            .try_for_each(|metrics| self.add(metrics, now_ms))
     }
 
     fn add(&mut self, metrics: &IterationMetrics, now_ms: u64) -> io::Result<()> {

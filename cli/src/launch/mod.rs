@@ -84,9 +84,10 @@ pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
 /// Begins a new run from the one in the run file's folder; gives the new run's settings.
 fn fork(config: RunConfig, new: &Path) -> anyhow::Result<RunConfig> {
     let old = RunFolder::new(&config.run_dir);
-    let run_dir = new.to_str().map(str::to_owned).ok_or_else(|| {
-        UsageError(format!("--fork {}: the name is not UTF-8", new.display()))
-    })?;
+    let run_dir = new
+        .to_str()
+        .map(str::to_owned)
+        .ok_or_else(|| UsageError(format!("--fork {}: the name is not UTF-8", new.display())))?;
     let config = RunConfig { run_dir, ..config };
     let iteration = retouch_coordinator::fork(&old, &RunFolder::new(new), &config)
         .map_err(|error| UsageError(format!("can't fork {}: {error}", old.path().display())))?;

@@ -49,8 +49,7 @@ impl OwnedFolder {
                 return Err(error).with_context(|| format!("can't read {}", file.display()));
             }
         }
-        write_whole(&file, ours, PUBLIC)
-            .with_context(|| format!("can't write {}", file.display()))
+        write_whole(&file, ours, PUBLIC).with_context(|| format!("can't write {}", file.display()))
     }
 }
 
@@ -58,7 +57,10 @@ fn check_is_same_run(folder: &Path, theirs: &str, config: &RunConfig) -> Result<
     let differences = differences(theirs, config).unwrap_or_else(|problem| {
         // The record has it too, and the coordinator compares with that.
         let problem = problem.trim_end();
-        tracing::warn!("{}/config.toml is damaged and written anew: {problem}", folder.display());
+        tracing::warn!(
+            "{}/config.toml is damaged and written anew: {problem}",
+            folder.display()
+        );
         Vec::new()
     });
     if differences.is_empty() {
@@ -123,11 +125,19 @@ mod tests {
         let mut config = config(parent.path());
         drop(OwnedFolder::open(&config).expect("a new folder"));
         config.learner.learning_rate = 0.001;
-        let refused = OwnedFolder::open(&config).map(drop).expect_err("another run");
+        let refused = OwnedFolder::open(&config)
+            .map(drop)
+            .expect_err("another run");
         assert!(refused.is::<UsageError>(), "exit code 2");
         let text = refused.to_string();
-        assert!(text.contains("\n  learner.learning_rate: 0.0003 -> 0.001\n"), "{text}");
-        assert!(text.contains("--fork NEW_FOLDER") && !text.contains("remove"), "{text}");
+        assert!(
+            text.contains("\n  learner.learning_rate: 0.0003 -> 0.001\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("--fork NEW_FOLDER") && !text.contains("remove"),
+            "{text}"
+        );
     }
 
     #[test]

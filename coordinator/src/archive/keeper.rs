@@ -393,7 +393,10 @@ mod tests {
             let copies = names.filter(|name| name.ends_with("/run.db"));
             copies.collect::<Vec<_>>()
         };
-        assert_eq!(copies(run.path()), ["checkpoints/4/run.db", "checkpoints/5/run.db"]);
+        assert_eq!(
+            copies(run.path()),
+            ["checkpoints/4/run.db", "checkpoints/5/run.db"]
+        );
         let away = [4, 5].map(|i| format!("a/checkpoint-{i}/checkpoints/{i}/run.db"));
         assert_eq!(copies(run.elsewhere.path()), away);
         assert_eq!(run.iterations().await, [1, 2, 3, 4, 5]);
@@ -416,8 +419,14 @@ mod tests {
         assert_eq!(record.checkpoint.committed.iteration, Iteration(3));
         let events = Reader::open(other.path()).unwrap().last_events(2).unwrap();
         let told: Vec<&str> = events.iter().map(|event| event.message.as_str()).collect();
-        assert!(told[0].ends_with("checkpoint 3 was brought back instead"), "{told:?}");
-        assert!(told[1].ends_with("the last whole checkpoint is 3"), "{told:?}");
+        assert!(
+            told[0].ends_with("checkpoint 3 was brought back instead"),
+            "{told:?}"
+        );
+        assert!(
+            told[1].ends_with("the last whole checkpoint is 3"),
+            "{told:?}"
+        );
         let left = tree(other.path()).into_keys();
         let left: Vec<String> = left.filter(|name| name.ends_with("partial")).collect();
         assert_eq!(left, [""; 0]);
@@ -465,7 +474,9 @@ mod tests {
                 copies.map(|(_, content)| content.len()).sum::<usize>()
             };
             let (here, away) = (sum(run.path()), sum(run.elsewhere.path()));
-            println!("{checkpoints} checkpoints: {untouched} bytes with all copies, {here} here, {away} away");
+            println!(
+                "{checkpoints} checkpoints: {untouched} bytes with all copies, {here} here, {away} away"
+            );
         }
     }
 }

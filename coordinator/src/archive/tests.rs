@@ -191,9 +191,18 @@ async fn damage_record(place: &Place) {
     let whole = manifest.clone();
     let about = object(Iteration(3), MANIFEST);
     for (content, reason) in [
-        (b"no database".repeat(99), "run.db is torn: file is not a database"),
-        (record(Iteration(4), b"state"), "run.db is torn: it has no checkpoint 3"),
-        (record(Iteration(3), b"state"), "state.safetensors is torn: its content hashes to "),
+        (
+            b"no database".repeat(99),
+            "run.db is torn: file is not a database",
+        ),
+        (
+            record(Iteration(4), b"state"),
+            "run.db is torn: it has no checkpoint 3",
+        ),
+        (
+            record(Iteration(3), b"state"),
+            "state.safetensors is torn: its content hashes to ",
+        ),
     ] {
         let file = manifest.files.iter_mut().find(|file| file.name == name);
         let file = file.unwrap();

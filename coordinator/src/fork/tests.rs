@@ -12,7 +12,7 @@ use crate::store::{Reader, Store};
 fn dataset(prompt: &str) -> (tempfile::TempDir, RunConfig) {
     let folder = tempfile::tempdir().unwrap();
     let row = format!("{{\"image\": \"a.png\", \"prompt\": \"{prompt}\"}}\n");
-    fs::write(folder.path().join("train.jsonl"), row).unwrap();
+    fs::write(folder.path().join("train_metadata.jsonl"), row).unwrap();
     fs::write(folder.path().join("a.png"), "not decoded").unwrap();
     let mut config = MadeUpRun::new().config;
     config.dataset.path = folder.path().display().to_string();
@@ -46,16 +46,30 @@ fn a_new_run_begins_where_the_old_one_has_its_last_whole_checkpoint() {
         assert_eq!(ContentHash::of(&bytes), hash, "{name}");
     }
     let adapter = record.checkpoint.ema_adapter.unwrap().to_string();
-    assert!(new.adapter(&adapter).join("adapter_model.safetensors").exists());
+    assert!(
+        new.adapter(&adapter)
+            .join("adapter_model.safetensors")
+            .exists()
+    );
     assert!(record.open.is_empty());
     // Another dataset: its order begins anew, and nothing is banned.
     assert_eq!(record.banned, []);
-    assert_eq!((record.drawn_to, &record.positions[..]), (0, &[(Iteration(3), 0)][..]));
+    assert_eq!(
+        (record.drawn_to, &record.positions[..]),
+        (0, &[(Iteration(3), 0)][..])
+    );
     let told = store.last_events(1).unwrap().pop().unwrap().message;
     let expected = format!("from checkpoint 2 of the run in {}", old.path().display());
     assert!(told.contains(&expected), "{told}");
     drop(store);
-    assert_eq!(Reader::open(new.path()).unwrap().iterations().unwrap().len(), 2);
+    assert_eq!(
+        Reader::open(new.path())
+            .unwrap()
+            .iterations()
+            .unwrap()
+            .len(),
+        2
+    );
 }
 
 #[test]
@@ -81,7 +95,10 @@ fn what_can_not_be_forked_is_refused_and_nothing_is_left() {
     let new = RunFolder::new(parent.path().join("new"));
     let refused = |old: &RunFolder, new: &RunFolder, config: &RunConfig| {
         let error = fork(old, new, config).unwrap_err();
-        assert!(!new.record().exists() && !new.checkpoints().exists(), "{error}");
+        assert!(
+            !new.record().exists() && !new.checkpoints().exists(),
+            "{error}"
+        );
         error.to_string()
     };
     let mut other = config.clone();
@@ -108,5 +125,8 @@ fn what_can_not_be_forked_is_refused_and_nothing_is_left() {
         fs::remove_file(old.path().join(state)).unwrap();
     }
     let text = refused(&old.folder(), &new, &config);
-    assert!(text.contains("checkpoints/2/state.safetensors is missing"), "{text}");
+    assert!(
+        text.contains("checkpoints/2/state.safetensors is missing"),
+        "{text}"
+    );
 }

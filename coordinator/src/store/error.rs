@@ -32,7 +32,9 @@ pub enum StoreError {
         newest: i64,
     },
     /// The file was damaged from outside.
-    #[error("{path} is corrupt: {problem}; the next start of the coordinator mends it from a checkpoint's copy")]
+    #[error(
+        "{path} is corrupt: {problem}; the next start of the coordinator mends it from a checkpoint's copy"
+    )]
     Corrupt {
         /// The file.
         path: PathBuf,

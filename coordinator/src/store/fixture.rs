@@ -9,9 +9,7 @@ use retouch_proto::{ContentHash, Iteration, RunConfig, RunFolder};
 use tempfile::TempDir;
 
 use super::{Store, StoreError};
-use crate::machine::record::{
-    Blob, Checkpoint, Committed, CommittedEntry, Entry, Policy, Record,
-};
+use crate::machine::record::{Blob, Checkpoint, Committed, CommittedEntry, Entry, Policy, Record};
 
 pub(crate) const ROWS: &str = "rows";
 
@@ -82,7 +80,9 @@ impl MadeUpRun {
             position,
         };
         let committed = Entry::Committed(Box::new(committed));
-        store.write(&[opened, committed, Entry::Event(event)]).unwrap();
+        store
+            .write(&[opened, committed, Entry::Event(event)])
+            .unwrap();
         store.write(&[Entry::Checkpointed(checkpoint)]).unwrap();
         // So that it knows no more than its checkpoint.
         store.snapshots.wait();
@@ -116,6 +116,17 @@ impl MadeUpRun {
             committed,
             ema_adapter: Some(adapter),
         }
+    }
+}
+
+impl Store {
+    /// As a full disk does: the record grows to so many pages at most, or stays as it is.
+    pub(crate) fn limit_pages(&mut self, pages: u32) {
+        let pragma = format!("PRAGMA max_page_count = {pages}");
+        let set = self
+            .connection
+            .query_row(&pragma, [], |row| row.get::<_, u32>(0));
+        set.unwrap();
     }
 }
 

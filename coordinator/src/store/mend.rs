@@ -245,7 +245,11 @@ pub(crate) fn checkpoints(folder: &RunFolder) -> Result<Vec<Iteration>, StoreErr
         Err(error) => return Err(StoreError::io(&checkpoints, error)),
     };
     let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
-    let mut found: Vec<Iteration> = entries.flatten().filter_map(number).map(Iteration).collect();
+    let mut found: Vec<Iteration> = entries
+        .flatten()
+        .filter_map(number)
+        .map(Iteration)
+        .collect();
     found.retain(|iteration| {
         let files = fs::read_dir(folder.checkpoint(*iteration));
         files.is_ok_and(|mut files| files.next().is_some())

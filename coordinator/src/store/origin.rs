@@ -100,7 +100,8 @@ impl Origin {
         }
         // How the old run stands is its own affair.
         transaction.execute("DELETE FROM meta WHERE key = 'standing'", [])?;
-        let insert = "INSERT OR REPLACE INTO meta (key, value) VALUES ('dataset', ?1), ('config', ?2)";
+        let insert =
+            "INSERT OR REPLACE INTO meta (key, value) VALUES ('dataset', ?1), ('config', ?2)";
         transaction.execute(insert, params![dataset, config.to_toml()])?;
         let old = self.folder.path().display();
         let message = format!("this run begins from checkpoint {to} of the run in {old}");

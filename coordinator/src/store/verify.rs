@@ -51,7 +51,9 @@ pub(super) fn settle_on_whole_checkpoint(
     }
     transaction.commit()?;
     let (problems, iteration) = (problems.join(", "), whole.committed.iteration);
-    Ok(Ok(Some(format!("{problems}: the last whole checkpoint is {iteration}"))))
+    Ok(Ok(Some(format!(
+        "{problems}: the last whole checkpoint is {iteration}"
+    ))))
 }
 
 /// What a look at the recorded checkpoints found, newest first.
@@ -110,16 +112,15 @@ fn recorded(connection: &Connection) -> rusqlite::Result<Vec<(i64, String)>> {
 ///
 /// # Errors
 /// If one can't be read for a reason that says nothing about what is in it.
-fn problem(
-    checkpoint: &Checkpoint,
-    folder: &RunFolder,
-) -> Result<Option<String>, StoreError> {
+fn problem(checkpoint: &Checkpoint, folder: &RunFolder) -> Result<Option<String>, StoreError> {
     for (expected, name) in checkpoint.files() {
         let path = folder.join(&name);
         match hash(&path) {
             Ok(found) if found == expected => {}
             Ok(found) => {
-                let text = format!("{name} is damaged (its content hashes to {found}, expected {expected})");
+                let text = format!(
+                    "{name} is damaged (its content hashes to {found}, expected {expected})"
+                );
                 return Ok(Some(text));
             }
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {

@@ -51,13 +51,18 @@ fn a_record_that_was_copied_without_its_log_is_mended() {
     assert_eq!(reached(&record), (ITERATIONS, ITERATIONS));
     let told = told(&mut store);
     let kept = copy.path().join("run.db.damaged");
-    assert!(kept.exists() && told.contains(&kept.display().to_string()), "{told}");
+    assert!(
+        kept.exists() && told.contains(&kept.display().to_string()),
+        "{told}"
+    );
     assert!(told.contains("copy in checkpoint 3"), "{told}");
     drop(store);
     let (mut store, record) = copy.open().unwrap();
     assert_eq!(reached(&record), (ITERATIONS, ITERATIONS));
     let mended = store.last_events(9).unwrap();
-    let mended = mended.iter().filter(|event| event.kind == EventKind::Mended);
+    let mended = mended
+        .iter()
+        .filter(|event| event.kind == EventKind::Mended);
     assert_eq!(mended.count(), 1, "once");
 }
 
@@ -69,7 +74,9 @@ fn whatever_befalls_a_record_it_is_mended() {
     let damages: [(&str, Damage<'_>); 7] = [
         ("is missing", &|record| fs::remove_file(record).unwrap()),
         ("is empty", &|record| fs::write(record, "").unwrap()),
-        ("is corrupt", &|record| fs::write(record, "x".repeat(9_999)).unwrap()),
+        ("is corrupt", &|record| {
+            fs::write(record, "x".repeat(9_999)).unwrap()
+        }),
         ("is corrupt", &|record| {
             let whole = fs::read(record).unwrap();
             fs::write(record, &whole[..whole.len() / 2]).unwrap();
@@ -93,7 +100,10 @@ fn whatever_befalls_a_record_it_is_mended() {
         let (mut store, record) = run.open().unwrap();
         assert_eq!(reached(&record), (ITERATIONS, ITERATIONS), "{index}");
         let told = told(&mut store);
-        assert!(told.starts_with(&format!("run.db {problem}")), "{index}: {told}");
+        assert!(
+            told.starts_with(&format!("run.db {problem}")),
+            "{index}: {told}"
+        );
     }
 }
 
@@ -120,7 +130,11 @@ fn no_run_begins_anew_over_checkpoints() {
         let error = run.open().map(drop).unwrap_err();
         assert!(matches!(error, StoreError::Lost { .. }), "{error}");
         let text = error.to_string();
-        for part in ["run.db is ", "checkpoints/3/run.db is missing", "run.db-wal"] {
+        for part in [
+            "run.db is ",
+            "checkpoints/3/run.db is missing",
+            "run.db-wal",
+        ] {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert_eq!(tree(run.path()), before);
@@ -143,16 +157,25 @@ fn of_damaged_checkpoints_the_one_before_is_taken() {
     type Damage<'a> = &'a dyn Fn(&Path);
     let state = |folder: &Path| folder.join("state.safetensors");
     let damages: [(&str, Damage<'_>); 7] = [
-        ("state.safetensors is damaged", &|folder| fs::write(state(folder), "sta").unwrap()),
+        ("state.safetensors is damaged", &|folder| {
+            fs::write(state(folder), "sta").unwrap()
+        }),
         ("version.safetensors is damaged", &|folder| {
             fs::write(folder.join("version.safetensors"), "version 4").unwrap();
         }),
-        ("state.safetensors is missing", &|folder| fs::remove_file(state(folder)).unwrap()),
-        ("state.safetensors is missing", &|folder| fs::remove_dir_all(folder).unwrap()),
-        ("state.safetensors is a link to /nowhere, which is not there", &|folder| {
-            fs::remove_file(state(folder)).unwrap();
-            symlink("/nowhere", state(folder)).unwrap();
+        ("state.safetensors is missing", &|folder| {
+            fs::remove_file(state(folder)).unwrap()
         }),
+        ("state.safetensors is missing", &|folder| {
+            fs::remove_dir_all(folder).unwrap()
+        }),
+        (
+            "state.safetensors is a link to /nowhere, which is not there",
+            &|folder| {
+                fs::remove_file(state(folder)).unwrap();
+                symlink("/nowhere", state(folder)).unwrap();
+            },
+        ),
         ("state.safetensors is missing", &|folder| {
             fs::remove_dir_all(folder).unwrap();
             symlink("/nowhere", folder).unwrap();
@@ -169,13 +192,19 @@ fn of_damaged_checkpoints_the_one_before_is_taken() {
         let (mut store, record) = run.open().unwrap();
         // What was committed counts, as long as a learner holds it; everything since the checkpoint is known.
         assert_eq!(reached(&record), (3, 2), "{problem}");
-        assert_eq!(record.positions, [(Iteration(3), 20), (Iteration(4), 30), (Iteration(3), 20)]);
+        assert_eq!(
+            record.positions,
+            [(Iteration(3), 20), (Iteration(4), 30), (Iteration(3), 20)]
+        );
         assert_eq!(record.banned.len(), 3);
         let told = told(&mut store);
         let expected = format!("checkpoints/3/{problem}");
         assert!(told.starts_with(&expected), "{told}, not {expected}");
         assert!(told.ends_with("the last whole checkpoint is 2"), "{told}");
-        assert!(fs::symlink_metadata(&folder).is_err(), "it can be written anew");
+        assert!(
+            fs::symlink_metadata(&folder).is_err(),
+            "it can be written anew"
+        );
         // The next start finds nothing to tell.
         drop(store);
         let (mut store, record) = run.open().unwrap();
@@ -210,7 +239,11 @@ fn without_a_whole_checkpoint_a_run_is_refused_and_stays_as_it_is() {
     }
     assert!(run.folder().checkpoint(Iteration(3)).exists());
     run.config.iterations = ITERATIONS;
-    assert_eq!(reached(&run.open().unwrap().1), (3, 3), "a run that is over needs none");
+    assert_eq!(
+        reached(&run.open().unwrap().1),
+        (3, 3),
+        "a run that is over needs none"
+    );
 }
 
 #[test]
@@ -234,6 +267,9 @@ fn a_record_that_is_not_in_use_is_one_file() {
         assert_eq!(reader.iterations().unwrap().len(), 1);
     }
     assert_eq!(tree(run.path()), before, "readers leave nothing");
-    let names: Vec<&String> = before.keys().filter(|name| name.contains("run.db")).collect();
+    let names: Vec<&String> = before
+        .keys()
+        .filter(|name| name.contains("run.db"))
+        .collect();
     assert_eq!(names, ["checkpoints/1/run.db", "run.db"]);
 }
