@@ -10,7 +10,7 @@ use retouch_models::editor::EditorSource;
 use retouch_proto::{WorkerId, worker::Role};
 use retouch_worker::{
     RoleError,
-    process::{self, Stop},
+    process::{self, Stop, StopSignal},
     session::{CoordinatorAddress, WorkerOptions},
     telemetry,
 };
@@ -41,7 +41,7 @@ pub(crate) struct CoordinatorArgs {
     /// without it the run folder has an authority of its own, which also takes join tokens.
     #[arg(long, value_name = "FOLDER")]
     credentials: Option<PathBuf>,
-    /// Go on with a run that failed, or that `stop` or `drain` ended.
+    /// Go on with a run that was stopped or has failed; without it, such a run stays ended, however often it is started.
     #[arg(long)]
     resume: bool,
     #[command(flatten)]
@@ -125,22 +125,28 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
             None => Admission::Authority(run_authority(&run_dir)?),
         };
         let options = CoordinatorOptions {
-            run_dir,
-            config,
-            listen,
-            admission,
+            resume: args.resume,
+            stop: stop.token().clone(),
+            ..CoordinatorOptions::new(config, run_dir, listen, admission)
         };
-        tokio::select! {
-            outcome = retouch_coordinator::serve(options) => {
-                let outcome = outcome.map_err(unserved)?;
-                tracing::info!(iteration = %outcome.iteration, "the run is over");
-                Ok(())
+        let outcome = match retouch_coordinator::serve(options).await {
+            Err(ServeError::Stopped { iteration }) => {
+                tracing::info!(%iteration, "the run was stopped; --resume goes on with it");
+                return Ok(());
             }
-            signal = stop.signalled() => {
-                let left = "the run goes on when it is started again".to_owned();
-                Err(Stopped { signal, left }.into())
-            }
+            outcome => outcome.map_err(unserved)?,
+        };
+        let iteration = outcome.iteration;
+        if outcome.suspended {
+            let left = match outcome.checkpointed {
+                true => format!("iteration {iteration} is written down"),
+                false => format!("iteration {iteration} could not be written down in time"),
+            };
+            let signal = stop.signal().unwrap_or(StopSignal::Terminate);
+            return Err(Stopped { signal, left }.into());
         }
+        tracing::info!(%iteration, "the run is over");
+        Ok(())
     })
 }
 

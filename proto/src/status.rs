@@ -264,8 +264,6 @@ pub struct Totals {
     pub groups_filtered: u64,
     /// Groups given up after failures.
     pub groups_dropped: u64,
-    /// Groups whose policy was older than `staleness_max`.
-    pub groups_stale: u64,
     /// Groups made again because their blobs were lost.
     pub groups_remade: u64,
     /// Failed attempts.
@@ -298,8 +296,6 @@ pub struct IterationMetrics {
     pub filtered: u32,
     /// Groups given up after failures.
     pub dropped: u32,
-    /// Groups left out for being stale.
-    pub stale: u32,
     /// Pairs newly put on the ban list.
     pub banned: u32,
     /// Pairs on the ban list.
@@ -394,6 +390,7 @@ pub enum EventKind {
     IterationCommitted,
     Resharded,
     Rewound,
+    Mended,
     RanksDisagree,
     Stalled,
     Alarm,
@@ -404,7 +401,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::WorkerJoined,
         Self::WorkerLost,
         Self::WorkerLeft,
@@ -418,6 +415,7 @@ impl EventKind {
         Self::IterationCommitted,
         Self::Resharded,
         Self::Rewound,
+        Self::Mended,
         Self::RanksDisagree,
         Self::Stalled,
         Self::Alarm,
@@ -442,6 +440,7 @@ impl EventKind {
             Self::IterationCommitted => "iteration-committed",
             Self::Resharded => "resharded",
             Self::Rewound => "rewound",
+            Self::Mended => "mended",
             Self::RanksDisagree => "ranks-disagree",
             Self::Stalled => "stalled",
             Self::Alarm => "alarm",

@@ -40,8 +40,8 @@ pub enum RoleError {
 }
 
 impl RoleError {
-    /// Whether the same process started again would end the same way: a model that can't be loaded
-    /// or a device that is not there will not be there a second later.
+    /// Whether the same process started again would end the same way: a model that can't be loaded, a device
+    /// that is not there, a certificate, address, folder or port that can't be used will be no better a second later.
     pub fn is_lasting(&self) -> bool {
         match self {
             Self::Load(_) => true,

@@ -18,7 +18,7 @@ mod supervisor;
 
 use std::{
     ffi::OsString,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -89,10 +89,14 @@ pub(crate) struct LaunchArgs {
     /// Print what a dry run tells as JSON, for programs.
     #[arg(long, requires = "dry_run")]
     json: bool,
+    /// Begin a new run in this folder from the last checkpoint of the run in `run_dir`, with settings that the old run
+    /// can't continue with (`--set learner.learning_rate=1e-4`). Model and adapter stay the same.
+    #[arg(long, value_name = "NEW_FOLDER", conflicts_with = "dry_run")]
+    fork: Option<PathBuf>,
 }
 
 pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
-    let config = args.config.load()?;
+    let mut config = args.config.load()?;
     if args.dry_run {
         return dry_run::run(&config, args.json);
     }
@@ -103,6 +107,9 @@ pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
     crate::config::check_files(&config, held_out_pairs)?;
     check_devices(&config)?;
     let stop = process::stop_signal()?;
+    if let Some(new) = args.fork {
+        config = fork(config, &new)?;
+    }
     let folder = OwnedFolder::open(&config)?;
     remark!("run folder {}", folder.path().display());
     let resumption = Resumption::of(&folder, args.retry)?;
@@ -120,6 +127,25 @@ pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
         remark!("{reason}");
     }
     Ok(())
+}
+
+/// Begins a new run from the one in the run file's folder; gives the new run's settings.
+fn fork(config: RunConfig, new: &Path) -> anyhow::Result<RunConfig> {
+    let old = RunFolder::new(&config.run_dir);
+    let run_dir = new
+        .to_str()
+        .map(str::to_owned)
+        .ok_or_else(|| UsageError(format!("--fork {}: the name is not UTF-8", new.display())))?;
+    let config = RunConfig { run_dir, ..config };
+    let iteration = retouch_coordinator::fork(&old, &RunFolder::new(new), &config)
+        .map_err(|error| UsageError(format!("can't fork {}: {error}", old.path().display())))?;
+    remark!(
+        "{} begins from checkpoint {iteration} of {}; to continue it later, give --set run_dir={} instead of --fork",
+        new.display(),
+        old.path().display(),
+        new.display(),
+    );
+    Ok(config)
 }
 
 /// Checks that this build and machine have the devices of all roles, so that what is missing is
@@ -225,8 +251,9 @@ async fn follow(
     supervisor: &mut Supervisor,
     progress: &mut Progress,
 ) -> anyhow::Result<End> {
+    let address_file = folder.coordinator_address();
     let address = tokio::select! {
-        address = wait_for_address(&folder.coordinator_address(), start_max(config)) => address?,
+        address = wait_for_address(&address_file, start_max(config)) => address?,
         // A run that is over gives workers nothing to do: its coordinator ends at once.
         end = supervisor.next_end() => return end.map(|_| End::Over),
     };

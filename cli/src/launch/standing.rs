@@ -1,6 +1,9 @@
 //! What the record says of a run without a coordinator: whether it failed, and from where it goes on.
 
-use retouch_coordinator::store::{Reader, StoreError};
+use retouch_coordinator::{
+    machine::record::Standing,
+    store::{Reader, StoreError},
+};
 use retouch_proto::{
     Iteration, RunFolder,
     status::{Event, EventKind},
@@ -9,16 +12,15 @@ use retouch_proto::{
 /// Why the run failed, if it did: no start of its coordinator goes on with it unless it is told to.
 pub(super) fn failure(folder: &RunFolder) -> Option<String> {
     let record = Reader::open(folder.path()).ok()?;
-    let last = record.last_events(1).ok()?.pop()?;
-    let failed = last.kind == EventKind::Failed;
+    let Standing::Failed { reason } = record.standing().ok()? else {
+        return None;
+    };
     let committed = record.committed().ok()?.iteration;
-    failed.then(|| {
-        // One line, since it is to be the last.
-        let reason = last.message.lines().collect::<Vec<_>>().join("; ");
-        format!(
-            "the run failed after iteration {committed}: {reason}; once that is mended, `launch --retry` goes on"
-        )
-    })
+    // One line, since it is to be the last.
+    let reason = reason.lines().collect::<Vec<_>>().join("; ");
+    Some(format!(
+        "the run failed after iteration {committed}: {reason}; once that is mended, `retouch launch --retry` continues it"
+    ))
 }
 
 /// What a run says that ended well before all of its iterations were done.

@@ -7,9 +7,8 @@ use retouch_proto::task::SampleScore;
 use retouch_proto::{ContentHash, Iteration, RunFolder};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
-use super::load::recent_committed;
-use super::{StoreError, schema};
-use crate::machine::record::{Checkpoint, Committed};
+use super::{StoreError, load, schema};
+use crate::machine::record::{Checkpoint, Committed, Standing};
 
 /// Reads a record, while the run goes on or after it.
 pub struct Reader {
@@ -52,7 +51,7 @@ impl Reader {
 
     /// Metrics of committed iterations, oldest first, without rewound attempts.
     pub fn iterations(&self) -> Result<Vec<IterationMetrics>, StoreError> {
-        self.on(|connection| iteration_metrics(connection, usize::MAX >> 1))?
+        self.on(|connection| iteration_metrics(connection, ALL))?
     }
 
     /// The last durable checkpoint; the start of the run if there is none.
@@ -66,9 +65,14 @@ impl Reader {
         serde_json::from_str(&text).map_err(|error| StoreError::damaged("checkpoints", error))
     }
 
+    /// How the run stands.
+    pub fn standing(&self) -> Result<Standing, StoreError> {
+        self.on(load::standing)?
+    }
+
     /// What the last committed iteration left behind.
     pub fn committed(&self) -> Result<Committed, StoreError> {
-        let newest = self.on(recent_committed)?.pop();
+        let newest = self.on(load::last_committed)?;
         newest.map_or(Ok(Committed::START), |text| {
             serde_json::from_str(&text).map_err(|error| StoreError::damaged("versions", error))
         })
@@ -107,6 +111,9 @@ impl Reader {
         self.on(|connection| last_events(connection, count))
     }
 }
+
+/// As many rows as there are.
+pub(super) const ALL: usize = usize::MAX >> 1;
 
 type Read<T> = rusqlite::Result<Result<T, StoreError>>;
 
