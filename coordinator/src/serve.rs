@@ -22,6 +22,7 @@ use crate::dataset;
 use crate::lookup::Lookup;
 use crate::machine::Machine;
 use crate::machine::io::Outcome;
+use crate::renewal;
 use crate::roster::Roster;
 use crate::services_grpc::Services;
 use crate::shell::Shell;
@@ -147,16 +148,17 @@ impl ServeError {
 pub struct Coordinator {
     address: SocketAddr,
     outcome: oneshot::Receiver<ShellEnd>,
-    services: AbortOnDrop,
+    services: AbortOnDrop<Result<(), tonic::transport::Error>>,
+    _renewal: Option<AbortOnDrop<()>>,
     stop_services: oneshot::Sender<()>,
     keeper: Keeper,
     folder: RunFolder,
 }
 
 /// A coordinator that is dropped stops listening, and its shell ends with the last connection.
-struct AbortOnDrop(JoinHandle<Result<(), tonic::transport::Error>>);
+struct AbortOnDrop<T>(JoinHandle<T>);
 
-impl Drop for AbortOnDrop {
+impl<T> Drop for AbortOnDrop<T> {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -206,6 +208,10 @@ impl Coordinator {
             charts,
         )?;
         let outcome = run_shell(shell, lock);
+        let renewal = admission.authority().map(|authority| {
+            let renewal = renewal::renew(authority, folder.clone(), renewal::DAILY);
+            AbortOnDrop(tokio::spawn(renewal))
+        });
         let services = Services {
             handle,
             access,
@@ -225,6 +231,7 @@ impl Coordinator {
             address,
             outcome,
             services,
+            _renewal: renewal,
             stop_services,
             keeper,
             folder,

@@ -148,7 +148,9 @@ impl Authority {
             source,
         };
         let key = KeyPair::generate().map_err(issue)?;
-        let certificate = authority_params(&key, dates).self_signed(&key).map_err(issue)?;
+        let certificate = authority_params(&key, dates)
+            .self_signed(&key)
+            .map_err(issue)?;
         let secret = random_secret()?;
         files::make_folder(own)?;
         files::write(&own.join(AUTHORITY_FILE), &certificate.pem())?;
@@ -235,7 +237,9 @@ impl Authority {
         let Ok(old) = Credentials::read(own) else {
             return Ok(());
         };
-        let lasts = old.validity().is_some_and(|validity| validity.lasts(now, RENEW_BEFORE));
+        let lasts = old
+            .validity()
+            .is_some_and(|validity| validity.lasts(now, RENEW_BEFORE));
         if lasts || old.authority_pem != self.certificate_pem {
             return Ok(());
         }

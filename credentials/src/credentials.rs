@@ -4,13 +4,7 @@ use std::{fmt, path::Path, time::SystemTime};
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
-use crate::{
-    access::principals,
-    error::CredentialsError,
-    files,
-    principal,
-    validity::Validity,
-};
+use crate::{access::principals, error::CredentialsError, files, principal, validity::Validity};
 
 /// The authority's certificate, or those of several, as PEM.
 pub const AUTHORITY_FILE: &str = "ca.pem";
@@ -39,7 +33,10 @@ impl Credentials {
 
     pub(crate) fn load_at(folder: &Path, now: SystemTime) -> Result<Self, CredentialsError> {
         let credentials = Self::read(folder)?;
-        match credentials.validity().and_then(|validity| validity.problem(now)) {
+        match credentials
+            .validity()
+            .and_then(|validity| validity.problem(now))
+        {
             Some(problem) => Err(CredentialsError::Dates {
                 holder: credentials.holder(),
                 folder: folder.to_owned(),

@@ -139,7 +139,8 @@ pub(crate) fn causes<'a>(
 fn dated(cause: &(dyn Error + 'static)) -> Option<String> {
     use rustls::CertificateError::{ExpiredContext, NotValidYetContext};
     let peers = |problem| Some(format!("the other side's certificate {problem}"));
-    let by_the_others_clock = "by the other side's clock, this side's certificate has expired or is not valid yet";
+    let by_the_others_clock =
+        "by the other side's clock, this side's certificate has expired or is not valid yet";
     let Some(error) = tls_error(cause) else {
         // An alert that comes late is only left as text.
         let text = cause.to_string();

@@ -229,7 +229,9 @@ fn days_ago(number: u32) -> SystemTime {
 /// `YYYY-MM-DD`.
 fn date(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap();
-    (rcgen::date_time_ymd(1970, 1, 1) + since).date().to_string()
+    (rcgen::date_time_ymd(1970, 1, 1) + since)
+        .date()
+        .to_string()
 }
 
 #[test]
@@ -265,7 +267,9 @@ fn certificates_are_renewed_in_time_with_the_same_keys_and_tokens() {
 #[test]
 fn what_another_authority_issued_is_left_alone() {
     let ((folder, authority), (_other_folder, other)) = (authority(), authority());
-    other.write_missing_at(folder.path(), days_ago(400)).unwrap();
+    other
+        .write_missing_at(folder.path(), days_ago(400))
+        .unwrap();
     let certificate = folder.path().join("learner/cert.pem");
     let before = fs::read(&certificate).unwrap();
     authority.write_missing(folder.path()).unwrap();
@@ -286,7 +290,11 @@ fn a_folder_that_is_a_year_old_says_so() {
         date(SystemTime::now()),
     );
     assert!(error.starts_with(&expected), "{error}");
-    authority.issue_from(LEARNER, day(9)).unwrap().write(&own).unwrap();
+    authority
+        .issue_from(LEARNER, day(9))
+        .unwrap()
+        .write(&own)
+        .unwrap();
     let error = Credentials::load(&own).unwrap_err().to_string();
     let expected = format!("is not valid before {}; this machine's clock", date(day(8)));
     assert!(error.contains(&expected), "{error}");
@@ -319,7 +327,10 @@ async fn wrong_dates_are_told_on_both_sides() {
     told(issue(server, now), issue(client, now)).await.unwrap();
     let error = told(issue(server, days_ago(400)), issue(client, now)).await;
     let error = error.unwrap_err();
-    let expected = format!("the other side's certificate expired on {}", date(days_ago(34)));
+    let expected = format!(
+        "the other side's certificate expired on {}",
+        date(days_ago(34))
+    );
     assert!(error.contains(&expected), "{error}");
     let error = told(issue(server, day(9)), issue(client, now)).await;
     let error = error.unwrap_err();
@@ -327,7 +338,10 @@ async fn wrong_dates_are_told_on_both_sides() {
     assert!(error.contains(&expected), "{error}");
     let error = told(issue(server, now), issue(client, days_ago(400))).await;
     let error = error.unwrap_err();
-    assert!(error.contains("by the other side's clock, this side's"), "{error}");
+    assert!(
+        error.contains("by the other side's clock, this side's"),
+        "{error}"
+    );
 }
 
 #[tokio::test]

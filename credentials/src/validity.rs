@@ -71,9 +71,13 @@ pub(crate) fn not_valid_yet(not_before: u64, now: u64) -> String {
 
 fn date(seconds: u64) -> String {
     let since = Duration::from_secs(seconds.min(DATE_S_MAX));
-    (rcgen::date_time_ymd(1970, 1, 1) + since).date().to_string()
+    (rcgen::date_time_ymd(1970, 1, 1) + since)
+        .date()
+        .to_string()
 }
 
 fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    time.duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }
