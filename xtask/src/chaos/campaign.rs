@@ -124,8 +124,17 @@ fn judge(outcome: &mut Outcome, ends: &mut Ends) {
             equal + 1
         ),
     };
-    let logs = String::new();
-    outcome.failure = Some(Failure { what, logs });
+    let failure = outcome.failure.take();
+    outcome.failure = Some(match failure {
+        Some(Failure { what: also, logs }) => Failure {
+            what: format!("{what}; {also}"),
+            logs,
+        },
+        None => Failure {
+            what,
+            logs: String::new(),
+        },
+    });
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -152,7 +152,8 @@ struct Draw {
 impl Draw {
     /// None if it would be one too many of its kind.
     fn fault(&mut self, kinds: &[Kind]) -> Option<Fault> {
-        let kind = *self.random.pick(kinds);
+        let weighted = kinds.iter().flat_map(|kind| vec![*kind; kind.weight()]);
+        let kind = *self.random.pick(&weighted.collect::<Vec<_>>());
         match kind {
             Kind::Kill => self.signal(Signal::Kill),
             Kind::Term => self.signal(Signal::Term),
@@ -289,6 +290,15 @@ impl Kind {
             Self::Order => "order",
             Self::Disk => "disk",
             Self::Clock => "clock",
+        }
+    }
+
+    /// How often it is drawn, beside the others.
+    fn weight(self) -> usize {
+        match self {
+            Self::Kill | Self::Stop | Self::Order => 3,
+            Self::Term => 2,
+            Self::Hup | Self::Int | Self::Disk | Self::Clock => 1,
         }
     }
 

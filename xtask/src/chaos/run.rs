@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, anyhow, ensure};
 use nix::sys::signal::Signal as Unix;
 use serde_json::Value;
 
@@ -28,6 +28,8 @@ const ORPHANS_MAX: Duration = Duration::from_secs(10);
 /// A process that is ended this soon after its start may not have learned yet how to end well.
 const STARTING: Duration = Duration::from_secs(1);
 const RESUME_AGAIN: Duration = Duration::from_millis(200);
+/// More than any plan needs.
+const LAUNCHES_MAX: usize = 20;
 const LOG_TAIL_LINES: usize = 15;
 
 /// A run to be made.
@@ -92,14 +94,14 @@ enum Act {
 /// Makes the run.
 pub(crate) fn make(place: &Place, task: Task) -> Outcome {
     let mut run = Run::new(place, task);
-    let (end, failure) = match run.go() {
-        Ok(end) => (Some(end), None),
-        Err(error) => {
-            let what = format!("{error:#}");
-            let logs = run.logs();
-            (None, Some(Failure { what, logs }))
-        }
-    };
+    let end = run.go();
+    let end = end
+        .map_err(|error| run.problems.push(format!("{error:#}")))
+        .ok();
+    let failure = (!run.problems.is_empty()).then(|| Failure {
+        what: run.problems.join("; "),
+        logs: run.logs(),
+    });
     run.clean_up(failure.is_some());
     Outcome {
         faults: run.faults,
@@ -136,6 +138,8 @@ struct Run<'a> {
     last_act: Instant,
     faults: BTreeMap<Kind, usize>,
     story: Vec<String>,
+    /// Promises that did not hold; the run goes on nevertheless.
+    problems: Vec<String>,
 }
 
 impl<'a> Run<'a> {
@@ -166,6 +170,7 @@ impl<'a> Run<'a> {
             last_act: now,
             faults: BTreeMap::new(),
             story: Vec::new(),
+            problems: Vec::new(),
         }
     }
 
@@ -253,22 +258,32 @@ impl<'a> Run<'a> {
         self.tell(format_args!("launch ended: {status}"));
         self.await_orphans()?;
         let (committed, end) = self.result(status)?;
-        if let Some(end) = end {
-            ensure!(
-                committed <= self.committed_max,
+        if end.is_none() {
+            self.judge_end(status, committed)?;
+        } else if committed > self.committed_max {
+            self.problem(format!(
                 "an order was answered and forgotten: the run should have at most {} iterations and has {committed}",
                 self.committed_max
-            );
-            return Ok(Some(end));
+            ));
         }
+        Ok(end)
+    }
+
+    /// Whether `launch` may end so before the run is over. Whoever launched it does so again in any case.
+    fn judge_end(&mut self, status: ExitStatus, committed: u64) -> anyhow::Result<()> {
         let is_asked = status.success() && self.is_ending;
-        ensure!(
-            is_asked || is_expected(status, &self.struck, self.launched.elapsed()),
-            "launch ended after {committed} of {ITERATIONS} iterations with {status}, having been sent {:?}",
-            self.struck
-        );
+        if !is_asked && !is_expected(status, &self.struck, self.launched.elapsed()) {
+            self.problem(format!(
+                "launch ended after {committed} of {ITERATIONS} iterations with {status}, having been sent {:?}",
+                self.struck
+            ));
+        }
         self.is_ending &= !status.success();
-        Ok(None)
+        ensure!(
+            self.launches < LAUNCHES_MAX,
+            "launch ended {LAUNCHES_MAX} times before the run was over"
+        );
+        Ok(())
     }
 
     /// How many iterations the run has, and its end if it has all.
@@ -405,20 +420,19 @@ impl<'a> Run<'a> {
             let (launch, asked) = self.asked.swap_remove(index);
             let answer = asked.join().map_err(|_| anyhow!("a question panicked"))?;
             self.tell(format_args!("{answer}"));
-            self.hear(&answer, launch == self.launches)?;
+            self.hear(&answer, launch == self.launches);
         }
         Ok(())
     }
 
-    fn hear(&mut self, answer: &Answer, is_of_this_launch: bool) -> anyhow::Result<()> {
+    fn hear(&mut self, answer: &Answer, is_of_this_launch: bool) {
         match answer.question {
             orders::Question::Resume => {
                 if answer.is_obeyed() {
                     let was_running = answer.state_before.as_deref() == Some("running");
                     if std::mem::take(&mut self.is_paused) && was_running {
-                        bail!(
-                            "`pause` was answered and forgotten: the run went on before `resume`"
-                        );
+                        let what = "`pause` was answered and forgotten: the run went on by itself";
+                        self.problem(what.to_owned());
                     }
                 } else {
                     self.later(RESUME_AGAIN.as_millis() as u64, Act::Resume);
@@ -437,7 +451,6 @@ impl<'a> Run<'a> {
                 }
             }
         }
-        Ok(())
     }
 
     /// An answered `stop` or `drain` must hold: few more iterations may be committed in this life of the run.
@@ -452,6 +465,11 @@ impl<'a> Run<'a> {
         if let Some(before) = answer.committed_before {
             self.committed_max = self.committed_max.min(before + more);
         }
+    }
+
+    fn problem(&mut self, what: String) {
+        self.tell(format_args!("PROBLEM: {what}"));
+        self.problems.push(what);
     }
 
     fn tell(&mut self, what: std::fmt::Arguments<'_>) {
