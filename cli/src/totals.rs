@@ -6,7 +6,10 @@ use std::{
 };
 
 use anyhow::Context;
-use retouch_proto::RunFolder;
+use retouch_proto::{
+    RunFolder,
+    files::{PUBLIC, write_whole},
+};
 use serde::{Deserialize, Serialize};
 
 /// Sums and peaks over the launches of a run.
@@ -75,7 +78,7 @@ impl Totals {
         self.peak_rss_mib = self.peak_rss_mib.max(peak_kib as f64 / 1024.0);
     }
 
-    fn load(folder: &RunFolder) -> anyhow::Result<Self> {
+    pub(crate) fn load(folder: &RunFolder) -> anyhow::Result<Self> {
         let file = folder.launches();
         match std::fs::read_to_string(&file) {
             Ok(text) => {
@@ -88,9 +91,7 @@ impl Totals {
 
     fn save(self, folder: &RunFolder) -> anyhow::Result<Self> {
         let file = folder.launches();
-        let partial = file.with_extension("part");
-        std::fs::write(&partial, serde_json::to_string(&self)?)
-            .and_then(|()| std::fs::rename(&partial, &file))
+        write_whole(&file, serde_json::to_string(&self)?, PUBLIC)
             .with_context(|| format!("can't write {}", file.display()))?;
         Ok(self)
     }

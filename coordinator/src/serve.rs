@@ -3,7 +3,6 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -11,10 +10,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use retouch_credentials::{Access, Authority, Credentials, CredentialsError, Principal, Strangers};
 use retouch_dataset::{DatasetError, Split};
-use retouch_proto::{ConfigErrors, RunConfig, RunFolder};
+use retouch_proto::files::{PUBLIC, is_lasting, write_whole};
+use retouch_proto::{ConfigErrors, Iteration, RunConfig, RunFolder};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::server::TcpIncoming;
 
 use crate::archive::{ArchiveError, Keeper, KeeperOptions, bring_back};
@@ -22,9 +23,10 @@ use crate::dataset;
 use crate::lookup::Lookup;
 use crate::machine::Machine;
 use crate::machine::io::Outcome;
+use crate::machine::record::{Record, Standing};
 use crate::roster::Roster;
 use crate::services_grpc::Services;
-use crate::shell::Shell;
+use crate::shell::{Handle, Refused, Request, Shell};
 use crate::store::{Reader, Store, StoreError};
 use crate::tensorboard::EventsFile;
 
@@ -32,6 +34,8 @@ const LOCK_ATTEMPTS: u32 = 40;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 /// Open connections are closed this long after the last answer.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(500);
+/// A process that is to end waits so long for the last checkpoint to be put away.
+const SUSPENDED_GRACE: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -74,6 +78,29 @@ pub struct CoordinatorOptions {
     pub listen: SocketAddr,
     /// Who may call.
     pub admission: Admission,
+    /// Go on with a run that has been stopped or has failed; without it, such a run stays as it is.
+    pub resume: bool,
+    /// Cancelled when the process should end: the last committed iteration is written down first.
+    pub stop: CancellationToken,
+}
+
+impl CoordinatorOptions {
+    /// Takes up a run as it stands, and works until it is over.
+    pub fn new(
+        config: RunConfig,
+        run_dir: PathBuf,
+        listen: SocketAddr,
+        admission: Admission,
+    ) -> Self {
+        Self {
+            config,
+            run_dir,
+            listen,
+            admission,
+            resume: false,
+            stop: CancellationToken::new(),
+        }
+    }
 }
 
 /// Why a coordinator could not start or go on.
@@ -123,9 +150,35 @@ pub enum ServeError {
     /// The services ended by themselves.
     #[error("the coordinator's services ended: {0}")]
     Services(String),
-    /// The run could not go on.
-    #[error("the run failed after iteration {}: {}", .0.iteration, .0.failure.as_deref().unwrap_or("no reason"))]
-    Run(Box<Outcome>),
+    /// The run can't go on, or could not before and nobody said that it should try again.
+    #[error("the run failed after iteration {iteration}: {reason}")]
+    Run {
+        /// The last committed iteration.
+        iteration: Iteration,
+        /// Why.
+        reason: String,
+    },
+    /// The run was stopped before, and nobody said that it should go on.
+    #[error("the run was stopped after iteration {iteration}")]
+    Stopped {
+        /// The last committed iteration.
+        iteration: Iteration,
+    },
+}
+
+impl ServeError {
+    /// Whether another start would fail the same way, so that whoever keeps a coordinator alive should not try. A run
+    /// that failed is none of these: the record says so, and how it can go on.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_lasting(),
+            Self::Archive(error) => error.is_lasting(),
+            Self::Credentials(error) => error.is_lasting(),
+            Self::Io { source, .. } => is_lasting(source),
+            Self::Config(_) | Self::Dataset(_) | Self::Locked { .. } | Self::Listen { .. } => true,
+            Self::Services(_) | Self::Run { .. } | Self::Stopped { .. } => false,
+        }
+    }
 }
 
 /// A running coordinator.
@@ -135,6 +188,8 @@ pub struct Coordinator {
     services: AbortOnDrop,
     stop_services: oneshot::Sender<()>,
     keeper: Keeper,
+    handle: Handle,
+    stop: CancellationToken,
 }
 
 /// A coordinator that is dropped stops listening, and its shell ends with the last connection.
@@ -158,6 +213,8 @@ impl Coordinator {
             run_dir,
             listen,
             admission,
+            resume,
+            stop,
         } = options;
         config.validate()?;
         let access = admission.access()?;
@@ -168,6 +225,9 @@ impl Coordinator {
         let rows_hash = dataset::hash(&rows);
         bring_back(&config, &rows_hash, &folder).await?;
         let (store, record) = Store::open(folder.path(), &config, &rows_hash)?;
+        if !resume {
+            has_ended(&record)?;
+        }
         let keeper = Keeper::start(KeeperOptions {
             config: &config,
             dataset: &rows_hash,
@@ -181,7 +241,7 @@ impl Coordinator {
             source,
         })?;
         let (run, config_toml) = (config.name.clone(), config.to_toml());
-        write(&folder.config(), &config_toml, 0o644)?;
+        write(&folder.config(), &config_toml)?;
         let charts = charts(&folder)?;
         let lookup = Lookup::new(folder.path().to_owned(), rows.clone().into());
         let (shell, handle) = Shell::new(
@@ -191,7 +251,7 @@ impl Coordinator {
         )?;
         let outcome = run_shell(shell, lock);
         let services = Services {
-            handle,
+            handle: handle.clone(),
             access,
             authority: admission.authority(),
             roster: Roster::default(),
@@ -204,13 +264,15 @@ impl Coordinator {
             serve_until(services, listener, stopped).await?,
         ));
         // Last: whoever finds the address finds everything else ready.
-        write(&folder.coordinator_address(), &address.to_string(), 0o644)?;
+        write(&folder.coordinator_address(), &address.to_string())?;
         Ok(Self {
             address,
             outcome,
             services,
             stop_services,
             keeper,
+            handle,
+            stop,
         })
     }
 
@@ -219,7 +281,7 @@ impl Coordinator {
         self.address
     }
 
-    /// Waits until the run is over.
+    /// Waits until the run is over, or suspended because the process is to end.
     ///
     /// # Errors
     /// If the record can't be written, or the run could not go on.
@@ -229,22 +291,54 @@ impl Coordinator {
             mut services,
             stop_services,
             keeper,
+            handle,
+            stop,
             ..
         } = self;
         let ended = || ServeError::Services("nobody is left to serve".into());
         let outcome = tokio::select! {
             outcome = outcome => outcome.map_err(|_| ended())??.ok_or_else(ended)?,
             stopped = &mut services.0 => return Err(ServeError::Services(format!("{stopped:?}"))),
+            () = suspend(handle, stop) => unreachable!("it waits for the end as well"),
         };
         drop(stop_services);
         // Last answers are still on their way; who keeps a connection open is not waited for.
         let _ = tokio::time::timeout(SHUTDOWN_GRACE, &mut services.0).await;
-        keeper.finish().await;
-        if outcome.failure.is_some() {
-            Err(ServeError::Run(Box::new(outcome)))
-        } else {
-            Ok(outcome)
+        match outcome.suspended {
+            // What is not away by then is put away by the next coordinator.
+            true => drop(tokio::time::timeout(SUSPENDED_GRACE, keeper.finish()).await),
+            false => keeper.finish().await,
         }
+        match outcome.failure {
+            Some(reason) => Err(ServeError::Run {
+                iteration: outcome.iteration,
+                reason,
+            }),
+            None => Ok(outcome),
+        }
+    }
+}
+
+/// Has the machine write down what it has once the process is to end; never returns.
+async fn suspend(handle: Handle, stop: CancellationToken) {
+    stop.cancelled().await;
+    // A full queue is emptied within moments, and a shell that is gone has ended already.
+    while handle.send(Request::Suspend) == Err(Refused::Busy) {
+        tokio::time::sleep(LOCK_PAUSE).await;
+    }
+    std::future::pending().await
+}
+
+/// Refuses a run that has ended before its last iteration: whoever restarts processes does not decide that it goes on.
+fn has_ended(record: &Record) -> Result<(), ServeError> {
+    let iteration = record.committed.iteration;
+    match &record.standing {
+        Standing::Failed { reason } => Err(ServeError::Run {
+            iteration,
+            reason: reason.clone(),
+        }),
+        Standing::Stopped => Err(ServeError::Stopped { iteration }),
+        _ => Ok(()),
     }
 }
 
@@ -333,18 +427,8 @@ async fn bind(listen: SocketAddr, last_address: &Path) -> Result<TcpListener, Se
     })
 }
 
-/// Writes a small file whole: a reader sees the old one or the new one.
-fn write(path: &Path, text: &str, mode: u32) -> Result<(), ServeError> {
-    let temporary = path.with_extension("tmp");
-    let written = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(&temporary)
-        .and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()))
-        .and_then(|()| fs::rename(&temporary, path));
-    written.map_err(|source| io_error(path, source))
+fn write(path: &Path, text: &str) -> Result<(), ServeError> {
+    write_whole(path, text, PUBLIC).map_err(|source| io_error(path, source))
 }
 
 fn io_error(path: &Path, source: io::Error) -> ServeError {

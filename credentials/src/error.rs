@@ -2,6 +2,7 @@
 
 use std::{error::Error, io, path::PathBuf};
 
+use retouch_proto::files::is_lasting;
 use tonic::{Code, Status};
 
 /// How rustls begins to tell of an alert.
@@ -56,6 +57,18 @@ pub enum CredentialsError {
 }
 
 impl CredentialsError {
+    /// Whether trying again would fail the same way.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => is_lasting(source),
+            Self::Exposed { .. }
+            | Self::File { .. }
+            | Self::Issue { .. }
+            | Self::Unusable(_)
+            | Self::Address { .. } => true,
+        }
+    }
+
     pub(crate) fn io(path: &std::path::Path, source: io::Error) -> Self {
         Self::Io {
             path: path.to_owned(),

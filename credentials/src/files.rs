@@ -1,11 +1,12 @@
 //! Files that only their owner may read.
 
 use std::{
-    fs,
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    fs, io,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::Path,
 };
+
+use retouch_proto::files::{SECRET, write_whole};
 
 use crate::error::CredentialsError;
 
@@ -25,20 +26,7 @@ pub(crate) fn make_folder(path: &Path) -> Result<(), CredentialsError> {
 
 /// Writes the file whole or not at all, for its owner alone.
 pub(crate) fn write(path: &Path, text: &str) -> Result<(), CredentialsError> {
-    // Another process may write the same file at the same time.
-    let temporary = path.with_extension(format!("tmp{}", std::process::id()));
-    let written = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)
-        .and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            file.sync_all()
-        })
-        .and_then(|()| fs::rename(&temporary, path));
-    written.map_err(|source| CredentialsError::io(path, source))
+    write_whole(path, text, SECRET).map_err(|source| CredentialsError::io(path, source))
 }
 
 /// Reads a file that need not be secret.

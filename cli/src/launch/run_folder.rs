@@ -4,7 +4,10 @@ use std::{fs::File, ops::Deref, path::Path};
 
 use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
-use retouch_proto::{RunConfig, RunFolder};
+use retouch_proto::{
+    RunConfig, RunFolder,
+    files::{PUBLIC, write_whole},
+};
 
 /// A run folder that this process alone may launch from.
 pub(crate) struct OwnedFolder {
@@ -42,7 +45,7 @@ impl OwnedFolder {
                 differences(&theirs, &ours),
             ),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                std::fs::write(&file, ours)
+                write_whole(&file, ours, PUBLIC)
                     .with_context(|| format!("can't write {}", file.display()))
             }
             Err(error) => Err(error).with_context(|| format!("can't read {}", file.display())),

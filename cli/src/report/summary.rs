@@ -4,7 +4,11 @@ use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Context;
 use retouch_evaluation::HeldOut;
-use retouch_proto::{metrics::METRICS, status::IterationMetrics};
+use retouch_proto::{
+    files::{PUBLIC, write_whole},
+    metrics::METRICS,
+    status::IterationMetrics,
+};
 use serde::{Deserialize, Serialize};
 
 /// One committed iteration as the curves show it.
@@ -36,12 +40,14 @@ impl From<&IterationMetrics> for IterationPoint {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) name: String,
-    /// `finished` or `stopped`.
+    /// `finished`, `stopped` or `running`.
     pub(crate) state: String,
     pub(crate) iterations: u32,
     pub(crate) heldout: HeldOut,
     /// Content hash of the exported EMA adapter.
     pub(crate) adapter: String,
+    /// The iteration after which it was exported; later ones are not in it.
+    pub(crate) adapter_iteration: u32,
     /// Wall-clock seconds from launch to report; the sum over launches for a resumed run.
     pub(crate) wall_s: f64,
     /// Highest sum of resident memory over all processes of the run.
@@ -52,9 +58,23 @@ pub(crate) struct Report {
 }
 
 impl Report {
+    /// Of which iteration the adapter is, and what came after.
+    pub(crate) fn adapter_age(&self) -> String {
+        let (of, last) = (self.adapter_iteration, self.iterations);
+        match last.saturating_sub(of) {
+            0 => format!("of iteration {of}"),
+            1 => format!("of iteration {of}; iteration {last} is not in it yet"),
+            _ => format!(
+                "of iteration {of}; iterations {} to {last} are not in it yet",
+                of + 1
+            ),
+        }
+    }
+
     pub(crate) fn save(&self, path: &Path) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(self)?;
-        std::fs::write(path, text + "\n").with_context(|| format!("can't write {}", path.display()))
+        let written = write_whole(path, text + "\n", PUBLIC);
+        written.with_context(|| format!("can't write {}", path.display()))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use retouch_proto::files::is_lasting;
 use retouch_proto::{ContentHash, Iteration};
 
 use crate::store::StoreError;
@@ -61,6 +62,29 @@ pub enum ArchiveError {
 }
 
 impl ArchiveError {
+    /// Whether another start would fail the same way. What a network or a store's limits prevent may work by then.
+    pub fn is_lasting(&self) -> bool {
+        use object_store::Error::{
+            InvalidPath, NotFound, NotImplemented, NotSupported, PermissionDenied, Unauthenticated,
+            UnknownConfigurationKey,
+        };
+        match self {
+            Self::Store { source, .. } => matches!(
+                source,
+                InvalidPath { .. }
+                    | NotFound { .. }
+                    | NotImplemented { .. }
+                    | NotSupported { .. }
+                    | PermissionDenied { .. }
+                    | Unauthenticated { .. }
+                    | UnknownConfigurationKey { .. }
+            ),
+            Self::Io { source, .. } => is_lasting(source),
+            Self::Record(error) => error.is_lasting(),
+            Self::Url { .. } | Self::Torn { .. } | Self::Foreign { .. } => true,
+        }
+    }
+
     pub(super) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
         |source| Self::Io {
             path: path.to_owned(),

@@ -285,6 +285,7 @@ mod tests {
                 },
             };
             let checkpoint = Checkpoint {
+                earlier: Vec::new(),
                 committed,
                 ema_adapter: Some(adapter),
             };

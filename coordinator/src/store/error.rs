@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use retouch_proto::files::is_lasting;
+
 use super::snapshot::newest_snapshot;
 
 /// Why a record can't be used.
@@ -86,6 +88,26 @@ fn advice(snapshot: Option<&Path>) -> String {
 }
 
 impl StoreError {
+    /// Whether another start would fail the same way. SQLite's own errors come from the disk, which may have room or
+    /// answer again by then.
+    pub fn is_lasting(&self) -> bool {
+        use rusqlite::ErrorCode::{PermissionDenied, ReadOnly};
+        match self {
+            Self::Sqlite { source, .. } => {
+                matches!(
+                    source.sqlite_error_code(),
+                    Some(PermissionDenied | ReadOnly)
+                )
+            }
+            Self::Io { source, .. } => is_lasting(source),
+            Self::SchemaVersion { .. }
+            | Self::Corrupt { .. }
+            | Self::Damaged { .. }
+            | Self::OtherDataset { .. }
+            | Self::OtherConfig { .. } => true,
+        }
+    }
+
     pub(super) fn sqlite(path: &Path, source: rusqlite::Error) -> Self {
         use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
         if matches!(

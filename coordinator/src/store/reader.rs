@@ -7,8 +7,8 @@ use retouch_proto::task::SampleScore;
 use retouch_proto::{ContentHash, Iteration, RunFolder};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
-use super::{StoreError, schema};
-use crate::machine::record::Checkpoint;
+use super::{StoreError, load, schema};
+use crate::machine::record::{Checkpoint, Committed, Standing};
 
 /// Reads a record, while the run goes on or after it.
 pub struct Reader {
@@ -63,6 +63,28 @@ impl Reader {
             return Ok(Checkpoint::START);
         };
         serde_json::from_str(&text).map_err(|error| StoreError::damaged("checkpoints", error))
+    }
+
+    /// How the run stands.
+    pub fn standing(&self) -> Result<Standing, StoreError> {
+        self.on(load::standing)?
+    }
+
+    /// What the last committed iteration left behind.
+    pub fn committed(&self) -> Result<Committed, StoreError> {
+        let newest = self.on(load::last_committed)?;
+        newest.map_or(Ok(Committed::START), |text| {
+            serde_json::from_str(&text).map_err(|error| StoreError::damaged("versions", error))
+        })
+    }
+
+    /// The newest exported adapter of the committed iterations, and of which of them it is.
+    pub fn newest_adapter(&self) -> Result<Option<(Iteration, ContentHash)>, StoreError> {
+        let committed = self.committed()?.iteration;
+        let adapters = self.adapters()?;
+        Ok(adapters
+            .into_iter()
+            .rfind(|(iteration, _)| *iteration <= committed))
     }
 
     /// The EMA adapters of all checkpoints, oldest first.

@@ -51,7 +51,9 @@ fn a_coordinator_killed_around_any_write_changes_nothing() {
                 let mut world = World::new(scenario.clone());
                 world.seat.dies_at = Some((write, when));
                 let ended = world.run();
-                assert_eq!(ended.tally.coordinator_starts, 2, "write {write}");
+                // With another seed a run may write in fewer batches.
+                let starts = ended.tally.coordinator_starts;
+                assert!(starts == 2 || ended.tally.writes < write, "write {write}");
                 assert_eq!(
                     ended.outcome.ema_adapter,
                     expected.adapter(variant),

@@ -1,0 +1,129 @@
+//! Small files that are written whole or not at all, and which failures will not mend themselves.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+/// For a file that everybody may read.
+pub const PUBLIC: u32 = 0o644;
+/// For a file that only its owner may read.
+pub const SECRET: u32 = 0o600;
+
+/// Writes a file whole: whoever opens it, even after a power cut, finds the old content or the new one. `mode` is for a
+/// file that is not there yet and for one that is replaced.
+///
+/// # Errors
+/// If it can't be written, on a full disk for example; the old content is then as it was.
+pub fn write_whole(path: &Path, content: impl AsRef<[u8]>, mode: u32) -> io::Result<()> {
+    let temporary = temporary(path);
+    let written = write_synced(&temporary, content.as_ref(), mode)
+        .and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        // Of no use to anybody, and on a full disk in the way.
+        let _ = fs::remove_file(&temporary);
+        return written;
+    }
+    // Without this the rename itself may be forgotten.
+    File::open(folder_of(path))?.sync_all()
+}
+
+fn write_synced(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(path)?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+/// Beside the file, and of this process alone: another may write the same file at the same time.
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(format!(".tmp{}", std::process::id()));
+    name.into()
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Whether trying again a moment later would fail the same way: the path itself is wrong. A full disk may have room by
+/// then.
+pub fn is_lasting(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        AlreadyExists, InvalidFilename, InvalidInput, IsADirectory, NotADirectory, NotFound,
+        PermissionDenied, ReadOnlyFilesystem, Unsupported,
+    };
+    matches!(
+        error.kind(),
+        AlreadyExists
+            | InvalidFilename
+            | InvalidInput
+            | IsADirectory
+            | NotADirectory
+            | NotFound
+            | PermissionDenied
+            | ReadOnlyFilesystem
+            | Unsupported
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_whole_with_its_mode() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        for (text, mode) in [("old", PUBLIC), ("new", SECRET)] {
+            write_whole(&path, text, mode).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, mode);
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_can_not_be_written_leaves_the_old_content_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        write_whole(&path, "old", PUBLIC).unwrap();
+        // What fails like a full disk: the temporary file is opened, and takes nothing.
+        std::os::unix::fs::symlink("/dev/full", temporary(&path)).unwrap();
+        let error = write_whole(&path, "new", PUBLIC).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert!(!is_lasting(&error));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_path_that_is_wrong_stays_wrong() {
+        let folder = tempfile::tempdir().unwrap();
+        for path in [
+            folder.path().join("missing/config.toml"),
+            "/proc/config.toml".into(),
+        ] {
+            let error = write_whole(&path, "new", PUBLIC).unwrap_err();
+            assert!(is_lasting(&error), "{}: {error}", path.display());
+        }
+    }
+
+    #[test]
+    fn a_bare_name_is_in_the_present_folder() {
+        assert_eq!(folder_of(Path::new("report.json")), Path::new("."));
+        assert_eq!(folder_of(Path::new("run/report.json")), Path::new("run"));
+    }
+}
