@@ -40,6 +40,11 @@ impl Answer {
     pub(crate) fn is_obeyed(&self) -> bool {
         self.code == Some(0)
     }
+
+    /// The end of a pause is asked for until it comes.
+    pub(crate) fn is_asked_again(&self) -> bool {
+        matches!(self.question, Question::Resume) && !self.is_obeyed()
+    }
 }
 
 /// Looks at the run, then asks.

@@ -6,7 +6,7 @@ use super::random::Random;
 
 /// When steps may be, in thousandths of the time that an undisturbed run takes: faults make runs longer.
 const AT_MAX_PERMILLE: u64 = 1_300;
-const STEPS: (u64, u64) = (4, 9);
+const STEPS: (u64, u64) = (5, 10);
 /// `launch` gives up on a process that dies more than eight times in a row.
 const DEATHS_MAX: usize = 4;
 /// A worker is lost after three silent heartbeats of a second: some stops are shorter, some longer.
@@ -192,14 +192,14 @@ impl Draw {
     }
 
     fn order(&mut self) -> Option<Fault> {
-        let order = match self.random.between(0, 5) {
+        let order = match self.random.between(0, 6) {
             0 if self.once("stop") => Order::Stop,
             1 if self.once("drain") => Order::Drain,
             2 => Order::Pause {
                 ms: self.random.between(PAUSE_MS.0, PAUSE_MS.1),
             },
             3 => Order::DrainWorker(self.spare_worker()?),
-            4 => {
+            4 | 5 => {
                 let victim = self.worker();
                 self.dies(victim).then_some(Order::RestartWorker(victim))?
             }
@@ -246,11 +246,10 @@ impl Draw {
     }
 
     fn worker(&mut self) -> Victim {
-        match self.random.between(0, 2) {
-            0 => Victim::RolloutWorker(self.random.between(0, self.rollout_workers - 1)),
-            1 => Victim::RewardWorker(0),
-            _ => Victim::Learner(self.random.between(0, self.ranks - 1)),
-        }
+        let rollout = (0..self.rollout_workers).map(Victim::RolloutWorker);
+        let learners = (0..self.ranks).map(Victim::Learner);
+        let workers = rollout.chain(learners).chain([Victim::RewardWorker(0)]);
+        *self.random.pick(&workers.collect::<Vec<_>>())
     }
 
     /// Whether it may be done, which it then counts as.
@@ -296,7 +295,8 @@ impl Kind {
     /// How often it is drawn, beside the others.
     fn weight(self) -> usize {
         match self {
-            Self::Kill | Self::Stop | Self::Order => 3,
+            Self::Order => 4,
+            Self::Kill | Self::Stop => 3,
             Self::Term => 2,
             Self::Hup | Self::Int | Self::Disk | Self::Clock => 1,
         }

@@ -27,9 +27,9 @@ const POLL: Duration = Duration::from_millis(5);
 const ORPHANS_MAX: Duration = Duration::from_secs(10);
 /// A process that is ended this soon after its start may not have learned yet how to end well.
 const STARTING: Duration = Duration::from_secs(1);
-const RESUME_AGAIN: Duration = Duration::from_millis(200);
-/// More than any plan needs.
-const LAUNCHES_MAX: usize = 20;
+const RESUME_AGAIN: Duration = Duration::from_millis(500);
+/// A run with more is given up.
+const PROBLEMS_MAX: usize = 3;
 const LOG_TAIL_LINES: usize = 15;
 
 /// A run to be made.
@@ -280,8 +280,8 @@ impl<'a> Run<'a> {
         }
         self.is_ending &= !status.success();
         ensure!(
-            self.launches < LAUNCHES_MAX,
-            "launch ended {LAUNCHES_MAX} times before the run was over"
+            self.problems.len() < PROBLEMS_MAX,
+            "it is not launched again"
         );
         Ok(())
     }
@@ -419,7 +419,9 @@ impl<'a> Run<'a> {
         while let Some(index) = self.asked.iter().position(|(_, asked)| asked.is_finished()) {
             let (launch, asked) = self.asked.swap_remove(index);
             let answer = asked.join().map_err(|_| anyhow!("a question panicked"))?;
-            self.tell(format_args!("{answer}"));
+            if !answer.is_asked_again() {
+                self.tell(format_args!("{answer}"));
+            }
             self.hear(&answer, launch == self.launches);
         }
         Ok(())
@@ -434,7 +436,8 @@ impl<'a> Run<'a> {
                         let what = "`pause` was answered and forgotten: the run went on by itself";
                         self.problem(what.to_owned());
                     }
-                } else {
+                }
+                if answer.is_asked_again() {
                     self.later(RESUME_AGAIN.as_millis() as u64, Act::Resume);
                 }
             }
