@@ -91,6 +91,12 @@ enum Act {
     KillCoordinator,
 }
 
+impl Act {
+    fn is_free_disk(self) -> bool {
+        matches!(self, Self::FreeDisk)
+    }
+}
+
 /// Makes the run.
 pub(crate) fn make(place: &Place, task: Task) -> Outcome {
     let mut run = Run::new(place, task);
@@ -240,26 +246,25 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Sees whether `launch` has ended, and whether that is the end, well, or to be launched again.
+    /// The end of the run, if `launch` has ended with it; if it has ended before, it is launched again.
     fn look_at_launch(&mut self) -> anyhow::Result<Option<End>> {
-        let Some(launch) = &mut self.launch else {
-            // Nobody would launch onto a full disk.
-            let is_full = |(_, act): &(Instant, Act)| matches!(act, Act::FreeDisk);
-            if !self.agenda.iter().any(is_full) {
-                self.launch()?;
-            }
-            return Ok(None);
-        };
-        let Some(status) = launch.try_wait()? else {
+        let status = self.launch.as_mut().map(Launch::try_wait).transpose()?;
+        let Some(status) = status.flatten() else {
             return Ok(None);
         };
         self.launch = None;
         self.last_act = Instant::now();
         self.tell(format_args!("launch ended: {status}"));
         self.await_orphans()?;
+        // Nobody would look for results, or launch, on a full disk.
+        if let Some(index) = self.agenda.iter().position(|(_, act)| act.is_free_disk()) {
+            let (_, act) = self.agenda.swap_remove(index);
+            self.act(act)?;
+        }
         let (committed, end) = self.result(status)?;
         if end.is_none() {
             self.judge_end(status, committed)?;
+            self.launch()?;
         } else if committed > self.committed_max {
             self.problem(format!(
                 "an order was answered and forgotten: the run should have at most {} iterations and has {committed}",
@@ -269,7 +274,7 @@ impl<'a> Run<'a> {
         Ok(end)
     }
 
-    /// Whether `launch` may end so before the run is over. Whoever launched it does so again in any case.
+    /// Whether `launch` may end so before the run is over.
     fn judge_end(&mut self, status: ExitStatus, committed: u64) -> anyhow::Result<()> {
         let is_asked = status.success() && self.is_ending;
         if !is_asked && !is_expected(status, &self.struck, self.launched.elapsed()) {
@@ -319,11 +324,8 @@ impl<'a> Run<'a> {
 
     /// The next act whose time has come.
     fn due(&mut self) -> Option<Act> {
-        // Without `launch` there is nothing to disturb, but what was begun ends.
-        let can_be = |act: &Act| self.launch.is_some() || matches!(act, Act::FreeDisk);
         let acts = self.agenda.iter().enumerate();
-        let able = acts.filter(|(_, (_, act))| can_be(act));
-        let (index, (at, _)) = able.min_by_key(|(_, (at, _))| *at)?;
+        let (index, (at, _)) = acts.min_by_key(|(_, (at, _))| *at)?;
         (*at <= Instant::now()).then(|| self.agenda.swap_remove(index).1)
     }
 
