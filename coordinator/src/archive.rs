@@ -10,6 +10,9 @@
 //! 2. Nothing is written or deleted where the newest checkpoint is another run's.
 //! 3. A run folder has a record only once everything else of the checkpoint was found right and put in place.
 //! 4. The run waits for none of it: a checkpoint that can't be put away is a warning, and the next one is tried.
+//! 5. The newest two checkpoints have a copy of the record, here and in the run folder; with one in each, their sum would
+//!    grow with the square of the run's length. An older one is restored with a later record, which says all that its
+//!    own did.
 //!
 //! In reading order: [`Manifest`] says what a checkpoint is, `objects` moves files, [`Archive`] writes,
 //! reads and deletes checkpoints, [`Keep`] says which stay, `keeper` does it while the run goes on, and
@@ -24,7 +27,8 @@ mod restore;
 
 use std::collections::BTreeMap;
 
-use retouch_proto::{ContentHash, Iteration, RunFolder};
+use retouch_proto::run_folder::{CheckpointFile, RunFolder};
+use retouch_proto::{ContentHash, Iteration};
 
 pub use error::ArchiveError;
 pub(crate) use keep::{Keep, Saved};
@@ -32,6 +36,7 @@ pub(crate) use keeper::{Keeper, KeeperOptions};
 pub(crate) use manifest::{Manifest, ManifestFile, RunIdentity};
 pub(crate) use restore::bring_back;
 
+use crate::store::RECORDS_KEPT;
 use objects::Objects;
 
 const MANIFEST: &str = "manifest.json";
@@ -72,6 +77,11 @@ impl Archive {
         Ok(Self {
             objects: Objects::open(url)?,
         })
+    }
+
+    /// An object as people would look for it.
+    fn place(&self, object: &str) -> String {
+        self.objects.place(object)
     }
 
     /// The URL, without a slash at its end.
@@ -165,8 +175,8 @@ impl Archive {
         Ok(manifest)
     }
 
-    /// Deletes the checkpoints up to `newest` that need not stay, and what is left of those that were
-    /// never finished. (Later ones are a torn future, which the run makes anew.)
+    /// Deletes the checkpoints up to `newest` that need not stay, what is left of those that were never finished, and the
+    /// records of older ones (5). (Later ones are a torn future, which the run makes anew.)
     ///
     /// # Errors
     /// If the store refuses.
@@ -184,11 +194,40 @@ impl Archive {
             reward_mean: reward_mean(*iteration),
         });
         let dropped = keep.dropped(&saved.collect::<Vec<_>>());
-        contents.retain(|iteration, contents| !contents.is_finished || dropped.contains(iteration));
-        for (iteration, contents) in contents {
+        let (kept, dropped): (Vec<_>, Vec<_>) =
+            contents.into_iter().partition(|(iteration, contents)| {
+                contents.is_finished && !dropped.contains(iteration)
+            });
+        for (iteration, contents) in dropped {
             self.delete(iteration, contents).await?;
         }
+        for (iteration, contents) in kept.into_iter().rev().skip(RECORDS_KEPT) {
+            self.delete_record(iteration, &contents).await?;
+        }
         Ok(())
+    }
+
+    /// Deletes a checkpoint's record. At no time does its manifest name what is not there (1).
+    async fn delete_record(
+        &self,
+        iteration: Iteration,
+        contents: &Contents,
+    ) -> Result<(), ArchiveError> {
+        let name = CheckpointFile::Record.name(iteration);
+        let record = object(iteration, &name);
+        if !contents.names.contains(&record) {
+            return Ok(());
+        }
+        let mut manifest = match self.manifest(iteration).await {
+            Ok(manifest) => manifest,
+            // It is left as it is, for who looks for what happened to it.
+            Err(ArchiveError::Torn { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        manifest.files.retain(|file| file.name != name);
+        let about = object(iteration, MANIFEST);
+        self.objects.put(&about, manifest.to_json().into()).await?;
+        self.objects.delete(&record).await
     }
 
     async fn delete(&self, iteration: Iteration, contents: Contents) -> Result<(), ArchiveError> {

@@ -3,7 +3,7 @@
 //! It never touches a tensor: only ids, numbers and blob references (A4). Reading order:
 //! [`machine`] is the core that decides (A1); [`advantage`], [`filter`] and [`metrics`] are the
 //! method's arithmetic; [`store`] is the durable record, `archive` keeps its checkpoints at a URL, [`lookup`] finds
-//! things in it for people; `shell` owns machine and record, `tensorboard` draws charts, `services_grpc` talks to the world
+//! things in it for people; `settings` says what may change when a run continues; `shell` owns machine and record, `tensorboard` draws charts, `services_grpc` talks to the world
 //! (`roster` knows who may), and [`serve`](serve()) ties them together.
 
 pub mod advantage;
@@ -16,6 +16,7 @@ pub mod metrics;
 mod roster;
 mod serve;
 mod services_grpc;
+mod settings;
 mod shell;
 pub mod store;
 mod tensorboard;
@@ -23,3 +24,4 @@ mod tensorboard;
 pub use archive::ArchiveError;
 pub use machine::io::{Command, Outcome};
 pub use serve::{Admission, Coordinator, CoordinatorOptions, ServeError, serve};
+pub use settings::differences;

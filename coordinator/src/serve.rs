@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use retouch_credentials::{Access, Authority, Credentials, CredentialsError, Principal, Strangers};
 use retouch_dataset::{DatasetError, Split};
@@ -27,8 +27,8 @@ use crate::machine::record::{Record, Standing};
 use crate::roster::Roster;
 use crate::services_grpc::Services;
 use crate::shell::{Handle, Refused, Request, Shell};
-use crate::store::{Reader, Store, StoreError};
-use crate::tensorboard::EventsFile;
+use crate::store::{Store, StoreError};
+use crate::tensorboard::Charts;
 
 const LOCK_ATTEMPTS: u32 = 40;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
@@ -242,7 +242,7 @@ impl Coordinator {
         })?;
         let (run, config_toml) = (config.name.clone(), config.to_toml());
         write(&folder.config(), &config_toml)?;
-        let charts = charts(&folder)?;
+        let charts = Charts::new(folder.events());
         let lookup = Lookup::new(folder.path().to_owned(), rows.clone().into());
         let (shell, handle) = Shell::new(
             |now_ms| Machine::new(config, rows, record, now_ms),
@@ -340,17 +340,6 @@ fn has_ended(record: &Record) -> Result<(), ServeError> {
         Standing::Stopped => Err(ServeError::Stopped { iteration }),
         _ => Ok(()),
     }
-}
-
-/// Begins this start's TensorBoard file; a run goes on without one.
-fn charts(folder: &RunFolder) -> Result<Option<EventsFile>, StoreError> {
-    let history = Reader::open(folder.path())?.iterations()?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now_ms = now.unwrap_or_default().as_millis() as u64;
-    let created = EventsFile::create(&folder.events(), &history, now_ms);
-    Ok(created
-        .inspect_err(|error| tracing::warn!(%error, "no TensorBoard file can be written"))
-        .ok())
 }
 
 type ShellEnd = Result<Option<Outcome>, StoreError>;

@@ -3,6 +3,9 @@
 //!
 //! It runs on a thread of its own, since writing the record blocks. Callers talk to it through a
 //! bounded queue (A7); when it is full they are told to come again.
+//!
+//! On a full disk nothing can be made durable, and nothing is let out: the machine still hears everyone, so that no worker
+//! is taken for lost, and status and events are answered, but whoever waits for an answer waits until there is space.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -11,7 +14,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use retouch_proto::Generation;
-use retouch_proto::status::{Controlled, Event, RunStatus};
+use retouch_proto::status::{Controlled, Event, RunStatus, Stall};
 use retouch_proto::worker::{Registration, Report, ReportReply};
 use tokio::sync::{broadcast, oneshot};
 
@@ -19,7 +22,7 @@ use crate::machine::Machine;
 use crate::machine::io::{Command, Input, Outcome, Output, Ticket};
 use crate::machine::record::Entry;
 use crate::store::{Store, StoreError};
-use crate::tensorboard::EventsFile;
+use crate::tensorboard::Charts;
 
 /// Inputs that may wait.
 const QUEUE_LEN: usize = 16_384;
@@ -29,6 +32,10 @@ const BATCH_MAX: usize = 1_024;
 const EVENTS_MAX: usize = 4_096;
 /// How long to wait when the machine asks for nothing.
 const IDLE: Duration = Duration::from_secs(60);
+/// How often a record on a full disk is tried again.
+const FULL_RETRY: Duration = Duration::from_secs(1);
+/// How often it is told.
+const FULL_TOLD: Duration = Duration::from_secs(5);
 
 /// What callers ask for.
 pub(crate) enum Request {
@@ -112,18 +119,61 @@ enum Answer {
     Controlled(oneshot::Sender<Result<Controlled, String>>),
 }
 
+/// What the machine wants done, and what must be durable before.
+#[derive(Default)]
+struct Held {
+    entries: Vec<Entry>,
+    rest: Vec<Output>,
+}
+
+/// The record has no room.
+struct FullDisk {
+    problem: String,
+    since: Instant,
+    tried: Instant,
+    told: Instant,
+}
+
+impl FullDisk {
+    /// Notes one more attempt in vain, and tells it from time to time.
+    fn note(noted: &mut Option<Self>, problem: String) {
+        let now = Instant::now();
+        let since = noted.as_ref().map_or(now, |full| full.since);
+        let told = noted.as_ref().map(|full| full.told);
+        let told = told.filter(|told| told.elapsed() < FULL_TOLD);
+        if told.is_none() {
+            tracing::warn!("{problem}: the run waits for it");
+        }
+        *noted = Some(Self {
+            problem,
+            since,
+            tried: now,
+            told: told.unwrap_or(now),
+        });
+    }
+
+    fn stall(&self) -> Stall {
+        Stall {
+            cause: self.problem.clone(),
+            for_ms: self.since.elapsed().as_millis() as u64,
+        }
+    }
+}
+
 /// The owner of machine and record.
 pub(crate) struct Shell {
     machine: Machine,
     store: Store,
+    held: Held,
+    full_disk: Option<FullDisk>,
     clock: Clock,
     requests: Receiver<Request>,
     tickets: Arc<AtomicU64>,
     waiting: HashMap<Ticket, Answer>,
     events: VecDeque<Event>,
     listeners: broadcast::Sender<Event>,
-    /// For TensorBoard; none if it can't be written.
-    charts: Option<EventsFile>,
+    /// For TensorBoard.
+    charts: Charts,
 }
 
 impl Shell {
@@ -131,7 +181,7 @@ impl Shell {
     pub(crate) fn new(
         start: impl FnOnce(u64) -> Machine,
         mut store: Store,
-        charts: Option<EventsFile>,
+        mut charts: Charts,
     ) -> Result<(Self, Handle), StoreError> {
         let (queue, requests) = sync_channel(QUEUE_LEN);
         let tickets: Arc<AtomicU64> = AtomicU64::new(1).into();
@@ -142,11 +192,14 @@ impl Shell {
         let clock = Clock::start();
         let machine = start(clock.now_ms());
         let events = store.last_events(EVENTS_MAX)?.into();
+        charts.begin(&store.iterations()?, clock.now_ms());
         let (listeners, _) = broadcast::channel(EVENTS_MAX);
         let waiting = HashMap::new();
         let shell = Self {
             machine,
             store,
+            held: Held::default(),
+            full_disk: None,
             clock,
             requests,
             tickets,
@@ -168,17 +221,25 @@ impl Shell {
             if let Some(outcome) = self.let_out()? {
                 return Ok(Some(outcome));
             }
-            let deadline_ms = self.machine.next_deadline();
-            let wait = deadline_ms.map_or(IDLE, |at_ms| {
-                Duration::from_millis(at_ms.saturating_sub(self.clock.now_ms()))
-            });
-            match self.requests.recv_timeout(wait) {
+            match self.requests.recv_timeout(self.patience()) {
                 Ok(request) => self.apply_batch(request),
                 Err(RecvTimeoutError::Timeout) => {
                     self.machine.handle(self.clock.now_ms(), Input::Tick)
                 }
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
             }
+        }
+    }
+
+    /// How long to wait for a request.
+    fn patience(&self) -> Duration {
+        let deadline_ms = self.machine.next_deadline();
+        let wait = deadline_ms.map_or(IDLE, |at_ms| {
+            Duration::from_millis(at_ms.saturating_sub(self.clock.now_ms()))
+        });
+        match self.full_disk {
+            Some(_) => wait.min(FULL_RETRY),
+            None => wait,
         }
     }
 
@@ -220,7 +281,11 @@ impl Shell {
             Request::Suspend => (Input::Suspend, None),
             Request::Status(sender) => {
                 // A caller that went away needs no answer, here and below.
-                let _ = sender.send(self.machine.status(now_ms));
+                let mut status = self.machine.status(now_ms);
+                status
+                    .stalls
+                    .extend(self.full_disk.as_ref().map(FullDisk::stall));
+                let _ = sender.send(status);
                 return;
             }
             Request::Events(sender) => {
@@ -235,16 +300,17 @@ impl Shell {
 
     /// Makes the record durable, then lets everything else out. Returns the outcome at the end.
     fn let_out(&mut self) -> Result<Option<Outcome>, StoreError> {
-        let mut entries = Vec::new();
-        let mut rest = Vec::new();
         while let Some(output) = self.machine.poll() {
             match output {
-                Output::Record(entry) => entries.push(entry),
-                output => rest.push(output),
+                Output::Record(entry) => self.held.entries.push(entry),
+                output => self.held.rest.push(output),
             }
         }
-        self.store.write(&entries)?;
-        self.chart(&entries);
+        if !self.record()? {
+            return Ok(None);
+        }
+        let Held { entries, rest } = std::mem::take(&mut self.held);
+        self.chart(&entries)?;
         let mut outcome = None;
         for output in rest {
             match output {
@@ -255,17 +321,47 @@ impl Shell {
         Ok(outcome)
     }
 
-    /// Charts are nice to have: one that can't be written is told once, and given up.
-    fn chart(&mut self, entries: &[Entry]) {
-        let now_ms = self.clock.now_ms();
-        for entry in entries {
-            if let (Entry::Committed(entry), Some(charts)) = (entry, &mut self.charts)
-                && let Err(error) = charts.add(&entry.metrics, now_ms)
-            {
-                tracing::warn!(%error, "the TensorBoard file can't be written any more");
-                self.charts = None;
-            }
+    /// Makes what is held durable; `false` as long as there is no room for it.
+    fn record(&mut self) -> Result<bool, StoreError> {
+        let waits = |full: &FullDisk| full.tried.elapsed() < FULL_RETRY;
+        if self.full_disk.as_ref().is_some_and(waits) {
+            return Ok(false);
         }
+        match self.store.write(&self.held.entries) {
+            Ok(()) => {
+                if let Some(full) = self.full_disk.take() {
+                    let waited_s = full.since.elapsed().as_secs();
+                    tracing::info!(
+                        waited_s,
+                        "there is space on the disk again: the run continues"
+                    );
+                }
+                Ok(true)
+            }
+            Err(error @ StoreError::DiskFull { .. }) => {
+                FullDisk::note(&mut self.full_disk, error.to_string());
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Charts are nice to have: if they could not be written, the next commit tries again.
+    fn chart(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
+        let now_ms = self.clock.now_ms();
+        let committed = entries.iter().filter_map(|entry| match entry {
+            Entry::Committed(entry) => Some(entry),
+            _ => None,
+        });
+        let is_rewound = entries
+            .iter()
+            .any(|entry| matches!(entry, Entry::Rewound { .. }));
+        if is_rewound || (!self.charts.are_open() && committed.clone().next().is_some()) {
+            self.charts.begin(&self.store.iterations()?, now_ms);
+        } else {
+            committed.for_each(|entry| self.charts.add(&entry.metrics, now_ms));
+        }
+        Ok(())
     }
 
     fn send(&mut self, output: Output) {

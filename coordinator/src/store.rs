@@ -6,25 +6,31 @@
 
 mod error;
 mod find;
+mod identity;
 mod load;
+mod mend;
 mod reader;
 mod schema;
 mod snapshot;
+mod verify;
 mod write;
 
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use retouch_proto::status::Event;
+use retouch_proto::status::{Event, EventKind, IterationMetrics};
 use retouch_proto::{Iteration, RunConfig, RunFolder};
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, params};
+use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 pub use error::StoreError;
 pub(crate) use find::Found;
+pub(crate) use identity::Identity;
+pub(crate) use mend::{has_nothing, put_record};
 pub use reader::Reader;
 pub(crate) use reader::ScoreRow;
-pub(crate) use schema::differences;
-pub(crate) use snapshot::take_missing_snapshot;
+pub(crate) use snapshot::{RECORDS_KEPT, recorded_checkpoint, take_missing_snapshot, thin_out};
 
 use self::snapshot::Snapshots;
 use crate::machine::record::{Entry, Record};
@@ -42,8 +48,9 @@ impl Store {
     /// Opens or creates the record in a run folder, counts the start, and loads what was recorded.
     ///
     /// # Errors
-    /// If the file can't be read or written, is corrupt, was written by a newer program, or belongs
-    /// to a run that a changed configuration or dataset (`rows_hash`) can't go on with.
+    /// If the file can't be read or written, was written by a newer program, or belongs to a run that a changed
+    /// configuration or dataset (`rows_hash`) can't go on with; or if it or all checkpoints are damaged, and nothing
+    /// whole is there to mend it from.
     pub fn open(
         folder: &Path,
         config: &RunConfig,
@@ -51,30 +58,35 @@ impl Store {
     ) -> Result<(Self, Record), StoreError> {
         let folder = RunFolder::new(folder);
         let path = folder.record();
+        let identity = Identity {
+            config,
+            dataset: rows_hash,
+        };
+        // First of all, so that a damaged record is neither copied as if it were whole nor written to.
+        let mended = mend::mend(&folder, &identity)?;
         let opened = Connection::open(&path).map_err(|error| StoreError::sqlite(&path, error))?;
         let mut store = Self {
             connection: opened,
-            snapshots: Snapshots::new(folder),
+            snapshots: Snapshots::new(folder.clone()),
             path,
         };
-        // First of all, so that a damaged record is neither copied as if it were whole nor written to.
-        store.check_pages()?;
         store.keep_old_schema()?;
         let incarnation = store.on(schema::prepare)??;
-        store.check_identity(config, rows_hash)?;
+        store.check_identity(&identity)?;
+        let is_over = store.on(|connection| last_committed(connection))? >= config.iterations;
+        let settled = match is_over {
+            // A run that is over needs no state.
+            true => None,
+            false => {
+                store.on(|connection| verify::settle_on_whole_checkpoint(connection, &folder))??
+            }
+        };
+        for done in mended.into_iter().chain(settled) {
+            tracing::warn!("{done}");
+            store.on(|connection| tell(connection, done))?;
+        }
         let record = store.on(|connection| load::record(connection, incarnation))??;
         Ok((store, record))
-    }
-
-    /// What was damaged from outside is better found now than met in the middle of a run.
-    fn check_pages(&mut self) -> Result<(), StoreError> {
-        let query = "PRAGMA quick_check(1)";
-        let found: String =
-            self.on(|connection| connection.query_row(query, [], |row| row.get(0)))?;
-        match found.as_str() {
-            "ok" => Ok(()),
-            _ => Err(StoreError::corrupt(&self.path, found)),
-        }
     }
 
     /// A record that is about to be brought up to another schema is kept as it was beside it.
@@ -95,49 +107,21 @@ impl Store {
         operation(&mut self.connection).map_err(|error| StoreError::sqlite(&self.path, error))
     }
 
-    fn check_identity(&mut self, config: &RunConfig, rows_hash: &str) -> Result<(), StoreError> {
-        self.check_or_set("dataset", rows_hash, |recorded, given| {
-            StoreError::OtherDataset {
-                recorded: recorded.to_owned(),
-                given: given.to_owned(),
-            }
-        })?;
-        self.check_or_set("config", &config.to_toml(), |recorded, given| {
-            StoreError::OtherConfig {
-                differences: differences(recorded, given),
-            }
-        })
-    }
-
-    fn check_or_set(
-        &mut self,
-        key: &str,
-        given: &str,
-        other: impl FnOnce(&str, &str) -> StoreError,
-    ) -> Result<(), StoreError> {
-        let query = "SELECT value FROM meta WHERE key = ?1";
-        let recorded: Option<String> = self.on(|connection| {
-            connection
-                .query_row(query, [key], |row| row.get(0))
-                .optional()
-        })?;
-        let same = recorded.as_ref().is_none_or(|recorded| {
-            recorded == given || (key == "config" && differences(recorded, given).is_empty())
-        });
-        if !same {
-            return Err(other(&recorded.unwrap_or_default(), given));
-        }
-        // Also if nothing differs that matters: the record tells with which iterations and cluster the run goes on.
-        let insert = "INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)";
-        self.on(|connection| connection.execute(insert, params![key, given]))?;
-        Ok(())
+    /// Refuses a record of another run, and notes with which settings this one continues.
+    fn check_identity(&mut self, identity: &Identity<'_>) -> Result<(), StoreError> {
+        let recorded = self.on(|connection| identity::recorded(connection))?;
+        identity.check(&recorded)?;
+        let insert =
+            "INSERT OR REPLACE INTO meta (key, value) VALUES ('dataset', ?1), ('config', ?2)";
+        let values = params![identity.dataset, identity.config.to_toml()];
+        self.on(|connection| connection.execute(insert, values).map(drop))
     }
 
     /// Makes these durable, all or none.
     ///
     /// # Errors
-    /// If the file can't be written (a full disk, say): the coordinator must then die, since what
-    /// it knows is no longer what is recorded.
+    /// If the file can't be written: the coordinator must then die, since what it knows is no longer what is recorded.
+    /// On a [full disk](StoreError::DiskFull) nothing is written, and the same entries can be tried again.
     pub fn write(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
         if entries.is_empty() {
             return Ok(());
@@ -164,10 +148,52 @@ impl Store {
         self.snapshots.taken()
     }
 
+    /// Metrics of committed iterations, oldest first, without rewound attempts.
+    pub(crate) fn iterations(&mut self) -> Result<Vec<IterationMetrics>, StoreError> {
+        self.on(|connection| reader::iteration_metrics(connection, reader::ALL))?
+    }
+
     /// The last events, oldest first.
     pub fn last_events(&mut self, count: usize) -> Result<Vec<Event>, StoreError> {
         self.on(|connection| reader::last_events(connection, count))
     }
+}
+
+type Loaded<T> = rusqlite::Result<Result<T, StoreError>>;
+
+fn parsed<T: DeserializeOwned>(what: &'static str, text: &str) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|error| StoreError::damaged(what, error))
+}
+
+fn last_committed(connection: &Connection) -> rusqlite::Result<u32> {
+    let query = "SELECT coalesce(max(iteration), 0) FROM iterations WHERE status = 'committed'";
+    connection.query_row(query, [], |row| row.get(0))
+}
+
+/// Records an event in a record that no coordinator has open.
+///
+/// # Errors
+/// If it can't be written.
+pub(crate) fn note(folder: &RunFolder, message: String) -> Result<(), StoreError> {
+    let path = folder.record();
+    let opened = Connection::open(&path);
+    let told = opened.and_then(|connection| tell(&connection, message));
+    told.map_err(|error| StoreError::sqlite(&path, error))
+}
+
+/// Records an event of the store's own, before the machine that numbers them is there.
+fn tell(connection: &Connection, message: String) -> rusqlite::Result<()> {
+    let last = "SELECT coalesce(max(sequence), 0) FROM events";
+    let last: i64 = connection.query_row(last, [], |row| row.get(0))?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let event = Event {
+        sequence: last.cast_unsigned() + 1,
+        time_unix_ms: now.unwrap_or_default().as_millis() as u64,
+        iteration: Iteration(last_committed(connection)?).next(),
+        kind: EventKind::Mended,
+        message,
+    };
+    write::entry(connection, &Entry::Event(event))
 }
 
 #[cfg(test)]

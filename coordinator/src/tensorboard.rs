@@ -1,56 +1,119 @@
-//! The run's numbers for TensorBoard: `events/` in the run folder, one file for each start of the coordinator.
+//! The run's numbers for TensorBoard: `events/` in the run folder, one file that has every step once.
 //!
 //! The format is a row of records, each its length, that length's checksum, an `Event` message and its checksum. Of
 //! the message only what scalars need is written, by hand: `wall_time = 1` (double), `step = 2`, `file_version = 3`,
-//! `summary = 5` with values of `tag = 1` and `simple_value = 2` (float).
+//! `summary = 5` with values of `tag = 1` and `simple_value = 2` (float), `session_log = 7` with `status = 1`.
+//!
+//! TensorBoard reads the files of a folder one after the other, so a step that is in two of them is drawn twice. A start
+//! of the coordinator, and a rewind, therefore write the whole history into a new file and remove the older ones. Its
+//! first event says that a session starts, upon which a TensorBoard that is running drops what it has read.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use retouch_proto::files::put_in_place;
 use retouch_proto::metrics::METRICS;
 use retouch_proto::status::IterationMetrics;
 
 const VERSION: &str = "brain.Event:2";
+const PREFIX: &str = "events.out.tfevents.";
+const OURS: &str = ".retouch.";
+/// TensorBoard reads every file with `tfevents` in its name, finished or not.
+const UNFINISHED: &str = "retouch.partial";
+/// `SessionLog.START`.
+const SESSION_START: u64 = 1;
 /// CRC-32C (Castagnoli), reflected.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 const MASK_DELTA: u32 = 0xa282_ead8;
 
+/// The charts of a run. It goes on without them where they can't be written.
+pub(crate) struct Charts {
+    folder: PathBuf,
+    file: Option<EventsFile>,
+}
+
+impl Charts {
+    /// In that folder; nothing is written yet.
+    pub(crate) fn new(folder: PathBuf) -> Self {
+        Self { folder, file: None }
+    }
+
+    /// Whether there is a file to add to.
+    pub(crate) fn are_open(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// Begins anew with the committed iterations.
+    pub(crate) fn begin(&mut self, history: &[IterationMetrics], now_ms: u64) {
+        let created = EventsFile::create(&self.folder, history, now_ms);
+        self.keep(created);
+    }
+
+    /// Adds a committed iteration.
+    pub(crate) fn add(&mut self, metrics: &IterationMetrics, now_ms: u64) {
+        let added = self.file.take().map(|mut file| {
+            let added = file.add(metrics, now_ms);
+            added.map(|()| file)
+        });
+        if let Some(added) = added {
+            self.keep(added);
+        }
+    }
+
+    fn keep(&mut self, written: io::Result<EventsFile>) {
+        let written = written.inspect_err(|error| {
+            let folder = self.folder.display();
+            tracing::warn!(%error, "no TensorBoard file can be written in {folder}");
+        });
+        self.file = written.ok();
+    }
+}
+
 /// One file of scalars, written as iterations are committed.
-pub(crate) struct EventsFile {
+struct EventsFile {
     file: File,
 }
 
 impl EventsFile {
-    /// Begins a file with the iterations of earlier starts, so that the newest file alone tells the whole run.
-    ///
-    /// # Errors
-    /// If the folder or file can't be written.
-    pub(crate) fn create(
-        folder: &Path,
-        history: &[IterationMetrics],
-        now_ms: u64,
-    ) -> io::Result<Self> {
+    /// Begins a file with the iterations so far, which takes the place of all older ones.
+    fn create(folder: &Path, history: &[IterationMetrics], now_ms: u64) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
-        let (seconds, process) = (now_ms / 1000, std::process::id());
-        let path = folder.join(format!("events.out.tfevents.{seconds}.retouch.{process}"));
+        let older = ours(folder)?;
+        let unfinished = folder.join(UNFINISHED);
         let mut events = Self {
-            file: File::create(path)?,
+            file: File::create(&unfinished)?,
         };
-        let mut version = wall_time(now_ms);
-        text_field(&mut version, 3, VERSION);
-        events.write(&version)?;
-        for metrics in history {
-            events.add(metrics, now_ms)?;
+        if let Err(error) = events.write_history(history, now_ms) {
+            let _ = fs::remove_file(&unfinished);
+            return Err(error);
+        }
+        // Readers take files by name, and go on to later names only, whatever the clock says.
+        let after = older.iter().map(|(seconds, _)| seconds + 1).max();
+        let seconds = (now_ms / 1000).max(after.unwrap_or(0));
+        let name = format!("{PREFIX}{seconds}{OURS}{}", std::process::id());
+        put_in_place(&unfinished, &folder.join(name))?;
+        for (_, path) in older {
+            fs::remove_file(path)?;
         }
         Ok(events)
     }
 
-    /// Adds a committed iteration.
-    ///
-    /// # Errors
-    /// If the file can't be written.
-    pub(crate) fn add(&mut self, metrics: &IterationMetrics, now_ms: u64) -> io::Result<()> {
+    fn write_history(&mut self, history: &[IterationMetrics], now_ms: u64) -> io::Result<()> {
+        let mut version = wall_time(now_ms);
+        text_field(&mut version, 3, VERSION);
+        self.write(&version)?;
+        // At step 0, which needs no field: every step that was read before is dropped.
+        let (mut start, mut session) = (wall_time(now_ms), Vec::new());
+        number_field(&mut session, 1, SESSION_START);
+        bytes_field(&mut start, 7, &session);
+        self.write(&start)?;
+        history
+            .iter()
+            .try_for_each(|metrics| self.add(metrics, now_ms))
+    }
+
+    fn add(&mut self, metrics: &IterationMetrics, now_ms: u64) -> io::Result<()> {
         let mut event = wall_time(now_ms);
         number_field(&mut event, 2, metrics.iteration.0.into());
         bytes_field(&mut event, 5, &summary(&scalars(metrics)));
@@ -67,6 +130,21 @@ impl EventsFile {
         ];
         self.file.write_all(&parts.concat())
     }
+}
+
+/// The files that earlier starts wrote, with the second in their names.
+fn ours(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let second = name.to_str().and_then(|name| {
+            let (second, _) = name.strip_prefix(PREFIX)?.split_once(OURS)?;
+            second.parse().ok()
+        });
+        found.extend(second.map(|second| (second, entry.path())));
+    }
+    Ok(found)
 }
 
 /// Everything about an iteration that is a number, by tag.
@@ -175,24 +253,33 @@ mod tests {
         assert_eq!(checksum(b""), 0);
     }
 
+    fn files(folder: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).unwrap();
+        let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        files
+    }
+
     #[test]
     fn a_file_begins_with_its_version_and_has_a_record_for_each_iteration() {
         let folder = tempfile::tempdir().unwrap();
         let mut events = EventsFile::create(folder.path(), &[metrics(1)], 1_500).unwrap();
         events.add(&metrics(300), 2_000).unwrap();
-        let entries: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
-        assert_eq!(entries.len(), 1);
-        let bytes = fs::read(entries[0].as_ref().unwrap().path()).unwrap();
+        let files = files(folder.path());
+        assert_eq!(files.len(), 1);
+        let bytes = fs::read(&files[0]).unwrap();
         let records = records(&bytes);
-        assert_eq!(records.len(), 3);
+        assert_eq!(records.len(), 4);
         let time = |seconds: f64| [&[9][..], &seconds.to_le_bytes()].concat();
         assert_eq!(
             records[0],
             [time(1.5), b"\x1a\x0dbrain.Event:2".to_vec()].concat()
         );
-        assert_eq!(records[1][..11], [time(1.5), vec![16, 1]].concat());
+        let session_start = vec![7 << 3 | 2, 2, 1 << 3, 1];
+        assert_eq!(records[1], [time(1.5), session_start].concat());
+        assert_eq!(records[2][..11], [time(1.5), vec![16, 1]].concat());
         assert_eq!(
-            records[2][..12],
+            records[3][..12],
             [time(2.0), vec![16, 0xac, 2]].concat(),
             "300 takes two bytes"
         );
@@ -202,7 +289,45 @@ mod tests {
         ]
         .concat();
         let has = |record: &[u8]| record.windows(scalar.len()).any(|part| part == scalar);
-        assert!(has(&records[1]) && has(&records[2]));
+        assert!(has(&records[2]) && has(&records[3]));
+    }
+
+    #[test]
+    fn every_step_is_written_once_over_all_starts() {
+        let folder = tempfile::tempdir().unwrap();
+        let foreign = folder.path().join("events.out.tfevents.1.host");
+        fs::write(&foreign, "another program's").unwrap();
+        fs::write(folder.path().join(UNFINISHED), "cut short").unwrap();
+        let mut last = foreign.clone();
+        // In one second, and after the clock was set back.
+        for (history, now_ms) in [(0, 5_000), (1, 5_000), (2, 3_000)] {
+            let history: Vec<_> = (1..=history).map(metrics).collect();
+            let mut charts = Charts::new(folder.path().to_owned());
+            charts.begin(&history, now_ms);
+            charts.add(&metrics(history.len() as u32 + 1), now_ms);
+            assert!(charts.are_open());
+            let files = files(folder.path());
+            assert_eq!(files.len(), 2, "{files:?}");
+            assert_eq!(files[0], foreign);
+            assert!(files[1] > last, "{files:?}");
+            last = files[1].clone();
+            let records = records(&fs::read(&last).unwrap());
+            assert_eq!(records.len(), 2 + history.len() + 1);
+        }
+    }
+
+    #[test]
+    fn charts_that_could_not_be_written_begin_anew() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("events");
+        fs::write(&folder, "no folder").unwrap();
+        let mut charts = Charts::new(folder.clone());
+        charts.begin(&[], 1_000);
+        charts.add(&metrics(1), 1_000);
+        assert!(!charts.are_open());
+        fs::remove_file(&folder).unwrap();
+        charts.begin(&[metrics(1)], 1_000);
+        assert!(charts.are_open());
     }
 
     #[test]

@@ -20,33 +20,49 @@ pub const SECRET: u32 = 0o600;
 /// If it can't be written, on a full disk for example; the old content is then as it was.
 pub fn write_whole(path: &Path, content: impl AsRef<[u8]>, mode: u32) -> io::Result<()> {
     let temporary = temporary(path);
-    let written = write_synced(&temporary, content.as_ref(), mode)
-        .and_then(|()| fs::rename(&temporary, path));
+    let written = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(&temporary)
+        .and_then(|mut file| file.write_all(content.as_ref()));
     if written.is_err() {
         // Of no use to anybody, and on a full disk in the way.
         let _ = fs::remove_file(&temporary);
         return written;
     }
+    put_in_place(&temporary, path)
+}
+
+/// Gives a finished temporary file its name, durably; if that fails it is removed.
+///
+/// # Errors
+/// If it can't be made durable or renamed.
+pub fn put_in_place(temporary: &Path, path: &Path) -> io::Result<()> {
+    let put = File::open(temporary)
+        .and_then(|file| file.sync_all())
+        .and_then(|()| fs::rename(temporary, path));
+    if put.is_err() {
+        // The first error is the one to tell.
+        let _ = fs::remove_file(temporary);
+        return put;
+    }
     // Without this the rename itself may be forgotten.
     File::open(folder_of(path))?.sync_all()
 }
 
-fn write_synced(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(path)?;
-    file.write_all(content)?;
-    file.sync_all()
+/// `NAME.SUFFIX` beside a file `NAME`.
+pub fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(".");
+    name.push(suffix);
+    name.into()
 }
 
-/// Beside the file, and of this process alone: another may write the same file at the same time.
+/// Of this process alone: another may write the same file at the same time.
 fn temporary(path: &Path) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(format!(".tmp{}", std::process::id()));
-    name.into()
+    beside(path, &format!("tmp{}", std::process::id()))
 }
 
 fn folder_of(path: &Path) -> &Path {
@@ -54,6 +70,14 @@ fn folder_of(path: &Path) -> &Path {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     }
+}
+
+/// Whether there is no room left: on the disk, or within the user's quota.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 /// Whether trying again a moment later would fail the same way: the path itself is wrong. A full disk may have room by

@@ -390,6 +390,7 @@ pub enum EventKind {
     IterationCommitted,
     Resharded,
     Rewound,
+    Mended,
     RanksDisagree,
     Stalled,
     Alarm,
@@ -400,7 +401,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::WorkerJoined,
         Self::WorkerLost,
         Self::WorkerLeft,
@@ -414,6 +415,7 @@ impl EventKind {
         Self::IterationCommitted,
         Self::Resharded,
         Self::Rewound,
+        Self::Mended,
         Self::RanksDisagree,
         Self::Stalled,
         Self::Alarm,
@@ -438,6 +440,7 @@ impl EventKind {
             Self::IterationCommitted => "iteration-committed",
             Self::Resharded => "resharded",
             Self::Rewound => "rewound",
+            Self::Mended => "mended",
             Self::RanksDisagree => "ranks-disagree",
             Self::Stalled => "stalled",
             Self::Alarm => "alarm",

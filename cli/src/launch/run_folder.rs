@@ -1,13 +1,16 @@
-//! The run folder as `launch` sees it: created once, continued when the run file is the same, refused otherwise.
+//! The run folder as `launch` sees it: created once, continued while the run file asks for the same run, refused otherwise.
 
 use std::{fs::File, ops::Deref, path::Path};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use nix::fcntl::{Flock, FlockArg};
+use retouch_coordinator::differences;
 use retouch_proto::{
     RunConfig, RunFolder,
     files::{PUBLIC, write_whole},
 };
+
+use crate::exit::UsageError;
 
 /// A run folder that this process alone may launch from.
 pub(crate) struct OwnedFolder {
@@ -34,23 +37,41 @@ impl OwnedFolder {
         Ok(folder)
     }
 
+    /// Leaves the resolved run file for the processes of the run, unless it asks for another run than the one here.
     fn keep_config(&self, config: &RunConfig) -> anyhow::Result<()> {
         let file = self.config();
         let ours = config.to_toml();
         match std::fs::read_to_string(&file) {
-            Ok(theirs) if theirs == ours => Ok(()),
-            Ok(theirs) => bail!(
-                "{} holds a run with other settings; choose another run_dir or remove the folder:\n{}",
-                self.path().display(),
-                differences(&theirs, &ours),
-            ),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                write_whole(&file, ours, PUBLIC)
-                    .with_context(|| format!("can't write {}", file.display()))
+            Ok(theirs) if theirs == ours => return Ok(()),
+            Ok(theirs) => check_is_same_run(self.path(), &theirs, config)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("can't read {}", file.display()));
             }
-            Err(error) => Err(error).with_context(|| format!("can't read {}", file.display())),
         }
+        write_whole(&file, ours, PUBLIC).with_context(|| format!("can't write {}", file.display()))
     }
+}
+
+fn check_is_same_run(folder: &Path, theirs: &str, config: &RunConfig) -> Result<(), UsageError> {
+    let differences = differences(theirs, config).unwrap_or_else(|problem| {
+        // The record has it too, and the coordinator compares with that.
+        let problem = problem.trim_end();
+        tracing::warn!(
+            "{}/config.toml is damaged and written anew: {problem}",
+            folder.display()
+        );
+        Vec::new()
+    });
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(UsageError(format!(
+        "{} holds a run with other settings:\n  {}\ngive the old values, or start a new run from its last \
+         checkpoint: the same command with --fork NEW_FOLDER",
+        folder.display(),
+        differences.join("\n  "),
+    )))
 }
 
 impl Deref for OwnedFolder {
@@ -71,28 +92,63 @@ fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
     })
 }
 
-/// The lines that are only in one of two resolved run files.
-fn differences(theirs: &str, ours: &str) -> String {
-    let only_in = |sign: char, a: &str, b: &str| -> Vec<String> {
-        let known: std::collections::HashSet<&str> = b.lines().collect();
-        a.lines()
-            .filter(|line| !known.contains(line))
-            .map(|line| format!("  {sign} {line}"))
-            .collect()
-    };
-    [only_in('-', theirs, ours), only_in('+', ours, theirs)]
-        .concat()
-        .join("\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn config(folder: &Path) -> RunConfig {
+        RunConfig {
+            run_dir: folder.display().to_string(),
+            ..RunConfig::default()
+        }
+    }
+
     #[test]
-    fn differences_name_the_lines_that_changed() {
-        let text = differences("seed = 1\nx = 2\n", "seed = 3\nx = 2\n");
-        assert_eq!(text, "  - seed = 1\n  + seed = 3");
+    fn a_run_continues_with_more_iterations_and_in_a_moved_folder() {
+        let parent = tempfile::tempdir().expect("a temporary folder");
+        let (first, moved) = (parent.path().join("first"), parent.path().join("moved"));
+        let config = config(&first);
+        drop(OwnedFolder::open(&config).expect("a new folder"));
+        std::fs::rename(&first, &moved).expect("moved");
+        let more = RunConfig {
+            iterations: config.iterations + 1,
+            ..self::config(&moved)
+        };
+        let folder = OwnedFolder::open(&more).expect("the same run");
+        let written = std::fs::read_to_string(folder.config()).expect("config.toml");
+        assert_eq!(written, more.to_toml());
+    }
+
+    #[test]
+    fn another_run_is_refused_by_key_with_both_values() {
+        let parent = tempfile::tempdir().expect("a temporary folder");
+        let mut config = config(parent.path());
+        drop(OwnedFolder::open(&config).expect("a new folder"));
+        config.learner.learning_rate = 0.001;
+        let refused = OwnedFolder::open(&config)
+            .map(drop)
+            .expect_err("another run");
+        assert!(refused.is::<UsageError>(), "exit code 2");
+        let text = refused.to_string();
+        assert!(
+            text.contains("\n  learner.learning_rate: 0.0003 -> 0.001\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("--fork NEW_FOLDER") && !text.contains("remove"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_run_file_that_was_cut_short_is_written_anew() {
+        let parent = tempfile::tempdir().expect("a temporary folder");
+        let config = config(parent.path());
+        let file = RunFolder::new(parent.path()).config();
+        std::fs::write(&file, "seed = ").expect("written");
+        drop(OwnedFolder::open(&config).expect("opened"));
+        let written = std::fs::read_to_string(file).expect("config.toml");
+        assert_eq!(written, config.to_toml());
     }
 
     #[test]

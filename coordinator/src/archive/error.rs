@@ -92,8 +92,12 @@ impl ArchiveError {
         }
     }
 
+    pub(super) fn torn(what: String, reason: String) -> Self {
+        Self::Torn { what, reason }
+    }
+
     pub(super) fn other_content(what: String, found: ContentHash, expected: ContentHash) -> Self {
         let reason = format!("its content hashes to {found}, expected {expected}");
-        Self::Torn { what, reason }
+        Self::torn(what, reason)
     }
 }

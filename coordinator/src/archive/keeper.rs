@@ -98,6 +98,9 @@ impl Work {
                 self.put_away(archive, iteration).await,
             );
         }
+        if let Err(error) = store::thin_out(&self.folder, iteration) {
+            tracing::warn!(%error, "old copies of the record stay in the run folder");
+        }
         if let Err(error) = self.prune_here(iteration) {
             tracing::warn!(%error, "old checkpoints stay in the run folder");
         }

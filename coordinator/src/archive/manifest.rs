@@ -1,10 +1,10 @@
 //! What a checkpoint consists of, and whose it is.
 
 use retouch_proto::run_folder::is_part_of_checkpoint;
-use retouch_proto::{ContentHash, Iteration};
+use retouch_proto::{ContentHash, Iteration, RunConfig};
 use serde::{Deserialize, Serialize};
 
-use crate::store;
+use crate::settings;
 
 const FORMAT: u32 = 1;
 
@@ -44,7 +44,9 @@ pub(crate) struct ManifestFile {
 impl RunIdentity {
     /// `key: there -> here` for everything that makes the run here another one.
     pub(super) fn differences(&self, here: &Self) -> Vec<String> {
-        let mut differences = store::differences(&self.config_toml, &here.config_toml);
+        let given = RunConfig::from_toml(&here.config_toml).expect("written by this program");
+        let mut differences = settings::differences(&self.config_toml, &given)
+            .unwrap_or_else(|problem| vec![format!("its run file can't be read: {problem}")]);
         if self.dataset != here.dataset {
             let (there, here) = (&self.dataset, &here.dataset);
             differences.push(format!("the dataset's rows hash to {there} -> {here}"));

@@ -72,7 +72,7 @@ impl Objects {
     /// A small object's bytes; a longer one is torn.
     pub(super) async fn get(&self, name: &str, bytes_max: u64) -> Result<Vec<u8>, ArchiveError> {
         let got = self.store.get(&self.key(name)).await;
-        let got = got.map_err(|source| self.failed(name, source))?;
+        let got = got.map_err(|source| self.missing_or_failed(name, source))?;
         let size = got.meta.size;
         if size > bytes_max {
             let reason = format!("it has {size} bytes, at most {bytes_max} make sense");
@@ -179,7 +179,7 @@ impl Objects {
     }
 
     /// As people would look for it.
-    fn place(&self, name: &str) -> String {
+    pub(super) fn place(&self, name: &str) -> String {
         format!("{}/{name}", self.url)
     }
 

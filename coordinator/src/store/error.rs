@@ -1,10 +1,13 @@
 //! What can be wrong with a record.
 
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use retouch_proto::files::is_lasting;
+use retouch_proto::files::{beside, is_full, is_lasting};
 
-use super::snapshot::newest_snapshot;
+/// What SQLite needs at least: the log's index.
+const ROOM_BYTES: usize = 32 << 10;
 
 /// Why a record can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -29,22 +32,50 @@ pub enum StoreError {
         newest: i64,
     },
     /// The file was damaged from outside.
-    #[error("{path} is corrupt: {problem}; {}", advice(.snapshot.as_deref()))]
+    #[error(
+        "{path} is corrupt: {problem}; the next start of the coordinator mends it from a checkpoint's copy"
+    )]
     Corrupt {
         /// The file.
         path: PathBuf,
         /// What SQLite says.
         problem: String,
-        /// The newest snapshot of it.
-        snapshot: Option<PathBuf>,
     },
-    /// A copy of it can't be written.
+    /// It is damaged or missing, and so are the copies of it.
+    #[error(
+        "{path} {problem}, and no checkpoint has a whole copy of it{}; put it back from where the folder was copied \
+         (run.db-wal belongs to it), or give another run_dir", list(.copies)
+    )]
+    Lost {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// What is wrong with the copies.
+        copies: Vec<String>,
+    },
+    /// There is nothing that the run could continue from.
+    #[error(
+        "no checkpoint is whole: {}; put the files back from where the folder was copied, or give another run_dir \
+         (with checkpoint.url, it begins from the newest whole checkpoint there)", .problems.join(", ")
+    )]
+    NoWholeCheckpoint {
+        /// What is wrong with them.
+        problems: Vec<String>,
+    },
+    /// There is no room for it.
+    #[error("{path} can't be written: its disk is full; free some space")]
+    DiskFull {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file can't be read or written.
     #[error("{path}: {source}")]
     Io {
-        /// The copy.
+        /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// Something in it makes no sense.
     #[error("the record is damaged: {what}: {problem}")]
@@ -67,8 +98,8 @@ pub enum StoreError {
     },
     /// The configuration changed in a way that would make other samples.
     #[error(
-        "the run folder belongs to a run with another configuration: {}; give the old values or \
-         another run_dir", .differences.join(", ")
+        "the run folder belongs to a run with another configuration: {}; give the old values, or start a new run \
+         from its last checkpoint with `retouch launch ... --fork NEW_FOLDER`", .differences.join(", ")
     )]
     OtherConfig {
         /// `key: recorded -> given`.
@@ -76,15 +107,19 @@ pub enum StoreError {
     },
 }
 
-/// What can be done about a corrupt record.
-fn advice(snapshot: Option<&Path>) -> String {
-    match snapshot {
-        Some(snapshot) => format!(
-            "move it and the files beside it (-wal, -shm) away and copy {} in its place: the run goes on from there",
-            snapshot.display()
-        ),
-        None => "there is no snapshot of it under checkpoints; give another run_dir".to_owned(),
+fn list(copies: &[String]) -> String {
+    match copies {
+        [] => String::new(),
+        copies => format!(" ({})", copies.join(", ")),
     }
+}
+
+/// Whether a file beside this one can be written.
+fn has_room(path: &Path) -> bool {
+    let trial = beside(path, "room");
+    let written = fs::write(&trial, [0; ROOM_BYTES]).and_then(|()| File::open(&trial)?.sync_all());
+    let _ = fs::remove_file(&trial);
+    !written.is_err_and(|error| is_full(&error))
 }
 
 impl StoreError {
@@ -100,33 +135,39 @@ impl StoreError {
                 )
             }
             Self::Io { source, .. } => is_lasting(source),
+            Self::DiskFull { .. } => false,
             Self::SchemaVersion { .. }
             | Self::Corrupt { .. }
             | Self::Damaged { .. }
+            | Self::Lost { .. }
+            | Self::NoWholeCheckpoint { .. }
             | Self::OtherDataset { .. }
             | Self::OtherConfig { .. } => true,
         }
     }
 
     pub(super) fn sqlite(path: &Path, source: rusqlite::Error) -> Self {
-        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
-        if matches!(
-            source.sqlite_error_code(),
-            Some(DatabaseCorrupt | NotADatabase)
-        ) {
-            return Self::corrupt(path, source.to_string());
-        }
-        Self::Sqlite {
-            path: path.to_owned(),
-            source,
+        use rusqlite::ErrorCode::{
+            CannotOpen, DatabaseCorrupt, DiskFull, NotADatabase, SystemIoFailure,
+        };
+        let path = path.to_owned();
+        match source.sqlite_error_code() {
+            // So SQLite calls a quota that is used up, and a disk without room for the log's index.
+            Some(SystemIoFailure | CannotOpen) if !has_room(&path) => Self::DiskFull { path },
+            Some(DatabaseCorrupt | NotADatabase) => Self::Corrupt {
+                path,
+                problem: source.to_string(),
+            },
+            Some(DiskFull) => Self::DiskFull { path },
+            _ => Self::Sqlite { path, source },
         }
     }
 
-    pub(super) fn corrupt(path: &Path, problem: String) -> Self {
-        Self::Corrupt {
-            path: path.to_owned(),
-            problem,
-            snapshot: path.parent().and_then(newest_snapshot),
+    pub(super) fn io(path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match is_full(&source) {
+            true => Self::DiskFull { path },
+            false => Self::Io { path, source },
         }
     }
 

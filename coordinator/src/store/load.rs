@@ -1,10 +1,9 @@
 //! From rows to what the machine starts from.
 
 use rusqlite::{Connection, OptionalExtension};
-use serde::de::DeserializeOwned;
 
-use super::StoreError;
 use super::reader::{group_scores, iteration_metrics, unsigned};
+use super::{Loaded, parsed};
 use crate::machine::record::{
     Committed, DrawnGroup, GroupRecord, OpenRecord, Policy, Record, Standing,
 };
@@ -13,8 +12,6 @@ use retouch_proto::{GroupId, Iteration};
 
 /// Iterations whose metrics are loaded.
 const RECENT: usize = 100;
-
-type Loaded<T> = rusqlite::Result<Result<T, StoreError>>;
 
 /// Parses JSON out of the database; `?`-able both ways.
 macro_rules! parse {
@@ -70,10 +67,6 @@ pub(super) fn record(connection: &Connection, incarnation: u32) -> Loaded<Record
         Err(error) => return Ok(Err(error)),
     };
     Ok(Ok(record))
-}
-
-fn parsed<T: DeserializeOwned>(what: &'static str, text: &str) -> Result<T, StoreError> {
-    serde_json::from_str(text).map_err(|error| StoreError::damaged(what, error))
 }
 
 pub(super) fn last_committed(connection: &Connection) -> rusqlite::Result<Option<String>> {

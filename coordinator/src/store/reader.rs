@@ -51,7 +51,7 @@ impl Reader {
 
     /// Metrics of committed iterations, oldest first, without rewound attempts.
     pub fn iterations(&self) -> Result<Vec<IterationMetrics>, StoreError> {
-        self.on(|connection| iteration_metrics(connection, usize::MAX >> 1))?
+        self.on(|connection| iteration_metrics(connection, ALL))?
     }
 
     /// The last durable checkpoint; the start of the run if there is none.
@@ -111,6 +111,9 @@ impl Reader {
         self.on(|connection| last_events(connection, count))
     }
 }
+
+/// As many rows as there are.
+pub(super) const ALL: usize = usize::MAX >> 1;
 
 type Read<T> = rusqlite::Result<Result<T, StoreError>>;
 

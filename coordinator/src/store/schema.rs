@@ -1,4 +1,4 @@
-//! Tables, their version, and which changes of configuration a run can go on with.
+//! Tables and their version.
 
 use rusqlite::{Connection, OptionalExtension};
 
@@ -92,22 +92,6 @@ SELECT
 FROM groups JOIN iterations ON iterations.id = groups.iteration_id;
 ";
 
-/// Sections and keys that may differ when a run goes on: they change no sample (A9).
-const FREE_KEYS: [&str; 12] = [
-    "preset",
-    "name",
-    "run_dir",
-    "iterations",
-    "alarms",
-    "checkpoint",
-    "cluster",
-    "evaluation",
-    "learner.ranks",
-    "learner.ranks_min",
-    "learner.ranks_max",
-    "learner.checkpoint_every",
-];
-
 /// Sets up a connection, brings the tables up to this program's version, and counts this start.
 pub(super) fn prepare(connection: &mut Connection) -> rusqlite::Result<Result<u32, StoreError>> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -158,41 +142,4 @@ fn next_incarnation(connection: &Connection) -> rusqlite::Result<u32> {
     let update = "INSERT OR REPLACE INTO meta (key, value) VALUES ('incarnation', ?1)";
     connection.execute(update, [next.to_string()])?;
     Ok(next)
-}
-
-/// `key: recorded -> given` for every value that must not differ.
-pub(crate) fn differences(recorded: &str, given: &str) -> Vec<String> {
-    let table = |text: &str| text.parse::<toml::Table>().unwrap_or_default();
-    let mut found = Vec::new();
-    compare(
-        "",
-        &table(recorded).into(),
-        &table(given).into(),
-        &mut found,
-    );
-    found
-}
-
-fn compare(path: &str, recorded: &toml::Value, given: &toml::Value, found: &mut Vec<String>) {
-    if recorded == given || FREE_KEYS.contains(&path) || path.ends_with("device") {
-        return;
-    }
-    let (Some(old), Some(new)) = (recorded.as_table(), given.as_table()) else {
-        return found.push(format!("{path}: {recorded} -> {given}"));
-    };
-    let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-    let none = toml::Value::String("absent".into());
-    for key in keys {
-        let path = if path.is_empty() {
-            key.clone()
-        } else {
-            format!("{path}.{key}")
-        };
-        compare(
-            &path,
-            old.get(key).unwrap_or(&none),
-            new.get(key).unwrap_or(&none),
-            found,
-        );
-    }
 }

@@ -2,16 +2,22 @@
 //! to go on elsewhere.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use retouch_proto::Iteration;
+use retouch_proto::files::{beside, put_in_place};
 use retouch_proto::run_folder::{CheckpointFile, RunFolder};
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use tokio::sync::watch;
 
-use super::StoreError;
+use super::mend::{check_pages, checkpoints, open_immutable};
+use super::{StoreError, parsed, schema};
+use crate::machine::record::Checkpoint;
+
+/// How many checkpoints have a copy of the record: the last, and the one before it should that be damaged.
+pub(crate) const RECORDS_KEPT: usize = 2;
 
 /// Takes snapshots beside the run, one at a time; the last one is waited for at the end.
 pub(super) struct Snapshots {
@@ -78,10 +84,7 @@ pub(crate) fn take_missing_snapshot(folder: &RunFolder, last: Iteration) -> Resu
 
 fn take_for(folder: &RunFolder, iteration: Iteration) -> Result<(), StoreError> {
     let checkpoint = folder.checkpoint(iteration);
-    fs::create_dir_all(&checkpoint).map_err(|source| StoreError::Io {
-        path: checkpoint.clone(),
-        source,
-    })?;
+    fs::create_dir_all(&checkpoint).map_err(|source| StoreError::io(&checkpoint, source))?;
     let copy = checkpoint.join(CheckpointFile::Record.file_name());
     take(&folder.record(), &copy)
 }
@@ -91,38 +94,72 @@ fn take_for(folder: &RunFolder, iteration: Iteration) -> Result<(), StoreError> 
 /// # Errors
 /// If it can't be read, or the copy can't be written.
 pub(super) fn take(record: &Path, copy: &Path) -> Result<(), StoreError> {
-    let partial = copy.with_extension("partial");
-    let failed = |error| StoreError::sqlite(record, error);
-    let io = |source| StoreError::Io {
-        path: copy.to_owned(),
-        source,
-    };
+    let partial = beside(copy, "partial");
+    let io = |source| StoreError::io(copy, source);
     // Under another name until it is whole; SQLite refuses to copy over one that was cut short.
     if partial.exists() {
         fs::remove_file(&partial).map_err(io)?;
     }
-    let connection =
-        Connection::open_with_flags(record, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed)?;
-    connection
-        .busy_timeout(Duration::from_secs(5))
-        .map_err(failed)?;
-    // Not a copy of the file: the newest entries may be in the write-ahead log beside it.
-    connection
-        .execute("VACUUM INTO ?1", [partial.to_string_lossy()])
-        .map_err(failed)?;
-    fs::File::open(&partial)
-        .and_then(|file| file.sync_all())
-        .and_then(|()| fs::rename(&partial, copy))
-        .map_err(io)
+    if let Err(error) = copy_whole(record, &partial) {
+        // On a full disk it would take the last space.
+        let _ = fs::remove_file(&partial);
+        return Err(StoreError::sqlite(record, error));
+    }
+    put_in_place(&partial, copy).map_err(io)
 }
 
-/// The snapshot of the last checkpoint in a run folder that has one.
-pub(super) fn newest_snapshot(folder: &Path) -> Option<PathBuf> {
-    let checkpoints = fs::read_dir(RunFolder::new(folder).checkpoints()).ok()?;
-    let iteration = |entry: &fs::DirEntry| entry.file_name().to_str()?.parse::<u32>().ok();
-    let snapshots = checkpoints.flatten().filter_map(|entry| {
-        let snapshot = entry.path().join(CheckpointFile::Record.file_name());
-        snapshot.exists().then_some((iteration(&entry)?, snapshot))
+fn copy_whole(record: &Path, to: &Path) -> rusqlite::Result<()> {
+    let connection = Connection::open_with_flags(record, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    connection.busy_timeout(Duration::from_secs(5))?;
+    // Not a copy of the file: the newest entries may be in the write-ahead log beside it.
+    connection.execute("VACUUM INTO ?1", [to.to_string_lossy()])?;
+    Ok(())
+}
+
+/// Deletes the copies in all but the newest checkpoints up to `newest`: with one in each, their sum would grow with the
+/// square of the run's length. What they knew is in the newer ones.
+///
+/// # Errors
+/// If the folder can't be read or written.
+pub(crate) fn thin_out(folder: &RunFolder, newest: Iteration) -> Result<(), StoreError> {
+    let copy = |iteration| folder.join(&CheckpointFile::Record.name(iteration));
+    let there = checkpoints(folder)?.into_iter();
+    let copies = there
+        .filter(|iteration| *iteration <= newest)
+        .map(copy)
+        .filter(|copy| copy.exists());
+    for copy in copies.skip(RECORDS_KEPT) {
+        fs::remove_file(&copy).map_err(|source| StoreError::io(&copy, source))?;
+    }
+    Ok(())
+}
+
+/// The checkpoint of an iteration as a copy of the record has it, if that is whole; else what is wrong with it.
+///
+/// # Errors
+/// If the file can't be read, or a newer program wrote it.
+pub(crate) fn recorded_checkpoint(
+    copy: &Path,
+    iteration: Iteration,
+) -> Result<Result<Checkpoint, String>, StoreError> {
+    let query = "SELECT checkpoint FROM checkpoints WHERE iteration = ?1 ORDER BY id DESC LIMIT 1";
+    let read = open_immutable(copy).and_then(|connection| {
+        check_pages(&connection)?;
+        if let Err(newer) = schema::check_version(&connection)? {
+            return Ok(Err(newer));
+        }
+        let row = connection.query_row(query, [iteration.0], |row| row.get(0));
+        row.optional().map(Ok)
     });
-    snapshots.max().map(|(_, snapshot)| snapshot)
+    let text: Option<String> = match read.map_err(|error| StoreError::sqlite(copy, error)) {
+        Ok(found) => found?,
+        Err(StoreError::Corrupt { problem, .. }) => return Ok(Err(problem)),
+        // Without tables, say.
+        Err(StoreError::Sqlite { source, .. }) => return Ok(Err(source.to_string())),
+        Err(error) => return Err(error),
+    };
+    Ok(match text {
+        None => Err(format!("it has no checkpoint {iteration}")),
+        Some(text) => parsed("checkpoints", &text).map_err(|error| error.to_string()),
+    })
 }

@@ -215,6 +215,7 @@ fn event(event: &Event) -> Line<'_> {
         | EventKind::Stalled
         | EventKind::RanksDisagree
         | EventKind::Rewound
+        | EventKind::Mended
         | EventKind::Failed => line.red(),
         EventKind::AttemptFailed
         | EventKind::TermFailed
