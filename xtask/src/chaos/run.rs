@@ -21,7 +21,7 @@ use super::{
     processes::{Launch, processes},
 };
 
-pub(crate) const ITERATIONS: u64 = 4;
+pub(crate) const ITERATIONS: u64 = 6;
 const POLL: Duration = Duration::from_millis(5);
 /// How long what `launch` started may outlive it.
 const ORPHANS_MAX: Duration = Duration::from_secs(10);
