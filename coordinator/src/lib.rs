@@ -3,13 +3,14 @@
 //! It never touches a tensor: only ids, numbers and blob references (A4). Reading order:
 //! [`machine`] is the core that decides (A1); [`advantage`], [`filter`] and [`metrics`] are the
 //! method's arithmetic; [`store`] is the durable record, `archive` keeps its checkpoints at a URL, [`lookup`] finds
-//! things in it for people; `settings` says what may change when a run continues; `shell` owns machine and record, `tensorboard` draws charts, `services_grpc` talks to the world
+//! things in it for people; `settings` says what may change when a run continues, `fork` begins another one with what may not; `shell` owns machine and record, `tensorboard` draws charts, `services_grpc` talks to the world
 //! (`roster` knows who may), and [`serve`](serve()) ties them together.
 
 pub mod advantage;
 mod archive;
 mod dataset;
 pub mod filter;
+mod fork;
 pub mod lookup;
 pub mod machine;
 pub mod metrics;
@@ -22,6 +23,7 @@ pub mod store;
 mod tensorboard;
 
 pub use archive::ArchiveError;
+pub use fork::{ForkError, fork};
 pub use machine::io::{Command, Outcome};
 pub use serve::{Admission, Coordinator, CoordinatorOptions, ServeError, serve};
 pub use settings::differences;

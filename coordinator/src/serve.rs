@@ -27,7 +27,7 @@ use crate::machine::record::{Record, Standing};
 use crate::roster::Roster;
 use crate::services_grpc::Services;
 use crate::shell::{Handle, Refused, Request, Shell};
-use crate::store::{Store, StoreError};
+use crate::store::{self, Store, StoreError};
 use crate::tensorboard::Charts;
 
 const LOCK_ATTEMPTS: u32 = 40;
@@ -190,6 +190,7 @@ pub struct Coordinator {
     keeper: Keeper,
     handle: Handle,
     stop: CancellationToken,
+    folder: RunFolder,
 }
 
 /// A coordinator that is dropped stops listening, and its shell ends with the last connection.
@@ -273,6 +274,7 @@ impl Coordinator {
             keeper,
             handle,
             stop,
+            folder,
         })
     }
 
@@ -293,6 +295,7 @@ impl Coordinator {
             keeper,
             handle,
             stop,
+            folder,
             ..
         } = self;
         let ended = || ServeError::Services("nobody is left to serve".into());
@@ -308,6 +311,11 @@ impl Coordinator {
             // What is not away by then is put away by the next coordinator.
             true => drop(tokio::time::timeout(SUSPENDED_GRACE, keeper.finish()).await),
             false => keeper.finish().await,
+        }
+        // The last of all: snapshots and keeper have read the record until now.
+        let folded = tokio::task::spawn_blocking(move || store::fold(&folder)).await;
+        if let Ok(Err(error)) = folded {
+            tracing::warn!(%error, "run.db-wal stays beside the record: copy both, or neither");
         }
         match outcome.failure {
             Some(reason) => Err(ServeError::Run {

@@ -133,13 +133,13 @@ mod tests {
     fn what_a_run_began_with_is_named_with_both_values() {
         let config = tiny(|config| {
             config.seed = 8;
-            config.learner.learning_rate = 0.001;
+            config.learner.learning_rate = 0.5;
             config.lora.rank = 3;
         });
         let recorded = preset(Preset::Tiny);
         let (rate, rank) = (recorded.learner.learning_rate, recorded.lora.rank);
         let found = differences(&recorded.to_toml(), &config).unwrap();
-        let rate = format!("learner.learning_rate: {rate} -> 0.001");
+        let rate = format!("learner.learning_rate: {rate} -> 0.5");
         let rank = format!("lora.rank: {rank} -> 3");
         assert_eq!(found, [rate, rank.clone(), "seed: 0 -> 8".to_owned()]);
         let fits = differences_within(&["model", "lora"], &recorded.to_toml(), &config);

@@ -395,3 +395,6 @@ impl Shell {
         let _ = self.listeners.send(event);
     }
 }
+
+#[cfg(test)]
+mod tests;

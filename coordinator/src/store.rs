@@ -9,6 +9,7 @@ mod find;
 mod identity;
 mod load;
 mod mend;
+mod origin;
 mod reader;
 mod schema;
 mod snapshot;
@@ -20,7 +21,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use retouch_proto::status::{Event, EventKind, IterationMetrics};
 use retouch_proto::{Iteration, RunConfig, RunFolder};
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OpenFlags, params};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
@@ -28,6 +29,7 @@ pub use error::StoreError;
 pub(crate) use find::Found;
 pub(crate) use identity::Identity;
 pub(crate) use mend::{has_nothing, put_record};
+pub(crate) use origin::Origin;
 pub use reader::Reader;
 pub(crate) use reader::ScoreRow;
 pub(crate) use snapshot::{RECORDS_KEPT, recorded_checkpoint, take_missing_snapshot, thin_out};
@@ -83,7 +85,7 @@ impl Store {
         };
         for done in mended.into_iter().chain(settled) {
             tracing::warn!("{done}");
-            store.on(|connection| tell(connection, done))?;
+            store.on(|connection| tell(connection, EventKind::Mended, done))?;
         }
         let record = store.on(|connection| load::record(connection, incarnation))??;
         Ok((store, record))
@@ -170,6 +172,19 @@ fn last_committed(connection: &Connection) -> rusqlite::Result<u32> {
     connection.query_row(query, [], |row| row.get(0))
 }
 
+/// Leaves a record that no coordinator has open any more as one file, and so that readers put none beside it: then a
+/// copy of `run.db` is a copy of the record. Not while others read it; the next coordinator's end is as good.
+///
+/// # Errors
+/// If it is in use, or can't be written.
+pub(crate) fn fold(folder: &RunFolder) -> Result<(), StoreError> {
+    let path = folder.record();
+    let opened = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE);
+    let folded =
+        opened.and_then(|connection| connection.pragma_update(None, "journal_mode", "DELETE"));
+    folded.map_err(|error| StoreError::sqlite(&path, error))
+}
+
 /// Records an event in a record that no coordinator has open.
 ///
 /// # Errors
@@ -177,12 +192,12 @@ fn last_committed(connection: &Connection) -> rusqlite::Result<u32> {
 pub(crate) fn note(folder: &RunFolder, message: String) -> Result<(), StoreError> {
     let path = folder.record();
     let opened = Connection::open(&path);
-    let told = opened.and_then(|connection| tell(&connection, message));
+    let told = opened.and_then(|connection| tell(&connection, EventKind::Mended, message));
     told.map_err(|error| StoreError::sqlite(&path, error))
 }
 
 /// Records an event of the store's own, before the machine that numbers them is there.
-fn tell(connection: &Connection, message: String) -> rusqlite::Result<()> {
+fn tell(connection: &Connection, kind: EventKind, message: String) -> rusqlite::Result<()> {
     let last = "SELECT coalesce(max(sequence), 0) FROM events";
     let last: i64 = connection.query_row(last, [], |row| row.get(0))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -190,11 +205,13 @@ fn tell(connection: &Connection, message: String) -> rusqlite::Result<()> {
         sequence: last.cast_unsigned() + 1,
         time_unix_ms: now.unwrap_or_default().as_millis() as u64,
         iteration: Iteration(last_committed(connection)?).next(),
-        kind: EventKind::Mended,
+        kind,
         message,
     };
     write::entry(connection, &Entry::Event(event))
 }
 
+#[cfg(test)]
+pub(crate) mod fixture;
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,7 @@ mod run_folder;
 mod supervisor;
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -22,7 +22,9 @@ use retouch_proto::{RunConfig, RunFolder};
 
 use self::{progress::Progress, run_folder::OwnedFolder, supervisor::Supervisor};
 use crate::output::say;
-use crate::{config::ConfigArgs, control::Target, credentials, report, totals::Launch};
+use crate::{
+    config::ConfigArgs, control::Target, credentials, exit::UsageError, report, totals::Launch,
+};
 
 /// How long the coordinator may take to listen.
 const COORDINATOR_START_MAX: Duration = Duration::from_secs(30);
@@ -45,10 +47,14 @@ pub(crate) struct LaunchArgs {
     /// Print what a dry run tells as JSON, for programs.
     #[arg(long, requires = "dry_run")]
     json: bool,
+    /// Begin a new run in this folder from the last checkpoint of the run in `run_dir`, with settings that the old run
+    /// can't continue with (`--set learner.learning_rate=1e-4`). Model and adapter stay the same.
+    #[arg(long, value_name = "NEW_FOLDER", conflicts_with = "dry_run")]
+    fork: Option<PathBuf>,
 }
 
 pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
-    let config = args.config.load()?;
+    let mut config = args.config.load()?;
     if args.dry_run {
         return dry_run::run(&config, args.json);
     }
@@ -58,6 +64,9 @@ pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
     };
     crate::config::check_files(&config, held_out_pairs)?;
     check_devices(&config)?;
+    if let Some(new) = args.fork {
+        config = fork(config, &new)?;
+    }
     let folder = OwnedFolder::open(&config)?;
     say!("run folder {}", folder.path().display());
     let launch = Launch::begin(&folder)?;
@@ -70,6 +79,25 @@ pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     report::make(&config, &folder)
+}
+
+/// Begins a new run from the one in the run file's folder; gives the new run's settings.
+fn fork(config: RunConfig, new: &Path) -> anyhow::Result<RunConfig> {
+    let old = RunFolder::new(&config.run_dir);
+    let run_dir = new
+        .to_str()
+        .map(str::to_owned)
+        .ok_or_else(|| UsageError(format!("--fork {}: the name is not UTF-8", new.display())))?;
+    let config = RunConfig { run_dir, ..config };
+    let iteration = retouch_coordinator::fork(&old, &RunFolder::new(new), &config)
+        .map_err(|error| UsageError(format!("can't fork {}: {error}", old.path().display())))?;
+    say!(
+        "{} begins from checkpoint {iteration} of {}; to continue it later, give --set run_dir={} instead of --fork",
+        new.display(),
+        old.path().display(),
+        new.display(),
+    );
+    Ok(config)
 }
 
 /// Checks that this build and machine have the devices of all roles, so that what is missing is

@@ -209,46 +209,33 @@ fn names(folder: &Path) -> Result<Vec<String>, ArchiveError> {
 #[cfg(test)]
 mod tests {
     use retouch_proto::ContentHash;
-    use retouch_proto::config::{Preset, preset};
     use tempfile::TempDir;
 
     use super::*;
     use crate::archive::bring_back;
-    use crate::machine::record::{Blob, Committed, Entry, Policy};
     use crate::store::Store;
-
-    const ROWS: &str = "rows";
+    use crate::store::fixture::{MadeUpRun, ROWS, tree};
 
     /// A run folder, and a folder for what is put away.
     struct Run {
-        run_dir: TempDir,
+        run: MadeUpRun,
         elsewhere: TempDir,
-        config: RunConfig,
+    }
+
+    impl std::ops::Deref for Run {
+        type Target = MadeUpRun;
+
+        fn deref(&self) -> &MadeUpRun {
+            &self.run
+        }
     }
 
     impl Run {
         fn new() -> Self {
-            let elsewhere = tempfile::tempdir().unwrap();
-            let mut config = preset(Preset::Tiny);
-            config.checkpoint.url = format!("file://{}/a", elsewhere.path().display());
-            config.checkpoint.keep_last = 2;
-            Self {
-                run_dir: tempfile::tempdir().unwrap(),
-                elsewhere,
-                config,
-            }
-        }
-
-        fn path(&self) -> &Path {
-            self.run_dir.path()
-        }
-
-        fn folder(&self) -> RunFolder {
-            RunFolder::new(self.path())
-        }
-
-        fn store(&self) -> Store {
-            Store::open(self.path(), &self.config, ROWS).unwrap().0
+            let (mut run, elsewhere) = (MadeUpRun::new(), tempfile::tempdir().unwrap());
+            run.config.checkpoint.url = format!("file://{}/a", elsewhere.path().display());
+            run.config.checkpoint.keep_last = 2;
+            Self { run, elsewhere }
         }
 
         fn keeper(&self, last: u32, complete: watch::Receiver<Iteration>) -> Keeper {
@@ -262,37 +249,16 @@ mod tests {
             Keeper::start(options).unwrap()
         }
 
-        /// What a learner and the machine do for a checkpoint.
-        fn checkpoint(&self, store: &mut Store, iteration: u32) {
-            let iteration = Iteration(iteration);
-            let (state, version) = (format!("state {iteration}"), format!("version {iteration}"));
-            let folder = self.folder().checkpoint(iteration);
-            let adapter = ContentHash::of(b"adapter");
-            let exported = self.folder().adapter(&adapter.to_string());
-            for folder in [&folder, &exported] {
-                fs::create_dir_all(folder).unwrap();
-            }
-            fs::write(folder.join("state.safetensors"), &state).unwrap();
-            fs::write(folder.join("version.safetensors"), &version).unwrap();
-            fs::write(exported.join("adapter_model.safetensors"), "adapter").unwrap();
-            let blob = |text: &str| Blob {
-                hash: ContentHash::of(text.as_bytes()),
-                size_bytes: text.len() as u64,
-            };
-            let committed = Committed {
-                iteration,
-                state: Some(blob(&state)),
-                policy: Policy {
-                    iteration,
-                    adapter: Some(blob(&version)),
+        fn work(&self) -> Work {
+            Work {
+                folder: self.folder(),
+                run: RunIdentity {
+                    config_toml: self.config.to_toml(),
+                    dataset: ROWS.into(),
                 },
-            };
-            let checkpoint = Checkpoint {
-                earlier: Vec::new(),
-                committed,
-                ema_adapter: Some(adapter),
-            };
-            store.write(&[Entry::Checkpointed(checkpoint)]).unwrap();
+                keep: Keep::of(&self.config.checkpoint),
+                archive: Some(Archive::open(&self.config.checkpoint.url).unwrap()),
+            }
         }
 
         async fn iterations(&self) -> Vec<u32> {
@@ -302,6 +268,10 @@ mod tests {
                 .into_iter()
                 .map(|iteration| iteration.0)
                 .collect()
+        }
+
+        fn away(&self, name: &str) -> std::path::PathBuf {
+            self.elsewhere.path().join("a").join(name)
         }
     }
 
@@ -354,26 +324,18 @@ mod tests {
         let mut complete = store.complete_checkpoints();
         run.checkpoint(&mut store, 1);
         complete.changed().await.unwrap();
-        let archive = Archive::open(&run.config.checkpoint.url).unwrap();
-        let work = Work {
-            folder: run.folder(),
-            run: RunIdentity {
-                config_toml: run.config.to_toml(),
-                dataset: ROWS.into(),
-            },
-            keep: Keep::of(&run.config.checkpoint),
-            archive: None,
-        };
+        let work = run.work();
+        let archive = work.archive.as_ref().unwrap();
         let folder = run.elsewhere.path().join("a");
         fs::remove_dir(&folder).unwrap();
         fs::write(&folder, "no folder").unwrap();
-        let error = work.put_away(&archive, Iteration(1)).await.unwrap_err();
+        let error = work.put_away(archive, Iteration(1)).await.unwrap_err();
         assert!(error.to_string().starts_with(archive.url()), "{error}");
         fs::remove_file(&folder).unwrap();
         fs::create_dir(&folder).unwrap();
         run.checkpoint(&mut store, 2);
         complete.changed().await.unwrap();
-        work.put_away(&archive, Iteration(2)).await.unwrap();
+        work.put_away(archive, Iteration(2)).await.unwrap();
         assert_eq!(run.iterations().await, [2]);
     }
 
@@ -406,5 +368,115 @@ mod tests {
             error.to_string().contains(state.trim_start_matches("a/")),
             "{error}"
         );
+    }
+
+    /// Five checkpoints that all stay, here and away.
+    async fn five() -> Run {
+        let mut run = Run::new();
+        run.run.config.checkpoint.keep_last = 0;
+        let work = run.work();
+        let mut store = run.store();
+        let mut complete = store.complete_checkpoints();
+        for iteration in 1..=5 {
+            run.checkpoint(&mut store, iteration);
+            complete.changed().await.unwrap();
+            work.take(Iteration(iteration)).await;
+        }
+        run
+    }
+
+    #[tokio::test]
+    async fn copies_of_the_record_are_two_whatever_the_number_of_checkpoints() {
+        let run = five().await;
+        let copies = |folder: &Path| {
+            let names = tree(folder).into_keys();
+            let copies = names.filter(|name| name.ends_with("/run.db"));
+            copies.collect::<Vec<_>>()
+        };
+        assert_eq!(
+            copies(run.path()),
+            ["checkpoints/4/run.db", "checkpoints/5/run.db"]
+        );
+        let away = [4, 5].map(|i| format!("a/checkpoint-{i}/checkpoints/{i}/run.db"));
+        assert_eq!(copies(run.elsewhere.path()), away);
+        assert_eq!(run.iterations().await, [1, 2, 3, 4, 5]);
+    }
+
+    #[tokio::test]
+    async fn an_older_checkpoint_comes_back_with_a_later_record() {
+        let run = five().await;
+        for iteration in 4..=5 {
+            let state = format!("checkpoint-{iteration}/checkpoints/{iteration}/state.safetensors");
+            fs::write(run.away(&state), "torn").unwrap();
+        }
+        // The record of the newest is torn too: that of the one before it says enough.
+        fs::write(run.away("checkpoint-5/checkpoints/5/run.db"), "torn").unwrap();
+        let other = tempfile::tempdir().unwrap();
+        bring_back(&run.config, ROWS, &RunFolder::new(other.path()))
+            .await
+            .unwrap();
+        let (_, record) = Store::open(other.path(), &run.config, ROWS).unwrap();
+        assert_eq!(record.checkpoint.committed.iteration, Iteration(3));
+        let events = Reader::open(other.path()).unwrap().last_events(2).unwrap();
+        let told: Vec<&str> = events.iter().map(|event| event.message.as_str()).collect();
+        assert!(
+            told[0].ends_with("checkpoint 3 was brought back instead"),
+            "{told:?}"
+        );
+        assert!(
+            told[1].ends_with("the last whole checkpoint is 3"),
+            "{told:?}"
+        );
+        let left = tree(other.path()).into_keys();
+        let left: Vec<String> = left.filter(|name| name.ends_with("partial")).collect();
+        assert_eq!(left, [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn what_is_here_is_preferred_and_what_is_damaged_here_is_brought_back() {
+        let run = five().await;
+        fs::remove_file(run.folder().record()).unwrap();
+        fs::remove_dir_all(run.away("")).unwrap();
+        bring_back(&run.config, ROWS, &run.folder()).await.unwrap();
+        let (_, record) = run.open().unwrap();
+        assert_eq!(record.checkpoint.committed.iteration, Iteration(5));
+
+        let run = five().await;
+        fs::write(run.folder().record(), "no database").unwrap();
+        fs::remove_dir_all(run.folder().checkpoints()).unwrap();
+        bring_back(&run.config, ROWS, &run.folder()).await.unwrap();
+        let (_, record) = run.open().unwrap();
+        assert_eq!(record.checkpoint.committed.iteration, Iteration(5));
+        assert!(run.path().join("run.db.damaged").exists());
+    }
+
+    /// `cargo test -p retouch-coordinator --lib sizes -- --ignored --nocapture`
+    #[tokio::test]
+    #[ignore = "a measurement"]
+    async fn sizes() {
+        for checkpoints in [10, 100, 300] {
+            let mut run = Run::new();
+            run.run.config.checkpoint.keep_last = 0;
+            let work = run.work();
+            let mut store = run.store();
+            let mut complete = store.complete_checkpoints();
+            let mut untouched = 0;
+            for iteration in 1..=checkpoints {
+                run.checkpoint(&mut store, iteration);
+                complete.changed().await.unwrap();
+                let copy = CheckpointFile::Record.name(Iteration(iteration));
+                untouched += fs::metadata(run.path().join(copy)).unwrap().len();
+                work.take(Iteration(iteration)).await;
+            }
+            let sum = |folder: &Path| {
+                let copies = tree(folder).into_iter();
+                let copies = copies.filter(|(name, _)| name.ends_with("/run.db"));
+                copies.map(|(_, content)| content.len()).sum::<usize>()
+            };
+            let (here, away) = (sum(run.path()), sum(run.elsewhere.path()));
+            println!(
+                "{checkpoints} checkpoints: {untouched} bytes with all copies, {here} here, {away} away"
+            );
+        }
     }
 }

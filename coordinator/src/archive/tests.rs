@@ -3,10 +3,13 @@
 
 use std::fs;
 
-use retouch_proto::run_folder::CheckpointFile;
+use retouch_proto::config::{Preset, preset};
 
 use super::objects::Objects;
 use super::*;
+use crate::machine::record::{Blob, Checkpoint, Committed, Entry};
+use crate::store::Store;
+use crate::store::fixture::tree;
 
 /// Several parts of a multipart upload.
 const LARGE: usize = 20_000_000;
@@ -47,6 +50,29 @@ fn state_name(iteration: u32) -> String {
     CheckpointFile::State.name(Iteration(iteration))
 }
 
+/// A record whose last checkpoint has this state.
+fn record(iteration: Iteration, state: &[u8]) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(folder.path(), &preset(Preset::Tiny), "rows").unwrap();
+    let state = Blob {
+        hash: ContentHash::of(state),
+        size_bytes: state.len() as u64,
+    };
+    let committed = Committed {
+        iteration,
+        state: Some(state),
+        ..Committed::START
+    };
+    let checkpoint = Checkpoint {
+        earlier: Vec::new(),
+        committed,
+        ema_adapter: None,
+    };
+    store.write(&[Entry::Checkpointed(checkpoint)]).unwrap();
+    drop(store);
+    fs::read(folder.path().join(CheckpointFile::Record.name(iteration))).unwrap()
+}
+
 impl Place {
     /// A state and a record.
     fn files(&self, iteration: u32) -> Vec<LocalFile> {
@@ -56,7 +82,7 @@ impl Place {
             state_name(iteration),
             CheckpointFile::Record.name(Iteration(iteration)),
         ];
-        let contents = [state, format!("record {iteration}").into_bytes()];
+        let contents = [state.clone(), record(Iteration(iteration), &state)];
         let file = |(name, content): (String, Vec<u8>)| {
             let path = self.run_dir.path().join(&name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -90,6 +116,9 @@ impl Place {
         let back = RunFolder::new(back.path());
         let restored = self.archive.restore(Iteration(iteration), run, &back).await;
         assert!(!back.record().exists(), "invariant 3");
+        let left = fs::read_dir(back.path()).unwrap().count();
+        let left = left.min(tree(back.path()).len());
+        assert_eq!(left, 0, "temporary files are removed");
         restored.unwrap_err()
     }
 
@@ -116,7 +145,8 @@ async fn what_was_put_away_comes_back() {
             |folder: &tempfile::TempDir, name: &str| fs::read(folder.path().join(name)).unwrap();
         let state = state_name(3);
         assert!(read(&back, &state) == read(&place.run_dir, &state));
-        assert_eq!(read(&back, "run.db"), b"record 3");
+        let record = CheckpointFile::Record.name(Iteration(3));
+        assert!(read(&back, "run.db") == read(&place.run_dir, &record));
         let left = fs::read_dir(back.path().join("checkpoints/3")).unwrap();
         assert_eq!(left.count(), 2, "nothing half-done");
     }
@@ -150,6 +180,53 @@ async fn a_torn_checkpoint_is_refused_by_name() {
             error.ends_with("state.safetensors is torn: it is missing"),
             "{error}"
         );
+        place.objects().put(&object, whole).await.unwrap();
+        damage_record(&place).await;
+    }
+}
+
+/// A record that was put away damaged, one of another checkpoint, and a manifest that leaves a file out.
+async fn damage_record(place: &Place) {
+    let name = CheckpointFile::Record.name(Iteration(3));
+    let mut manifest = place.archive.manifest(Iteration(3)).await.unwrap();
+    let whole = manifest.clone();
+    let about = object(Iteration(3), MANIFEST);
+    for (content, reason) in [
+        (
+            b"no database".repeat(99),
+            "run.db is torn: file is not a database",
+        ),
+        (
+            record(Iteration(4), b"state"),
+            "run.db is torn: it has no checkpoint 3",
+        ),
+        (
+            record(Iteration(3), b"state"),
+            "state.safetensors is torn: its content hashes to ",
+        ),
+    ] {
+        let file = manifest.files.iter_mut().find(|file| file.name == name);
+        let file = file.unwrap();
+        (file.bytes, file.blake3) = (content.len() as u64, ContentHash::of(&content));
+        let text = manifest.to_json();
+        place.objects().put(&about, text.into()).await.unwrap();
+        let object = object(Iteration(3), &name);
+        place.objects().put(&object, content).await.unwrap();
+        let error = place.refusal(3, &run()).await;
+        assert!(matches!(error, ArchiveError::Torn { .. }), "{error}");
+        assert!(error.to_string().contains(reason), "{error}");
+    }
+    for (left_out, reason) in [
+        (name.clone(), "run.db is torn: it is missing"),
+        (state_name(3), "its manifest does not name it"),
+    ] {
+        place.write(3).await;
+        let mut manifest = whole.clone();
+        manifest.files.retain(|file| file.name != left_out);
+        let text = manifest.to_json();
+        place.objects().put(&about, text.into()).await.unwrap();
+        let error = place.refusal(3, &run()).await.to_string();
+        assert!(error.ends_with(reason), "{error}");
     }
 }
 

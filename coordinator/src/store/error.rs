@@ -137,10 +137,10 @@ impl StoreError {
             Self::Io { source, .. } => is_lasting(source),
             Self::DiskFull { .. } => false,
             Self::SchemaVersion { .. }
-            | Self::Corrupt { .. }
-            | Self::Damaged { .. }
             | Self::Lost { .. }
             | Self::NoWholeCheckpoint { .. }
+            | Self::Corrupt { .. }
+            | Self::Damaged { .. }
             | Self::OtherDataset { .. }
             | Self::OtherConfig { .. } => true,
         }
@@ -171,7 +171,7 @@ impl StoreError {
         }
     }
 
-    pub(super) fn damaged(what: &'static str, problem: impl ToString) -> Self {
+    pub(crate) fn damaged(what: &'static str, problem: impl ToString) -> Self {
         Self::Damaged {
             what,
             problem: problem.to_string(),

@@ -70,7 +70,7 @@ pub(super) fn mend(
         Found::Whole(extent) => Some(extent),
         _ => None,
     };
-    let (copy, mut problems) = newest_copy(folder, identity, known)?;
+    let (copy, mut problems) = newest_copy(folder, Some(identity), known)?;
     let Some(copy) = copy else {
         if known.is_some() || (!matches!(found, Found::Damaged(_)) && problems.is_empty()) {
             return Ok(None);
@@ -99,25 +99,27 @@ pub(super) fn mend(
 pub(crate) fn has_nothing(folder: &RunFolder, identity: &Identity<'_>) -> Result<bool, StoreError> {
     match examine(&folder.record(), identity)? {
         Found::Whole(_) => Ok(false),
-        _ => Ok(newest_copy(folder, identity, None)?.0.is_none()),
+        _ => Ok(newest_copy(folder, Some(identity), None)?.0.is_none()),
     }
 }
 
 /// The newest whole record of a folder that no coordinator has open: its own, or a checkpoint's copy of it.
-pub(super) fn newest_whole(
-    folder: &RunFolder,
-    identity: &Identity<'_>,
-) -> Result<Option<PathBuf>, StoreError> {
+pub(super) fn newest_whole(folder: &RunFolder) -> Result<Option<PathBuf>, StoreError> {
     let record = folder.record();
     let found = match fs::metadata(&record) {
-        Ok(metadata) if metadata.len() > 0 => read_only(&record, identity)?,
+        Ok(metadata) if metadata.len() > 0 => {
+            damage(&record, open_to_read(&record), |connection| {
+                check_pages(connection)?;
+                look(connection, None)
+            })?
+        }
         _ => Found::Missing,
     };
     let known = match found {
         Found::Whole(extent) => Some(extent),
         _ => None,
     };
-    let (copy, _) = newest_copy(folder, identity, known)?;
+    let (copy, _) = newest_copy(folder, None, known)?;
     Ok(copy.map(|copy| copy.path).or(known.map(|_| record)))
 }
 
@@ -187,27 +189,23 @@ fn examine(path: &Path, identity: &Identity<'_>) -> Result<Found, StoreError> {
     let opened = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE);
     damage(path, opened, |connection| {
         check_pages(connection)?;
-        look(connection, identity)
+        look(connection, Some(identity))
     })
 }
 
-/// Examines a record without leaving anything beside it, unless a log is there that belongs to it.
-fn read_only(path: &Path, identity: &Identity<'_>) -> Result<Found, StoreError> {
+/// Opens a record that may be in use, and leaves nothing beside one that is not.
+pub(super) fn open_to_read(path: &Path) -> rusqlite::Result<Connection> {
     let log = fs::metadata(companion(path, "-wal"));
-    let opened = match log.is_ok_and(|log| log.len() > 0) {
+    match log.is_ok_and(|log| log.len() > 0) {
         true => Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY),
         false => open_immutable(path),
-    };
-    damage(path, opened, |connection| {
-        check_pages(connection)?;
-        look(connection, identity)
-    })
+    }
 }
 
 /// The newest copy that knows more than that, and what is wrong with those that are newer.
 fn newest_copy(
     folder: &RunFolder,
-    identity: &Identity<'_>,
+    identity: Option<&Identity<'_>>,
     known: Option<Extent>,
 ) -> Result<(Option<Copy>, Vec<String>), StoreError> {
     let mut problems = Vec::new();
@@ -303,7 +301,8 @@ pub(super) fn check_pages(connection: &Connection) -> rusqlite::Result<()> {
     }
 }
 
-fn look(connection: &Connection, identity: &Identity<'_>) -> Looked {
+/// What a record is, if it is that of the run.
+fn look(connection: &Connection, identity: Option<&Identity<'_>>) -> Looked {
     if let Err(newer) = schema::check_version(connection)? {
         return Ok(Err(newer));
     }
@@ -311,7 +310,7 @@ fn look(connection: &Connection, identity: &Identity<'_>) -> Looked {
         return Ok(Ok(Found::Empty));
     }
     let recorded = identity::recorded(connection)?;
-    if let Err(other) = identity.check(&recorded) {
+    if let Some(Err(other)) = identity.map(|identity| identity.check(&recorded)) {
         return Ok(Err(other));
     }
     let extent = extent(connection)?;

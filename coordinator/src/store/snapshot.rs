@@ -57,7 +57,7 @@ impl Snapshots {
         self.running = Some(thread::spawn(snapshot));
     }
 
-    fn wait(&mut self) {
+    pub(super) fn wait(&mut self) {
         if let Some(running) = self.running.take() {
             // What went wrong in it has been told.
             let _ = running.join();

@@ -1,11 +1,12 @@
 //! What a store refuses, and what it tells readers. (That it gives back what was written is
 //! tested with the simulated runs.)
 
+mod mending;
+
 use std::path::Path;
 
 use retouch_proto::RunConfig;
 use retouch_proto::config::{Preset, preset};
-use retouch_proto::run_folder::CheckpointFile;
 use retouch_proto::status::{Event, EventKind};
 
 use super::{Reader, Store, StoreError};
@@ -146,36 +147,6 @@ fn an_old_record_is_brought_up_to_date_and_kept_as_it_was() {
         super::schema::version(&connection).unwrap()
     };
     assert_eq!((version("run.db"), version("run.db.schema1")), (2, 1));
-}
-
-#[test]
-fn a_record_with_damaged_pages_is_refused_and_its_snapshot_goes_on() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = RunFolder::new(folder.path()).record();
-    let config = preset(Preset::Tiny);
-    let (mut store, _) = Store::open(folder.path(), &config, "rows").unwrap();
-    let events: Vec<Entry> = (1..2_000).map(event).collect();
-    store.write(&events).unwrap();
-    store
-        .write(&[Entry::Checkpointed(Checkpoint::START)])
-        .unwrap();
-    drop(store);
-    let mut bytes = std::fs::read(&path).unwrap();
-    let len = bytes.len();
-    bytes[len / 2..len / 2 + 8_192].fill(0x5a);
-    std::fs::write(&path, bytes).unwrap();
-    let error = Store::open(folder.path(), &config, "rows")
-        .map(drop)
-        .unwrap_err()
-        .to_string();
-    let snapshot = folder
-        .path()
-        .join(CheckpointFile::Record.name(Iteration(0)));
-    let told = error.contains("is corrupt") && error.contains(&snapshot.display().to_string());
-    assert!(told, "{error}");
-    std::fs::copy(&snapshot, &path).unwrap();
-    let (_, record) = Store::open(folder.path(), &config, "rows").unwrap();
-    assert_eq!((record.incarnation, record.event_sequence), (2, 1_999));
 }
 
 #[test]
