@@ -28,8 +28,6 @@ const AUTHORITY_KEY_FILE: &str = "ca.key";
 const SECRET_FILE: &str = "secret";
 /// Uncompressed point of P-256.
 const PUBLIC_KEY_BYTES: usize = 65;
-/// Clocks of a cluster may differ.
-const CLOCK_SKEW: Duration = Duration::from_secs(24 * 3600);
 /// Longer than any run.
 const VALIDITY: Duration = Duration::from_secs(366 * 24 * 3600);
 
@@ -262,10 +260,11 @@ fn named(name: &str) -> DistinguishedName {
 }
 
 fn set_validity(params: &mut CertificateParams) {
+    let epoch = rcgen::date_time_ymd(1970, 1, 1);
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = rcgen::date_time_ymd(1970, 1, 1) + now.unwrap_or_default();
-    params.not_before = now - CLOCK_SKEW;
-    params.not_after = now + VALIDITY;
+    // Clocks of a cluster may differ, even by days, and only the end of its validity protects a run from a leaked key.
+    params.not_before = epoch;
+    params.not_after = epoch + now.unwrap_or_default() + VALIDITY;
 }
 
 fn random_secret() -> Result<[u8; 32], CredentialsError> {

@@ -10,6 +10,7 @@ use std::{
 };
 
 use retouch_proto::worker::Role;
+use rustls::pki_types::UnixTime;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tonic::{service::Routes, transport::server::TcpIncoming};
@@ -214,4 +215,34 @@ async fn an_absent_coordinator_is_waited_for_and_then_named() {
     let error = joined.unwrap_err();
     assert!(matches!(error, EnrollError::Away { .. }), "{error}");
     assert!(error.to_string().contains(&gone.to_string()), "{error}");
+}
+
+#[test]
+fn clocks_that_are_days_behind_believe_a_certificate_too() {
+    let (_folder, authority) = authority();
+    let credentials = authority.issue(LEARNER).unwrap();
+    let own = credentials.chain().unwrap().remove(0);
+    let own = webpki::EndEntityCert::try_from(&own).unwrap();
+    let root = credentials.authorities().unwrap().remove(0);
+    let root = webpki::anchor_from_trusted_cert(&root).unwrap();
+    let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms;
+    let now = UnixTime::now().as_secs();
+    let is_believed = |time_s: u64| {
+        let time = UnixTime::since_unix_epoch(Duration::from_secs(time_s));
+        let usage = webpki::KeyUsage::server_auth();
+        own.verify_for_usage(
+            algorithms.all,
+            &[root.clone()],
+            &[],
+            time,
+            usage,
+            None,
+            None,
+        )
+        .is_ok()
+    };
+    let day_s = 24 * 3600;
+    assert!(is_believed(now - 400 * day_s) && is_believed(now));
+    assert!(is_believed(now + 365 * day_s));
+    assert!(!is_believed(now + 367 * day_s));
 }
