@@ -98,6 +98,8 @@ pub(crate) struct Step {
 /// A run and what is done to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plan {
+    /// The kinds of faults that it was made of.
+    pub(crate) kinds: Vec<Kind>,
     pub(crate) ranks: u64,
     pub(crate) rollout_workers: u64,
     pub(crate) checkpoint_every: u64,
@@ -108,6 +110,7 @@ impl Plan {
     /// Nothing is done to this one.
     pub(crate) fn undisturbed(ranks: u64) -> Self {
         Self {
+            kinds: Vec::new(),
             ranks,
             rollout_workers: 2,
             checkpoint_every: 1,
@@ -120,6 +123,7 @@ impl Plan {
         // The sequences of neighbouring states are shifted copies of each other, those of their outputs are not.
         let mut random = Random::new(Random::new(seed).next());
         let mut plan = Self {
+            kinds: kinds.to_vec(),
             ranks: random.between(1, 2),
             rollout_workers: random.between(1, 2),
             checkpoint_every: random.between(1, 3),

@@ -76,7 +76,10 @@ pub(crate) fn text(outcomes: &[Outcome]) -> String {
         let _ = writeln!(text, "\n=== {}: {}", name(outcome), failure.what);
         let _ = writeln!(text, "{}\n{}", outcome.story.join("\n"), failure.logs);
         if let Some(seed) = outcome.task.seed {
-            let again = format!("--seed {seed} --staleness {}", outcome.task.staleness);
+            let kinds: Vec<&str> = outcome.task.plan.kinds.iter().map(|k| k.as_str()).collect();
+            let staleness = outcome.task.staleness;
+            let kinds = kinds.join(",");
+            let again = format!("--seed {seed} --staleness {staleness} --faults {kinds}");
             let _ = writeln!(text, "again: cargo xtask chaos {again}");
         }
     }
