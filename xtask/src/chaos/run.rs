@@ -25,8 +25,6 @@ pub(crate) const ITERATIONS: u64 = 6;
 const POLL: Duration = Duration::from_millis(5);
 /// How long what `launch` started may outlive it.
 const ORPHANS_MAX: Duration = Duration::from_secs(10);
-/// A process that is ended this soon after its start may not have learned yet how to end well.
-const STARTING: Duration = Duration::from_secs(1);
 const RESUME_AGAIN: Duration = Duration::from_millis(500);
 /// A run with more is given up.
 const PROBLEMS_MAX: usize = 3;
@@ -127,7 +125,8 @@ struct Run<'a> {
     folder: PathBuf,
     disk: Option<Disk>,
     launch: Option<Launch>,
-    launched: Instant,
+    /// How long the log was before this life of `launch`.
+    log_start: u64,
     launches: usize,
     begun: Instant,
     agenda: Vec<(Instant, Act)>,
@@ -164,7 +163,7 @@ impl<'a> Run<'a> {
             task,
             disk: None,
             launch: None,
-            launched: now,
+            log_start: 0,
             launches: 0,
             begun: now,
             agenda: Vec::new(),
@@ -212,6 +211,14 @@ impl<'a> Run<'a> {
         self.folder.join("run")
     }
 
+    fn log(&self) -> PathBuf {
+        self.folder.join("launch.log")
+    }
+
+    fn log_length(&self) -> u64 {
+        self.log().metadata().map_or(0, |log| log.len())
+    }
+
     fn clock_folder(&self) -> PathBuf {
         self.folder.join("clock")
     }
@@ -235,8 +242,8 @@ impl<'a> Run<'a> {
             command.env("LD_PRELOAD", library);
             command.env("CHAOS_CLOCK", self.clock_folder());
         }
-        self.launch = Some(Launch::start(command, &self.folder.join("launch.log"))?);
-        self.launched = Instant::now();
+        self.log_start = self.log_length();
+        self.launch = Some(Launch::start(command, &self.log())?);
         self.launches += 1;
         self.struck.clear();
         // Whoever launches a run again wants it to go on.
@@ -277,7 +284,9 @@ impl<'a> Run<'a> {
     /// Whether `launch` may end so before the run is over.
     fn judge_end(&mut self, status: ExitStatus, committed: u64) -> anyhow::Result<()> {
         let is_asked = status.success() && self.is_ending;
-        if !is_asked && !is_expected(status, &self.struck, self.launched.elapsed()) {
+        // Before its first words it has not learned to end well.
+        let is_starting = self.log_length() == self.log_start;
+        if !is_asked && !is_expected(status, &self.struck, is_starting) {
             self.problem(format!(
                 "launch ended after {committed} of {ITERATIONS} iterations with {status}, having been sent {:?}",
                 self.struck
@@ -486,7 +495,7 @@ impl<'a> Run<'a> {
     }
 
     fn logs(&self) -> String {
-        let own = self.folder.join("launch.log");
+        let own = self.log();
         let logs = std::fs::read_dir(self.run_folder().join("logs"));
         let mut files: Vec<PathBuf> = logs
             .into_iter()
@@ -521,7 +530,7 @@ impl<'a> Run<'a> {
 }
 
 /// Whether these signals explain an end: 75 asks to be started again, 130 is what shells say of Ctrl-C.
-fn is_expected(status: ExitStatus, struck: &[Signal], age: Duration) -> bool {
+fn is_expected(status: ExitStatus, struck: &[Signal], is_starting: bool) -> bool {
     let explains = |signal: &Signal| match signal {
         Signal::Kill => status.signal() == Some(Unix::SIGKILL as i32),
         Signal::Term | Signal::Hup => status.code() == Some(75),
@@ -530,7 +539,7 @@ fn is_expected(status: ExitStatus, struck: &[Signal], age: Duration) -> bool {
     let is_signal = |signal: &Signal| status.signal() == Some(Unix::from(*signal) as i32);
     // The second ends a process at once.
     let is_second = struck.len() > 1 && status.code() == Some(130);
-    is_second || struck.iter().any(explains) || (age < STARTING && struck.iter().any(is_signal))
+    is_second || struck.iter().any(explains) || (is_starting && struck.iter().any(is_signal))
 }
 
 fn tail(file: &Path) -> String {
@@ -591,19 +600,18 @@ mod tests {
 
     #[test]
     fn ends_are_explained_by_what_was_sent() {
-        let long = Duration::from_secs(5);
         let exit = |code: i32| ExitStatus::from_raw(code << 8);
         let signal = ExitStatus::from_raw;
-        assert!(is_expected(signal(9), &[Signal::Kill], long));
-        assert!(is_expected(exit(75), &[Signal::Term], long));
-        assert!(is_expected(exit(75), &[Signal::Hup], long));
-        assert!(is_expected(exit(130), &[Signal::Int], long));
-        assert!(is_expected(exit(130), &[Signal::Hup, Signal::Term], long));
-        assert!(is_expected(signal(15), &[Signal::Term], Duration::ZERO));
+        assert!(is_expected(signal(9), &[Signal::Kill], false));
+        assert!(is_expected(exit(75), &[Signal::Term], false));
+        assert!(is_expected(exit(75), &[Signal::Hup], false));
+        assert!(is_expected(exit(130), &[Signal::Int], false));
+        assert!(is_expected(exit(130), &[Signal::Hup, Signal::Term], false));
+        assert!(is_expected(signal(15), &[Signal::Term], true));
         for status in [signal(15), exit(1), exit(143), exit(130), exit(0)] {
-            assert!(!is_expected(status, &[Signal::Term], long), "{status}");
+            assert!(!is_expected(status, &[Signal::Term], false), "{status}");
         }
-        assert!(!is_expected(exit(75), &[], long));
-        assert!(!is_expected(exit(1), &[], long));
+        assert!(!is_expected(exit(75), &[], false));
+        assert!(!is_expected(exit(1), &[], false));
     }
 }
