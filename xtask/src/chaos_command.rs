@@ -72,6 +72,7 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> anyhow::Result<()> {
     }
     let outcomes = options.campaign.make(&place, |outcome| {
         eprintln!("{}", report::line(outcome));
+        eprint!("{}", report::details(outcome));
     });
     match report::is_well(&outcomes) || !options.campaign.keep {
         true => std::fs::remove_dir_all(&place.folder)?,
@@ -80,7 +81,7 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> anyhow::Result<()> {
     if options.json {
         println!("{:#}", report::json(&outcomes, &left_out));
     } else {
-        println!("{}", report::text(&outcomes));
+        print!("\n{}", report::table(&outcomes));
     }
     for what in &left_out {
         eprintln!("LEFT OUT: {what}");

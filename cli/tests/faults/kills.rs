@@ -32,8 +32,11 @@ fn kills_and_stops_of_every_process_change_nothing() {
         keep: false,
         aloud: false,
     };
-    let outcomes = campaign.make(&place, |outcome| println!("{}", report::line(outcome)));
-    assert!(report::is_well(&outcomes), "{}", report::text(&outcomes));
+    let outcomes = campaign.make(&place, |outcome| {
+        println!("{}", report::line(outcome));
+        print!("{}", report::details(outcome));
+    });
+    assert!(report::is_well(&outcomes), "{}", report::table(&outcomes));
     let mut faults = BTreeMap::new();
     for (kind, count) in outcomes.iter().flat_map(|outcome| &outcome.faults) {
         *faults.entry(kind.as_str()).or_default() += count;

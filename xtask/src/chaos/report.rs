@@ -50,9 +50,9 @@ pub(crate) fn line(outcome: &Outcome) -> String {
     )
 }
 
-/// The table, and everything about each run that failed.
-pub(crate) fn text(outcomes: &[Outcome]) -> String {
-    let mut text = String::from("\nstaleness  ranks   runs");
+/// All runs.
+pub(crate) fn table(outcomes: &[Outcome]) -> String {
+    let mut text = String::from("staleness  ranks   runs");
     for kind in Kind::ALL {
         let _ = write!(text, "{:>6}", kind.as_str());
     }
@@ -72,18 +72,25 @@ pub(crate) fn text(outcomes: &[Outcome]) -> String {
             hashes.join(" ")
         );
     }
-    for (outcome, failure) in failures(outcomes) {
-        let _ = writeln!(text, "\n=== {}: {}", name(outcome), failure.what);
-        let _ = writeln!(text, "{}\n{}", outcome.story.join("\n"), failure.logs);
-        if let Some(seed) = outcome.task.seed {
-            let kinds: Vec<&str> = outcome.task.plan.kinds.iter().map(|k| k.as_str()).collect();
-            let staleness = outcome.task.staleness;
-            let kinds = kinds.join(",");
-            let again = format!("--seed {seed} --staleness {staleness} --faults {kinds}");
-            let _ = writeln!(text, "again: cargo xtask chaos {again}");
-        }
-    }
     text
+}
+
+/// Everything about a run that failed; nothing about others.
+pub(crate) fn details(outcome: &Outcome) -> String {
+    let Some(failure) = &outcome.failure else {
+        return String::new();
+    };
+    let (story, logs) = (outcome.story.join("\n"), &failure.logs);
+    let again = outcome.task.seed.map_or(String::new(), |seed| {
+        let kinds: Vec<&str> = outcome.task.plan.kinds.iter().map(|k| k.as_str()).collect();
+        let (staleness, kinds) = (outcome.task.staleness, kinds.join(","));
+        format!("again: cargo xtask chaos --seed {seed} --staleness {staleness} --faults {kinds}\n")
+    });
+    format!(
+        "=== {}: {}\n{story}\n{logs}{again}",
+        name(outcome),
+        failure.what
+    )
 }
 
 pub(crate) fn json(outcomes: &[Outcome], left_out: &[String]) -> Value {
