@@ -24,6 +24,7 @@ use crate::lookup::Lookup;
 use crate::machine::Machine;
 use crate::machine::io::Outcome;
 use crate::machine::record::{Record, Standing};
+use crate::renewal;
 use crate::roster::Roster;
 use crate::services_grpc::Services;
 use crate::shell::{Handle, Refused, Request, Shell};
@@ -185,7 +186,8 @@ impl ServeError {
 pub struct Coordinator {
     address: SocketAddr,
     outcome: oneshot::Receiver<ShellEnd>,
-    services: AbortOnDrop,
+    services: AbortOnDrop<Result<(), tonic::transport::Error>>,
+    _renewal: Option<AbortOnDrop<()>>,
     stop_services: oneshot::Sender<()>,
     keeper: Keeper,
     handle: Handle,
@@ -194,9 +196,9 @@ pub struct Coordinator {
 }
 
 /// A coordinator that is dropped stops listening, and its shell ends with the last connection.
-struct AbortOnDrop(JoinHandle<Result<(), tonic::transport::Error>>);
+struct AbortOnDrop<T>(JoinHandle<T>);
 
-impl Drop for AbortOnDrop {
+impl<T> Drop for AbortOnDrop<T> {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -251,6 +253,10 @@ impl Coordinator {
             charts,
         )?;
         let outcome = run_shell(shell, lock);
+        let renewal = admission.authority().map(|authority| {
+            let renewal = renewal::renew(authority, folder.clone(), renewal::DAILY);
+            AbortOnDrop(tokio::spawn(renewal))
+        });
         let services = Services {
             handle: handle.clone(),
             access,
@@ -270,6 +276,7 @@ impl Coordinator {
             address,
             outcome,
             services,
+            _renewal: renewal,
             stop_services,
             keeper,
             handle,

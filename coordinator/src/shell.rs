@@ -310,7 +310,7 @@ impl Shell {
             return Ok(None);
         }
         let Held { entries, rest } = std::mem::take(&mut self.held);
-        self.chart(&entries)?;
+        self.chart(&entries);
         let mut outcome = None;
         for output in rest {
             match output {
@@ -347,21 +347,21 @@ impl Shell {
     }
 
     /// Charts are nice to have: if they could not be written, the next commit tries again.
-    fn chart(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
-        let now_ms = self.clock.now_ms();
+    fn chart(&mut self, entries: &[Entry]) {
         let committed = entries.iter().filter_map(|entry| match entry {
-            Entry::Committed(entry) => Some(entry),
+            Entry::Committed(entry) => Some(&entry.metrics),
             _ => None,
         });
-        let is_rewound = entries
-            .iter()
-            .any(|entry| matches!(entry, Entry::Rewound { .. }));
-        if is_rewound || (!self.charts.are_open() && committed.clone().next().is_some()) {
-            self.charts.begin(&self.store.iterations()?, now_ms);
-        } else {
-            committed.for_each(|entry| self.charts.add(&entry.metrics, now_ms));
+        let is_rewound = |entry| matches!(entry, &Entry::Rewound { .. });
+        let missed = !self.charts.are_open() && committed.clone().next().is_some();
+        let now_ms = self.clock.now_ms();
+        if !missed && !entries.iter().any(is_rewound) {
+            return committed.for_each(|metrics| self.charts.add(metrics, now_ms));
         }
-        Ok(())
+        match self.store.iterations() {
+            Ok(history) => self.charts.begin(&history, now_ms),
+            Err(error) => tracing::warn!(%error, "the charts stay as they are"),
+        }
     }
 
     fn send(&mut self, output: Output) {

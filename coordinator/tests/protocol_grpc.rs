@@ -208,6 +208,10 @@ async fn a_run_over_sockets_ends_and_leaves_its_record() {
         let outcome = coordinator.wait().await.unwrap();
         assert_eq!(outcome.iteration.0, 3);
         assert_eq!(outcome.ema_adapter, Some(ContentHash::of(b"ema")));
+        let left = fs::read_dir(folder.run_dir()).unwrap();
+        let left = left.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let record: Vec<String> = left.filter(|name| name.starts_with("run.db")).collect();
+        assert_eq!(record, ["run.db"], "a copy of it is a copy of the record");
 
         let reader = Reader::open(&folder.run_dir()).unwrap();
         let iterations = reader.iterations().unwrap();

@@ -13,7 +13,7 @@ use rcgen::{
 use retouch_proto::ContentHash;
 
 use crate::{
-    credentials::{AUTHORITY_FILE, Credentials, certificates},
+    credentials::{AUTHORITY_FILE, CERTIFICATE_FILE, Credentials, KEY_FILE, certificates},
     error::CredentialsError,
     files,
     principal::Principal,
@@ -28,8 +28,16 @@ const AUTHORITY_KEY_FILE: &str = "ca.key";
 const SECRET_FILE: &str = "secret";
 /// Uncompressed point of P-256.
 const PUBLIC_KEY_BYTES: usize = 65;
-/// Longer than any run.
-const VALIDITY: Duration = Duration::from_secs(366 * 24 * 3600);
+/// Clocks of a cluster may differ.
+const CLOCK_SKEW: Duration = DAY;
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Of a certificate. Those in the run folder are renewed in time; a copy elsewhere is good for as long as a run.
+const VALIDITY: Duration = DAY.saturating_mul(366);
+/// Of the authority's own, which is never renewed: nodes elsewhere know it by its hash. (Its dates are for other tools:
+/// TLS looks at those of the certificates below it alone, so old folders whose authority has a shorter one stay good.)
+const AUTHORITY_VALIDITY: Duration = DAY.saturating_mul(366 * 50);
+/// A certificate that is valid for less is renewed.
+const RENEW_BEFORE: Duration = DAY.saturating_mul(60);
 
 /// Issues certificates and knows every principal's token.
 pub struct Authority {
@@ -45,6 +53,33 @@ impl fmt::Debug for Authority {
         f.debug_struct("Authority")
             .field("hash", &self.hash)
             .finish_non_exhaustive()
+    }
+}
+
+/// Of a certificate that is being made; before 1970 there are none.
+#[derive(Clone, Copy)]
+pub(crate) struct Dates {
+    not_before: Duration,
+    not_after: Duration,
+}
+
+impl Dates {
+    pub(crate) fn from(now: SystemTime, validity: Duration) -> Self {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            not_before: now.saturating_sub(CLOCK_SKEW),
+            not_after: now + validity,
+        }
+    }
+
+    fn of_authority(now: SystemTime) -> Self {
+        Self::from(now, AUTHORITY_VALIDITY)
+    }
+
+    fn set(self, params: &mut CertificateParams) {
+        let epoch = rcgen::date_time_ymd(1970, 1, 1);
+        params.not_before = epoch + self.not_before;
+        params.not_after = epoch + self.not_after;
     }
 }
 
@@ -85,7 +120,7 @@ impl Authority {
         if own.join(AUTHORITY_KEY_FILE).exists() {
             Self::open(&own)
         } else {
-            Self::create(&own)
+            Self::create(&own, Dates::of_authority(SystemTime::now()))
         }
     }
 
@@ -100,20 +135,22 @@ impl Authority {
         let certificate_pem = files::read(&certificate_path)?;
         let hash = hash_of(&certificate_pem).map_err(|text| bad(&certificate_path, text))?;
         Ok(Self {
-            issuer: Issuer::new(authority_params(&key), key),
+            issuer: Issuer::new(authority_params(&key, Dates::of_authority(UNIX_EPOCH)), key),
             certificate_pem,
             hash,
             secret: *secret.as_bytes(),
         })
     }
 
-    fn create(own: &Path) -> Result<Self, CredentialsError> {
+    pub(crate) fn create(own: &Path, dates: Dates) -> Result<Self, CredentialsError> {
         let issue = |source| CredentialsError::Issue {
             principal: "the authority".to_owned(),
             source,
         };
         let key = KeyPair::generate().map_err(issue)?;
-        let certificate = authority_params(&key).self_signed(&key).map_err(issue)?;
+        let certificate = authority_params(&key, dates)
+            .self_signed(&key)
+            .map_err(issue)?;
         let secret = random_secret()?;
         files::make_folder(own)?;
         files::write(&own.join(AUTHORITY_FILE), &certificate.pem())?;
@@ -130,6 +167,15 @@ impl Authority {
     /// # Errors
     /// If no key can be made.
     pub fn issue(&self, principal: Principal) -> Result<Credentials, CredentialsError> {
+        self.issue_from(principal, SystemTime::now())
+    }
+
+    /// The same, valid from a day before that time on.
+    pub(crate) fn issue_from(
+        &self,
+        principal: Principal,
+        now: SystemTime,
+    ) -> Result<Credentials, CredentialsError> {
         let issue = |source| CredentialsError::Issue {
             principal: principal.to_string(),
             source,
@@ -137,7 +183,7 @@ impl Authority {
         let key = KeyPair::generate().map_err(issue)?;
         Ok(Credentials {
             authority_pem: self.certificate_pem.clone(),
-            certificate_pem: self.certify(principal, &key).map_err(issue)?,
+            certificate_pem: self.certify(principal, &key, now).map_err(issue)?,
             key_pem: key.serialize_pem(),
         })
     }
@@ -149,33 +195,64 @@ impl Authority {
         JoinToken::new(principal, self.hash, hasher.finalize())
     }
 
-    /// Writes a folder with certificate, key and token for every principal: new certificates
-    /// at each call, the same tokens for ever.
+    /// Makes a folder complete, with certificate, key and token for every principal. What is there stays, except that
+    /// certificates of this authority that expire within 60 days, or are not valid now for another reason, are renewed:
+    /// keys and tokens are the same for ever.
     ///
     /// # Errors
-    /// If they can't be written.
-    pub fn write_all(&self, folder: &Path) -> Result<(), CredentialsError> {
+    /// If it can't be written.
+    pub fn write_missing(&self, folder: &Path) -> Result<(), CredentialsError> {
+        self.write_missing_at(folder, SystemTime::now())
+    }
+
+    pub(crate) fn write_missing_at(
+        &self,
+        folder: &Path,
+        now: SystemTime,
+    ) -> Result<(), CredentialsError> {
         for principal in Principal::ALL {
             let own = principal_folder(folder, principal);
-            self.issue(principal)?.write(&own)?;
-            if principal != Principal::Coordinator {
-                files::write(&own.join(TOKEN_FILE), &self.token(principal).reveal())?;
+            // Written last: where it is, the others are.
+            if own.join(KEY_FILE).exists() {
+                self.renew(&own, principal, now)?;
+            } else {
+                self.issue_from(principal, now)?.write(&own)?;
+            }
+            let token = own.join(TOKEN_FILE);
+            if principal != Principal::Coordinator && !token.exists() {
+                files::write(&token, &self.token(principal).reveal())?;
             }
         }
         Ok(())
     }
 
-    /// Writes what [`Self::write_all`] does, unless it is there.
-    ///
-    /// # Errors
-    /// If it can't be written.
-    pub fn write_missing(&self, folder: &Path) -> Result<(), CredentialsError> {
-        // Written last: where it is, everything is.
-        let last = principal_folder(folder, Principal::Control).join(TOKEN_FILE);
-        if last.exists() {
+    /// Replaces one file: whoever reads the folder meanwhile finds a certificate that fits the key.
+    fn renew(
+        &self,
+        own: &Path,
+        principal: Principal,
+        now: SystemTime,
+    ) -> Result<(), CredentialsError> {
+        // What is damaged is not for us to hide: who loads it says so.
+        let Ok(old) = Credentials::read(own) else {
+            return Ok(());
+        };
+        let lasts = old
+            .validity()
+            .is_some_and(|validity| validity.lasts(now, RENEW_BEFORE));
+        if lasts || old.authority_pem != self.certificate_pem {
             return Ok(());
         }
-        self.write_all(folder)
+        let issue = |source| CredentialsError::Issue {
+            principal: principal.to_string(),
+            source,
+        };
+        let key = KeyPair::from_pem(&old.key_pem).map_err(issue)?;
+        let certificate = self.certify(principal, &key, now).map_err(issue)?;
+        let file = own.join(CERTIFICATE_FILE);
+        files::write(&file, &certificate)?;
+        tracing::info!(file = %file.display(), "a certificate was renewed");
+        Ok(())
     }
 
     /// The authority's own certificate.
@@ -202,7 +279,7 @@ impl Authority {
             let found = public_key.len();
             return Err(Refusal::Key { found });
         }
-        let issued = self.certify(wanted, &PublicKey(public_key));
+        let issued = self.certify(wanted, &PublicKey(public_key), SystemTime::now());
         issued.map_err(|error| {
             tracing::error!(%error, principal = %wanted, "a certificate could not be issued");
             Refusal::Broken
@@ -214,13 +291,14 @@ impl Authority {
         &self,
         principal: Principal,
         key: &impl PublicKeyData,
+        now: SystemTime,
     ) -> Result<String, rcgen::Error> {
         let mut params = CertificateParams::new(principal.dns_names())?;
         params.distinguished_name = named(&principal.dns_name());
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = usages(principal);
         params.use_authority_key_identifier_extension = true;
-        set_validity(&mut params);
+        Dates::from(now, VALIDITY).set(&mut params);
         let certificate = params.signed_by(key, &self.issuer)?;
         Ok(certificate.pem() + &self.certificate_pem)
     }
@@ -243,13 +321,13 @@ fn usages(principal: Principal) -> Vec<ExtendedKeyUsagePurpose> {
 
 /// Depends on the key alone, so that the issuer is the same whenever it is opened; two runs'
 /// authorities have different names, and a certificate of the other run a clear error.
-fn authority_params(key: &KeyPair) -> CertificateParams {
+fn authority_params(key: &KeyPair, dates: Dates) -> CertificateParams {
     let mut params = CertificateParams::default();
     let hash = blake3::hash(key.der_bytes()).to_hex();
     params.distinguished_name = named(&format!("retouch run {}", &hash[..16]));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    set_validity(&mut params);
+    dates.set(&mut params);
     params
 }
 
@@ -257,14 +335,6 @@ fn named(name: &str) -> DistinguishedName {
     let mut distinguished = DistinguishedName::new();
     distinguished.push(DnType::CommonName, name);
     distinguished
-}
-
-fn set_validity(params: &mut CertificateParams) {
-    let epoch = rcgen::date_time_ymd(1970, 1, 1);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    // Clocks of a cluster may differ, even by days, and only the end of its validity protects a run from a leaked key.
-    params.not_before = epoch;
-    params.not_after = epoch + now.unwrap_or_default() + VALIDITY;
 }
 
 fn random_secret() -> Result<[u8; 32], CredentialsError> {

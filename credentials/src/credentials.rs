@@ -1,10 +1,10 @@
 //! What one process holds: the authority's certificate, its own, and its key.
 
-use std::{fmt, path::Path};
+use std::{fmt, path::Path, time::SystemTime};
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
-use crate::{error::CredentialsError, files};
+use crate::{access::principals, error::CredentialsError, files, principal, validity::Validity};
 
 /// The authority's certificate, or those of several, as PEM.
 pub const AUTHORITY_FILE: &str = "ca.pem";
@@ -25,8 +25,29 @@ impl Credentials {
     /// Reads `ca.pem`, `cert.pem` and `key.pem`.
     ///
     /// # Errors
-    /// If one is missing or holds something else, or strangers can read the key.
+    /// If one is missing or holds something else, strangers can read the key, or the certificate is not valid now: nobody
+    /// would believe it.
     pub fn load(folder: &Path) -> Result<Self, CredentialsError> {
+        Self::load_at(folder, SystemTime::now())
+    }
+
+    pub(crate) fn load_at(folder: &Path, now: SystemTime) -> Result<Self, CredentialsError> {
+        let credentials = Self::read(folder)?;
+        match credentials
+            .validity()
+            .and_then(|validity| validity.problem(now))
+        {
+            Some(problem) => Err(CredentialsError::Dates {
+                holder: credentials.holder(),
+                folder: folder.to_owned(),
+                problem,
+            }),
+            None => Ok(credentials),
+        }
+    }
+
+    /// Whatever the dates.
+    pub(crate) fn read(folder: &Path) -> Result<Self, CredentialsError> {
         let credentials = Self {
             authority_pem: files::read(&folder.join(AUTHORITY_FILE))?,
             certificate_pem: files::read(&folder.join(CERTIFICATE_FILE))?,
@@ -55,6 +76,18 @@ impl Credentials {
         files::write(&folder.join(AUTHORITY_FILE), &self.authority_pem)?;
         files::write(&folder.join(CERTIFICATE_FILE), &self.certificate_pem)?;
         files::write(&folder.join(KEY_FILE), &self.key_pem)
+    }
+
+    /// From when until when the certificate is valid.
+    pub(crate) fn validity(&self) -> Option<Validity> {
+        Validity::of(self.chain().ok()?.first()?)
+    }
+
+    /// Whom the certificate speaks for.
+    fn holder(&self) -> String {
+        let chain = self.chain().unwrap_or_default();
+        let known = chain.first().map(principals).unwrap_or_default();
+        principal::list(&known)
     }
 
     pub(crate) fn authorities(&self) -> Result<Vec<CertificateDer<'static>>, String> {

@@ -109,3 +109,10 @@ pub(crate) async fn enroll(
         Err(status) => Err(CallError::Away(explain(&status))),
     }
 }
+
+/// A call to the service by someone with a certificate.
+#[cfg(test)]
+pub(crate) async fn call(endpoint: &tonic::transport::Endpoint) -> Result<(), Status> {
+    let mut client = EnrollmentClient::new(endpoint.connect_lazy());
+    client.enroll(EnrollRequest::default()).await.map(drop)
+}

@@ -3,7 +3,10 @@
 use std::{error::Error, io, path::PathBuf};
 
 use retouch_proto::files::is_lasting;
+use rustls::AlertDescription;
 use tonic::{Code, Status};
+
+use crate::validity::{expired, not_valid_yet};
 
 /// How rustls begins to tell of an alert.
 const ALERT: &str = "received fatal alert";
@@ -35,6 +38,19 @@ pub enum CredentialsError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A certificate that is not valid now.
+    #[error(
+        "the certificate of {holder} in {} {problem}; the next start of the run's coordinator renews it in the run \
+         folder, elsewhere take a copy from there or join with a token", folder.display()
+    )]
+    Dates {
+        /// Whom it speaks for.
+        holder: String,
+        /// Where it is.
+        folder: PathBuf,
+        /// Since or from when.
+        problem: String,
+    },
     /// A certificate that can't be made.
     #[error("cannot issue a certificate for {principal}: {source}")]
     Issue {
@@ -63,6 +79,7 @@ impl CredentialsError {
             Self::Io { source, .. } => is_lasting(source),
             Self::Exposed { .. }
             | Self::File { .. }
+            | Self::Dates { .. }
             | Self::Issue { .. }
             | Self::Unusable(_)
             | Self::Address { .. } => true,
@@ -81,7 +98,7 @@ impl CredentialsError {
 pub fn explain(status: &Status) -> String {
     let mut text = format!("{:?}: {}", status.code(), status.message());
     for cause in causes(status) {
-        let cause = cause.to_string();
+        let cause = dated(cause).unwrap_or_else(|| cause.to_string());
         if !text.contains(&cause) {
             text = format!("{text}: {cause}");
         }
@@ -118,13 +135,43 @@ pub(crate) fn causes<'a>(
     })
 }
 
-/// TLS errors that mean something else than a broken connection.
-fn is_about_certificates(cause: &(dyn Error + 'static)) -> bool {
+/// What is said about a certificate with wrong dates: which dates, or that it is a matter of clocks.
+fn dated(cause: &(dyn Error + 'static)) -> Option<String> {
+    use rustls::CertificateError::{ExpiredContext, NotValidYetContext};
+    let peers = |problem| Some(format!("the other side's certificate {problem}"));
+    let by_the_others_clock =
+        "by the other side's clock, this side's certificate has expired or is not valid yet";
+    let Some(error) = tls_error(cause) else {
+        // An alert that comes late is only left as text.
+        let text = cause.to_string();
+        let is_about_dates = text.starts_with(ALERT) && text.ends_with("CertificateExpired");
+        return is_about_dates.then(|| by_the_others_clock.to_owned());
+    };
+    match error {
+        rustls::Error::InvalidCertificate(ExpiredContext { time, not_after }) => {
+            peers(expired(not_after.as_secs(), time.as_secs()))
+        }
+        rustls::Error::InvalidCertificate(NotValidYetContext { time, not_before }) => {
+            peers(not_valid_yet(not_before.as_secs(), time.as_secs()))
+        }
+        rustls::Error::AlertReceived(AlertDescription::CertificateExpired) => {
+            Some(by_the_others_clock.to_owned())
+        }
+        _ => None,
+    }
+}
+
+fn tls_error<'a>(cause: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     let wrapped = cause
         .downcast_ref::<io::Error>()
         .and_then(io::Error::get_ref);
     let direct = cause.downcast_ref::<rustls::Error>();
-    let error = direct.or_else(|| wrapped?.downcast_ref::<rustls::Error>());
+    direct.or_else(|| wrapped?.downcast_ref::<rustls::Error>())
+}
+
+/// TLS errors that mean something else than a broken connection.
+fn is_about_certificates(cause: &(dyn Error + 'static)) -> bool {
+    let error = tls_error(cause);
     // An alert that comes late is only left as text.
     let text = || cause.to_string().starts_with(ALERT);
     error.map_or_else(text, |error| {

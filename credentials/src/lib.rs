@@ -20,6 +20,7 @@ pub mod handshake;
 mod pinned;
 pub mod principal;
 mod token;
+mod validity;
 
 pub use access::{Access, Strangers, use_ring};
 pub use authority::Authority;

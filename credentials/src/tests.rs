@@ -6,11 +6,10 @@ use std::{
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use retouch_proto::worker::Role;
-use rustls::pki_types::UnixTime;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tonic::{service::Routes, transport::server::TcpIncoming};
@@ -50,7 +49,7 @@ fn files_below(folder: &Path) -> Vec<std::path::PathBuf> {
 #[test]
 fn files_are_for_their_owner_alone_and_tokens_stay() {
     let (folder, first) = authority();
-    first.write_all(folder.path()).unwrap();
+    first.write_missing(folder.path()).unwrap();
     let files = files_below(folder.path());
     assert_eq!(files.len(), 3 + 5 * 3 + 4);
     for file in files {
@@ -217,32 +216,143 @@ async fn an_absent_coordinator_is_waited_for_and_then_named() {
     assert!(error.to_string().contains(&gone.to_string()), "{error}");
 }
 
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+fn day(number: u32) -> SystemTime {
+    SystemTime::now() + DAY * number
+}
+
+fn days_ago(number: u32) -> SystemTime {
+    SystemTime::now() - DAY * number
+}
+
+/// `YYYY-MM-DD`.
+fn date(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap();
+    (rcgen::date_time_ymd(1970, 1, 1) + since)
+        .date()
+        .to_string()
+}
+
 #[test]
-fn clocks_that_are_days_behind_believe_a_certificate_too() {
-    let (_folder, authority) = authority();
-    let credentials = authority.issue(LEARNER).unwrap();
-    let own = credentials.chain().unwrap().remove(0);
-    let own = webpki::EndEntityCert::try_from(&own).unwrap();
-    let root = credentials.authorities().unwrap().remove(0);
-    let root = webpki::anchor_from_trusted_cert(&root).unwrap();
-    let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms;
-    let now = UnixTime::now().as_secs();
-    let is_believed = |time_s: u64| {
-        let time = UnixTime::since_unix_epoch(Duration::from_secs(time_s));
-        let usage = webpki::KeyUsage::server_auth();
-        own.verify_for_usage(
-            algorithms.all,
-            &[root.clone()],
-            &[],
-            time,
-            usage,
-            None,
-            None,
-        )
-        .is_ok()
+fn certificates_are_renewed_in_time_with_the_same_keys_and_tokens() {
+    let (folder, authority) = authority();
+    authority.write_missing(folder.path()).unwrap();
+    let contents = || -> Vec<(std::path::PathBuf, String)> {
+        let mut files = files_below(folder.path());
+        files.sort();
+        let read = |file: std::path::PathBuf| (file.clone(), fs::read_to_string(file).unwrap());
+        files.into_iter().map(read).collect()
     };
-    let day_s = 24 * 3600;
-    assert!(is_believed(now - 400 * day_s) && is_believed(now));
-    assert!(is_believed(now + 365 * day_s));
-    assert!(!is_believed(now + 367 * day_s));
+    let first = contents();
+    authority.write_missing_at(folder.path(), day(300)).unwrap();
+    assert_eq!(contents(), first, "they last for two months more");
+    let mut before = first;
+    // Also those that have expired, and those of a clock that was ahead.
+    for number in [310, 2_000, 0] {
+        let now = day(number);
+        authority.write_missing_at(folder.path(), now).unwrap();
+        let renewed = contents();
+        let changed = before.iter().zip(&renewed).filter(|(old, new)| old != new);
+        let changed: Vec<_> = changed.map(|(old, _)| old.0.file_name().unwrap()).collect();
+        assert_eq!(changed, ["cert.pem"; 5]);
+        for principal in Principal::ALL {
+            let own = authority::principal_folder(folder.path(), principal);
+            Credentials::load_at(&own, now).unwrap();
+        }
+        before = renewed;
+    }
+}
+
+#[test]
+fn what_another_authority_issued_is_left_alone() {
+    let ((folder, authority), (_other_folder, other)) = (authority(), authority());
+    other
+        .write_missing_at(folder.path(), days_ago(400))
+        .unwrap();
+    let certificate = folder.path().join("learner/cert.pem");
+    let before = fs::read(&certificate).unwrap();
+    authority.write_missing(folder.path()).unwrap();
+    assert_eq!(fs::read(certificate).unwrap(), before);
+}
+
+#[test]
+fn a_folder_that_is_a_year_old_says_so() {
+    let (folder, authority) = authority();
+    let own = folder.path().join("mine");
+    let issued = authority.issue_from(LEARNER, days_ago(400)).unwrap();
+    issued.write(&own).unwrap();
+    let error = Credentials::load(&own).unwrap_err().to_string();
+    let expected = format!(
+        "the certificate of learner in {} expired on {}; this machine's clock says {}",
+        own.display(),
+        date(days_ago(34)),
+        date(SystemTime::now()),
+    );
+    assert!(error.starts_with(&expected), "{error}");
+    authority
+        .issue_from(LEARNER, day(9))
+        .unwrap()
+        .write(&own)
+        .unwrap();
+    let error = Credentials::load(&own).unwrap_err().to_string();
+    let expected = format!("is not valid before {}; this machine's clock", date(day(8)));
+    assert!(error.contains(&expected), "{error}");
+}
+
+/// What a client is told that has these credentials, where the server has those.
+async fn told(server: Credentials, client: Credentials) -> Result<(), String> {
+    let mut server = Access::from(server).server(Strangers::Refused).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (_folder, other) = authority();
+    let router = server.add_routes(other.add_enrollment(Routes::default()));
+    tokio::spawn(router.serve_with_incoming(TcpIncoming::from(listener)));
+    let endpoint = Access::from(client).endpoint(&address, access::Peer::Coordinator);
+    let answer = enrollment_grpc::call(&endpoint.unwrap()).await;
+    match answer {
+        // The service was reached, and knows no such token.
+        Err(status) if status.code() == tonic::Code::InvalidArgument => Ok(()),
+        Err(status) if is_distrust(&status) => Err(explain(&status)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn wrong_dates_are_told_on_both_sides() {
+    let (_folder, authority) = authority();
+    let (server, client) = (Principal::Coordinator, LEARNER);
+    let issue = |principal, now| authority.issue_from(principal, now).unwrap();
+    let now = SystemTime::now();
+    told(issue(server, now), issue(client, now)).await.unwrap();
+    let error = told(issue(server, days_ago(400)), issue(client, now)).await;
+    let error = error.unwrap_err();
+    let expected = format!(
+        "the other side's certificate expired on {}",
+        date(days_ago(34))
+    );
+    assert!(error.contains(&expected), "{error}");
+    let error = told(issue(server, day(9)), issue(client, now)).await;
+    let error = error.unwrap_err();
+    let expected = format!("certificate is not valid before {}", date(day(8)));
+    assert!(error.contains(&expected), "{error}");
+    let error = told(issue(server, now), issue(client, days_ago(400))).await;
+    let error = error.unwrap_err();
+    assert!(
+        error.contains("by the other side's clock, this side's"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn an_authority_whose_own_certificate_has_expired_still_speaks_for_its_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let dates = authority::Dates::from(days_ago(400), DAY * 366);
+    Authority::create(&folder.path().join("authority"), dates).unwrap();
+    let authority = Arc::new(Authority::open_or_create(folder.path()).unwrap());
+    let address = serve(&authority).await.to_string();
+    let token = authority.token(LEARNER);
+    let credentials = enroll(&address, &token, LEARNER, PATIENCE).await.unwrap();
+    let server = authority.issue(Principal::Coordinator).unwrap();
+    told(server, credentials).await.unwrap();
 }

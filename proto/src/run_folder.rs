@@ -3,14 +3,14 @@
 //! | name | what it is | written by | read by |
 //! |---|---|---|---|
 //! | `config.toml` | the resolved run file | `launch`, coordinator | `launch`, lookups without a coordinator |
-//! | `run.db` | the record (SQLite; coordinator/RECORD.md). A schema update keeps the old one as `run.db.schema<N>` | coordinator | coordinator, report, lookups |
+//! | `run.db` | the record (SQLite; coordinator/RECORD.md). A schema update keeps the old one as `run.db.schema<N>`, a start that finds it damaged as `run.db.damaged` | coordinator | coordinator, report, lookups |
 //! | `run.lock` | held by the coordinator that writes the record | coordinator | coordinator |
 //! | `launch.lock` | held by the `launch` that owns the folder | `launch` | `launch` |
 //! | `coordinator.addr` | `host:port` of the running coordinator | coordinator | workers of this folder, all commands |
 //! | `credentials/` | the run's authority, and certificate and token of each role | `launch`, coordinator | every process of the run |
-//! | `checkpoints/<iteration>/` | what the run can go on from: [`CheckpointFile`]s | learner, coordinator | learners, archive |
+//! | `checkpoints/<iteration>/` | what the run can go on from: [`CheckpointFile`]s. One that a start finds damaged is moved to `<iteration>.damaged` | learner, coordinator | learners, archive |
 //! | `adapters/<hash>/` | exported EMA adapters, as peft and diffusers read them | learner | archive, `evaluate`, report, people |
-//! | `events/` | TensorBoard's files, one for each start of the coordinator | coordinator | TensorBoard |
+//! | `events/` | TensorBoard's file; each start of the coordinator writes a new one with all steps | coordinator | TensorBoard |
 //! | `logs/<process>.log` | output of each process | `launch` | `launch`, people |
 //! | `scratch/<worker>/` | blobs that a worker spills to disk | workers | the same worker |
 //! | `launches.json` | wall clock and memory over all launches | `launch`, report | `launch`, report |
@@ -43,7 +43,7 @@ pub enum CheckpointFile {
     Version,
     /// A policy before that, with which iterations after the checkpoint are sampled too (`rollout.staleness_max`).
     Earlier(Iteration),
-    /// The record as it was; a checkpoint's folder can be read as the run's own.
+    /// The record as it was, in the newest two; with it, a checkpoint's folder can be read as the run's own.
     Record,
 }
 

@@ -78,8 +78,7 @@ impl Scores {
         let scored = self
             .scorer
             .run(move |scorer| scorer.score(&group))
-            .await
-            .map_err(TaskFailure::retryable)?;
+            .await?;
         let Scored { scores, unscored } = scored.map_err(|error| TaskFailure {
             retryable: error.is_retryable(),
             ..TaskFailure::lasting(error)

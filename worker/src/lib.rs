@@ -8,6 +8,7 @@
 
 pub mod blobs;
 mod device;
+mod failure;
 pub mod panics;
 pub mod process;
 mod role;
@@ -16,6 +17,7 @@ pub mod session;
 pub mod telemetry;
 
 pub use device::{DeviceError, DeviceThread, Hosted};
+pub use failure::is_disk_full;
 pub use panics::panic_message;
 pub use role::{BoxError, RoleError};
 pub use session::{Identity, Session, SessionError, Work, WorkerOptions};

@@ -29,7 +29,7 @@ usage: cargo xtask chaos [OPTIONS]
                                                     may be killed right after its answer
                         disk                        the run folder's disk is full for some seconds; needs the right to
                                                     mount (root, or a user namespace)
-                        clock                       a wall clock is off or jumps; needs a C compiler
+                        clock                       a wall clock is hours off or jumps; needs a C compiler
   --jobs N            runs at a time [2]
   --limit-s S         how long a run may go on after the last fault [180]
   --retouch PATH      the binary; it is built if this is not given

@@ -29,7 +29,7 @@ usage: cargo xtask COMMAND
   tiny        makes the tiny assets anew: dataset, editor, judge (an hour or more on two cores)
   sim         simulated runs of the coordinator with faults: --seeds N --workers M, --seed S tells the story of one,
               --schedule shows what asynchrony gains, --scale what an event costs
-  mutations   ten bugs of one line each are put into the coordinator, and the simulator must find them
+  mutations   bugs of one line each are put into the coordinator, and the simulator must find them
   swarm       2,000 workers over real sockets on one real coordinator: rates, latencies, memory, restart
   chaos       real runs with kills, stops, orders, full disks and wrong clocks must end with the bits of undisturbed
               ones: --seeds N, --seed S tells the story of one, --help says more";

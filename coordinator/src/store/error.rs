@@ -153,7 +153,9 @@ impl StoreError {
         let path = path.to_owned();
         match source.sqlite_error_code() {
             // So SQLite calls a quota that is used up, and a disk without room for the log's index.
-            Some(SystemIoFailure | CannotOpen) if !has_room(&path) => Self::DiskFull { path },
+            Some(SystemIoFailure | CannotOpen) if path.exists() && !has_room(&path) => {
+                Self::DiskFull { path }
+            }
             Some(DatabaseCorrupt | NotADatabase) => Self::Corrupt {
                 path,
                 problem: source.to_string(),

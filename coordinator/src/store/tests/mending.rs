@@ -125,7 +125,9 @@ fn no_run_begins_anew_over_checkpoints() {
             fs::remove_file(run.path().join(copy)).unwrap();
         }
         fs::remove_file(run.folder().record()).unwrap();
-        content.map(|content| fs::write(run.folder().record(), content).unwrap());
+        if let Some(content) = content {
+            fs::write(run.folder().record(), content).unwrap();
+        }
         let before = tree(run.path());
         let error = run.open().map(drop).unwrap_err();
         assert!(matches!(error, StoreError::Lost { .. }), "{error}");
