@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     fmt::Write,
-    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
     thread::JoinHandle,
@@ -15,13 +14,14 @@ use nix::sys::signal::Signal as Unix;
 use serde_json::Value;
 
 use super::{
+    ends::is_expected,
     orders::{self, Answer},
     place::{Disk, Place},
     plan::{Fault, Kind, Order, Plan, Signal, Victim},
     processes::{Launch, processes},
+    settings::{ITERATIONS, run_file},
 };
 
-pub(crate) const ITERATIONS: u64 = 6;
 const POLL: Duration = Duration::from_millis(5);
 /// How long what `launch` started may outlive it.
 const ORPHANS_MAX: Duration = Duration::from_secs(10);
@@ -529,89 +529,8 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Whether these signals explain an end: 75 asks to be started again, 130 is what shells say of Ctrl-C.
-fn is_expected(status: ExitStatus, struck: &[Signal], is_starting: bool) -> bool {
-    let explains = |signal: &Signal| match signal {
-        Signal::Kill => status.signal() == Some(Unix::SIGKILL as i32),
-        Signal::Term | Signal::Hup => status.code() == Some(75),
-        Signal::Int => status.code() == Some(130),
-    };
-    let is_signal = |signal: &Signal| status.signal() == Some(Unix::from(*signal) as i32);
-    // The second ends a process at once.
-    let is_second = struck.len() > 1 && status.code() == Some(130);
-    is_second || struck.iter().any(explains) || (is_starting && struck.iter().any(is_signal))
-}
-
 fn tail(file: &Path) -> String {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
-}
-
-/// The smallest run that has every stage: a learner's step of two shards on a few samples.
-fn run_file(assets: &Path, run: &Path, task: &Task) -> String {
-    let Plan {
-        ranks,
-        rollout_workers,
-        checkpoint_every,
-        ..
-    } = task.plan;
-    format!(
-        r#"preset = "tiny"
-name = "chaos"
-run_dir = {run:?}
-iterations = {ITERATIONS}
-[model]
-path = {editor:?}
-[dataset]
-path = {dataset:?}
-[rollout]
-groups_per_iteration = 2
-group_size = 2
-num_inference_steps = 2
-staleness_max = {staleness}
-[[reward.terms]]
-path = {judge:?}
-template = {template:?}
-[filter]
-rule = "none"
-ban = false
-[learner]
-ranks = {ranks}
-micro_batch_size = 2
-checkpoint_every = {checkpoint_every}
-[cluster]
-rollout_workers = {rollout_workers}
-reward_workers = 1
-threads_per_worker = 1
-rank_grace_s = 5
-"#,
-        editor = assets.join("editor"),
-        dataset = assets.join("dataset"),
-        judge = assets.join("judge"),
-        template = assets.join("judge/template.txt"),
-        staleness = task.staleness,
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ends_are_explained_by_what_was_sent() {
-        let exit = |code: i32| ExitStatus::from_raw(code << 8);
-        let signal = ExitStatus::from_raw;
-        assert!(is_expected(signal(9), &[Signal::Kill], false));
-        assert!(is_expected(exit(75), &[Signal::Term], false));
-        assert!(is_expected(exit(75), &[Signal::Hup], false));
-        assert!(is_expected(exit(130), &[Signal::Int], false));
-        assert!(is_expected(exit(130), &[Signal::Hup, Signal::Term], false));
-        assert!(is_expected(signal(15), &[Signal::Term], true));
-        for status in [signal(15), exit(1), exit(143), exit(130), exit(0)] {
-            assert!(!is_expected(status, &[Signal::Term], false), "{status}");
-        }
-        assert!(!is_expected(exit(75), &[], false));
-        assert!(!is_expected(exit(1), &[], false));
-    }
 }
