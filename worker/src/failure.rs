@@ -1,21 +1,11 @@
 //! What trouble of a worker's own means for its task: the one place where it becomes a failure.
 
-use std::io;
-
 use retouch_proto::task::TaskFailure;
 
 use crate::{
     blobs::{BlobStoreError, FetchError},
     device::DeviceError,
 };
-
-/// Whether there is no room: on the disk, in a quota, or in what one file may hold.
-pub fn is_disk_full(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
-    )
-}
 
 impl From<BlobStoreError> for TaskFailure {
     fn from(error: BlobStoreError) -> Self {
@@ -49,15 +39,17 @@ impl From<DeviceError> for TaskFailure {
 
 #[cfg(test)]
 mod tests {
-    use retouch_proto::ContentHash;
+    use std::io;
+
+    use retouch_proto::{ContentHash, files::is_full};
 
     use super::*;
 
     #[test]
     fn a_disk_without_room_is_nobodys_failed_attempt() {
-        for errno in [nix::libc::ENOSPC, nix::libc::EDQUOT, nix::libc::EFBIG] {
+        for errno in [nix::libc::ENOSPC, nix::libc::EDQUOT] {
             let source = io::Error::from_raw_os_error(errno);
-            assert!(is_disk_full(&source), "{source}");
+            assert!(is_full(&source), "{source}");
             let failure = TaskFailure::from(FetchError::Store(BlobStoreError::DiskFull {
                 folder: "/data/blobs".into(),
                 size: 1234,
@@ -72,7 +64,7 @@ mod tests {
             );
         }
         let broken = io::Error::from_raw_os_error(nix::libc::EIO);
-        assert!(!is_disk_full(&broken));
+        assert!(!is_full(&broken));
         let failure = TaskFailure::from(BlobStoreError::Io {
             path: "/data/blobs/1".into(),
             source: broken,

@@ -17,7 +17,6 @@ pub mod session;
 pub mod telemetry;
 
 pub use device::{DeviceError, DeviceThread, Hosted};
-pub use failure::is_disk_full;
 pub use panics::panic_message;
 pub use role::{BoxError, RoleError};
 pub use session::{Identity, Session, SessionError, Work, WorkerOptions};

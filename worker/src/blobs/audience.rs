@@ -118,7 +118,7 @@ mod tests {
     fn audiences_end_with_their_blobs() {
         let mut audiences = Audiences::default();
         let hash = |index: u32| ContentHash::of(&index.to_le_bytes());
-        for index in 0..10_000 {
+        for index in 0..10_000_u32 {
             // An iteration's blobs are held until it is committed.
             let held: Vec<ContentHash> = (index.saturating_sub(10)..index).map(hash).collect();
             let is_held = |hash: &ContentHash| held.contains(hash);

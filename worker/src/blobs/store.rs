@@ -9,11 +9,10 @@ use std::{
 
 use bytes::Bytes;
 use nix::fcntl::{Flock, FlockArg};
-use retouch_proto::{ContentHash, Iteration};
+use retouch_proto::{ContentHash, Iteration, files::is_full};
 use thiserror::Error;
 
 use super::entries::{Entries, Place, Retention};
-use crate::failure::is_disk_full;
 
 /// Where and how much a store may hold (A7).
 #[derive(Clone, Debug)]
@@ -319,7 +318,7 @@ impl BlobStore {
         written.map_err(|source| {
             // On a full disk every byte of it is in somebody's way.
             let _ = std::fs::remove_file(&partial);
-            match is_disk_full(&source) {
+            match is_full(&source) {
                 true => BlobStoreError::DiskFull {
                     folder: self.0.options.folder.clone(),
                     size: bytes.len() as u64,
