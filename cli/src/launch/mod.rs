@@ -53,15 +53,16 @@ const ADDRESS_POLL: Duration = Duration::from_millis(20);
 
 /// Run a whole training on this machine and report what it achieved.
 ///
-/// Every role is a process. The same command goes on with a run that was interrupted, or ended by `stop` or `drain`;
-/// with one that failed only if --retry is given. A process that dies is started again a few times.
+/// Every role is a process. The same command goes on with a run that was interrupted, or ended by
+/// `stop` or `drain`; with one that failed only if --retry is given. A process that dies is
+/// started again a few times.
 ///
-/// SIGINT (Ctrl-C), SIGTERM and SIGHUP end it in good order within 30 seconds: the last committed iteration is written
-/// down first. A second signal ends it at once.
+/// SIGINT (Ctrl-C), SIGTERM and SIGHUP end it in good order within 30 seconds: the last committed
+/// iteration is written down first. A second signal ends it at once.
 ///
-/// Exit codes: 0 if the run is done, or `stop` or `drain` ended it; 1 if it failed; 2 if the run file or a file that it
-/// names is wrong; 75 after SIGTERM or SIGHUP and 130 after SIGINT, when the same command goes on. The reason is the
-/// last line on standard error.
+/// Exit codes: 0 if the run is done, or `stop` or `drain` ended it; 1 if it failed; 2 if the run
+/// file or a file that it names is wrong; 75 after SIGTERM or SIGHUP and 130 after SIGINT, when
+/// the same command goes on. The reason is the last line on standard error.
 ///
 /// Examples:
 ///
@@ -70,7 +71,8 @@ const ADDRESS_POLL: Duration = Duration::from_millis(20);
 ///   retouch launch run.toml --retry
 ///   until retouch launch run.toml; [ $? -ne 75 ]; do :; done
 ///
-/// `retouch status RUN_FOLDER` shows more of a run, and `retouch report RUN_FOLDER` evaluates it at any time.
+/// `retouch status RUN_FOLDER` shows more of a run, and `retouch report RUN_FOLDER` evaluates it
+/// at any time.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct LaunchArgs {

@@ -167,6 +167,7 @@ fn event_line(event: &Event) -> Option<String> {
         EventKind::Alarm => Some(format!("alarm: {message}")),
         EventKind::Stalled => Some(format!("stalled: {message}")),
         EventKind::Rewound => Some(format!("going back: {message}")),
+        EventKind::Mended => Some(format!("mended: {message}")),
         EventKind::RanksDisagree => Some(format!("ranks disagree: {message}")),
         EventKind::Control => Some(message.clone()),
         // With `Finished` and `Failed` the launch ends, and says so itself.

@@ -1,7 +1,7 @@
 //! What the record says of a run without a coordinator: whether it failed, and from where it goes on.
 
 use retouch_coordinator::{
-    machine::record::Standing,
+    machine::{NOTHING_LEFT, record::Standing},
     store::{Reader, StoreError},
 };
 use retouch_proto::{
@@ -28,9 +28,19 @@ pub(super) fn ended_early(folder: &RunFolder, iterations: u32) -> Option<String>
     let record = Reader::open(folder.path()).ok()?;
     let committed = record.committed().ok()?.iteration;
     let events = record.last_events(EVENTS_MAX).ok()?;
-    let is_end = |event: &&Event| event.kind == EventKind::Finished;
-    let end = events.iter().rev().find(is_end)?;
-    (committed.0 < iterations).then(|| format!("{} of {iterations}", end.message))
+    (committed.0 < iterations).then(|| early_end(committed, iterations, &events))
+}
+
+fn early_end(committed: Iteration, iterations: u32, last_events: &[Event]) -> String {
+    let all_banned = last_events
+        .iter()
+        .any(|event| event.kind == EventKind::Control && event.message == NOTHING_LEFT);
+    match all_banned {
+        true => format!("ended after iteration {committed} of {iterations}: {NOTHING_LEFT}"),
+        false => format!(
+            "stopped after iteration {committed} of {iterations}; the same command goes on from it"
+        ),
+    }
 }
 
 /// Whether there is something to evaluate.
@@ -94,6 +104,21 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_that_ended_early_says_why() {
+        let event = Event {
+            sequence: 1,
+            time_unix_ms: 0,
+            iteration: Iteration(4),
+            kind: EventKind::Control,
+            message: NOTHING_LEFT.to_owned(),
+        };
+        let said = early_end(Iteration(3), 9, &[event]);
+        assert!(said.ends_with("nothing is left to learn"), "{said}");
+        let said = early_end(Iteration(3), 9, &[]);
+        assert!(said.starts_with("stopped after iteration 3 of 9"), "{said}");
+    }
 
     #[test]
     fn what_is_kept_is_said_with_what_comes_next() {

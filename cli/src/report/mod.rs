@@ -37,9 +37,10 @@ const SHEET_COLUMNS: u32 = 3;
 
 /// Evaluate a run, at any time, and write its report.
 ///
-/// Takes the newest exported adapter of the run and compares it with the base on the held-out pairs, as `launch` does at
-/// the end, and writes report.json, report.html and the pictures into the run folder. The run may be going on: what was
-/// learned after the last checkpoint is not in the adapter yet. `retouch checkpoint RUN_FOLDER` makes one now.
+/// Takes the newest exported adapter of the run and compares it with the base on the held-out
+/// pairs, as `launch` does at the end, and writes report.json, report.html and the pictures into
+/// the run folder. The run may be going on: what was learned after the last checkpoint is not in
+/// the adapter yet. `retouch checkpoint RUN_FOLDER` makes one now.
 ///
 /// Example:
 ///
