@@ -28,8 +28,9 @@ const AUTHORITY_KEY_FILE: &str = "ca.key";
 const SECRET_FILE: &str = "secret";
 /// Uncompressed point of P-256.
 const PUBLIC_KEY_BYTES: usize = 65;
-/// Clocks of a cluster may differ.
-const CLOCK_SKEW: Duration = DAY;
+/// From when on certificates are valid, 2000-01-01: clocks of a cluster differ, and one that was days ahead when it issued
+/// a certificate must not shut out all others. What limits a certificate is its end.
+const NOT_BEFORE: Duration = Duration::from_secs(946_684_800);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Of a certificate. Those in the run folder are renewed in time; a copy elsewhere is good for as long as a run.
 const VALIDITY: Duration = DAY.saturating_mul(366);
@@ -67,7 +68,7 @@ impl Dates {
     pub(crate) fn from(now: SystemTime, validity: Duration) -> Self {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
-            not_before: now.saturating_sub(CLOCK_SKEW),
+            not_before: NOT_BEFORE,
             not_after: now + validity,
         }
     }

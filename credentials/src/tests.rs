@@ -248,8 +248,8 @@ fn certificates_are_renewed_in_time_with_the_same_keys_and_tokens() {
     authority.write_missing_at(folder.path(), day(300)).unwrap();
     assert_eq!(contents(), first, "they last for two months more");
     let mut before = first;
-    // Also those that have expired, and those of a clock that was ahead.
-    for number in [310, 2_000, 0] {
+    // Also those that have expired.
+    for number in [310, 2_000] {
         let now = day(number);
         authority.write_missing_at(folder.path(), now).unwrap();
         let renewed = contents();
@@ -290,14 +290,10 @@ fn a_folder_that_is_a_year_old_says_so() {
         date(SystemTime::now()),
     );
     assert!(error.starts_with(&expected), "{error}");
-    authority
-        .issue_from(LEARNER, day(9))
-        .unwrap()
-        .write(&own)
-        .unwrap();
-    let error = Credentials::load(&own).unwrap_err().to_string();
-    let expected = format!("is not valid before {}; this machine's clock", date(day(8)));
-    assert!(error.contains(&expected), "{error}");
+    // A clock that was days ahead when it was issued shuts nobody out.
+    let issued = authority.issue_from(LEARNER, day(9)).unwrap();
+    issued.write(&own).unwrap();
+    Credentials::load(&own).unwrap();
 }
 
 /// What a client is told that has these credentials, where the server has those.
@@ -332,10 +328,8 @@ async fn wrong_dates_are_told_on_both_sides() {
         date(days_ago(34))
     );
     assert!(error.contains(&expected), "{error}");
-    let error = told(issue(server, day(9)), issue(client, now)).await;
-    let error = error.unwrap_err();
-    let expected = format!("certificate is not valid before {}", date(day(8)));
-    assert!(error.contains(&expected), "{error}");
+    let ahead = told(issue(server, day(9)), issue(client, now)).await;
+    ahead.unwrap();
     let error = told(issue(server, now), issue(client, days_ago(400))).await;
     let error = error.unwrap_err();
     assert!(

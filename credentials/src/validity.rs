@@ -81,3 +81,26 @@ fn seconds(time: SystemTime) -> u64 {
         .unwrap_or_default()
         .as_secs()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_dates_are_told_with_the_clocks_own() {
+        let validity = Validity {
+            not_before: 946_684_800,
+            not_after: 1_000_000_000,
+        };
+        let at = |seconds| validity.problem(UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(950_000_000), None);
+        assert_eq!(
+            at(0).as_deref(),
+            Some("is not valid before 2000-01-01; this machine's clock says 1970-01-01")
+        );
+        assert_eq!(
+            at(1_100_000_000).as_deref(),
+            Some("expired on 2001-09-09; this machine's clock says 2004-11-09")
+        );
+    }
+}

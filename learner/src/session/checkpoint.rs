@@ -10,6 +10,7 @@ use retouch_models::{
     lora::{LoraAdapter, LoraConfig, Projection, save_diffusers, save_peft},
     weights::LoadError,
 };
+use retouch_proto::files::is_full;
 use retouch_proto::run_folder::{CheckpointFile, RunFolder};
 use retouch_proto::{ContentHash, Iteration};
 use thiserror::Error;
@@ -36,14 +37,12 @@ pub(super) enum CheckpointError {
 impl CheckpointError {
     /// Whether there is no space left for it.
     pub(super) fn is_disk_full(&self) -> bool {
-        let source = match self {
-            Self::Io { source, .. } | Self::Adapter(LoadError::Io { source, .. }) => source,
-            Self::Adapter(_) => return false,
-        };
-        matches!(
-            source.kind(),
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-        )
+        match self {
+            Self::Io { source, .. } | Self::Adapter(LoadError::Io { source, .. }) => {
+                is_full(source)
+            }
+            Self::Adapter(_) => false,
+        }
     }
 }
 

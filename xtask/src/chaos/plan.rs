@@ -15,9 +15,17 @@ const PAUSE_MS: (u64, u64) = (100, 2_000);
 const FULL_MS: (u64, u64) = (500, 5_000);
 /// How soon the coordinator is killed after it has answered an order.
 const KILL_MS: (u64, u64) = (0, 300);
-/// Clocks that were set to another zone. By more than a day between two processes, certificates are not believed.
-const OFFSETS_S: [i64; 6] = [-11 * HOUR_S, -5 * HOUR_S, -60, 60, HOUR_S, 11 * HOUR_S];
+/// Clocks that were set to another zone, or that are days or weeks off.
+const OFFSETS_S: [i64; 6] = [
+    -40 * DAY_S,
+    -11 * HOUR_S,
+    -60,
+    HOUR_S,
+    3 * DAY_S,
+    200 * DAY_S,
+];
 const HOUR_S: i64 = 3_600;
+const DAY_S: i64 = 24 * HOUR_S;
 
 /// A process of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
