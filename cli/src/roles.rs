@@ -191,21 +191,19 @@ pub(crate) async fn unless_stopped<T>(
 ) -> anyhow::Result<T> {
     tokio::select! {
         done = work => done,
-        _ = stop.signalled() => {
-            ended_by_itself(stop)?;
-            unreachable!("a signal came")
-        }
+        signal = stop.signalled() => Err(left_by(signal)),
     }
 }
 
 /// A worker ends without an error when the run is over or goes on without it, but also when a signal came: then whoever
 /// keeps it alive is to start it again.
 pub(crate) fn ended_by_itself(stop: &Stop) -> anyhow::Result<()> {
-    let Some(signal) = stop.signal() else {
-        return Ok(());
-    };
-    let left = "what it was doing others do again, or itself when it is started again".to_owned();
-    Err(Stopped { signal, left }.into())
+    stop.signal().map_or(Ok(()), |signal| Err(left_by(signal)))
+}
+
+fn left_by(signal: StopSignal) -> anyhow::Error {
+    let left = "its work goes to others, and to itself once it is started again".to_owned();
+    Stopped { signal, left }.into()
 }
 
 /// A role from joining the run to its end.

@@ -179,7 +179,7 @@ fn write_pictures(folder: &RunFolder, outcomes: &[Outcome]) -> anyhow::Result<Ve
 
 fn print_summary(report: &Report, folder: &RunFolder) {
     remark!(
-        "\n{}: {} after {} iterations",
+        "\n{}: {} after iteration {}",
         report.name,
         report.state,
         report.iterations
