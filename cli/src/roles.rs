@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context;
 use clap::Args;
-use retouch_coordinator::{Admission, CoordinatorOptions};
+use retouch_coordinator::{Admission, CoordinatorOptions, ServeError};
 use retouch_credentials::{Credentials, Principal};
 use retouch_models::editor::EditorSource;
 use retouch_proto::{WorkerId, worker::Role};
@@ -37,6 +37,9 @@ pub(crate) struct CoordinatorArgs {
     /// without it the run folder has an authority of its own, which also takes join tokens.
     #[arg(long, value_name = "FOLDER")]
     credentials: Option<PathBuf>,
+    /// Go on with a run that was stopped or has failed; without it, such a run stays ended, however often it is started.
+    #[arg(long)]
+    resume: bool,
     #[command(flatten)]
     process: ProcessArgs,
 }
@@ -111,19 +114,24 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
             None => Admission::Authority(run_authority(&run_dir)?),
         };
         let options = CoordinatorOptions {
-            run_dir,
-            config,
-            listen,
-            admission,
+            resume: args.resume,
+            stop,
+            ..CoordinatorOptions::new(config, run_dir, listen, admission)
         };
-        tokio::select! {
-            outcome = retouch_coordinator::serve(options) => {
-                let outcome = outcome?;
-                tracing::info!(iteration = %outcome.iteration, "the run is over");
-                Ok(())
+        let outcome = match retouch_coordinator::serve(options).await {
+            Err(ServeError::Stopped { iteration }) => {
+                tracing::info!(%iteration, "the run was stopped; --resume goes on with it");
+                return Ok(());
             }
-            () = stop.cancelled() => anyhow::bail!("ended by a signal; the run goes on when it is started again"),
+            outcome => outcome?,
+        };
+        let iteration = outcome.iteration;
+        if outcome.suspended {
+            tracing::info!(%iteration, written_down = outcome.checkpointed, "suspended");
+            return Err(StartAgain.into());
         }
+        tracing::info!(%iteration, "the run is over");
+        Ok(())
     })
 }
 

@@ -69,7 +69,7 @@ use self::open::OpenIterations;
 use self::phase::Phase;
 use self::progress::Progress;
 use self::prompts::Prompts;
-use self::record::{Committed, Entry, Record};
+use self::record::{Committed, Entry, Record, Standing};
 use self::telemetry::Telemetry;
 use self::timers::{Timer, Timers};
 use self::workers::Workers;
@@ -108,7 +108,7 @@ impl Machine {
         let staleness_max = config.rollout.staleness_max;
         let mut machine = Self {
             timers: Timers::new(now_ms),
-            phase: Phase::Running,
+            phase: Phase::restored(&record.standing, now_ms + config.cluster.lease_s * 1000),
             progress: Progress::restored(&record, staleness_max),
             prompts: Prompts::new(config.seed, staleness_max, rows),
             open: OpenIterations::default(),
@@ -120,10 +120,45 @@ impl Machine {
             outputs: VecDeque::new(),
             config,
         };
-        machine.restore(record);
+        machine.take_up(record);
         machine.watch_for_stalls();
         machine.step();
         machine
+    }
+
+    /// Takes up what the record says, and the run again if it had ended.
+    fn take_up(&mut self, record: Record) {
+        let standing = record.standing.clone();
+        self.restore(record);
+        match standing {
+            Standing::Stopped => self.go_on("after it was stopped"),
+            Standing::Failed { .. } => {
+                self.go_on("after it had failed");
+                self.abandon_open_work();
+            }
+            Standing::Stopping { .. } => self.timers.look_at(self.lease_deadline_ms()),
+            Standing::Running | Standing::Paused | Standing::Draining { .. } => {}
+        }
+    }
+
+    /// Whatever failed may have been mended since: what was open is drawn and sampled anew.
+    fn abandon_open_work(&mut self) {
+        let committed = self.progress.committed().iteration;
+        self.open.clear();
+        self.prompts.rewind(committed);
+        self.record(Entry::Rewound {
+            from: committed,
+            to: committed,
+        });
+    }
+
+    fn go_on(&mut self, from: &str) {
+        let committed = self.progress.committed().iteration;
+        self.record(Entry::Stands(Standing::Running));
+        self.event(
+            EventKind::Control,
+            format!("the run goes on {from}, with iteration {committed} as the last one done"),
+        );
     }
 
     fn restore(&mut self, mut record: Record) {
@@ -149,6 +184,7 @@ impl Machine {
             Input::Report(ticket, report) => self.report(ticket, report),
             Input::HungUp(ticket) => self.hung_up(ticket),
             Input::Control(ticket, command) => self.control(ticket, command),
+            Input::Suspend => self.suspend(),
             Input::Tick => {}
         }
         self.step();

@@ -11,10 +11,11 @@ use std::time::Duration;
 use retouch_credentials::{Access, Authority, Credentials, CredentialsError, Principal, Strangers};
 use retouch_dataset::{DatasetError, Split};
 use retouch_proto::files::{PUBLIC, is_lasting, write_whole};
-use retouch_proto::{ConfigErrors, RunConfig, RunFolder};
+use retouch_proto::{ConfigErrors, Iteration, RunConfig, RunFolder};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::server::TcpIncoming;
 
 use crate::archive::{ArchiveError, Keeper, KeeperOptions, bring_back};
@@ -22,10 +23,11 @@ use crate::dataset;
 use crate::lookup::Lookup;
 use crate::machine::Machine;
 use crate::machine::io::Outcome;
+use crate::machine::record::{Record, Standing};
 use crate::renewal;
 use crate::roster::Roster;
 use crate::services_grpc::Services;
-use crate::shell::Shell;
+use crate::shell::{Handle, Refused, Request, Shell};
 use crate::store::{self, Store, StoreError};
 use crate::tensorboard::Charts;
 
@@ -33,6 +35,8 @@ const LOCK_ATTEMPTS: u32 = 40;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 /// Open connections are closed this long after the last answer.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(500);
+/// A process that is to end waits so long for the last checkpoint to be put away.
+const SUSPENDED_GRACE: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -75,6 +79,29 @@ pub struct CoordinatorOptions {
     pub listen: SocketAddr,
     /// Who may call.
     pub admission: Admission,
+    /// Go on with a run that has been stopped or has failed; without it, such a run stays as it is.
+    pub resume: bool,
+    /// Cancelled when the process should end: the last committed iteration is written down first.
+    pub stop: CancellationToken,
+}
+
+impl CoordinatorOptions {
+    /// Takes up a run as it stands, and works until it is over.
+    pub fn new(
+        config: RunConfig,
+        run_dir: PathBuf,
+        listen: SocketAddr,
+        admission: Admission,
+    ) -> Self {
+        Self {
+            config,
+            run_dir,
+            listen,
+            admission,
+            resume: false,
+            stop: CancellationToken::new(),
+        }
+    }
 }
 
 /// Why a coordinator could not start or go on.
@@ -124,9 +151,20 @@ pub enum ServeError {
     /// The services ended by themselves.
     #[error("the coordinator's services ended: {0}")]
     Services(String),
-    /// The run could not go on.
-    #[error("the run failed after iteration {}: {}", .0.iteration, .0.failure.as_deref().unwrap_or("no reason"))]
-    Run(Box<Outcome>),
+    /// The run can't go on, or could not before and nobody said that it should try again.
+    #[error("the run failed after iteration {iteration}: {reason}")]
+    Run {
+        /// The last committed iteration.
+        iteration: Iteration,
+        /// Why.
+        reason: String,
+    },
+    /// The run was stopped before, and nobody said that it should go on.
+    #[error("the run was stopped after iteration {iteration}")]
+    Stopped {
+        /// The last committed iteration.
+        iteration: Iteration,
+    },
 }
 
 impl ServeError {
@@ -139,7 +177,7 @@ impl ServeError {
             Self::Credentials(error) => error.is_lasting(),
             Self::Io { source, .. } => is_lasting(source),
             Self::Config(_) | Self::Dataset(_) | Self::Locked { .. } | Self::Listen { .. } => true,
-            Self::Services(_) | Self::Run(_) => false,
+            Self::Services(_) | Self::Run { .. } | Self::Stopped { .. } => false,
         }
     }
 }
@@ -152,6 +190,8 @@ pub struct Coordinator {
     _renewal: Option<AbortOnDrop<()>>,
     stop_services: oneshot::Sender<()>,
     keeper: Keeper,
+    handle: Handle,
+    stop: CancellationToken,
     folder: RunFolder,
 }
 
@@ -176,6 +216,8 @@ impl Coordinator {
             run_dir,
             listen,
             admission,
+            resume,
+            stop,
         } = options;
         config.validate()?;
         let access = admission.access()?;
@@ -186,6 +228,9 @@ impl Coordinator {
         let rows_hash = dataset::hash(&rows);
         bring_back(&config, &rows_hash, &folder).await?;
         let (store, record) = Store::open(folder.path(), &config, &rows_hash)?;
+        if !resume {
+            has_ended(&record)?;
+        }
         let keeper = Keeper::start(KeeperOptions {
             config: &config,
             dataset: &rows_hash,
@@ -213,7 +258,7 @@ impl Coordinator {
             AbortOnDrop(tokio::spawn(renewal))
         });
         let services = Services {
-            handle,
+            handle: handle.clone(),
             access,
             authority: admission.authority(),
             roster: Roster::default(),
@@ -234,6 +279,8 @@ impl Coordinator {
             _renewal: renewal,
             stop_services,
             keeper,
+            handle,
+            stop,
             folder,
         })
     }
@@ -243,7 +290,7 @@ impl Coordinator {
         self.address
     }
 
-    /// Waits until the run is over.
+    /// Waits until the run is over, or suspended because the process is to end.
     ///
     /// # Errors
     /// If the record can't be written, or the run could not go on.
@@ -253,6 +300,8 @@ impl Coordinator {
             mut services,
             stop_services,
             keeper,
+            handle,
+            stop,
             folder,
             ..
         } = self;
@@ -260,21 +309,51 @@ impl Coordinator {
         let outcome = tokio::select! {
             outcome = outcome => outcome.map_err(|_| ended())??.ok_or_else(ended)?,
             stopped = &mut services.0 => return Err(ServeError::Services(format!("{stopped:?}"))),
+            () = suspend(handle, stop) => unreachable!("it waits for the end as well"),
         };
         drop(stop_services);
         // Last answers are still on their way; who keeps a connection open is not waited for.
         let _ = tokio::time::timeout(SHUTDOWN_GRACE, &mut services.0).await;
-        keeper.finish().await;
+        match outcome.suspended {
+            // What is not away by then is put away by the next coordinator.
+            true => drop(tokio::time::timeout(SUSPENDED_GRACE, keeper.finish()).await),
+            false => keeper.finish().await,
+        }
         // The last of all: snapshots and keeper have read the record until now.
         let folded = tokio::task::spawn_blocking(move || store::fold(&folder)).await;
         if let Ok(Err(error)) = folded {
             tracing::warn!(%error, "run.db-wal stays beside the record: copy both, or neither");
         }
-        if outcome.failure.is_some() {
-            Err(ServeError::Run(Box::new(outcome)))
-        } else {
-            Ok(outcome)
+        match outcome.failure {
+            Some(reason) => Err(ServeError::Run {
+                iteration: outcome.iteration,
+                reason,
+            }),
+            None => Ok(outcome),
         }
+    }
+}
+
+/// Has the machine write down what it has once the process is to end; never returns.
+async fn suspend(handle: Handle, stop: CancellationToken) {
+    stop.cancelled().await;
+    // A full queue is emptied within moments, and a shell that is gone has ended already.
+    while handle.send(Request::Suspend) == Err(Refused::Busy) {
+        tokio::time::sleep(LOCK_PAUSE).await;
+    }
+    std::future::pending().await
+}
+
+/// Refuses a run that has ended before its last iteration: whoever restarts processes does not decide that it goes on.
+fn has_ended(record: &Record) -> Result<(), ServeError> {
+    let iteration = record.committed.iteration;
+    match &record.standing {
+        Standing::Failed { reason } => Err(ServeError::Run {
+            iteration,
+            reason: reason.clone(),
+        }),
+        Standing::Stopped => Err(ServeError::Stopped { iteration }),
+        _ => Ok(()),
     }
 }
 

@@ -47,6 +47,8 @@ pub(crate) enum Request {
     HungUp(Ticket),
     /// A person wants something.
     Control(Command, oneshot::Sender<Result<Controlled, String>>),
+    /// The process is to end.
+    Suspend,
     /// A person looks.
     Status(oneshot::Sender<RunStatus>),
     /// A person wants to know what happened since, and what happens from now on.
@@ -276,6 +278,7 @@ impl Shell {
                     Some((ticket, Answer::Controlled(sender))),
                 )
             }
+            Request::Suspend => (Input::Suspend, None),
             Request::Status(sender) => {
                 // A caller that went away needs no answer, here and below.
                 let mut status = self.machine.status(now_ms);

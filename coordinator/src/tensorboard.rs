@@ -357,10 +357,7 @@ mod tests {
                 "mean std std_in_group zero_std_ratio judge_entropy",
             ),
             ("reward", "top_100 top_75 top_50 top_25 top_10"),
-            (
-                "groups",
-                "drawn kept filter_rate dropped stale banned_total",
-            ),
+            ("groups", "drawn kept filter_rate dropped banned_total"),
             ("seconds", "collect train iteration"),
             (
                 "train",

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use retouch_coordinator::lookup::{AtWork, Lookup};
 use retouch_coordinator::store::Reader;
-use retouch_coordinator::{Coordinator, CoordinatorOptions, Outcome, ServeError};
+use retouch_coordinator::{Coordinator, CoordinatorOptions, ServeError};
 use retouch_proto::grpc::control_client::ControlClient;
 use retouch_proto::grpc::coordinator_client::CoordinatorClient;
 use retouch_proto::grpc::{
@@ -20,6 +20,7 @@ use retouch_proto::task::*;
 use retouch_proto::worker::*;
 use retouch_proto::{BlobRef, ContentHash, Iteration, LeaseId, RunFolder};
 use tokio_stream::StreamExt;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Request};
 
@@ -511,11 +512,7 @@ async fn a_run_that_cannot_go_on_ends_with_its_reason() {
                 break;
             }
             for assignment in reply.assignments {
-                let failure = TaskFailure {
-                    reason: "no such model".into(),
-                    lost_blobs: Vec::new(),
-                    retryable: false,
-                };
+                let failure = TaskFailure::lasting("no such model");
                 let outcome = TaskOutcome::Failed(failure);
                 rollout.results.push(TaskResult {
                     lease: assignment.lease,
@@ -524,14 +521,25 @@ async fn a_run_that_cannot_go_on_ends_with_its_reason() {
             }
         }
         let error = coordinator.wait().await.unwrap_err();
-        let ServeError::Run(outcome) = &error else {
+        let ServeError::Run { iteration, reason } = &error else {
             panic!("{error}")
         };
-        let Outcome {
-            iteration, failure, ..
-        } = &**outcome;
         assert_eq!(iteration.0, 0);
-        assert!(failure.as_ref().unwrap().contains("no such model"));
+        assert!(reason.contains("no such model"));
+        // Whoever starts it again hears the same, until somebody says that it is to go on.
+        let again = refused(folder.options()).await;
+        assert_eq!(again, error.to_string());
+        let stop = CancellationToken::new();
+        let resumed = CoordinatorOptions {
+            resume: true,
+            stop: stop.clone(),
+            ..folder.options()
+        };
+        let resumed = Coordinator::start(resumed).await.unwrap();
+        // It is suspended at once, since nothing is to be written down, and goes on without being told to.
+        stop.cancel();
+        assert!(resumed.wait().await.unwrap().suspended);
+        start(&folder).await;
     })
     .await;
 }

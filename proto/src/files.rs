@@ -20,18 +20,22 @@ pub const SECRET: u32 = 0o600;
 /// If it can't be written, on a full disk for example; the old content is then as it was.
 pub fn write_whole(path: &Path, content: impl AsRef<[u8]>, mode: u32) -> io::Result<()> {
     let temporary = temporary(path);
-    let written = write_synced(&temporary, content.as_ref(), mode)
-        .and_then(|()| fs::rename(&temporary, path));
+    let written = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(&temporary)
+        .and_then(|mut file| file.write_all(content.as_ref()));
     if written.is_err() {
         // Of no use to anybody, and on a full disk in the way.
         let _ = fs::remove_file(&temporary);
         return written;
     }
-    // Without this the rename itself may be forgotten.
-    File::open(folder_of(path))?.sync_all()
+    put_in_place(&temporary, path)
 }
 
-/// Gives a file that was written under a temporary name its own, durably; if that fails, it is removed.
+/// Gives a finished temporary file its name, durably; if that fails it is removed.
 ///
 /// # Errors
 /// If it can't be made durable or renamed.
@@ -40,9 +44,11 @@ pub fn put_in_place(temporary: &Path, path: &Path) -> io::Result<()> {
         .and_then(|file| file.sync_all())
         .and_then(|()| fs::rename(temporary, path));
     if put.is_err() {
+        // The first error is the one to tell.
         let _ = fs::remove_file(temporary);
         return put;
     }
+    // Without this the rename itself may be forgotten.
     File::open(folder_of(path))?.sync_all()
 }
 
@@ -54,18 +60,7 @@ pub fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-fn write_synced(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(path)?;
-    file.write_all(content)?;
-    file.sync_all()
-}
-
-/// Beside the file, and of this process alone: another may write the same file at the same time.
+/// Of this process alone: another may write the same file at the same time.
 fn temporary(path: &Path) -> PathBuf {
     beside(path, &format!("tmp{}", std::process::id()))
 }
@@ -75,6 +70,14 @@ fn folder_of(path: &Path) -> &Path {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     }
+}
+
+/// Whether there is no room left: on the disk, or within the user's quota.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 /// Whether trying again a moment later would fail the same way: the path itself is wrong. A full disk may have room by

@@ -26,6 +26,8 @@ pub const REASON_BYTES_MAX: usize = 4 << 10;
 pub const GROUP_SIZE_MAX: usize = 256;
 /// Groups in an iteration, refill rounds included.
 pub const GROUPS_MAX: usize = 16_384;
+/// Iterations that samples may be behind the policy that learns from them.
+pub const STALENESS_MAX: usize = 16;
 /// Reward terms of a sample.
 pub const TERMS_MAX: usize = 64;
 /// Ranks of the learners' collective.

@@ -26,7 +26,7 @@ pub enum GroupStage {
     Scored,
     /// Was trained on.
     Kept,
-    /// Was left out by the filter, or for being stale.
+    /// Was left out by the filter.
     Filtered,
     /// Was given up after failures.
     Dropped,

@@ -129,7 +129,7 @@ const SECONDS: Option<&str> = Some("seconds per iteration");
 /// v_theta, v_old and v_ref are the velocities that the trained policy, the one that sampled and the base predict for a
 /// (sample, timestep) pair; "mean square" and "largest" are over the elements of a latent `[S, C]`.
 #[rustfmt::skip]
-pub static METRICS: [Metric; 46] = [
+pub static METRICS: [Metric; 45] = [
     row("reward_mean", ("reward", "mean"), "0..1", REWARD, Scored(|m| m.reward_mean),
         "mean of all rewards"),
     row("reward_std", ("reward", "std"), "0..1", REWARD, Scored(|m| m.reward_std),
@@ -184,8 +184,6 @@ pub static METRICS: [Metric; 46] = [
         "groups left out by the filter"),
     row("dropped", ("groups", "dropped"), "groups", None, Always(|m| m.dropped.into()),
         "groups given up after failures"),
-    row("stale", ("groups", "stale"), "groups", None, Always(|m| m.stale.into()),
-        "groups left out because their policy was older than staleness_max"),
     row("banned", ("groups", "banned"), "pairs", None, Always(|m| m.banned.into()),
         "(image, instruction) pairs newly put on the ban list"),
     row("banned_total", ("groups", "banned total"), "pairs", None, Always(|m| m.banned_total.into()),
@@ -270,7 +268,6 @@ mod tests {
             kept: 106,
             filtered: 107,
             dropped: 108,
-            stale: 109,
             banned: 110,
             banned_total: 111,
             refill_rounds: 112,

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use crate::Iteration;
 use crate::paths;
 
+const RECORD: &str = "run.db";
 const CHECKPOINTS: &str = "checkpoints";
 const ADAPTERS: &str = "adapters";
 
@@ -40,17 +41,20 @@ pub enum CheckpointFile {
     State,
     /// The policy that samples next.
     Version,
+    /// A policy before that, with which iterations after the checkpoint are sampled too (`rollout.staleness_max`).
+    Earlier(Iteration),
     /// The record as it was, in the newest two; with it, a checkpoint's folder can be read as the run's own.
     Record,
 }
 
 impl CheckpointFile {
     /// Its name in the checkpoint's folder.
-    pub fn file_name(self) -> &'static str {
+    pub fn file_name(self) -> String {
         match self {
-            Self::State => "state.safetensors",
-            Self::Version => "version.safetensors",
-            Self::Record => "run.db",
+            Self::State => "state.safetensors".to_owned(),
+            Self::Version => "version.safetensors".to_owned(),
+            Self::Earlier(iteration) => format!("policy-{iteration}.safetensors"),
+            Self::Record => RECORD.to_owned(),
         }
     }
 
@@ -95,7 +99,7 @@ impl RunFolder {
 
     /// The record.
     pub fn record(&self) -> PathBuf {
-        self.join(CheckpointFile::Record.file_name())
+        self.join(RECORD)
     }
 
     /// The lock of who writes the record.
@@ -207,6 +211,10 @@ mod tests {
         let files = [
             (CheckpointFile::State, "checkpoints/3/state.safetensors"),
             (CheckpointFile::Version, "checkpoints/3/version.safetensors"),
+            (
+                CheckpointFile::Earlier(Iteration(2)),
+                "checkpoints/3/policy-2.safetensors",
+            ),
             (CheckpointFile::Record, "checkpoints/3/run.db"),
         ];
         for (file, name) in files {

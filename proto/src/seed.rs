@@ -5,6 +5,8 @@
 pub enum Purpose {
     /// The order in which the dataset's rows are drawn, one permutation per pass.
     PromptOrder,
+    /// The order in which an iteration's replacements for groups that were left out are drawn.
+    Replacements,
     /// The initial noise of a candidate.
     RolloutNoise,
     /// The noise that forward-noises x0 in training.
@@ -30,6 +32,7 @@ impl Purpose {
     fn tag(self) -> &'static str {
         match self {
             Self::PromptOrder => "prompt-order",
+            Self::Replacements => "replacements",
             Self::RolloutNoise => "rollout-noise",
             Self::TrainNoise => "train-noise",
             Self::TrainTimesteps => "train-timesteps",

@@ -264,8 +264,6 @@ pub struct Totals {
     pub groups_filtered: u64,
     /// Groups given up after failures.
     pub groups_dropped: u64,
-    /// Groups whose policy was older than `staleness_max`.
-    pub groups_stale: u64,
     /// Groups made again because their blobs were lost.
     pub groups_remade: u64,
     /// Failed attempts.
@@ -298,8 +296,6 @@ pub struct IterationMetrics {
     pub filtered: u32,
     /// Groups given up after failures.
     pub dropped: u32,
-    /// Groups left out for being stale.
-    pub stale: u32,
     /// Pairs newly put on the ban list.
     pub banned: u32,
     /// Pairs on the ban list.

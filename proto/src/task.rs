@@ -157,6 +157,18 @@ pub struct TrainTask {
     /// Rank 0 writes `checkpoints/<iteration>/state.safetensors` and `version.safetensors` (the
     /// blobs themselves, byte for byte) and `adapters/<hash>/` before it answers.
     pub checkpoint: bool,
+    /// What rank 0 writes besides as `policy-<iteration>.safetensors`: the policies before this iteration's with which
+    /// later ones are sampled (`rollout.staleness_max` of them at most), oldest first.
+    pub earlier: Vec<EarlierPolicy>,
+}
+
+/// A policy that later iterations are still to be sampled with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EarlierPolicy {
+    /// The iteration that published it.
+    pub iteration: Iteration,
+    /// Its adapter.
+    pub adapter: BlobRef,
 }
 
 /// One membership of the learners' collective, as seen by one rank.
@@ -295,6 +307,9 @@ pub struct TaskFailure {
     pub lost_blobs: Vec<ContentHash>,
     /// Whether another attempt could go better (a broken source image never does).
     pub retryable: bool,
+    /// Whether it failed for want of space on a disk: that says nothing about the task, so it is no failed attempt.
+    #[serde(default)]
+    pub disk_full: bool,
 }
 
 impl TaskFailure {
@@ -304,6 +319,15 @@ impl TaskFailure {
             reason: reason.to_string(),
             lost_blobs: Vec::new(),
             retryable: true,
+            disk_full: false,
+        }
+    }
+
+    /// One that goes well once there is space on the worker's disk.
+    pub fn disk_full(reason: impl ToString) -> Self {
+        Self {
+            disk_full: true,
+            ..Self::retryable(reason)
         }
     }
 

@@ -86,9 +86,8 @@ fn reports() {
         timings: RolloutTimings::default(),
     };
     let failure = TaskFailure {
-        reason: "no such model".into(),
         lost_blobs: vec![ContentHash::of(b"lost")],
-        retryable: true,
+        ..TaskFailure::retryable("no such model")
     };
     let outcomes = [TaskOutcome::Rollout(result), TaskOutcome::Failed(failure)];
     let report = Report {

@@ -4,16 +4,18 @@
 //! makes the role's models on its [`DeviceThread`] while the session reports `Loading`, and
 //! [`Session::serve`] answers assignments until the run is over. It ends in a [`RoleError`]
 //! otherwise. The session talks to the coordinator; [`blobs`] holds and moves bulk data;
-//! [`process`] and [`telemetry`] are for the binary.
+//! [`process`], [`telemetry`] and [`panics`] are for the binary.
 
 pub mod blobs;
 mod device;
+pub mod panics;
 pub mod process;
 mod role;
 mod server;
 pub mod session;
 pub mod telemetry;
 
-pub use device::{DeviceError, DeviceThread, Hosted, panic_message};
+pub use device::{DeviceError, DeviceThread, Hosted};
+pub use panics::panic_message;
 pub use role::{BoxError, RoleError};
 pub use session::{Identity, Session, SessionError, Work, WorkerOptions};

@@ -1,6 +1,9 @@
 //! What a role's process arranges with the operating system.
 
-use std::io;
+use std::{
+    io,
+    sync::{Arc, OnceLock},
+};
 
 use nix::{
     sys::{
@@ -68,31 +71,113 @@ pub fn raise_file_limit() {
     }
 }
 
-/// A token that is cancelled by the first SIGTERM or Ctrl-C. The second ends the
-/// process at once.
+/// A signal that asks a process to end in good order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopSignal {
+    /// SIGINT: Ctrl-C.
+    Interrupt,
+    /// SIGTERM: `kill`, Slurm, Kubernetes, systemd.
+    Terminate,
+    /// SIGHUP: the terminal is gone.
+    HangUp,
+}
+
+impl StopSignal {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Interrupt => "SIGINT",
+            Self::Terminate => "SIGTERM",
+            Self::HangUp => "SIGHUP",
+        }
+    }
+
+    /// The exit code of a process that it ended: a person's Ctrl-C is final, what a cluster ends is to be started again.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Interrupt => 130,
+            Self::Terminate | Self::HangUp => 75,
+        }
+    }
+}
+
+/// Whether this process was asked to end, and by which signal; clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    token: CancellationToken,
+    signal: Arc<OnceLock<StopSignal>>,
+}
+
+impl Stop {
+    /// What the first signal cancels.
+    pub fn token(&self) -> &CancellationToken {
+        &self.token
+    }
+
+    /// The signal that came, if one has.
+    pub fn signal(&self) -> Option<StopSignal> {
+        self.signal.get().copied()
+    }
+
+    /// Waits for the first signal.
+    pub async fn signalled(&self) -> StopSignal {
+        self.token.cancelled().await;
+        self.signal().unwrap_or(StopSignal::Terminate)
+    }
+
+    /// Whether it is the first.
+    fn take(&self, signal: StopSignal) -> bool {
+        let first = self.signal.set(signal).is_ok();
+        self.token.cancel();
+        first
+    }
+}
+
+/// Listens for SIGTERM, SIGINT and SIGHUP. The first cancels the token, the second ends the process at once.
 ///
 /// # Errors
 ///
 /// If signals can't be received.
-pub fn stop_signal() -> Result<CancellationToken, ProcessError> {
-    let stop = CancellationToken::new();
-    let mut terminate = signal(SignalKind::terminate()).map_err(ProcessError::Signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(ProcessError::Signals)?;
+pub fn stop_signal() -> Result<Stop, ProcessError> {
+    let stop = Stop::default();
+    let listen = |kind| signal(kind).map_err(ProcessError::Signals);
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut hang_up = match is_ignored(Signal::SIGHUP) {
+        // Under `nohup` a terminal that closes is no reason to end.
+        true => None,
+        false => Some(listen(SignalKind::hangup())?),
+    };
     let stopping = stop.clone();
     tokio::spawn(async move {
         loop {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+            let hung_up = async {
+                match &mut hang_up {
+                    Some(hang_up) => hang_up.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let signal = tokio::select! {
+                _ = terminate.recv() => StopSignal::Terminate,
+                _ = interrupt.recv() => StopSignal::Interrupt,
+                _ = hung_up => StopSignal::HangUp,
+            };
+            if !stopping.take(signal) {
+                std::process::exit(signal.exit_code().into());
             }
-            if stopping.is_cancelled() {
-                std::process::exit(130);
-            }
-            tracing::info!("stopping: finishing what is under way, a second signal ends at once");
-            stopping.cancel();
+            let name = signal.name();
+            tracing::info!("{name}: finishing what is under way; a second signal ends at once");
         }
     });
     Ok(stop)
+}
+
+/// Whether whoever started this process has it ignore the signal.
+fn is_ignored(signal: Signal) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & (1 << (signal as i32 - 1)) != 0)
 }
 
 /// Sizes the pool on which tensors are computed; 0 takes all cores. Only the first
@@ -111,4 +196,29 @@ pub fn set_compute_threads(threads: u32) -> Result<(), ProcessError> {
             .map_err(|source| ProcessError::Threads { threads, source });
     });
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::signal::raise;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_first_signal_is_remembered() {
+        let stop = stop_signal().unwrap();
+        assert_eq!(stop.signal(), None);
+        raise(Signal::SIGTERM).unwrap();
+        assert_eq!(stop.signalled().await, StopSignal::Terminate);
+        assert!(stop.token().is_cancelled());
+        assert!(!stop.take(StopSignal::Interrupt), "it would be the second");
+        assert_eq!(stop.signal().map(StopSignal::exit_code), Some(75));
+    }
+
+    #[test]
+    fn an_ignored_signal_is_known_as_such() {
+        assert!(!is_ignored(Signal::SIGTERM));
+        // As Rust's runtime has it.
+        assert!(is_ignored(Signal::SIGPIPE));
+    }
 }

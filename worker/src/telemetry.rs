@@ -50,13 +50,16 @@ pub fn init(options: &TelemetryOptions) -> Result<(), TelemetryError> {
     let level = options
         .terminal
         .unwrap_or(tracing::level_filters::LevelFilter::TRACE);
+    // A terminal or a disk that takes no line is no reason to end, and saying so would panic.
     let terminal = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
+        .log_internal_errors(false)
         .with_filter(level);
     let file = options.file.as_deref().map(open).transpose()?.map(|file| {
         tracing_subscriber::fmt::layer()
             .with_ansi(false)
             .with_writer(Mutex::new(file))
+            .log_internal_errors(false)
     });
     // Tests of one process call this many times.
     let _ = tracing_subscriber::registry()

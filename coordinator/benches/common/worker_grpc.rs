@@ -24,12 +24,8 @@ pub(crate) struct Worker {
 impl Worker {
     /// Starts both and takes the first task.
     pub(crate) async fn start(config: RunConfig, run_dir: &Path) -> Self {
-        let options = CoordinatorOptions {
-            config,
-            run_dir: run_dir.to_owned(),
-            listen: "127.0.0.1:0".parse().expect("an address"),
-            admission: Admission::Open,
-        };
+        let listen = "127.0.0.1:0".parse().expect("an address");
+        let options = CoordinatorOptions::new(config, run_dir.to_owned(), listen, Admission::Open);
         let coordinator = Coordinator::start(options).await.expect("a coordinator");
         let address = format!("http://{}", coordinator.address());
         let mut client = CoordinatorClient::connect(address)

@@ -57,12 +57,9 @@ async fn coordinator(arguments: &[String]) -> Result<(), String> {
         return Err(USAGE.to_owned());
     };
     let folder = Path::new(folder);
-    let options = CoordinatorOptions {
-        config: config(folder),
-        run_dir: folder.to_owned(),
-        listen: "127.0.0.1:0".parse().map_err(|error| format!("{error}"))?,
-        admission: Admission::Open,
-    };
+    let listen = "127.0.0.1:0".parse().map_err(|error| format!("{error}"))?;
+    let (config, run_dir) = (config(folder), folder.to_owned());
+    let options = CoordinatorOptions::new(config, run_dir, listen, Admission::Open);
     serve(options)
         .await
         .map(drop)

@@ -64,6 +64,7 @@ fn record(iteration: Iteration, state: &[u8]) -> Vec<u8> {
         ..Committed::START
     };
     let checkpoint = Checkpoint {
+        earlier: Vec::new(),
         committed,
         ema_adapter: None,
     };

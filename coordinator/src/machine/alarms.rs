@@ -8,12 +8,19 @@ use super::Machine;
 impl Machine {
     /// Messages of the alarms that an iteration raised and the one before did not.
     pub(super) fn alarms(&mut self, metrics: &IterationMetrics) -> Vec<String> {
-        self.telemetry.raise(alarms(&self.config.alarms, metrics))
+        let untrained = self.telemetry.untrained();
+        self.telemetry
+            .raise(alarms(&self.config.alarms, metrics, untrained))
     }
 }
 
-/// Name and message of every alarm. Unmeasured values never raise one; NaN always does.
-fn alarms(config: &AlarmConfig, metrics: &IterationMetrics) -> Vec<(&'static str, String)> {
+/// Name and message of every alarm. Unmeasured values never raise one; NaN always does. `untrained` iterations in a row
+/// kept nothing, up to this one.
+fn alarms(
+    config: &AlarmConfig,
+    metrics: &IterationMetrics,
+    untrained: usize,
+) -> Vec<(&'static str, String)> {
     let iteration = metrics.iteration;
     let mut found = Vec::new();
     let mut check = |name: &'static str, rings: bool, message: String| {
@@ -52,6 +59,15 @@ fn alarms(config: &AlarmConfig, metrics: &IterationMetrics) -> Vec<(&'static str
              the judge may be fooled alike by all samples"
         ),
     );
+    let most = config.untrained_max as usize;
+    check(
+        "untrained",
+        most > 0 && untrained >= most,
+        format!(
+            "the filter has kept no group of the last {untrained} iterations (alarms.untrained_max = {most}): the \
+             policy does not change"
+        ),
+    );
     found
 }
 
@@ -66,6 +82,7 @@ mod tests {
         grad_norm_max: 5.0,
         kl_max: 0.5,
         reward_std_min: 0.01,
+        untrained_max: 2,
     };
 
     fn names(grad_norm: f64, kl_div: f64, reward_std_mean: f64) -> Vec<&'static str> {
@@ -81,7 +98,7 @@ mod tests {
             train: Some(train),
             ..IterationMetrics::default()
         };
-        let found = alarms(&CONFIG, &metrics);
+        let found = alarms(&CONFIG, &metrics, 0);
         found.into_iter().map(|(name, _)| name).collect()
     }
 
@@ -105,7 +122,7 @@ mod tests {
             reward_std_mean: 0.002,
             ..IterationMetrics::default()
         };
-        let found = alarms(&CONFIG, &metrics);
+        let found = alarms(&CONFIG, &metrics, 0);
         assert_eq!(found.len(), 1, "nothing was trained: {found:?}");
         let message = &found[0].1;
         for part in [
@@ -118,11 +135,19 @@ mod tests {
     }
 
     #[test]
+    fn iterations_that_teach_nothing_ring_once_there_are_so_many_in_a_row() {
+        let metrics = IterationMetrics::default();
+        let rings = |untrained| alarms(&CONFIG, &metrics, untrained).len();
+        assert_eq!([0, 1, 2, 3].map(rings), [0, 0, 1, 1]);
+    }
+
+    #[test]
     fn zero_switches_an_alarm_off() {
         let off = AlarmConfig {
             grad_norm_max: 0.0,
             kl_max: 0.0,
             reward_std_min: 0.0,
+            untrained_max: 0,
         };
         let train = TrainMetrics {
             grad_norm: f64::NAN,
@@ -134,6 +159,6 @@ mod tests {
             train: Some(train),
             ..IterationMetrics::default()
         };
-        assert!(alarms(&off, &metrics).is_empty());
+        assert!(alarms(&off, &metrics, 9).is_empty());
     }
 }

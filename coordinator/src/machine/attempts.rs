@@ -3,12 +3,15 @@
 
 use retouch_proto::status::EventKind;
 use retouch_proto::task::TaskFailure;
-use retouch_proto::{GroupId, LeaseId, WorkerId};
+use retouch_proto::{ContentHash, GroupId, LeaseId, WorkerId};
 
 use super::Machine;
 use super::groups::{FETCH_FAILURES_MAX, GroupState};
 use super::leases::{Lease, Work};
 use super::record::Entry;
+
+/// How long after a full disk was met work is given out again.
+const SPACE_MS: u64 = 3_000;
 
 impl Machine {
     pub(super) fn take_failure(
@@ -19,6 +22,9 @@ impl Machine {
     ) {
         // Nobody waits for the failure of work that was given to someone else.
         let Some(lease) = lease else { return };
+        if failure.disk_full {
+            return self.wait_for_space(worker, lease.work, &failure.reason);
+        }
         match lease.work {
             Work::Train => self.train_failed(worker, failure),
             Work::Mint => self.mint_failed(worker, failure),
@@ -29,6 +35,33 @@ impl Machine {
                 self.attempt_failed(worker, id, failure.reason);
             }
             Work::Rollout(id) | Work::Score(id) => self.drop_group(id, failure.reason),
+        }
+    }
+
+    /// A full disk says nothing about the work: it is given out again a little later, however often, and people are
+    /// told.
+    fn wait_for_space(&mut self, worker: &WorkerId, work: Work, reason: &str) {
+        let message = format!("{worker} has no space on its disk: {reason}");
+        if self.telemetry.is_new_shortage(&message) {
+            self.event(EventKind::Alarm, message);
+        }
+        let again_ms = self.timers.now_ms() + SPACE_MS;
+        match work {
+            Work::Rollout(id) | Work::Score(id) => {
+                self.put_back(id);
+                if let Some(group) = self.open.group_mut(id) {
+                    group.not_before_ms = again_ms;
+                }
+                self.timers.look_at(again_ms);
+            }
+            Work::Train => {
+                self.abort_training();
+                self.retry_at(again_ms);
+            }
+            Work::Mint => {
+                self.stop_minting();
+                self.retry_at(again_ms);
+            }
         }
     }
 
@@ -68,13 +101,10 @@ impl Machine {
     /// Blobs are made again if nobody has them; that is no failed attempt, but has its limit.
     fn fetch_failed(&mut self, worker: &WorkerId, id: GroupId, failure: TaskFailure) {
         let not_before_ms = self.timers.now_ms() + self.config.cluster.heartbeat_ms;
-        let adapter = self.progress.policy().hash();
-        // The policy is not taken for lost because one worker can't reach its owners.
-        for hash in failure
-            .lost_blobs
-            .iter()
-            .filter(|hash| Some(**hash) != adapter)
-        {
+        // Policies are not taken for lost because one worker can't reach their owners: that would mean a rewind.
+        let needed: Vec<ContentHash> = self.progress.needed().collect();
+        let lost = failure.lost_blobs.iter();
+        for hash in lost.filter(|hash| !needed.contains(hash)) {
             self.blobs.remove_owners(*hash);
         }
         self.blobs.suspect_loss();
@@ -149,11 +179,7 @@ impl Machine {
             EventKind::LeaseExpired,
             format!("{}: {reason}", lease.worker),
         );
-        let failure = TaskFailure {
-            reason,
-            lost_blobs: Vec::new(),
-            retryable: true,
-        };
+        let failure = TaskFailure::retryable(reason);
         self.take_failure(&lease.worker.clone(), Some(lease), failure);
     }
 }

@@ -43,7 +43,7 @@ impl Machine {
         }
     }
 
-    /// Opens the iteration after the last committed one, and as many more as samples may be stale.
+    /// Opens the iteration after the last committed one, and as many more as have their sampling policy already.
     fn open_iterations(&mut self) {
         let next = self.progress.next();
         let last = self.phase.last_iteration(self.config.iterations);
@@ -66,7 +66,7 @@ impl Machine {
         let now_ms = self.timers.now_ms();
         self.open.insert(OpenIteration::new(iteration, now_ms));
         self.add_group(iteration, first, 0);
-        let groups = 1 + self.draw(iteration, self.config.rollout.groups_per_iteration - 1, 0);
+        let groups = 1 + self.draw(iteration, self.config.rollout.groups_per_iteration - 1);
         self.event(
             EventKind::IterationOpened,
             format!("iteration {iteration} opened with {groups} groups"),
@@ -76,10 +76,23 @@ impl Machine {
     }
 
     /// Draws up to `count` groups; gives how many, since every pair may be banned by now.
-    fn draw(&mut self, iteration: Iteration, count: u32, round: u32) -> u32 {
+    fn draw(&mut self, iteration: Iteration, count: u32) -> u32 {
         for drawn in 0..count {
             let Some(row) = self.prompts.draw(iteration) else {
                 return drawn;
+            };
+            self.add_group(iteration, row, 0);
+        }
+        count
+    }
+
+    /// Draws up to `count` groups in place of others; gives how many.
+    fn replace(&mut self, iteration: Iteration, count: u32, round: u32) -> u32 {
+        for replaced in 0..count {
+            let open = self.open.get(iteration).expect("opened by the caller");
+            let drawn = open.groups().iter().map(|group| group.drawn.row);
+            let Some(row) = self.prompts.replace(iteration, drawn) else {
+                return replaced;
             };
             self.add_group(iteration, row, round);
         }
@@ -102,22 +115,15 @@ impl Machine {
         let kept = open.groups().iter().filter(|group| self.is_kept(group));
         let kept = kept.count() as u32;
         let wanted = self.config.rollout.groups_per_iteration;
-        match self.draw(iteration, wanted.saturating_sub(kept), rounds + 1) {
+        match self.replace(iteration, wanted.saturating_sub(kept), rounds + 1) {
             0 => Refilled::Full,
             _ => Refilled::More,
         }
     }
 
     fn is_kept(&self, group: &Group) -> bool {
-        let rewards = group.rewards().filter(|_| !self.is_stale(group));
+        let rewards = group.rewards();
         rewards.is_some_and(|rewards| filter::keeps(&rewards, &self.config.filter))
-    }
-
-    /// A6: the policy that trains next is compared with the one that sampled.
-    pub(super) fn is_stale(&self, group: &Group) -> bool {
-        let newest = group.drawn.group.iteration.0 - 1;
-        let sampled_by = group.policy.map_or(newest, |policy| policy.iteration.0);
-        newest.saturating_sub(sampled_by) > self.config.rollout.staleness_max
     }
 
     fn stop_for_want_of_pairs(&mut self) {

@@ -24,12 +24,10 @@ impl Machine {
         }
         // They agree, so any rank speaks for all; only rank 0 is asked for a checkpoint.
         let first = results[0].clone();
-        let committed = left_behind(&first);
+        let committed = self.left_behind(&first);
         let ema_adapter = first.ema_adapter;
         match training.purpose {
             Purpose::Learn => self.commit(committed, Some((&training, first))),
-            // The state is the same, the version need not be: an iteration that trained on nothing took over the
-            // policy of the one before. What the ranks wrote down samples next, as after a restart.
             Purpose::WriteDown => {
                 self.progress.write_down(committed);
                 self.learning.retry = Retry::default();
@@ -38,8 +36,24 @@ impl Machine {
         if training.checkpoint {
             self.checkpointed(Checkpoint {
                 committed,
+                earlier: self.progress.policies_before(committed.iteration),
                 ema_adapter,
             });
+        }
+    }
+
+    /// What the ranks agree on, as the record keeps it. Where they learned nothing the policy stays the one before under
+    /// its old name, whether or not its state is written down: which iterations are must not change any other (A9).
+    fn left_behind(&self, result: &TrainResult) -> Committed {
+        let iteration = result.iteration;
+        let adapter = match self.open.kept(iteration).is_empty() {
+            true => self.progress.policy().adapter,
+            false => Some(Blob::of(&result.version)),
+        };
+        Committed {
+            iteration,
+            state: Some(Blob::of(&result.state)),
+            policy: Policy { iteration, adapter },
         }
     }
 
@@ -90,8 +104,7 @@ impl Machine {
             .collect();
         metrics.banned = banned.len() as u32;
         metrics.banned_total = self.prompts.banned() as u32;
-        let staleness_max = self.config.rollout.staleness_max;
-        self.progress.commit(committed, staleness_max);
+        self.progress.commit(committed);
         self.prompts.committed(iteration);
         self.telemetry.committed(&metrics);
         let message = committed_message(&metrics);
@@ -100,7 +113,6 @@ impl Machine {
             committed,
             metrics,
             kept: sealed.kept,
-            stale: sealed.stale,
             banned,
             next_position: self.prompts.position(),
             totals: self.telemetry.totals,
@@ -122,24 +134,11 @@ impl Machine {
     }
 
     fn checkpointed(&mut self, checkpoint: Checkpoint) {
-        self.progress.checkpoint_at(checkpoint);
+        self.record(Entry::Checkpointed(checkpoint.clone()));
         self.prompts.checkpointed(checkpoint.committed.iteration);
+        self.progress.checkpoint_at(checkpoint);
         self.track_checkpoint_files();
         self.forget_unwanted();
-        self.record(Entry::Checkpointed(checkpoint));
-    }
-}
-
-/// What the ranks agree on, as the record keeps it.
-fn left_behind(result: &TrainResult) -> Committed {
-    let policy = Policy {
-        iteration: result.iteration,
-        adapter: Some(Blob::of(&result.version)),
-    };
-    Committed {
-        iteration: result.iteration,
-        state: Some(Blob::of(&result.state)),
-        policy,
     }
 }
 

@@ -5,6 +5,7 @@ use retouch_proto::status::{Controlled, EventKind, RunState};
 use super::Machine;
 use super::io::{Command, Output, Ticket};
 use super::phase::Phase;
+use super::record::Entry;
 
 impl Machine {
     pub(super) fn is_over(&self) -> bool {
@@ -26,6 +27,9 @@ impl Machine {
     /// Gives what was done, or why it can't be.
     fn obey(&mut self, command: Command) -> Result<String, String> {
         match (command, &self.phase) {
+            _ if self.phase.is_suspended() => {
+                return Err("the coordinator is ending; say it again to the next one".to_owned());
+            }
             (Command::Pause, Phase::Running) => self.change(Phase::Paused),
             (Command::Resume, Phase::Paused) => self.change(Phase::Running),
             (Command::Drain, Phase::Running | Phase::Paused) => self.drain(),
@@ -68,6 +72,8 @@ impl Machine {
 
     pub(super) fn change(&mut self, phase: Phase) {
         self.phase = phase;
+        // Before it is answered: an order holds whatever becomes of this process.
+        self.record(Entry::Stands(self.phase.standing()));
         self.event(EventKind::Control, format!("the run is {}", self.state()));
         self.moved();
     }

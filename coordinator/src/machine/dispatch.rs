@@ -87,7 +87,7 @@ impl Machine {
     }
 
     fn can_sample(&self, group: &Group) -> bool {
-        let policy = group.policy.unwrap_or(self.progress.policy());
+        let policy = self.policy_of(group);
         self.blobs.are_available(policy.adapter.into_iter())
     }
 
@@ -111,7 +111,6 @@ impl Machine {
             Role::Rollout => (Work::Rollout(id), GroupState::Sampling),
             _ => (Work::Score(id), GroupState::Scoring),
         };
-        self.pin_policy(id);
         if role == Role::Rollout {
             self.note_policy(worker, id);
         }
@@ -121,7 +120,7 @@ impl Machine {
 
     /// Notes what the worker samples with, for people.
     pub(super) fn note_policy(&mut self, worker: &WorkerId, group: GroupId) {
-        let policy = self.open.group(group).and_then(|group| group.policy);
+        let policy = self.open.group(group).map(|group| self.policy_of(group));
         if let Some(worker) = self.workers.get_mut(worker) {
             worker.policy = policy;
         }
@@ -135,7 +134,8 @@ impl Machine {
     }
 
     fn answer_one(&mut self, id: &WorkerId) {
-        let is_over = self.is_over();
+        // Of a suspension workers hear nothing: they wait for the next coordinator.
+        let is_over = self.is_over() && !self.phase.is_suspended();
         let Some(worker) = self.workers.get(id) else {
             return;
         };

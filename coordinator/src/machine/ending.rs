@@ -6,22 +6,40 @@ use retouch_proto::status::EventKind;
 use super::Machine;
 use super::io::{Outcome, Output};
 use super::learning::Retry;
-use super::phase::Phase;
+use super::phase::{Phase, Why};
+use super::record::{Committed, Entry, Standing};
 use super::timers::Timer;
 use super::workers::Worker;
+
+/// How long the last committed iteration may take to be written down when the process is to end: clusters wait for
+/// half a minute between SIGTERM and SIGKILL.
+const SUSPENSION_MS_MAX: u64 = 20_000;
 
 impl Machine {
     /// Abandons what is open. A training step that is under way is finished: it is nearly an
     /// iteration.
     pub(super) fn stop(&mut self) {
-        self.stop_for(None);
+        self.stop_by(self.lease_deadline_ms(), Why::Ordered);
     }
 
-    fn stop_for(&mut self, failure: Option<String>) {
-        let until_ms = self.lease_deadline_ms();
-        self.change(Phase::Stopping { until_ms, failure });
+    fn stop_by(&mut self, until_ms: u64, why: Why) {
+        self.change(Phase::Stopping { until_ms, why });
         self.timers.look_at(until_ms);
         self.put_everything_back();
+    }
+
+    /// This process has little time left. A training step that is under way would take too long: what is written
+    /// down is the last committed iteration.
+    pub(super) fn suspend(&mut self) {
+        if self.is_over() || self.phase.is_suspended() {
+            return;
+        }
+        let standing = self.phase.standing();
+        self.abort_training();
+        self.stop_by(
+            self.timers.now_ms() + SUSPENSION_MS_MAX,
+            Why::Suspension(standing),
+        );
     }
 
     fn put_everything_back(&mut self) {
@@ -35,13 +53,37 @@ impl Machine {
 
     /// All is done that will be done.
     pub(super) fn finish(&mut self) {
-        if let Some(reason) = self.phase.take_failure() {
+        if let Some(reason) = self.phase.failure().cloned() {
             return self.fail_at_once(reason);
         }
         let last = self.progress.committed().iteration;
+        if self.phase.is_suspended() {
+            let message = format!("suspended after iteration {last}");
+            self.event(EventKind::Control, message);
+            return self.conclude_run(None);
+        }
+        if let Some(reason) = self.nothing_learned() {
+            return self.fail_at_once(reason);
+        }
         let message = format!("finished after iteration {last}");
         self.event(EventKind::Finished, message);
         self.conclude_run(None);
+    }
+
+    /// A run that did all its iterations and whose adapter is what it was at the start has failed.
+    fn nothing_learned(&self) -> Option<String> {
+        let Committed { iteration, .. } = self.progress.committed();
+        let done = iteration.0 >= self.config.iterations;
+        if !done || self.telemetry.totals.groups_kept > 0 {
+            return None;
+        }
+        let last = self.telemetry.history().last();
+        let spread = last.map_or(0.0, |metrics| metrics.reward_std_mean);
+        Some(format!(
+            "nothing was learned: filter.rule = {} kept no group of {iteration} iterations; the rewards of a group of \
+             the last one differ by {spread:.4} on average",
+            self.config.filter.rule
+        ))
     }
 
     /// The run cannot go on; what it did is made durable first.
@@ -59,7 +101,7 @@ impl Machine {
         self.event(EventKind::Control, message);
         // Attempts at the iteration that failed are none at writing the last one down.
         self.learning.retry = Retry::default();
-        self.stop_for(Some(reason));
+        self.stop_by(self.lease_deadline_ms(), Why::Failure(reason));
     }
 
     /// The run cannot go on, and has nothing to make durable or can't.
@@ -71,10 +113,14 @@ impl Machine {
     /// The last committed iteration can't be made durable. If the run ends because of something
     /// else, that stays the reason.
     pub(super) fn fail_to_write_down(&mut self, problem: String) {
-        let Some(reason) = self.phase.take_failure() else {
+        let message = format!("the last iteration can't be written down: {problem}");
+        if self.phase.is_suspended() {
+            self.event(EventKind::Control, message);
+            return self.conclude_run(None);
+        }
+        let Some(reason) = self.phase.failure().cloned() else {
             return self.fail_at_once(problem);
         };
-        let message = format!("the last iteration can't be written down: {problem}");
         self.event(EventKind::Control, message);
         self.fail_at_once(reason);
     }
@@ -85,12 +131,17 @@ impl Machine {
         let until_ms = self.timers.now_ms()
             + self.workers.silence_ms_max()
             + self.config.cluster.report_wait_ms_max;
+        let suspended = self.phase.is_suspended();
         let outcome = Outcome {
             iteration: self.progress.committed().iteration,
             ema_adapter: self.progress.checkpoint().ema_adapter,
+            standing: self.standing_at_the_end(&failure),
             failure,
+            suspended,
+            checkpointed: self.progress.is_checkpointed(),
             totals: self.telemetry.totals,
         };
+        self.record(Entry::Stands(outcome.standing.clone()));
         self.phase = Phase::Over {
             outcome,
             until_ms,
@@ -102,7 +153,22 @@ impl Machine {
         self.timers.set(until_ms, Timer::Look);
     }
 
-    /// Puts out the exit once everyone alive was told, or had time enough.
+    /// How whoever starts the run again finds it.
+    fn standing_at_the_end(&self, failure: &Option<String>) -> Standing {
+        let done = self.progress.committed().iteration.0 >= self.config.iterations;
+        match (failure, self.phase.standing()) {
+            (Some(reason), _) => Standing::Failed {
+                reason: reason.clone(),
+            },
+            (None, standing) if self.phase.is_suspended() => standing,
+            // It may get more iterations than it was planned to have.
+            _ if done => Standing::Running,
+            _ => Standing::Stopped,
+        }
+    }
+
+    /// Puts out the exit once everyone alive was told, or had time enough. Of a suspension workers hear nothing: they
+    /// wait for the next coordinator.
     pub(super) fn exit_if_over(&mut self) {
         let Phase::Over {
             outcome,
@@ -113,7 +179,8 @@ impl Machine {
             return;
         };
         let is_told = |worker: &Worker| worker.dismissed || !worker.is_alive();
-        let due = *until_ms <= self.timers.now_ms()
+        let due = outcome.suspended
+            || *until_ms <= self.timers.now_ms()
             || self.workers.iter().all(|(_, worker)| is_told(worker));
         if due && !*left {
             *left = true;

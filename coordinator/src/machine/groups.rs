@@ -45,7 +45,7 @@ pub(super) struct Group {
     pub drawn: DrawnGroup,
     /// Where it is. The iteration counts its groups by state, so only [`OpenIteration::set_state`] changes it.
     state: GroupState,
-    /// The policy it is sampled with, fixed when it is first given out (A6).
+    /// The policy that sampled it (A6).
     pub policy: Option<Policy>,
     /// Its sampling; kept while lost blobs are made again, to be compared.
     pub sampled: Option<RolloutResult>,
@@ -175,8 +175,6 @@ pub(super) struct Sealed {
     pub sealed_ms: u64,
     /// Groups to train on, in order.
     pub kept: Vec<KeptGroup>,
-    /// Groups left out because their samples are too old (A6).
-    pub stale: Vec<GroupId>,
     /// Rows whose pairs met the paper's rule.
     pub solved: Vec<u32>,
     /// Numbers that follow from the groups.

@@ -4,7 +4,7 @@ use retouch_proto::status::{Controlled, Event};
 use retouch_proto::worker::{Registration, Report, ReportReply};
 use retouch_proto::{ContentHash, Generation, Iteration, WorkerId};
 
-use super::record::Entry;
+use super::record::{Entry, Standing};
 
 /// Names a caller that waits for an answer; chosen by the shell, opaque to the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,6 +21,8 @@ pub enum Input {
     HungUp(Ticket),
     /// A person wants something; answered by [`Output::Controlled`].
     Control(Ticket, Command),
+    /// This process is to end, and the run to go on with the next one.
+    Suspend,
     /// Time has passed: the deadline that the machine asked for.
     Tick,
 }
@@ -57,7 +59,7 @@ pub enum Output {
     Controlled(Ticket, Result<Controlled, String>),
     /// Something worth telling (also recorded).
     Event(Event),
-    /// The run is over and its workers know, or had time enough to be told.
+    /// The run is over and its workers know, or had time enough to be told; or it is suspended.
     Exit(Outcome),
 }
 
@@ -70,6 +72,12 @@ pub struct Outcome {
     pub ema_adapter: Option<ContentHash>,
     /// Why the run could not go on, if it could not.
     pub failure: Option<String>,
+    /// How it stands now, as the record has it.
+    pub standing: Standing,
+    /// Whether only this process ended: the run goes on when it is started again.
+    pub suspended: bool,
+    /// Whether the last committed iteration is durable.
+    pub checkpointed: bool,
     /// Counters over the whole run.
     pub totals: retouch_proto::status::Totals,
 }

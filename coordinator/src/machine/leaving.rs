@@ -1,4 +1,5 @@
-//! Workers that a person sends away: when nothing is lost with them, or at once to be started again.
+//! Workers that go, since a person sends them away or their process is to end: when nothing is lost with them, or at
+//! once to be started again.
 //!
 //! An order is for one generation: a worker that registers again is a new one and takes work (A10).
 
@@ -25,6 +26,16 @@ impl Machine {
         );
         self.event(EventKind::Control, message.clone());
         Ok(message)
+    }
+
+    /// A worker whose process was told to end is let go like one that is drained: when nothing is lost with it.
+    pub(super) fn leaves_by_itself(&mut self, id: &WorkerId) {
+        let by_ms = self.lease_deadline_ms();
+        let worker = self.workers.get_mut(id);
+        if let Some(worker) = worker.filter(|worker| worker.order.is_none()) {
+            worker.order = Some(Order::Leave { by_ms });
+            worker.presence = Presence::Leaving;
+        }
     }
 
     pub(super) fn restart_worker(&mut self, id: &WorkerId) -> Result<String, String> {
@@ -80,7 +91,7 @@ impl Machine {
             let reply = self.nothing(order.directive());
             self.send(&id, reply);
             let why = match order {
-                Order::Leave { .. } => "drained",
+                Order::Leave { .. } => "has left",
                 Order::Restart => "ended to be started again",
             };
             self.end_worker(&id, Presence::Left, why);

@@ -91,6 +91,12 @@ impl Collective {
         Epoch(self.next)
     }
 
+    /// An epoch of nobody's collective, for who works alone.
+    pub(super) fn epoch_apart(&mut self) -> Epoch {
+        self.next += 1;
+        Epoch(self.next)
+    }
+
     /// Ends the present epoch: something went wrong in it, and nobody may meet its remains.
     pub(super) fn dissolve(&mut self) {
         self.current = None;

@@ -4,6 +4,7 @@ use retouch_proto::Iteration;
 use retouch_proto::status::RunState;
 
 use super::io::Outcome;
+use super::record::Standing;
 
 /// Where the run is in its life.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,8 +22,8 @@ pub(super) enum Phase {
     Stopping {
         /// When to end without it.
         until_ms: u64,
-        /// Why the run cannot continue, if that is why it stops.
-        failure: Option<String>,
+        /// Why.
+        why: Why,
     },
     /// The run has ended; workers are being dismissed.
     Over {
@@ -35,10 +36,61 @@ pub(super) enum Phase {
     },
 }
 
+/// Why a run stops before its last iteration.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Why {
+    /// Somebody wants it to end.
+    Ordered,
+    /// It can't go on, for this reason.
+    Failure(String),
+    /// This process is to end. The run goes on, as it stood, when a coordinator is started again.
+    Suspension(Standing),
+}
+
 impl Phase {
+    /// That of a run that stands so at the start of a coordinator; one that is stopping ends at this time at the
+    /// latest. A run that has ended is only started to go on.
+    pub(super) fn restored(standing: &Standing, until_ms: u64) -> Self {
+        match standing {
+            Standing::Running | Standing::Stopped | Standing::Failed { .. } => Self::Running,
+            Standing::Paused => Self::Paused,
+            Standing::Draining { last } => Self::Draining { last: *last },
+            Standing::Stopping { failure } => Self::Stopping {
+                until_ms,
+                why: failure.clone().map_or(Why::Ordered, Why::Failure),
+            },
+        }
+    }
+
+    /// What is recorded of it. A run that has done all of its iterations just runs: it may get more.
+    pub(super) fn standing(&self) -> Standing {
+        match self {
+            Self::Running => Standing::Running,
+            Self::Paused => Standing::Paused,
+            Self::Draining { last } => Standing::Draining { last: *last },
+            Self::Stopping { why, .. } => match why {
+                Why::Ordered => Standing::Stopping { failure: None },
+                Why::Failure(reason) => Standing::Stopping {
+                    failure: Some(reason.clone()),
+                },
+                Why::Suspension(standing) => standing.clone(),
+            },
+            Self::Over { outcome, .. } => outcome.standing.clone(),
+        }
+    }
+
     /// Whether the run has ended.
     pub(super) fn is_over(&self) -> bool {
         matches!(self, Self::Over { .. })
+    }
+
+    /// Whether the process is to end, or has ended, without the run.
+    pub(super) fn is_suspended(&self) -> bool {
+        match self {
+            Self::Stopping { why, .. } => matches!(why, Why::Suspension(_)),
+            Self::Over { outcome, .. } => outcome.suspended,
+            _ => false,
+        }
     }
 
     /// Whether iterations are opened, sampled, scored and trained.
@@ -76,6 +128,7 @@ impl Phase {
             Self::Paused => RunState::Paused,
             Self::Draining { .. } => RunState::Draining,
             Self::Stopping { .. } => RunState::Stopping,
+            Self::Over { outcome, .. } if outcome.suspended => RunState::Stopping,
             Self::Over { outcome, .. } if outcome.failure.is_some() => RunState::Failed,
             Self::Over { .. } => RunState::Finished,
         }
@@ -85,15 +138,10 @@ impl Phase {
     pub(super) fn failure(&self) -> Option<&String> {
         match self {
             Self::Over { outcome, .. } => outcome.failure.as_ref(),
-            Self::Stopping { failure, .. } => failure.as_ref(),
-            _ => None,
-        }
-    }
-
-    /// Takes the failure that a stopping run was to end with.
-    pub(super) fn take_failure(&mut self) -> Option<String> {
-        match self {
-            Self::Stopping { failure, .. } => failure.take(),
+            Self::Stopping {
+                why: Why::Failure(reason),
+                ..
+            } => Some(reason),
             _ => None,
         }
     }

@@ -6,10 +6,11 @@ use super::record::{Checkpoint, Committed, Policy, Record};
 
 /// What the record says has happened. The record is written before anyone hears of a change made here.
 pub(super) struct Progress {
+    /// How many iterations the policy that samples is behind the one that learns (A9: exactly so many, whoever is first).
+    staleness: u32,
     /// What the last iteration left behind: the next one starts from it.
     committed: Committed,
-    /// The policies of the last iterations, newest last: with stale samples allowed, groups of open iterations may
-    /// still be bound to an older one, whose adapter must be kept for them.
+    /// The policies that iterations after the checkpoint are sampled with, oldest first: a rewind samples them again.
     policies: Vec<Policy>,
     /// Where the run goes back to when the learners' state is lost.
     checkpoint: Checkpoint,
@@ -24,14 +25,15 @@ pub(super) struct TakenBack {
 }
 
 impl Progress {
-    /// What the record says, with the policies that samples may be stale by.
-    pub(super) fn restored(record: &Record, staleness_max: u32) -> Self {
+    /// What the record says.
+    pub(super) fn restored(record: &Record, staleness: u32) -> Self {
         let mut progress = Self {
+            staleness,
             committed: record.committed,
             policies: record.policies.clone(),
-            checkpoint: record.checkpoint,
+            checkpoint: record.checkpoint.clone(),
         };
-        progress.forget_old_policies(staleness_max);
+        progress.forget_old_policies();
         progress
     }
 
@@ -45,14 +47,39 @@ impl Progress {
         self.committed.iteration.next()
     }
 
-    /// The policy that samples now.
+    /// The newest policy.
     pub(super) fn policy(&self) -> Policy {
         self.committed.policy
     }
 
+    /// The policy that samples an iteration, which is open: a function of its number alone (A9).
+    pub(super) fn policy_of(&self, iteration: Iteration) -> Policy {
+        let sampler = iteration.0.saturating_sub(1 + self.staleness);
+        match sampler {
+            0 => Policy::BASE,
+            _ => self.policy_after(Iteration(sampler)),
+        }
+    }
+
+    /// What an older program wrote down may lack a policy: the oldest that there is takes its place.
+    fn policy_after(&self, iteration: Iteration) -> Policy {
+        let mut newest_first = self.policies.iter().rev();
+        let policy = newest_first.find(|policy| policy.iteration <= iteration);
+        *policy.or(self.policies.first()).unwrap_or(&Policy::BASE)
+    }
+
+    /// The policies before that of an iteration with which later ones are sampled, oldest first.
+    pub(super) fn policies_before(&self, iteration: Iteration) -> Vec<Policy> {
+        let oldest = iteration.0.saturating_sub(self.staleness).max(1);
+        let earlier = (oldest..iteration.0).map(Iteration);
+        earlier
+            .map(|iteration| self.policy_after(iteration))
+            .collect()
+    }
+
     /// The last durable checkpoint.
-    pub(super) fn checkpoint(&self) -> Checkpoint {
-        self.checkpoint
+    pub(super) fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
     }
 
     /// Whether the last committed iteration is durable.
@@ -66,25 +93,29 @@ impl Progress {
         self.policies.len()
     }
 
-    /// Everything that a later step may need: states to start from, policies to sample with.
+    /// What the next steps can't do without: the state to start from, the policies that sample.
+    pub(super) fn needed(&self) -> impl Iterator<Item = ContentHash> {
+        let Committed {
+            iteration,
+            state,
+            policy,
+        } = self.committed;
+        let earlier = self.policies_before(iteration).into_iter();
+        let policies = earlier.chain([policy]).filter_map(|policy| policy.hash());
+        policies.chain(state.map(|state| state.hash))
+    }
+
+    /// Everything that a later step may need: what the next ones do, and what they would after a rewind.
     pub(super) fn blobs(&self) -> impl Iterator<Item = ContentHash> {
-        let states = [self.committed, self.checkpoint.committed]
-            .into_iter()
-            .flat_map(|committed| {
-                [
-                    committed.state.map(|state| state.hash),
-                    committed.policy.hash(),
-                ]
-            });
-        let policies = self.policies.iter().filter_map(Policy::hash);
-        policies.chain(states.flatten())
+        self.needed()
+            .chain(self.checkpoint.files().map(|(hash, _)| hash))
     }
 
     /// An iteration happened.
-    pub(super) fn commit(&mut self, committed: Committed, staleness_max: u32) {
+    pub(super) fn commit(&mut self, committed: Committed) {
         self.committed = committed;
         self.policies.push(committed.policy);
-        self.forget_old_policies(staleness_max);
+        self.forget_old_policies();
     }
 
     /// The last iteration's state has been written down under the name that ranks gave it.
@@ -95,20 +126,25 @@ impl Progress {
     /// A checkpoint is durable.
     pub(super) fn checkpoint_at(&mut self, checkpoint: Checkpoint) {
         self.checkpoint = checkpoint;
+        self.forget_old_policies();
     }
 
     /// Goes back to the last checkpoint.
     pub(super) fn rewind(&mut self) -> TakenBack {
         let from = self.committed.iteration;
         self.committed = self.checkpoint.committed;
-        self.policies = vec![self.committed.policy];
         let to = self.committed.iteration;
+        self.policies.retain(|policy| policy.iteration <= to);
         TakenBack { from, to }
     }
 
-    fn forget_old_policies(&mut self, staleness_max: u32) {
-        let kept = staleness_max as usize + 1;
-        self.policies
-            .drain(..self.policies.len().saturating_sub(kept));
+    fn forget_old_policies(&mut self) {
+        let oldest = self
+            .checkpoint
+            .committed
+            .iteration
+            .0
+            .saturating_sub(self.staleness);
+        self.policies.retain(|policy| policy.iteration.0 >= oldest);
     }
 }

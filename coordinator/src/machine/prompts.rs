@@ -1,6 +1,6 @@
 //! The order in which the dataset's pairs are drawn, and the ban list.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use retouch_dataset::Row;
 use retouch_proto::Iteration;
@@ -61,13 +61,13 @@ impl Prompts {
         // Drawn once more, since how many banned rows were skipped on the way is recorded nowhere in old records.
         if let Some(last) = open.last() {
             self.position = self.began(last.iteration);
-            for _ in last.groups() {
+            for _ in last.groups().iter().filter(|group| group.drawn.round == 0) {
                 self.draw(last.iteration);
             }
         } else if let Some(position) = self.began.get(&record.committed.iteration.next()) {
             self.position = *position;
         }
-        // An older iteration may have drawn replacements after a newer one was opened.
+        // In old records an iteration may have drawn replacements after a newer one was opened.
         let drawn = open.groups().map(|group| group.drawn.position);
         let drawn_to = drawn.chain([record.drawn_to]).max().unwrap_or(0);
         self.position = self.position.max(drawn_to);
@@ -108,6 +108,24 @@ impl Prompts {
             }
         }
         None
+    }
+
+    /// A row in place of one that was left out, of a pair that the iteration does not have yet; `None` if there is none.
+    ///
+    /// Each iteration has an order of its own for them: which iteration needs some first depends on timing, and must
+    /// not shift what others draw (A9).
+    pub(super) fn replace(
+        &mut self,
+        iteration: Iteration,
+        drawn: impl Iterator<Item = u32>,
+    ) -> Option<u32> {
+        let until = self.banned_until(iteration);
+        let pair = |row: u32| self.pair_of_row[row as usize];
+        let taken: HashSet<u32> = drawn.map(pair).collect();
+        let seed = seed::derive(self.seed, Purpose::Replacements, iteration.0, 0, 0, 0);
+        let order = seed::permutation(seed, self.pair_of_row.len());
+        let mut rows = order.into_iter().map(|row| row as u32);
+        rows.find(|row| !taken.contains(&pair(*row)) && !self.is_banned(*row, until))
     }
 
     /// Bans of later iterations do not count for an iteration's draws: with stale samples allowed, it may be
@@ -231,6 +249,32 @@ mod tests {
         assert_eq!(drawn(&mut prompts, 5), [0, 1, 2, 3].into());
         prompts.unban_after(Iteration(4));
         assert_eq!(prompts.banned(), 0);
+    }
+
+    #[test]
+    fn replacements_are_new_pairs_in_an_order_of_the_iterations_own() {
+        let mut prompts = prompts(rows(5));
+        let mut replaced = |iteration| -> Vec<u32> {
+            let mut drawn = vec![2];
+            while let Some(row) = prompts.replace(Iteration(iteration), drawn.clone().into_iter()) {
+                drawn.push(row);
+            }
+            drawn
+        };
+        let [first, second] = [1, 2].map(&mut replaced);
+        for drawn in [&first, &second] {
+            assert_eq!(drawn.iter().collect::<BTreeSet<_>>().len(), 5);
+        }
+        assert_ne!(first, second);
+        assert_eq!(first, replaced(1));
+        prompts.ban(first[1], Iteration(1));
+        let next = prompts.replace(Iteration(2), [2].into_iter());
+        assert_ne!(next, Some(first[1]), "banned");
+        assert_eq!(
+            prompts.position(),
+            0,
+            "what others draw does not depend on them"
+        );
     }
 
     #[test]

@@ -68,10 +68,13 @@ impl Committed {
 }
 
 /// A durable checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// What it holds.
     pub committed: Committed,
+    /// The policies before it with which iterations after it are sampled, oldest first.
+    #[serde(default)]
+    pub earlier: Vec<Policy>,
     /// The exported EMA adapter; `None` only before the first iteration.
     pub ema_adapter: Option<ContentHash>,
 }
@@ -80,10 +83,11 @@ impl Checkpoint {
     /// The start of the run needs no file.
     pub const START: Self = Self {
         committed: Committed::START,
+        earlier: Vec::new(),
         ema_adapter: None,
     };
 
-    /// What learners wrote of it, and where in the run folder: its state and the policy that samples next.
+    /// What learners wrote of it, and where in the run folder: its state, and the policies that are to sample.
     pub fn files(&self) -> impl Iterator<Item = (ContentHash, String)> {
         let Committed {
             iteration,
@@ -94,8 +98,40 @@ impl Checkpoint {
         let state = state.map(|state| state.hash);
         let state = state.map(file(CheckpointFile::State));
         let version = policy.hash().map(file(CheckpointFile::Version));
-        state.into_iter().chain(version)
+        let earlier = self.earlier.iter().filter_map(move |policy| {
+            let file = file(CheckpointFile::Earlier(policy.iteration));
+            policy.hash().map(file)
+        });
+        state.into_iter().chain(version).chain(earlier)
     }
+}
+
+/// Where a run stands by the will of people or its own failure: what the coordinator that is started next goes by.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// It works, or has done all of its iterations.
+    #[default]
+    Running,
+    /// It gives out no work until it is resumed.
+    Paused,
+    /// It ends after this iteration.
+    Draining {
+        /// The last one.
+        last: Iteration,
+    },
+    /// It ends as soon as the last committed iteration is durable.
+    Stopping {
+        /// Why it can't go on, if that is why it ends.
+        failure: Option<String>,
+    },
+    /// It has ended before its last iteration, since somebody wanted it to.
+    Stopped,
+    /// It has ended because it can't go on.
+    Failed {
+        /// Why.
+        reason: String,
+    },
 }
 
 /// One line of the record.
@@ -134,6 +170,8 @@ pub enum Entry {
     Committed(Box<CommittedEntry>),
     /// A checkpoint is durable.
     Checkpointed(Checkpoint),
+    /// The run stands otherwise than before.
+    Stands(Standing),
     /// Iterations after `to` are taken back.
     Rewound {
         /// The last committed one before.
@@ -178,8 +216,6 @@ pub struct CommittedEntry {
     pub metrics: IterationMetrics,
     /// The groups that were trained on.
     pub kept: Vec<KeptGroup>,
-    /// Groups that have scores and were left out because their samples are too old (A6).
-    pub stale: Vec<GroupId>,
     /// Rows whose pairs are banned from now on.
     pub banned: Vec<u32>,
     /// Where drawing goes on in the prompt order; the next iteration begins there unless it has begun.
@@ -204,9 +240,12 @@ pub struct KeptGroup {
 pub struct Record {
     /// Counts starts of the coordinator; part of generations, leases and epochs.
     pub incarnation: u32,
+    /// How the run stands.
+    pub standing: Standing,
     /// The last committed iteration.
     pub committed: Committed,
-    /// Policies of the last iterations, newest last, for samples that may be stale.
+    /// The policies that iterations after the checkpoint are sampled with, oldest first; [`Policy::BASE`] may be
+    /// missing.
     pub policies: Vec<Policy>,
     /// The last durable checkpoint.
     pub checkpoint: Checkpoint,
@@ -231,8 +270,9 @@ impl Record {
     pub fn empty(incarnation: u32) -> Self {
         Self {
             incarnation,
+            standing: Standing::Running,
             committed: Committed::START,
-            policies: vec![Policy::BASE],
+            policies: Vec::new(),
             checkpoint: Checkpoint::START,
             positions: Vec::new(),
             drawn_to: 0,

@@ -10,7 +10,7 @@ use super::Machine;
 use super::groups::{Group, GroupState};
 use super::leases::Work;
 use super::progress::TakenBack;
-use super::record::{Committed, Entry};
+use super::record::Entry;
 
 impl Machine {
     /// A generation is over: its leases go to others, which is no failed attempt.
@@ -65,7 +65,6 @@ impl Machine {
         // Looking at every group is for the steps in which something may have been lost.
         if self.blobs.take_suspicion(self.timers.now_ms()) {
             self.remake_lost_images();
-            self.give_up_lost_policies();
         }
         // During a step its ranks hold the state, and what they make of it takes its place.
         if self.learning.is_training() || self.is_state_available() {
@@ -106,44 +105,12 @@ impl Machine {
         }
     }
 
-    /// With stale samples allowed, a group may wait for a policy that nobody holds any more: it is
-    /// sampled anew by the present one.
-    fn give_up_lost_policies(&mut self) {
-        if self.config.rollout.staleness_max == 0 {
-            return;
-        }
-        let lost: Vec<GroupId> = self
-            .open
-            .queued()
-            .filter(|group| self.is_policy_lost(group))
-            .map(|group| group.drawn.group)
-            .collect();
-        lost.into_iter().for_each(|id| self.sample_anew(id));
-    }
-
-    /// Whether a group is bound to a policy that is neither the present one nor to be had.
-    pub(super) fn is_policy_lost(&self, group: &Group) -> bool {
-        // The present policy is worth waiting for: without it no group at all can be sampled.
-        let present = self.progress.policy().hash();
-        let other = group.policy.filter(|policy| policy.hash() != present);
-        other.is_some_and(|policy| !self.blobs.are_available(policy.adapter.into_iter()))
-    }
-
-    /// Forgets everything about a group but its pair.
-    pub(super) fn sample_anew(&mut self, id: GroupId) {
-        self.unseal(id.iteration);
-        if let Some(group) = self.open.group_mut(id) {
-            (group.policy, group.sampled, group.scored) = (None, None, None);
-            group.clear_attempts();
-        }
-        self.remake(id);
-    }
-
-    /// Whether the next iteration can start from the last one: its state and policy are there.
+    /// Whether the run can go on from the last iteration: its state is there, and the policies that sample what comes
+    /// after it.
     pub(super) fn is_state_available(&self) -> bool {
-        let Committed { state, policy, .. } = self.progress.committed();
-        let blobs = state.into_iter().chain(policy.adapter);
-        self.blobs.are_available(blobs)
+        self.progress
+            .needed()
+            .all(|hash| self.blobs.is_available(hash))
     }
 
     /// Holders of the state may come back within the grace; when every learner is back without

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use retouch_proto::status::EventKind;
-use retouch_proto::worker::{Directive, Registration, Report, Role, RunningTask};
+use retouch_proto::worker::{Directive, Registration, Report, Role, RunningTask, WorkerState};
 use retouch_proto::{LeaseId, WorkerId};
 
 use super::Machine;
@@ -71,7 +71,6 @@ impl Machine {
             return;
         }
         self.adopt_lease(task.lease, worker, work);
-        self.pin_policy(id);
         if role == Role::Rollout {
             self.note_policy(worker, id);
         }
@@ -114,6 +113,9 @@ impl Machine {
             Held::Late => return self.reply_nothing(ticket, Directive::Continue),
             Held::InPlaceOf(older) => self.reply_nothing(older, Directive::Continue),
             Held::First => {}
+        }
+        if report.state == WorkerState::Leaving {
+            self.leaves_by_itself(&id);
         }
         self.workers.touch(&id);
         self.set_worker_timer(&id);

@@ -7,9 +7,9 @@ use retouch_proto::worker::Role;
 use retouch_proto::{ContentHash, GroupId, LeaseId, WorkerId};
 
 use super::Machine;
-use super::groups::{GroupState, hashes, same_bits};
+use super::groups::{Group, GroupState, hashes, same_bits};
 use super::leases::{Lease, Work};
-use super::record::{Blob, Entry, SampledEntry};
+use super::record::{Blob, Entry, Policy, SampledEntry};
 use crate::filter;
 
 impl Machine {
@@ -65,7 +65,7 @@ impl Machine {
             GroupState::Dropped(_) => return,
             _ => return self.add_owner_of_same(worker, &result),
         }
-        let policy = group.policy.unwrap_or_else(|| self.progress.policy());
+        let policy = self.policy_of(group);
         if policy.hash() != result.version {
             let made_by = name_of(result.version);
             let reason = format!(
@@ -74,8 +74,7 @@ impl Machine {
             );
             return self.fail_if(leased, worker, id, reason);
         }
-        self.pin_policy(id);
-        self.accept_rollout(worker, result);
+        self.accept_rollout(worker, policy, result);
     }
 
     /// Somebody made the same blobs again: one more owner.
@@ -87,7 +86,7 @@ impl Machine {
         }
     }
 
-    fn accept_rollout(&mut self, worker: &WorkerId, result: RolloutResult) {
+    fn accept_rollout(&mut self, worker: &WorkerId, policy: Policy, result: RolloutResult) {
         let id = result.group;
         self.end_work_on(id);
         for hash in hashes(&result) {
@@ -102,11 +101,11 @@ impl Machine {
             .sampled
             .as_ref()
             .is_some_and(|recorded| same_bits(recorded, &result));
-        let policy = group.policy.expect("pinned by the caller");
         // Scores of a sampling that was lost and made again still hold if its bits are the same.
         if !same {
             group.scored = None;
         }
+        group.policy = Some(policy);
         group.sampled = Some(result.clone());
         group.clear_attempts();
         let state = if group.scored.is_some() {
@@ -226,12 +225,10 @@ impl Machine {
         }
     }
 
-    /// A group that was not given out before is from now on this policy's.
-    pub(super) fn pin_policy(&mut self, id: GroupId) {
-        let policy = self.progress.policy();
-        if let Some(group) = self.open.group_mut(id) {
-            group.policy.get_or_insert(policy);
-        }
+    /// The policy that samples a group, or has sampled it (A6).
+    pub(super) fn policy_of(&self, group: &Group) -> Policy {
+        let by_number = || self.progress.policy_of(group.drawn.group.iteration);
+        group.policy.unwrap_or_else(by_number)
     }
 }
 

@@ -16,13 +16,10 @@ impl Machine {
     /// All groups are through: filters, and computes advantages over everything that has scores.
     pub(super) fn seal(&mut self, iteration: Iteration) {
         let open = self.open.get(iteration).expect("opened by the caller");
-        let (stale, scored): (Vec<&Group>, Vec<&Group>) = open
-            .groups()
-            .iter()
-            .filter(|group| group.rewards().is_some())
-            .partition(|group| self.is_stale(group));
+        let groups = open.groups().iter();
+        let scored: Vec<&Group> = groups.filter(|group| group.rewards().is_some()).collect();
         // An iteration without a lesson is fine, one in which every group failed is not: so would the next one's.
-        if scored.is_empty() && stale.is_empty() {
+        if scored.is_empty() {
             return self.fail(no_scores(open));
         }
         let rewards: Vec<Vec<f64>> = scored.iter().filter_map(|group| group.rewards()).collect();
@@ -30,8 +27,6 @@ impl Machine {
         let kept = self.kept(&scored, &rewards, &keep);
         let solved = self.solved(&scored, &rewards);
         let mut metrics = self.metrics(open, &scored, &rewards);
-        let stale: Vec<GroupId> = stale.iter().map(|group| group.drawn.group).collect();
-        metrics.stale = stale.len() as u32;
         metrics.kept = kept.len() as u32;
         metrics.filtered = metrics.scored - metrics.kept;
         metrics.filter_rate = ratio(metrics.filtered as usize, scored.len());
@@ -40,7 +35,6 @@ impl Machine {
         let sealed = Sealed {
             sealed_ms: self.timers.now_ms(),
             kept,
-            stale,
             solved,
             metrics,
         };

@@ -42,6 +42,7 @@ impl Machine {
         causes.extend(self.missing_learners());
         causes.extend(self.missing_state());
         causes.extend(self.slow_work(now_ms));
+        causes.extend(self.telemetry.shortages().cloned());
         causes
             .into_iter()
             .map(|cause| Stall { cause, for_ms })

@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 
 use retouch_proto::task::{
-    Assignment, CollectiveEpoch, MintTask, RolloutTask, ScoreTask, Task, TrainGroup, TrainTask,
+    Assignment, CollectiveEpoch, EarlierPolicy, MintTask, RolloutTask, ScoreTask, Task, TrainGroup,
+    TrainTask,
 };
 use retouch_proto::{BlobRef, GroupId, LeaseId};
 
@@ -33,7 +34,7 @@ impl Machine {
     fn rollout_task(&mut self, id: GroupId) -> Option<RolloutTask> {
         let group = self.open.group(id)?;
         let row = self.prompts.row(group.drawn.row).clone();
-        let adapter = group.policy?.adapter;
+        let adapter = self.policy_of(group).adapter;
         Some(RolloutTask {
             group: id,
             prompt: row.prompt,
@@ -79,6 +80,17 @@ impl Machine {
             Purpose::WriteDown => Vec::new(),
         };
         let versions = self.versions_of(&kept);
+        let earlier = match checkpoint {
+            true => self.progress.policies_before(iteration),
+            false => Vec::new(),
+        };
+        let earlier = earlier.into_iter().filter_map(|policy| {
+            Some(EarlierPolicy {
+                iteration: policy.iteration,
+                adapter: self.reference(policy.adapter?),
+            })
+        });
+        let earlier = earlier.collect();
         let state = self.progress.committed().state;
         let state = state.map(|state| self.reference(state));
         let groups = kept
@@ -92,6 +104,7 @@ impl Machine {
             versions,
             groups,
             checkpoint,
+            earlier,
         })
     }
 

@@ -30,6 +30,8 @@ pub(super) struct Telemetry {
     progress_ms: u64,
     /// Causes of stalls that were reported since then, so that each is reported once.
     stalled: BTreeSet<String>,
+    /// Disks that were found full since the last commit, so that each is reported once.
+    shortages: BTreeSet<String>,
     /// Alarms that the last iteration raised, so that one that persists is reported once.
     raised: BTreeSet<&'static str>,
 }
@@ -46,6 +48,7 @@ impl Telemetry {
             event_sequence: record.event_sequence,
             progress_ms: now_ms,
             stalled: BTreeSet::new(),
+            shortages: BTreeSet::new(),
             raised: BTreeSet::new(),
         }
     }
@@ -90,6 +93,22 @@ impl Telemetry {
         self.stalled.insert(cause.to_owned())
     }
 
+    /// Notes a full disk; `true` if it was not reported since the last commit.
+    pub(super) fn is_new_shortage(&mut self, message: &str) -> bool {
+        self.shortages.insert(message.to_owned())
+    }
+
+    /// Disks that were found full since the last commit.
+    pub(super) fn shortages(&self) -> impl Iterator<Item = &String> {
+        self.shortages.iter()
+    }
+
+    /// Iterations in a row, up to the last one, of which nothing was kept.
+    pub(super) fn untrained(&self) -> usize {
+        let newest_first = self.history.iter().rev();
+        newest_first.take_while(|metrics| metrics.kept == 0).count()
+    }
+
     /// Notes the alarms that the last iteration raised, in place of those of the one before; gives those that are new.
     pub(super) fn raise<T>(&mut self, alarms: Vec<(&'static str, T)>) -> Vec<T> {
         let names = alarms.iter().map(|(name, _)| *name).collect();
@@ -118,9 +137,9 @@ impl Telemetry {
         totals.groups_kept += u64::from(metrics.kept);
         totals.groups_filtered += u64::from(metrics.filtered);
         totals.groups_dropped += u64::from(metrics.dropped);
-        totals.groups_stale += u64::from(metrics.stale);
         totals.resharded += u64::from(metrics.resharded);
         totals.empty_iterations += u64::from(metrics.kept == 0);
+        self.shortages.clear();
         self.history.push_back(metrics.clone());
         if self.history.len() > HISTORY_MAX {
             self.history.pop_front();

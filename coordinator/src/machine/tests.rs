@@ -9,4 +9,5 @@ mod looking;
 mod losing;
 mod reporting;
 mod staleness;
+mod standing;
 mod training;

@@ -3,7 +3,7 @@
 use retouch_proto::status::{EventKind, Presence};
 use retouch_proto::task::{TaskFailure, TrainResult};
 use retouch_proto::worker::Role;
-use retouch_proto::{GroupId, Iteration, WorkerId};
+use retouch_proto::{ContentHash, GroupId, Iteration, WorkerId};
 
 use super::Machine;
 use super::groups::FETCH_FAILURES_MAX;
@@ -123,23 +123,13 @@ impl Machine {
     fn remake_lost_latents(&mut self, iteration: Iteration) -> Latents {
         let kept = self.open.kept(iteration).iter();
         let groups = kept.filter_map(|kept| self.open.group(kept.group));
-        let lost = groups.filter(|group| {
-            !self.blobs.are_available(group.latents()) || self.is_policy_lost(group)
-        });
-        let lost: Vec<(GroupId, bool)> = lost
-            .map(|group| (group.drawn.group, self.is_policy_lost(group)))
-            .collect();
+        let lost = groups.filter(|group| !self.blobs.are_available(group.latents()));
+        let lost: Vec<GroupId> = lost.map(|group| group.drawn.group).collect();
         if lost.is_empty() {
             return Latents::Available;
         }
         if !self.blobs.is_awaiting_holders() {
-            for (id, is_policy_lost) in lost {
-                // A group can be sampled again bit for bit only with the policy that sampled it (A6).
-                match is_policy_lost {
-                    true => self.sample_anew(id),
-                    false => self.remake(id),
-                }
-            }
+            lost.into_iter().for_each(|id| self.remake(id));
         }
         Latents::Awaited
     }
@@ -158,13 +148,21 @@ impl Machine {
             // Since when ranks are missing stays as it is: the grace is over, so whoever joins trains at once.
             Plan::TooFew => return,
         };
-        self.learning.find_ranks();
-        let epoch = self.learning.collective.epoch(&members);
-        if !self.can_meet(&members) {
+        let ranks = self.config.learner.ranks;
+        let resharded = purpose == Purpose::Learn && members.len() < ranks as usize;
+        // A rank that is gone for good is waited for once, not in every iteration.
+        match resharded {
+            true => self.learning.miss_ranks(now_ms),
+            false => self.learning.find_ranks(),
+        }
+        let epoch = match purpose {
+            Purpose::Learn => self.learning.collective.epoch(&members),
+            // Who writes down meets nobody, and the others stay introduced.
+            Purpose::WriteDown => self.learning.collective.epoch_apart(),
+        };
+        if purpose == Purpose::Learn && !self.can_meet(&members) {
             return self.mint(epoch, &members);
         }
-        let ranks = self.config.learner.ranks;
-        let resharded = members.len() < ranks as usize;
         if resharded {
             let message = format!("{} of {ranks} ranks train", members.len());
             self.event(EventKind::Resharded, message);
@@ -201,7 +199,14 @@ impl Machine {
         let mut ready: Vec<Member> = ready
             .map(|(id, worker)| (id.clone(), worker.generation))
             .collect();
-        let (ranks, most) = self.ranks();
+        // The state is the same on every rank: one of them writes it down.
+        let (ranks, least, most) = match purpose {
+            Purpose::Learn => {
+                let (ranks, most) = self.ranks();
+                (ranks, self.config.learner.ranks_min as usize, most)
+            }
+            Purpose::WriteDown => (1, 1, 1),
+        };
         // Holders of the state come first when there are more than are taken, since the others have to fetch it;
         // the order by name afterwards keeps an epoch's ranks the same from step to step.
         ready.sort_by_key(|(id, _)| !state.is_some_and(|state| self.blobs.is_held_by(state, id)));
@@ -211,7 +216,7 @@ impl Machine {
         Candidates {
             ready,
             ranks,
-            ranks_min: self.config.learner.ranks_min as usize,
+            ranks_min: least,
             ranks_max: most,
             gradient_shards: self.config.learner.gradient_shards as usize,
             short_since_ms: missing_since_ms.unwrap_or(self.timers.now_ms()),
@@ -265,11 +270,10 @@ impl Machine {
         if failure.lost_blobs.is_empty() {
             return self.step_failed(members, purpose, problem);
         }
-        let Committed { state, policy, .. } = self.progress.committed();
-        let kept = [state.map(|state| state.hash), policy.hash()];
-        // State and policy are not taken for lost because one rank can't reach their owners: that would mean a rewind.
+        // State and policies are not taken for lost because one rank can't reach their owners: that would mean a rewind.
+        let needed: Vec<ContentHash> = self.progress.needed().collect();
         let lost = failure.lost_blobs.iter();
-        for hash in lost.filter(|hash| !kept.contains(&Some(**hash))) {
+        for hash in lost.filter(|hash| !needed.contains(hash)) {
             self.blobs.remove_owners(*hash);
         }
         self.blobs.suspect_loss();
@@ -317,7 +321,7 @@ impl Machine {
         }
     }
 
-    fn retry_at(&mut self, at_ms: u64) {
+    pub(super) fn retry_at(&mut self, at_ms: u64) {
         self.learning.retry.wait_until(at_ms);
         self.timers.look_at(at_ms);
     }

@@ -1,10 +1,10 @@
 //! What can be wrong with a record.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use retouch_proto::files::{beside, is_lasting};
+use retouch_proto::files::{beside, is_full, is_lasting};
 
 /// What SQLite needs at least: the log's index.
 const ROOM_BYTES: usize = 32 << 10;
@@ -122,13 +122,6 @@ fn has_room(path: &Path) -> bool {
     !written.is_err_and(|error| is_full(&error))
 }
 
-fn is_full(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded
-    )
-}
-
 impl StoreError {
     /// Whether another start would fail the same way. SQLite's own errors come from the disk, which may have room or
     /// answer again by then.
@@ -160,7 +153,9 @@ impl StoreError {
         let path = path.to_owned();
         match source.sqlite_error_code() {
             // So SQLite calls a quota that is used up, and a disk without room for the log's index.
-            Some(SystemIoFailure | CannotOpen) if path.exists() && !has_room(&path) => Self::DiskFull { path },
+            Some(SystemIoFailure | CannotOpen) if path.exists() && !has_room(&path) => {
+                Self::DiskFull { path }
+            }
             Some(DatabaseCorrupt | NotADatabase) => Self::Corrupt {
                 path,
                 problem: source.to_string(),

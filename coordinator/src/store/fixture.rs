@@ -63,7 +63,6 @@ impl MadeUpRun {
                 ..IterationMetrics::default()
             },
             kept: Vec::new(),
-            stale: Vec::new(),
             banned: vec![iteration.0],
             next_position: position + 10,
             totals: Totals::default(),
@@ -113,6 +112,7 @@ impl MadeUpRun {
             },
         };
         Checkpoint {
+            earlier: Vec::new(),
             committed,
             ema_adapter: Some(adapter),
         }

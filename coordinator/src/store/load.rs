@@ -4,11 +4,13 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::reader::{group_scores, iteration_metrics, unsigned};
 use super::{Loaded, parsed};
-use crate::machine::record::{Committed, DrawnGroup, GroupRecord, OpenRecord, Policy, Record};
+use crate::machine::record::{
+    Committed, DrawnGroup, GroupRecord, OpenRecord, Policy, Record, Standing,
+};
 use retouch_proto::task::{RolloutResult, ScoreResult};
 use retouch_proto::{GroupId, Iteration};
 
-/// Iterations whose policies and metrics are loaded.
+/// Iterations whose metrics are loaded.
 const RECENT: usize = 100;
 
 /// Parses JSON out of the database; `?`-able both ways.
@@ -23,20 +25,27 @@ macro_rules! parse {
 
 pub(super) fn record(connection: &Connection, incarnation: u32) -> Loaded<Record> {
     let mut record = Record::empty(incarnation);
-    let recent = recent_committed(connection)?;
-    for text in &recent {
-        let committed: Committed = parse!("versions", text);
-        record.policies.push(committed.policy);
-        record.committed = committed;
+    if let Some(text) = last_committed(connection)? {
+        record.committed = parse!("versions", &text);
     }
     if let Some(text) = last_checkpoint(connection, record.committed.iteration)? {
         record.checkpoint = parse!("checkpoints", &text);
+        record.policies = record.checkpoint.earlier.clone();
+        record.policies.push(record.checkpoint.committed.policy);
     }
-    // An iteration that trained on nothing was committed with the policy of the one before it; the version that ranks
-    // then wrote down for it stands with the checkpoint alone.
-    if record.checkpoint.committed.iteration == record.committed.iteration {
+    // A state that was only derived from the seed so far has a name once it is written down.
+    let checkpointed = record.checkpoint.committed.iteration;
+    if checkpointed == record.committed.iteration {
         record.committed = record.checkpoint.committed;
     }
+    for text in &committed_after(connection, checkpointed)? {
+        let committed: Committed = parse!("versions", text);
+        record.policies.push(committed.policy);
+    }
+    record.standing = match standing(connection)? {
+        Ok(standing) => standing,
+        Err(error) => return Ok(Err(error)),
+    };
     record.positions = positions(connection, record.checkpoint.committed.iteration)?;
     record.drawn_to = drawn_to(connection)?;
     record.banned = banned(connection)?;
@@ -60,18 +69,19 @@ pub(super) fn record(connection: &Connection, incarnation: u32) -> Loaded<Record
     Ok(Ok(record))
 }
 
-/// The newest commits, oldest first.
-pub(super) fn recent_committed(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+pub(super) fn last_committed(connection: &Connection) -> rusqlite::Result<Option<String>> {
     let query = "SELECT committed FROM versions JOIN iterations ON id = iteration_id \
-                 WHERE status = 'committed' ORDER BY iteration DESC LIMIT ?1";
-    let rows = connection
-        .prepare(query)?
-        .query_map([RECENT as i64], |row| row.get(0))?
-        .collect::<Result<Vec<_>, _>>();
-    rows.map(|mut rows| {
-        rows.reverse();
-        rows
-    })
+                 WHERE status = 'committed' ORDER BY iteration DESC LIMIT 1";
+    connection.query_row(query, [], |row| row.get(0)).optional()
+}
+
+/// What iterations after this one left behind, in order.
+fn committed_after(connection: &Connection, after: Iteration) -> rusqlite::Result<Vec<String>> {
+    let query = "SELECT committed FROM versions JOIN iterations ON id = iteration_id \
+                 WHERE status = 'committed' AND iteration > ?1 ORDER BY iteration";
+    let mut statement = connection.prepare(query)?;
+    let rows = statement.query_map([after.0], |row| row.get(0))?;
+    rows.collect()
 }
 
 fn last_checkpoint(connection: &Connection, until: Iteration) -> rusqlite::Result<Option<String>> {
@@ -80,6 +90,14 @@ fn last_checkpoint(connection: &Connection, until: Iteration) -> rusqlite::Resul
     connection
         .query_row(query, [until.0], |row| row.get(0))
         .optional()
+}
+
+pub(super) fn standing(connection: &Connection) -> Loaded<Standing> {
+    let query = "SELECT value FROM meta WHERE key = 'standing'";
+    let text: Option<String> = connection
+        .query_row(query, [], |row| row.get(0))
+        .optional()?;
+    Ok(text.map_or(Ok(Standing::Running), |text| parsed("standing", &text)))
 }
 
 /// Where iterations after the checkpoint begin.

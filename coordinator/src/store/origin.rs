@@ -49,7 +49,7 @@ impl Origin {
 
     /// The newest whole checkpoint; else what is wrong with those that it has.
     pub(crate) fn checkpoint(&self) -> Result<Checkpoint, Vec<String>> {
-        let whole = self.search.whole;
+        let whole = self.search.whole.clone();
         let learned = whole.filter(|whole| whole.committed.iteration.0 > 0);
         learned.ok_or_else(|| self.search.problems.clone())
     }

@@ -7,9 +7,8 @@ use retouch_proto::task::SampleScore;
 use retouch_proto::{ContentHash, Iteration, RunFolder};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
-use super::load::recent_committed;
-use super::{StoreError, schema};
-use crate::machine::record::{Checkpoint, Committed};
+use super::{StoreError, load, schema};
+use crate::machine::record::{Checkpoint, Committed, Standing};
 
 /// Reads a record, while the run goes on or after it.
 pub struct Reader {
@@ -66,9 +65,14 @@ impl Reader {
         serde_json::from_str(&text).map_err(|error| StoreError::damaged("checkpoints", error))
     }
 
+    /// How the run stands.
+    pub fn standing(&self) -> Result<Standing, StoreError> {
+        self.on(load::standing)?
+    }
+
     /// What the last committed iteration left behind.
     pub fn committed(&self) -> Result<Committed, StoreError> {
-        let newest = self.on(recent_committed)?.pop();
+        let newest = self.on(load::last_committed)?;
         newest.map_or(Ok(Committed::START), |text| {
             serde_json::from_str(&text).map_err(|error| StoreError::damaged("versions", error))
         })

@@ -4,7 +4,7 @@ use rusqlite::{Connection, params};
 use serde::Serialize;
 
 use crate::machine::record::{
-    Checkpoint, CommittedEntry, DrawnGroup, Entry, KeptGroup, SampledEntry,
+    Checkpoint, CommittedEntry, DrawnGroup, Entry, KeptGroup, SampledEntry, Standing,
 };
 use retouch_proto::status::Event;
 use retouch_proto::task::ScoreResult;
@@ -27,6 +27,7 @@ pub(super) fn entry(connection: &Connection, entry: &Entry) -> rusqlite::Result<
         Entry::Committed(entry) => committed(connection, entry),
         Entry::Checkpointed(checkpoint) => checkpointed(connection, checkpoint),
         Entry::Rewound { to, .. } => rewound(connection, *to),
+        Entry::Stands(standing) => stands(connection, standing),
         Entry::Event(told) => event(connection, told),
     }
 }
@@ -87,6 +88,11 @@ fn checkpointed(connection: &Connection, checkpoint: &Checkpoint) -> rusqlite::R
     let adapter = checkpoint.ema_adapter.map(|hash| hash.to_string());
     let values = params![checkpoint.committed.iteration.0, adapter, json(checkpoint)];
     connection.execute(insert, values).map(drop)
+}
+
+fn stands(connection: &Connection, standing: &Standing) -> rusqlite::Result<()> {
+    let insert = "INSERT OR REPLACE INTO meta (key, value) VALUES ('standing', ?1)";
+    connection.execute(insert, [json(standing)]).map(drop)
 }
 
 fn rewound(connection: &Connection, to: Iteration) -> rusqlite::Result<()> {
@@ -175,10 +181,6 @@ fn committed(connection: &Connection, entry: &CommittedEntry) -> rusqlite::Resul
         .kept
         .iter()
         .try_for_each(|kept| kept_group(connection, kept))?;
-    let update = format!("UPDATE groups SET stale = 1 WHERE iteration_id = {OPEN_ID} AND idx = ?2");
-    for stale in &entry.stale {
-        connection.execute(&update, params![iteration, stale.index])?;
-    }
     for row in &entry.banned {
         let insert = "INSERT OR IGNORE INTO bans (dataset_row, iteration) VALUES (?1, ?2)";
         connection.execute(insert, params![row, iteration])?;

@@ -49,12 +49,8 @@ impl Folder {
     }
 
     pub(crate) fn options(&self) -> CoordinatorOptions {
-        CoordinatorOptions {
-            config: self.config.clone(),
-            run_dir: self.run_dir(),
-            listen: "127.0.0.1:0".parse().unwrap(),
-            admission: Admission::Open,
-        }
+        let listen = "127.0.0.1:0".parse().unwrap();
+        CoordinatorOptions::new(self.config.clone(), self.run_dir(), listen, Admission::Open)
     }
 }
 

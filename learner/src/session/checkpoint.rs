@@ -33,12 +33,28 @@ pub(super) enum CheckpointError {
     Adapter(#[from] LoadError),
 }
 
+impl CheckpointError {
+    /// Whether there is no space left for it.
+    pub(super) fn is_disk_full(&self) -> bool {
+        let source = match self {
+            Self::Io { source, .. } | Self::Adapter(LoadError::Io { source, .. }) => source,
+            Self::Adapter(_) => return false,
+        };
+        matches!(
+            source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
+    }
+}
+
 /// What a checkpoint holds.
 #[derive(Debug)]
 pub(super) struct Checkpoint<'a> {
     pub(super) iteration: Iteration,
     pub(super) state: &'a [u8],
     pub(super) version: &'a [u8],
+    /// The policies before it that are still to sample, with the iterations that published them.
+    pub(super) earlier: Vec<(Iteration, &'a [u8])>,
     pub(super) ema: &'a LoraAdapter,
     pub(super) lora: &'a LoraConfig,
     pub(super) projections: &'a [Projection],
@@ -56,6 +72,9 @@ pub(super) fn write(
     let file = |file: CheckpointFile| partial.join(file.file_name());
     write_file(&file(CheckpointFile::State), checkpoint.state)?;
     write_file(&file(CheckpointFile::Version), checkpoint.version)?;
+    for (iteration, policy) in &checkpoint.earlier {
+        write_file(&file(CheckpointFile::Earlier(*iteration)), policy)?;
+    }
     put_in_place(&partial, &folder.checkpoint(checkpoint.iteration))?;
     tracing::info!(iteration = %checkpoint.iteration, adapter = %hash.short(), "checkpoint written");
     Ok(hash)
@@ -152,6 +171,7 @@ mod tests {
             iteration,
             state,
             version: b"v",
+            earlier: vec![(Iteration(1), b"earlier")],
             ema: &ema,
             lora: &lora,
             projections: &projections,
@@ -174,7 +194,9 @@ mod tests {
             fs::read(checkpoint.join(CheckpointFile::State.file_name())).unwrap(),
             b"again"
         );
-        assert_eq!(fs::read_dir(&checkpoint).unwrap().count(), 2);
+        let earlier = CheckpointFile::Earlier(Iteration(1)).file_name();
+        assert_eq!(fs::read(checkpoint.join(earlier)).unwrap(), b"earlier");
+        assert_eq!(fs::read_dir(&checkpoint).unwrap().count(), 3);
         let adapter = run.adapter(&first.to_string());
         assert_eq!(
             ContentHash::of(&fs::read(adapter.join(ADAPTER_FILE)).unwrap()),

@@ -19,6 +19,8 @@ pub(super) struct TrainInputs {
     pub(super) state: Option<Bytes>,
     /// The policies that made the samples.
     pub(super) versions: HashMap<ContentHash, Bytes>,
+    /// What a checkpoint holds besides the state: the policies that are still to sample, in the task's order.
+    pub(super) earlier: Vec<Bytes>,
     /// Per group, x0 and condition; none where this rank's shards have no use for it.
     pub(super) groups: Vec<Option<GroupBytes>>,
 }
@@ -49,9 +51,19 @@ pub(super) async fn fetch(
             None => Ok(None),
         }
     };
-    let (state, versions, data) = tokio::try_join!(
+    // One rank writes the checkpoint.
+    let earlier: Vec<BlobRef> = match task.collective.rank {
+        0 => task
+            .earlier
+            .iter()
+            .map(|policy| policy.adapter.clone())
+            .collect(),
+        _ => Vec::new(),
+    };
+    let (state, versions, earlier, data) = tokio::try_join!(
         state,
         blobs.fetch_all(&task.versions, until),
+        blobs.fetch_all(&earlier, until),
         blobs.fetch_all(&wanted, until)
     )?;
     let versions = task
@@ -71,6 +83,7 @@ pub(super) async fn fetch(
         task,
         state,
         versions,
+        earlier,
         groups,
     })
 }

@@ -85,6 +85,11 @@ pub(super) enum TrainError {
 }
 
 impl TrainError {
+    /// Whether there was no space for the checkpoint, which says nothing about the step.
+    pub(super) fn is_disk_full(&self) -> bool {
+        matches!(self, Self::Checkpoint(error) if error.is_disk_full())
+    }
+
     /// Whether another attempt could go better: ranks come back and disks are
     /// cleared, but the same numbers give the same error.
     pub(super) fn is_retryable(&self) -> bool {
@@ -318,8 +323,12 @@ impl Trainer {
     ) -> Result<(), TrainError> {
         let begin = Instant::now();
         let (projections, lora) = (self.editor.projections(), &self.config.lora);
+        let earlier = inputs.task.earlier.iter().zip(&inputs.earlier);
         let checkpoint = Checkpoint {
             iteration: inputs.task.iteration,
+            earlier: earlier
+                .map(|(policy, bytes)| (policy.iteration, &bytes[..]))
+                .collect(),
             state: &trained.state,
             version: &trained.version,
             ema: &LoraAdapter::from_flat(lora, projections, &state.ema, &self.device),

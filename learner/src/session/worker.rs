@@ -28,9 +28,8 @@ use super::{
 };
 use crate::collective::{CollectiveError, Deadlines, Listener};
 
-/// Results whose state and version are kept: a rank that comes back may need the last
-/// committed ones while the next are made.
-const RESULTS_KEPT: usize = 3;
+/// States that are kept: a rank that comes back may need the last committed one while the next is made.
+const STATES_KEPT: usize = 3;
 /// No byte of a message that has begun may take longer.
 const STALL: Duration = Duration::from_secs(10);
 
@@ -46,7 +45,10 @@ pub fn check_device(config: &LearnerConfig) -> Result<(), RoleError> {
 }
 
 fn collective(error: CollectiveError) -> RoleError {
-    RoleError::Collective(error.into())
+    match error.is_lasting() {
+        true => RoleError::Load(error.into()),
+        false => RoleError::Collective(error.into()),
+    }
 }
 
 /// Joins a run and trains until it ends, with a transformer from `editors`.
@@ -82,7 +84,7 @@ pub async fn run(options: WorkerOptions, editors: EditorSource) -> Result<(), Ro
         trainer,
         at_work,
         shards,
-        made: Mutex::default(),
+        made: Mutex::new(Made::new(config.rollout.staleness_max)),
     });
     Ok(session
         .serve(move |work| training.clone().answer(work))
@@ -126,8 +128,43 @@ struct Training {
     trainer: Hosted<Trainer>,
     at_work: AtWork,
     shards: usize,
-    /// States and versions that were made last, oldest first.
-    made: Mutex<VecDeque<[ContentHash; 2]>>,
+    made: Mutex<Made>,
+}
+
+/// What this rank made last and keeps, oldest first.
+#[derive(Debug)]
+struct Made {
+    states: VecDeque<ContentHash>,
+    /// Policies sample later iterations than the next (`rollout.staleness_max`).
+    versions: VecDeque<ContentHash>,
+    versions_kept: usize,
+}
+
+impl Made {
+    fn new(staleness: u32) -> Self {
+        Self {
+            states: VecDeque::new(),
+            versions: VecDeque::new(),
+            versions_kept: STATES_KEPT.max(staleness as usize + 2),
+        }
+    }
+
+    /// Notes a result; gives what need not be kept any more.
+    fn add(&mut self, state: ContentHash, version: ContentHash) -> Vec<ContentHash> {
+        let mut dropped = Vec::new();
+        let kept = [
+            (&mut self.states, state, STATES_KEPT),
+            (&mut self.versions, version, self.versions_kept),
+        ];
+        for (hashes, hash, most) in kept {
+            // The same may be made again: it is the newest then.
+            hashes.retain(|earlier| *earlier != hash);
+            hashes.push_back(hash);
+            let surplus = hashes.len().saturating_sub(most);
+            dropped.extend(hashes.drain(..surplus));
+        }
+        dropped
+    }
 }
 
 impl Training {
@@ -173,7 +210,7 @@ impl Training {
             version.map_err(TaskFailure::retryable)?,
         );
         trained.metrics.publish_s += publishing.elapsed().as_secs_f64();
-        self.keep([state.hash, version.hash]);
+        self.keep(state.hash, version.hash);
         let (ema_adapter, metrics) = (trained.ema_adapter, trained.metrics);
         Ok(TrainResult {
             iteration,
@@ -194,21 +231,15 @@ impl Training {
             .map_err(TaskFailure::retryable)?;
         trained.map_err(|error| TaskFailure {
             retryable: error.is_retryable(),
+            disk_full: error.is_disk_full(),
             ..TaskFailure::lasting(error)
         })
     }
 
     /// Keeps the last few results' blobs and drops those before.
-    fn keep(&self, result: [ContentHash; 2]) {
+    fn keep(&self, state: ContentHash, version: ContentHash) {
         let mut made = self.made.lock().unwrap_or_else(|e| e.into_inner());
-        made.retain(|earlier| *earlier != result);
-        made.push_back(result);
-        while made.len() > RESULTS_KEPT {
-            let dropped = made.pop_front().into_iter().flatten();
-            let is_kept = |hash: &ContentHash| made.iter().flatten().any(|kept| kept == hash);
-            dropped
-                .filter(|hash| !is_kept(hash))
-                .for_each(|hash| self.blobs.release(&hash));
-        }
+        let dropped = made.add(state, version);
+        dropped.iter().for_each(|hash| self.blobs.release(hash));
     }
 }

@@ -160,7 +160,8 @@ pub struct RolloutConfig {
     pub guidance_scale: f64,
     /// Classifier-free guidance while sampling, with the negative prompt " "; 1 is off.
     pub true_cfg_scale: f64,
-    /// How many iterations old a sample's policy may be.
+    /// How many iterations a sample's policy is behind the one that learns from it: iteration i is sampled by the
+    /// policy of iteration i - 1 - staleness_max, while those between are trained. 0 waits for the newest.
     pub staleness_max: u32,
 }
 
@@ -383,6 +384,9 @@ pub struct AlarmConfig {
     /// Mean over groups of the standard deviation of rewards: below it, there is nothing left to
     /// learn, or the judge is fooled.
     pub reward_std_min: f64,
+    /// Iterations in a row of which the filter keeps nothing: the judge gives all samples the same, or the filter's
+    /// rule fits no group. 0 never rings.
+    pub untrained_max: u32,
 }
 
 impl Default for AlarmConfig {
@@ -391,6 +395,7 @@ impl Default for AlarmConfig {
             grad_norm_max: 100.0,
             kl_max: 1.0,
             reward_std_min: 0.005,
+            untrained_max: 3,
         }
     }
 }

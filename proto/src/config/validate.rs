@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use super::errors::{ConfigErrors, Problem};
 use super::{CollectiveKind, FilterRule, RewardTerm, RunConfig};
-use crate::limits::{GROUP_SIZE_MAX, GROUPS_MAX, RANKS_MAX, TERMS_MAX};
+use crate::limits::{GROUP_SIZE_MAX, GROUPS_MAX, RANKS_MAX, STALENESS_MAX, TERMS_MAX};
 
 impl RunConfig {
     /// Checks every value.
@@ -121,7 +121,7 @@ fn rollout<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
     within!(checks, rollout.num_inference_steps, 1..=1000);
     within!(checks, rollout.guidance_scale, 0.0..=100.0);
     within!(checks, rollout.true_cfg_scale, 1.0..=100.0);
-    within!(checks, rollout.staleness_max, 0..=16);
+    within!(checks, rollout.staleness_max, 0..=STALENESS_MAX as u32);
 }
 
 fn reward<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {

@@ -70,6 +70,10 @@ fn train_task() -> TrainTask {
             advantages: vec![0.25, -0.25],
         }],
         checkpoint: true,
+        earlier: vec![EarlierPolicy {
+            iteration: Iteration(2),
+            adapter: blob("earlier"),
+        }],
     }
 }
 
@@ -171,9 +175,8 @@ fn assignments_round_trip() {
 #[test]
 fn reports_round_trip() {
     let failure = TaskFailure {
-        reason: "oom".into(),
         lost_blobs: vec![hash("x0")],
-        retryable: true,
+        ..TaskFailure::disk_full("no space left on device")
     };
     let report = report(vec![
         TaskOutcome::Rollout(rollout_result()),
@@ -338,11 +341,7 @@ fn bad_messages_name_field_and_value() {
 #[test]
 fn long_reasons_are_cut_at_a_character() {
     let reason = "ü".repeat(5_000);
-    let failure = TaskFailure {
-        reason,
-        lost_blobs: Vec::new(),
-        retryable: false,
-    };
+    let failure = TaskFailure::lasting(reason);
     let failure = TaskFailure::try_from(pb::TaskFailure::from(failure)).unwrap();
     assert_eq!(failure.reason, "ü".repeat(2_048));
 }

@@ -8,7 +8,7 @@ use crate::blob::BlobRef;
 use crate::ids::{Epoch, Iteration, LeaseId};
 use crate::limits::{
     ADDRESS_BYTES_MAX, GROUP_SIZE_MAX, GROUPS_MAX, HASHES_MAX, NAME_BYTES_MAX, PROMPT_BYTES_MAX,
-    RANKS_MAX, REASON_BYTES_MAX, TERMS_MAX,
+    RANKS_MAX, REASON_BYTES_MAX, STALENESS_MAX, TERMS_MAX,
 };
 use crate::pb;
 use crate::task::*;
@@ -297,6 +297,7 @@ impl From<TrainTask> for pb::TrainTask {
             versions: task.versions.into_iter().map(Into::into).collect(),
             groups: task.groups.into_iter().map(Into::into).collect(),
             checkpoint: task.checkpoint,
+            earlier: task.earlier.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -312,6 +313,32 @@ impl TryFrom<pb::TrainTask> for TrainTask {
             versions: blobs("train.versions", task.versions, GROUPS_MAX)?,
             groups: all("train.groups", task.groups, GROUPS_MAX, TryInto::try_into)?,
             checkpoint: task.checkpoint,
+            earlier: all(
+                "train.earlier",
+                task.earlier,
+                STALENESS_MAX,
+                TryInto::try_into,
+            )?,
+        })
+    }
+}
+
+impl From<EarlierPolicy> for pb::EarlierPolicy {
+    fn from(policy: EarlierPolicy) -> Self {
+        Self {
+            iteration: policy.iteration.0,
+            adapter: Some(policy.adapter.into()),
+        }
+    }
+}
+
+impl TryFrom<pb::EarlierPolicy> for EarlierPolicy {
+    type Error = ConvertError;
+
+    fn try_from(policy: pb::EarlierPolicy) -> Result<Self> {
+        Ok(Self {
+            iteration: Iteration(policy.iteration),
+            adapter: required("train.earlier.adapter", policy.adapter)?.try_into()?,
         })
     }
 }
@@ -480,6 +507,7 @@ impl From<TaskFailure> for pb::TaskFailure {
             reason: cut(failure.reason),
             lost_blobs: failure.lost_blobs.iter().map(hash_bytes).collect(),
             retryable: failure.retryable,
+            disk_full: failure.disk_full,
         }
     }
 }
@@ -499,6 +527,7 @@ impl TryFrom<pb::TaskFailure> for TaskFailure {
             reason: text("failure.reason", failure.reason, REASON_BYTES_MAX)?,
             lost_blobs: all("failure.lost_blobs", failure.lost_blobs, HASHES_MAX, lost)?,
             retryable: failure.retryable,
+            disk_full: failure.disk_full,
         })
     }
 }

@@ -33,6 +33,13 @@ pub(super) struct Wanted {
     pub(super) news: bool,
 }
 
+/// Whether an answered report told anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    News,
+    Nothing,
+}
+
 #[derive(Debug)]
 struct Running {
     task: RunningTask,
@@ -88,8 +95,15 @@ impl Books {
         self.blobs.clear();
     }
 
+    /// Leaving is for good: models may be loaded after the process was told to stop.
     pub(super) fn set_state(&mut self, state: WorkerState) {
-        self.state = state;
+        if !self.is_leaving() {
+            self.state = state;
+        }
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.state == WorkerState::Leaving
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -140,7 +154,7 @@ impl Books {
     }
 
     /// Forgets what an answered report has told.
-    pub(super) fn acknowledge(&mut self, report: &Report) {
+    pub(super) fn acknowledge(&mut self, report: &Report) -> Told {
         for result in &report.results {
             self.finished.remove(&result.lease);
         }
@@ -151,6 +165,10 @@ impl Books {
                 self.blobs.remove(hash);
             }
         }
+        let silent = report.results.is_empty()
+            && report.blobs_added.is_empty()
+            && report.blobs_dropped.is_empty();
+        if silent { Told::Nothing } else { Told::News }
     }
 
     /// Takes a reply in.

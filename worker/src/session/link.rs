@@ -3,6 +3,9 @@
 //! One owner, no locks: it sends the report, takes the reply or what the role has
 //! to say in the meantime, and sends the next one. A report that is overtaken is
 //! abandoned: the next says all it said.
+//!
+//! A worker that is told to stop says that it is leaving and stays until the coordinator lets it go,
+//! since others may need what it alone holds: blobs, or the learners' state, which has to be written down first.
 
 use std::time::Duration;
 
@@ -13,12 +16,13 @@ use retouch_proto::{
 };
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    books::{Books, Wanted, Work},
+    backoff::Backoff,
+    books::{Books, Told, Wanted, Work},
     coordinator_grpc::{CallError, CoordinatorCalls},
     session::SessionError,
 };
@@ -27,8 +31,6 @@ use crate::blobs::{BlobClient, BlobStore, Retention};
 const REGISTER_DEADLINE: Duration = Duration::from_secs(10);
 /// A reply may take this much longer than a report is held.
 const REPLY_MARGIN: Duration = Duration::from_secs(5);
-const PAUSE_MIN: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// What a role tells the loop.
 #[derive(Debug)]
@@ -59,115 +61,75 @@ pub(super) struct Link {
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) work: mpsc::Sender<Work>,
     pub(super) pace: Pace,
+    /// When it last joined.
+    pub(super) registered: Instant,
     pub(super) stop: CancellationToken,
 }
 
-/// Whether the loop goes on.
+/// What the loop does next.
 enum Next {
     Report,
+    Register,
     Pause(Duration),
-    End,
-    Restart,
 }
 
-/// Waits between attempts, longer each time, and gives up in the end.
-pub(super) struct Backoff {
-    since: Instant,
-    pause: Duration,
-    give_up_after: Duration,
-    contact: Contact,
+/// Why the loop ends.
+enum End {
+    /// The coordinator has let this worker go, or is not there to do so.
+    Dismissed,
+    /// It ends by itself, and the coordinator has not heard of it.
+    Unannounced,
+    Failed(SessionError),
 }
 
-/// Whether the coordinator has ever taken this process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Contact {
-    First,
-    Known,
-}
-
-impl Backoff {
-    /// For a coordinator that is called for the first time.
-    pub(super) fn first(give_up_after: Duration) -> Self {
-        Self {
-            since: Instant::now(),
-            pause: PAUSE_MIN,
-            give_up_after,
-            contact: Contact::First,
-        }
-    }
-
-    /// For one that has taken this process before.
-    fn new(give_up_after: Duration) -> Self {
-        Self {
-            contact: Contact::Known,
-            ..Self::first(give_up_after)
-        }
-    }
-
-    fn next(&mut self, error: CallError) -> Result<Duration, SessionError> {
-        let away = self.since.elapsed();
-        match error {
-            CallError::Refused(reason) => Err(SessionError::Refused(reason)),
-            // Whoever was trusted before may come back; a stranger at the first call is a wrong address or token.
-            CallError::Distrust(reason) if self.contact == Contact::First => {
-                Err(SessionError::Refused(reason))
-            }
-            CallError::Away(reason) | CallError::Distrust(reason) if away >= self.give_up_after => {
-                Err(SessionError::Gone {
-                    away_s: away.as_secs(),
-                    reason,
-                })
-            }
-            CallError::Away(reason) | CallError::Distrust(reason) => {
-                tracing::debug!(reason, "the coordinator is away");
-                let pause = self.pause;
-                self.pause = (pause * 2).min(PAUSE_MAX);
-                Ok(pause)
-            }
-        }
+impl From<SessionError> for End {
+    fn from(error: SessionError) -> Self {
+        Self::Failed(error)
     }
 }
 
-/// Registers, again and again while the coordinator is away.
-pub(super) async fn register(
+/// Registers for the first time, again and again while the coordinator is away.
+pub(super) async fn join(
     calls: &mut CoordinatorCalls,
     books: &mut Books,
     store: &BlobStore,
-    mut backoff: Backoff,
-    stop: &CancellationToken,
+    give_up_after: Duration,
 ) -> Result<Registered, SessionError> {
+    let mut backoff = Backoff::first(give_up_after);
     loop {
-        // What the registration says to hold need not be told as a change.
-        drop(store.take_changes());
-        let call = calls.register(books.registration(store.hashes()), REGISTER_DEADLINE);
-        let call = async {
-            timeout(REGISTER_DEADLINE, call)
-                .await
-                .unwrap_or_else(|_| Err(silent(REGISTER_DEADLINE)))
-        };
-        let result = tokio::select! {
-            result = call => result,
-            () = stop.cancelled() => return Err(SessionError::Stopped),
-        };
-        match result {
-            Ok(registered) => {
-                books.registered(registered.generation);
-                return Ok(registered);
-            }
-            Err(error) => {
-                let pause = backoff.next(error)?;
-                calls.follow();
-                tokio::select! {
-                    () = sleep(pause) => {}
-                    () = stop.cancelled() => return Err(SessionError::Stopped),
-                }
-            }
+        match register(calls, books, store).await {
+            Ok(registered) => return Ok(registered),
+            Err(error) => sleep(backoff.next(error)?).await,
         }
+        calls.follow();
     }
+}
+
+async fn register(
+    calls: &mut CoordinatorCalls,
+    books: &mut Books,
+    store: &BlobStore,
+) -> Result<Registered, CallError> {
+    // What the registration says to hold need not be told as a change.
+    drop(store.take_changes());
+    let call = calls.register(books.registration(store.hashes()), REGISTER_DEADLINE);
+    let registered = timeout(REGISTER_DEADLINE, call)
+        .await
+        .unwrap_or_else(|_| Err(silent(REGISTER_DEADLINE)))?;
+    books.registered(registered.generation);
+    Ok(registered)
 }
 
 fn silent(deadline: Duration) -> CallError {
     CallError::Away(format!("no answer within {} ms", deadline.as_millis()))
+}
+
+/// Never, if there is no such time.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Link {
@@ -175,102 +137,128 @@ impl Link {
     pub(super) async fn run(mut self) -> Result<(), SessionError> {
         let mut backoff = Backoff::new(self.pace.give_up_after);
         let mut leave_by: Option<Instant> = None;
-        let outcome = loop {
-            if self.stop.is_cancelled() && leave_by.is_none() {
-                self.books.set_state(WorkerState::Leaving);
-                leave_by = Some(Instant::now() + self.pace.stop_grace);
-            }
-            let next = match leave_by {
-                // Idle includes that all results were taken: one that was not would be made again elsewhere.
-                Some(_) if self.books.is_idle() => Next::End,
-                Some(deadline) if Instant::now() >= deadline => Next::End,
-                _ => self.report_once(&mut backoff, leave_by).await?,
+        let stop = self.stop.clone();
+        let mut next = Next::Report;
+        let end = loop {
+            // A step may be abandoned wherever it waits: what was to be said stays in the books.
+            let step = self.step(next, &mut backoff);
+            next = tokio::select! {
+                next = step => match next {
+                    Ok(next) => next,
+                    Err(end) => break end,
+                },
+                () = stop.cancelled(), if leave_by.is_none() => {
+                    self.books.set_state(WorkerState::Leaving);
+                    leave_by = Some(Instant::now() + self.pace.stop_grace);
+                    Next::Report
+                }
+                () = at(leave_by) => {
+                    let grace_s = self.pace.stop_grace.as_secs();
+                    tracing::warn!(grace_s, "ending, although the coordinator has not let this worker go");
+                    break End::Unannounced;
+                }
             };
-            match next {
-                Next::Report => {}
-                Next::Pause(pause) => self.pause(pause, leave_by).await,
-                Next::End => break Ok(()),
-                Next::Restart => break Err(SessionError::Restart),
-            }
         };
         self.books.cancel_all();
-        self.say_goodbye().await;
-        outcome
+        match end {
+            End::Dismissed => Ok(()),
+            End::Unannounced => {
+                self.say_goodbye().await;
+                Ok(())
+            }
+            End::Failed(error) => Err(error),
+        }
     }
 
-    async fn report_once(
-        &mut self,
-        backoff: &mut Backoff,
-        leave_by: Option<Instant>,
-    ) -> Result<Next, SessionError> {
+    async fn step(&mut self, next: Next, backoff: &mut Backoff) -> Result<Next, End> {
+        match next {
+            Next::Report => self.report(backoff).await,
+            Next::Register => self.register(backoff).await,
+            Next::Pause(pause) => self.pause(pause).await,
+        }
+    }
+
+    async fn report(&mut self, backoff: &mut Backoff) -> Result<Next, End> {
         let report = self.books.report(self.store.take_changes());
         let begin = Instant::now();
         let deadline = self.pace.held_max + REPLY_MARGIN;
-        // A clone shares the connection, and leaves `self` free to follow a new address.
-        let mut calls = self.calls.clone();
-        let call = timeout(deadline, calls.report(report.clone(), deadline));
-        let leaving = leave_by.is_some();
+        let call = timeout(deadline, self.calls.report(report.clone(), deadline));
         let reply = tokio::select! {
             reply = call => reply.unwrap_or_else(|_| Err(silent(deadline))),
             // The coordinator may hold a report for seconds, and what the role has to say must not wait that long.
             // Nothing is lost with the abandoned one: it stays in the books until a report is answered.
-            command = self.commands.recv() => return Ok(self.take(command)),
-            () = self.stop.cancelled(), if !leaving => return Ok(Next::Report),
+            command = self.commands.recv() => return self.take(command),
         };
         match reply {
-            Ok(reply) => {
-                // Patience is for one absence, not for all of a run's together.
-                *backoff = Backoff::new(self.pace.give_up_after);
-                self.answered(&report, reply, begin.elapsed()).await
-            }
-            Err(error) => {
-                let pause = backoff.next(error)?;
-                self.calls.follow();
-                Ok(Next::Pause(pause))
-            }
+            Ok(reply) => self.answered(&report, reply, begin.elapsed(), backoff),
+            Err(error) => self.unanswered(error, backoff),
         }
     }
 
-    async fn answered(
+    async fn register(&mut self, backoff: &mut Backoff) -> Result<Next, End> {
+        // Two processes of one name would otherwise take turns without a pause.
+        sleep_until(self.registered + self.pace.heartbeat).await;
+        match register(&mut self.calls, &mut self.books, &self.store).await {
+            Ok(_) => {
+                self.registered = Instant::now();
+                Ok(Next::Report)
+            }
+            // The report that follows the pause is told again to register.
+            Err(error) => self.unanswered(error, backoff),
+        }
+    }
+
+    fn answered(
         &mut self,
         report: &Report,
         reply: ReportReply,
         took: Duration,
-    ) -> Result<Next, SessionError> {
+        backoff: &mut Backoff,
+    ) -> Result<Next, End> {
         // Not acknowledged: whoever does not know the generation has taken none of the report's results.
         if reply.directive == Directive::Reregister {
             tracing::info!("registering again: the coordinator does not know this generation");
-            let backoff = Backoff::new(self.pace.give_up_after);
-            register(
-                &mut self.calls,
-                &mut self.books,
-                &self.store,
-                backoff,
-                &self.stop,
-            )
-            .await?;
-            return Ok(Next::Report);
+            return Ok(Next::Register);
         }
-        self.books.acknowledge(report);
+        // Patience is for one absence, not for all of a run's together.
+        *backoff = Backoff::new(self.pace.give_up_after);
+        let told = self.books.acknowledge(report);
         let wanted = self.books.apply(reply);
-        if wanted.directive == Directive::Shutdown {
-            tracing::info!("the run has ended, or goes on without this worker");
-            return Ok(Next::End);
+        match wanted.directive {
+            Directive::Shutdown => {
+                tracing::info!("the run has ended, or goes on without this worker");
+                return Err(End::Dismissed);
+            }
+            Directive::Restart => {
+                tracing::info!("ending, to be started again");
+                return Err(SessionError::Restart.into());
+            }
+            Directive::Continue | Directive::Reregister => {}
         }
-        if wanted.directive == Directive::Restart {
-            tracing::info!("ending, to be started again");
-            return Ok(Next::Restart);
-        }
-        let news = wanted.news;
+        let news = wanted.news || told == Told::News;
         self.hand_out(wanted);
-        // A report with free slots is held by the coordinator; one that comes back
-        // at once with nothing would turn this into a busy loop.
-        let held = self.books.slots_free() > 0 && (news || took > self.pace.heartbeat / 4);
-        Ok(if held || news {
+        // A report with free slots is held until there is something to say, unless it said something itself: then the
+        // next is held, and must be there before there is work. What comes back at once without any news
+        // would turn this into a busy loop, as would reports of full slots.
+        let held = took > self.pace.heartbeat / 4;
+        let has_room = self.books.slots_free() > 0;
+        Ok(if held || (has_room && news) {
             Next::Report
         } else {
             Next::Pause(self.pace.heartbeat)
         })
+    }
+
+    fn unanswered(&mut self, error: CallError, backoff: &mut Backoff) -> Result<Next, End> {
+        let away = !matches!(error, CallError::Refused(_));
+        // Idle includes that all results were taken: one that was not would be made again elsewhere.
+        if away && self.books.is_leaving() && self.books.is_idle() {
+            tracing::info!(%error, "leaving: no coordinator is there that could want anything more");
+            return Err(End::Dismissed);
+        }
+        let pause = backoff.next(error)?;
+        self.calls.follow();
+        Ok(Next::Pause(pause))
     }
 
     fn hand_out(&mut self, wanted: Wanted) {
@@ -295,23 +283,20 @@ impl Link {
         }
     }
 
-    async fn pause(&mut self, pause: Duration, leave_by: Option<Instant>) {
-        let leaving = leave_by.is_some();
+    async fn pause(&mut self, pause: Duration) -> Result<Next, End> {
         tokio::select! {
-            () = sleep(pause) => {}
-            command = self.commands.recv() => drop(self.take(command)),
-            () = self.stop.cancelled(), if !leaving => {}
+            () = sleep(pause) => Ok(Next::Report),
+            command = self.commands.recv() => self.take(command),
         }
     }
 
     /// Takes all that the role has to say at once.
-    fn take(&mut self, first: Option<Command>) -> Next {
-        let Some(first) = first else { return Next::End };
-        self.note(first);
+    fn take(&mut self, first: Option<Command>) -> Result<Next, End> {
+        self.note(first.ok_or(End::Unannounced)?);
         while let Ok(command) = self.commands.try_recv() {
             self.note(command);
         }
-        Next::Report
+        Ok(Next::Report)
     }
 
     fn note(&mut self, command: Command) {

@@ -2,9 +2,10 @@
 //!
 //! In reading order: [`WorkerOptions`] and [`Identity`] say who joins, [`CoordinatorAddress`] where, `books` is
 //! what a worker knows of its own work (no IO), `link` repeats reports and survives
-//! a coordinator that is away, [`Session`] is what a role sees of it all, with [`Blobs`] for its tasks.
+//! a coordinator that is away (`backoff`), [`Session`] is what a role sees of it all, with [`Blobs`] for its tasks.
 
 mod address;
+mod backoff;
 mod blobs;
 mod books;
 mod coordinator_grpc;

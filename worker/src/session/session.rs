@@ -6,6 +6,7 @@ use retouch_credentials::CredentialsError;
 use retouch_proto::{
     BlobAddress, LeaseId,
     config::{ConfigErrors, RunConfig},
+    files::is_lasting,
     limits::SLOTS_MAX,
     task::{TaskFailure, TaskOutcome},
     worker::Registration,
@@ -13,15 +14,17 @@ use retouch_proto::{
 use thiserror::Error;
 use tokio::{
     sync::mpsc,
-    task::{JoinHandle, JoinSet},
+    task::{JoinError, JoinHandle, JoinSet},
+    time::Instant,
 };
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::service::Routes;
 
 use super::{
     blobs::Blobs,
     books::{Books, Work},
     coordinator_grpc::CoordinatorCalls,
-    link::{self, Backoff, Command, Link, Pace},
+    link::{self, Command, Link, Pace},
     options::{Identity, WorkerOptions},
 };
 use crate::{
@@ -30,6 +33,7 @@ use crate::{
         BlobClient, BlobClientOptions, BlobStore, BlobStoreError, BlobStoreOptions,
         blobs_grpc::BlobService,
     },
+    panics::panic_message,
     process,
     role::{BoxError, RoleError},
     server,
@@ -69,12 +73,29 @@ pub enum SessionError {
     /// Somebody wants this process to be started again.
     #[error("told to end and to be started again")]
     Restart,
-    /// The process was told to end before it had joined.
-    #[error("stopped before it had joined")]
+    /// The process was told to end before it could take work.
+    #[error("stopped before it could take work")]
     Stopped,
     /// The loop that talks to the coordinator broke.
     #[error("the session broke: {0}")]
-    Broken(#[from] tokio::task::JoinError),
+    Broken(#[from] JoinError),
+}
+
+impl SessionError {
+    /// Whether the same process started again would end the same way.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Store(BlobStoreError::Io { source, .. }) => is_lasting(source),
+            Self::Listen { .. } | Self::Config(_) | Self::Refused(_) => true,
+            Self::Credentials(error) => error.is_lasting(),
+            // A predecessor that was just killed may still hold the blob folder.
+            Self::Store(_)
+            | Self::Gone { .. }
+            | Self::Restart
+            | Self::Stopped
+            | Self::Broken(_) => false,
+        }
+    }
 }
 
 /// A worker that has joined a run.
@@ -88,6 +109,9 @@ pub struct Session {
     work: mpsc::Receiver<Work>,
     commands: mpsc::Sender<Command>,
     link: JoinHandle<Result<(), SessionError>>,
+    stop: CancellationToken,
+    /// Others fetch from here for as long as the session lasts, also while this worker is leaving.
+    _serving: DropGuard,
 }
 
 impl Session {
@@ -106,12 +130,15 @@ impl Session {
         routes: Routes,
     ) -> Result<Self, SessionError> {
         // The port comes first: the registration says where this worker serves its blobs.
-        let (store, address) = serve_blobs(&options, routes).await?;
+        let (store, address, serving) = serve_blobs(&options, routes).await?;
         let mut calls = CoordinatorCalls::new(options.coordinator.clone(), options.access.clone())?;
         let mut books = Books::new(registration(&options, identity, address.clone()));
-        let backoff = Backoff::first(options.give_up_after);
         let stop = options.stop.clone();
-        let registered = link::register(&mut calls, &mut books, &store, backoff, &stop).await?;
+        let joining = link::join(&mut calls, &mut books, &store, options.give_up_after);
+        let registered = tokio::select! {
+            registered = joining => registered?,
+            () = stop.cancelled() => return Err(SessionError::Stopped),
+        };
         let config = RunConfig::from_toml(&registered.config_toml)?;
         let config = Arc::new(options.localized(config));
         tracing::info!(run = %registered.run, generation = %registered.generation, role = %identity.role, "joined");
@@ -139,7 +166,8 @@ impl Session {
             commands: command_receiver,
             work: work_sender,
             pace: pace(&options, &config),
-            stop,
+            registered: Instant::now(),
+            stop: stop.clone(),
         };
         Ok(Self {
             config,
@@ -151,6 +179,8 @@ impl Session {
             commands,
             // From here on, so that the coordinator hears of a worker whose models take minutes to load.
             link: tokio::spawn(link.run()),
+            stop,
+            _serving: serving,
         })
     }
 
@@ -179,7 +209,7 @@ impl Session {
     /// # Errors
     ///
     /// What `make` returns, as [`RoleError::Load`]; if it panics, or the compute threads can't be
-    /// started.
+    /// started; [`SessionError::Stopped`] if the process is to end, which does not wait for `make`.
     pub async fn load<S: Send + 'static>(
         &self,
         make: impl FnOnce(&RunConfig, &str) -> Result<S, BoxError> + Send + 'static,
@@ -188,7 +218,11 @@ impl Session {
         process::set_compute_threads(self.config.cluster.threads_per_worker)?;
         let (config, device) = (self.config.clone(), self.device.clone());
         let loaded = self.device_thread.host(move || make(&config, &device));
-        loaded.await?.map_err(RoleError::Load)
+        tokio::select! {
+            loaded = loaded => loaded?.map_err(RoleError::Load),
+            // Weights may take minutes, and nothing is lost with them.
+            () = self.stop.cancelled() => Err(SessionError::Stopped.into()),
+        }
     }
 
     /// Takes work from now on: models are loaded. Every assignment becomes one call
@@ -223,7 +257,7 @@ async fn report_end(
 ) {
     let outcome = task
         .await
-        .unwrap_or_else(|error| Err(TaskFailure::retryable(format!("the task broke: {error}"))))
+        .unwrap_or_else(|error| Err(TaskFailure::retryable(broken(error))))
         .unwrap_or_else(|failure| {
             tracing::warn!(%lease, reason = failure.reason, "a task failed");
             TaskOutcome::Failed(failure)
@@ -231,11 +265,19 @@ async fn report_end(
     let _ = commands.send(Command::Finished(lease, outcome)).await;
 }
 
-/// Opens the blob store and the worker's port; gives the address under which others reach it.
+fn broken(error: JoinError) -> String {
+    match error.try_into_panic() {
+        Ok(panic) => format!("the task panicked: {}", panic_message(&*panic)),
+        Err(error) => format!("the task broke: {error}"),
+    }
+}
+
+/// Opens the blob store and the worker's port; gives the address under which others reach it, for as long as
+/// the guard lives.
 async fn serve_blobs(
     options: &WorkerOptions,
     routes: Routes,
-) -> Result<(BlobStore, BlobAddress), SessionError> {
+) -> Result<(BlobStore, BlobAddress, DropGuard), SessionError> {
     let listen = |source| SessionError::Listen {
         address: options.listen,
         source,
@@ -247,9 +289,9 @@ async fn serve_blobs(
         disk_bytes_max: options.disk_bytes_max,
     })?;
     let service = BlobService::new(store.clone(), options.access.clone());
-    let stop = options.stop.child_token();
-    server::spawn(listener, &options.access, service, routes, stop)?;
-    Ok((store, advertised(options, bound)))
+    let end = CancellationToken::new();
+    server::spawn(listener, &options.access, service, routes, end.clone())?;
+    Ok((store, advertised(options, bound), end.drop_guard()))
 }
 
 fn advertised(options: &WorkerOptions, bound: SocketAddr) -> BlobAddress {

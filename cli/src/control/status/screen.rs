@@ -73,11 +73,10 @@ fn groups(out: &mut String, status: &RunStatus) {
     );
     let _ = writeln!(
         out,
-        "        so far: {} kept, {} filtered, {} dropped, {} stale, {} made again; {} failed attempts",
+        "        so far: {} kept, {} filtered, {} dropped, {} made again; {} failed attempts",
         totals.groups_kept,
         totals.groups_filtered,
         totals.groups_dropped,
-        totals.groups_stale,
         totals.groups_remade,
         totals.attempts_failed,
     );
@@ -301,7 +300,7 @@ pub(crate) mod tests {
 demo: running, iteration 3 of 10 (collecting), checkpoint 1 (another is being made), up 30.0 s, about 96.0 s left
 version fedcba987654   3.2 samples/s   2.5 scores/s   300 iterations/h
 groups  8 open: 1 queued, 2 sampling, 1 sampled, 1 scoring, 2 scored, 1 dropped
-        so far: 6 kept, 2 filtered, 0 dropped, 0 stale, 0 made again; 1 failed attempts
+        so far: 6 kept, 2 filtered, 0 dropped, 0 made again; 1 failed attempts
 
 reward  ▁█  0.5000 -> 0.6000
 iteration reward_mean reward_std policy_loss grad_norm filter_rate   groups     kept  seconds

@@ -196,7 +196,7 @@ fn judge(
     {
         return Err(format!("a group of row {row} was given up: {reason}"));
     }
-    let comparable = other.is_none() && scenario.is_repeatable() && !scenario.faults.other_devices;
+    let comparable = other.is_none() && !scenario.faults.other_devices;
     if comparable {
         tally.compared += 1;
         if outcome.ema_adapter != expected.adapter(scenario.variant) {

@@ -177,7 +177,8 @@ fn bounds(machine: &Machine) {
         machine.blobs.tracked(),
         blobs_max,
     );
-    within("policies", machine.progress.policies(), ahead + 1);
+    let policies_max = ahead + 1 + config.learner.checkpoint_every as usize;
+    within("policies", machine.progress.policies(), policies_max);
     for (_, worker) in machine.workers.iter() {
         within(
             "hints for one worker",
@@ -198,17 +199,17 @@ pub(super) fn outputs(outputs: &[Output], inputs: usize, machine: &Machine) {
     );
 }
 
-/// A machine made from the record alone goes on where this one is. (Of a paused or ending run it
-/// would rightly go further.)
+/// A machine made from the record alone goes on where this one is. (Of an ending run it would rightly go further.)
 pub(super) fn rebuilt(machine: &Machine, rebuilt: &Machine) {
-    if machine.phase != Phase::Running {
+    if matches!(machine.phase, Phase::Stopping { .. } | Phase::Over { .. }) {
         return;
     }
     let view = |machine: &Machine| {
         let open = machine.open.iter();
         (
+            machine.phase.standing(),
             machine.progress.committed(),
-            machine.progress.checkpoint(),
+            machine.progress.checkpoint().clone(),
             machine.prompts.position(),
             machine.prompts.banned(),
             machine.telemetry.history().count(),

@@ -1,5 +1,6 @@
 //! The coordinator of the virtual world: machine, record, and the shell between them and the rest.
 
+use retouch_proto::status::{Controlled, RunState};
 use retouch_proto::task::Task;
 use retouch_proto::worker::ReportReply;
 
@@ -10,8 +11,10 @@ use super::seat::{AtWrite, Caller};
 use super::world::World;
 use crate::machine::Machine;
 use crate::machine::io::{Command, Input, Outcome, Output, Ticket};
-use crate::machine::record::{Entry, Policy};
+use crate::machine::record::{Entry, Policy, Standing};
 
+/// Somebody who paused the run says so often that it is to go on.
+pub(super) const RESUME_EVERY_MS: u64 = 700;
 /// A machine is rebuilt from the record and compared after one batch of so many.
 const REBUILD_EVERY: u64 = 16;
 
@@ -93,6 +96,7 @@ impl World {
         };
         let outputs: Vec<Output> = std::iter::from_fn(|| machine.poll()).collect();
         checks::outputs(&outputs, inputs, machine);
+        self.check_orders(&outputs);
         let wrote = outputs.iter().any(|o| matches!(o, Output::Record(_)));
         if wrote && !self.write_batch(&outputs) {
             return;
@@ -139,10 +143,34 @@ impl World {
         true
     }
 
+    /// What people are told of the run is recorded before they are told.
+    fn check_orders(&self, outputs: &[Output]) {
+        let mut standing = self.seat.memory.standing();
+        for output in outputs {
+            match output {
+                Output::Record(Entry::Stands(stands)) => standing = stands,
+                Output::Controlled(_, Ok(Controlled { state, .. })) => {
+                    let recorded = match standing {
+                        Standing::Running => [RunState::Running, RunState::Finished],
+                        Standing::Paused => [RunState::Paused; 2],
+                        Standing::Draining { .. } => [RunState::Draining; 2],
+                        Standing::Stopping { .. } => [RunState::Stopping; 2],
+                        Standing::Stopped => [RunState::Finished; 2],
+                        Standing::Failed { .. } => [RunState::Failed; 2],
+                    };
+                    assert!(
+                        recorded.contains(state),
+                        "somebody is told that the run is {state}, and {standing:?} is recorded (A8)"
+                    );
+                }
+                _ => {}
+            }
+        }
+    }
+
     fn write(&mut self, entry: &Entry) {
-        let repeatable = self.scenario.is_repeatable()
-            && !self.scenario.faults.can_fail_tasks()
-            && !self.scenario.faults.other_devices;
+        let repeatable =
+            !self.scenario.faults.can_fail_tasks() && !self.scenario.faults.other_devices;
         let staleness_max = self.scenario.config.rollout.staleness_max;
         let seat = &mut self.seat;
         seat.check
@@ -276,14 +304,14 @@ impl World {
         match task {
             Task::Rollout(task) => {
                 let version = task.version.as_ref().map(|version| version.hash);
-                let newest = task.group.iteration.0 - 1;
-                let oldest = newest.saturating_sub(self.scenario.config.rollout.staleness_max);
-                let fits = |policy: &Policy| {
-                    policy.hash() == version && (oldest..=newest).contains(&policy.iteration.0)
-                };
+                let staleness = self.scenario.config.rollout.staleness_max;
+                let sampler = task.group.iteration.0.saturating_sub(1 + staleness);
+                let fits =
+                    |policy: &Policy| policy.hash() == version && policy.iteration.0 == sampler;
                 assert!(
                     memory.policies().any(|policy| fits(&policy)),
-                    "group {} is to be sampled with a version that the record does not have, or that is stale (A6)",
+                    "group {} is to be sampled with a version that the record does not have, or with another than \
+                     its iteration's (A6, A9)",
                     task.group
                 );
             }
@@ -308,6 +336,13 @@ impl World {
     }
 
     fn exit(&mut self, outcome: Outcome) {
+        if outcome.suspended {
+            self.tell("coordinator", || {
+                "exits; another is started in the same run folder".into()
+            });
+            self.seat.vacate();
+            return self.after(50, Event::CoordinatorStarts);
+        }
         if outcome.failure.is_some() || outcome.iteration.0 == self.scenario.config.iterations {
             self.tell("coordinator", || "exits: the run is over".into());
             self.outcome = Some(outcome);
@@ -342,7 +377,18 @@ impl World {
         self.ask(Input::Control(ticket, command));
     }
 
+    /// Says it again until it was heard: a coordinator that is killed forgets what it has not recorded.
     pub(super) fn resume(&mut self) {
+        let is_paused = |machine: &Machine| machine.state() == RunState::Paused;
+        let is_heard = self
+            .seat
+            .machine
+            .as_ref()
+            .is_some_and(|machine| !is_paused(machine));
+        if is_heard && self.seat.inbox.is_empty() {
+            return;
+        }
         self.command(Command::Resume);
+        self.after(RESUME_EVERY_MS, Event::Resumes);
     }
 }

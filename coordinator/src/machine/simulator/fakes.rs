@@ -214,6 +214,7 @@ pub(in crate::machine) fn inputs(task: &Task) -> Vec<BlobRef> {
                 .iter()
                 .chain(latents)
                 .chain(&task.versions)
+                .chain(task.earlier.iter().map(|policy| &policy.adapter))
                 .cloned()
                 .collect()
         }

@@ -21,7 +21,7 @@ pub enum Strike {
     WorkerPause,
     /// A worker's tasks take twenty times as long for a while.
     WorkerSlow,
-    /// A worker finishes what it has and leaves; it may come back later.
+    /// A worker is told to end: it finishes what it has and leaves; it may come back later.
     WorkerDrain,
     /// A worker that was not there joins.
     WorkerJoin,
@@ -39,6 +39,8 @@ pub enum Strike {
     CrashAtWrite,
     /// The coordinator is stopped for a while.
     CoordinatorPause,
+    /// The coordinator is told to end, and another is started.
+    CoordinatorSuspend,
     /// Nothing can be written to the run folder for a while.
     DiskFull,
     /// The coordinator's clock leaps, forwards or backwards.
@@ -59,7 +61,7 @@ pub enum Strike {
 
 impl Strike {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::WorkerCrash,
         Self::LearnerVanish,
         Self::LearnersCrash,
@@ -74,6 +76,7 @@ impl Strike {
         Self::CoordinatorCrash,
         Self::CrashAtWrite,
         Self::CoordinatorPause,
+        Self::CoordinatorSuspend,
         Self::DiskFull,
         Self::ClockJump,
         Self::PersonPause,
@@ -92,7 +95,7 @@ impl Strike {
             Self::LearnersCrash => "all learners killed at once",
             Self::WorkerPause => "workers stopped for a while",
             Self::WorkerSlow => "workers slowed down",
-            Self::WorkerDrain => "workers drained",
+            Self::WorkerDrain => "workers told to end",
             Self::WorkerJoin => "workers joined",
             Self::TaskHang => "workers whose tasks hang",
             Self::BlobLoss => "blobs lost",
@@ -101,6 +104,7 @@ impl Strike {
             Self::CoordinatorCrash => "coordinators killed",
             Self::CrashAtWrite => "coordinators killed at a write",
             Self::CoordinatorPause => "coordinators stopped for a while",
+            Self::CoordinatorSuspend => "coordinators told to end",
             Self::DiskFull => "disks full",
             Self::ClockJump => "clock jumps",
             Self::PersonPause => "runs paused",
@@ -116,11 +120,7 @@ impl Strike {
     fn can_fail_tasks(self) -> bool {
         matches!(
             self,
-            Self::WorkerSlow
-                | Self::TaskHang
-                | Self::PeerPartition
-                | Self::DiskFull
-                | Self::ClockJump
+            Self::WorkerSlow | Self::TaskHang | Self::PeerPartition | Self::ClockJump
         )
     }
 }

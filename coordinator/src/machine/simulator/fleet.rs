@@ -72,8 +72,6 @@ pub struct Totals {
     pub trained: u64,
     /// Sum over them of the iterations between the policy that sampled and the one that learned.
     pub staleness: u64,
-    /// Groups left out because their samples were too old.
-    pub stale: u64,
 }
 
 /// A machine and its workers.
@@ -263,7 +261,6 @@ impl<'a> Fleet<'a> {
     fn committed(&mut self, entry: &CommittedEntry) {
         let iteration = entry.committed.iteration;
         self.totals.iterations = iteration.0;
-        self.totals.stale += entry.stale.len() as u64;
         for kept in &entry.kept {
             let made_by = self.sampled_by.get(&kept.group).copied().unwrap_or(0);
             self.totals.trained += 1;

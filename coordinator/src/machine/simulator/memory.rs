@@ -6,7 +6,9 @@ use retouch_proto::{GroupId, Iteration};
 
 use crate::machine::Machine;
 use crate::machine::groups::{Group, GroupState, same_bits};
-use crate::machine::record::{Committed, Entry, GroupRecord, OpenRecord, Policy, Record};
+use crate::machine::record::{
+    Checkpoint, Committed, Entry, GroupRecord, OpenRecord, Policy, Record, Standing,
+};
 
 /// A record in memory.
 pub(super) struct Memory {
@@ -36,7 +38,7 @@ impl Memory {
         let history = self.commits.iter().map(|(_, metrics)| metrics.clone());
         Record {
             committed: self.committed(),
-            policies: self.policies().collect(),
+            policies: self.sampling_policies(),
             banned: self.rows_banned.clone(),
             history: history.collect(),
             ..self.record.clone()
@@ -49,6 +51,23 @@ impl Memory {
         std::iter::once(Policy::BASE)
             .chain(published)
             .chain([self.committed().policy])
+    }
+
+    /// Those with which iterations after the checkpoint are sampled.
+    fn sampling_policies(&self) -> Vec<Policy> {
+        let Checkpoint {
+            committed, earlier, ..
+        } = &self.record.checkpoint;
+        let after = self.commits.iter().map(|(committed, _)| committed);
+        let after = after.filter(|later| later.iteration > committed.iteration);
+        let earlier = earlier.iter().copied().chain([committed.policy]);
+        let policies = earlier.chain(after.map(|later| later.policy));
+        policies.filter(|policy| *policy != Policy::BASE).collect()
+    }
+
+    /// How the run stands.
+    pub(super) fn standing(&self) -> &Standing {
+        &self.record.standing
     }
 
     /// The last iteration that happened; as its checkpoint has it, if there is one.
@@ -106,7 +125,8 @@ impl Memory {
                 }
                 self.commits.push((entry.committed, entry.metrics.clone()));
             }
-            Entry::Checkpointed(checkpoint) => self.record.checkpoint = *checkpoint,
+            Entry::Checkpointed(checkpoint) => self.record.checkpoint = checkpoint.clone(),
+            Entry::Stands(standing) => self.record.standing = standing.clone(),
             Entry::Rewound { to, .. } => {
                 self.record.open.clear();
                 self.commits
@@ -156,7 +176,8 @@ impl Memory {
             self.committed(),
             "not recorded (A8)"
         );
-        assert_eq!(machine.progress.checkpoint(), self.record.checkpoint, "A8");
+        assert_eq!(*machine.progress.checkpoint(), self.record.checkpoint, "A8");
+        assert_eq!(machine.phase.standing(), self.record.standing, "A8");
         assert_eq!(
             machine.telemetry.event_sequence(),
             self.record.event_sequence,

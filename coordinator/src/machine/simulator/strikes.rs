@@ -4,11 +4,12 @@ use retouch_proto::task::Task;
 use retouch_proto::worker::Role;
 use retouch_proto::{ContentHash, WorkerId};
 
+use super::coordinator_side::RESUME_EVERY_MS;
 use super::events::Event;
 use super::faults::Strike;
 use super::seat::AtWrite;
 use super::world::World;
-use crate::machine::io::Command;
+use crate::machine::io::{Command, Input};
 
 impl World {
     /// Something strikes: one of the run's kinds, or a crash of a worker if none of them can.
@@ -40,6 +41,7 @@ impl World {
             Strike::CoordinatorCrash => self.coordinator_crashes(),
             Strike::CrashAtWrite => self.coordinator_is_to_die(),
             Strike::CoordinatorPause => self.coordinator_is_stopped(),
+            Strike::CoordinatorSuspend => self.coordinator_is_to_end(),
             Strike::DiskFull => self.disk_is_full(),
             Strike::ClockJump => self.clock_leaps(),
             Strike::PersonPause => self.person(kind, Command::Pause),
@@ -175,7 +177,9 @@ impl World {
             return false;
         };
         let name = self.name(worker);
-        self.struck(Strike::WorkerDrain, &name, || "is drained".into());
+        self.struck(Strike::WorkerDrain, &name, || {
+            "is told to end (SIGTERM)".into()
+        });
         self.workers[worker].leaving = true;
         self.report(worker);
         true
@@ -330,6 +334,17 @@ impl World {
         true
     }
 
+    fn coordinator_is_to_end(&mut self) -> bool {
+        if self.seat.machine.is_none() {
+            return false;
+        }
+        self.struck(Strike::CoordinatorSuspend, "coordinator", || {
+            "is told to end (SIGTERM)".into()
+        });
+        self.ask(Input::Suspend);
+        true
+    }
+
     fn disk_is_full(&mut self) -> bool {
         if self.now_ms < self.disk_full_until_ms {
             return false;
@@ -367,7 +382,7 @@ impl World {
         let pauses = command == Command::Pause;
         self.command(command);
         if pauses {
-            self.after(700, Event::Resumes);
+            self.after(RESUME_EVERY_MS, Event::Resumes);
         }
         true
     }

@@ -94,7 +94,7 @@ impl fmt::Display for Tally {
         writeln!(
             f,
             "{} runs: {} ended with the adapter of their undisturbed run, {} were given up after too many failed \
-             attempts, {} with stale samples or groups given up or other bits just ended",
+             attempts, {} with groups given up or other bits just ended",
             self.runs,
             self.compared,
             self.failed,

@@ -126,12 +126,12 @@ impl World {
             return;
         }
         if matches!(reply.directive, Directive::Shutdown | Directive::Restart) {
+            if fake.leaving {
+                return self.leave(worker);
+            }
             // It exits, and is started again unless the run is over.
             self.kill(worker);
             return self.after(2_000, Event::Starts { worker });
-        }
-        if fake.leaving && fake.running.is_empty() && fake.results.is_empty() {
-            return self.leave(worker);
         }
         for lease in &reply.cancel {
             fake.running.remove(lease);
@@ -146,7 +146,7 @@ impl World {
         }
         let fake = &self.workers[worker];
         let (life, sequence) = (fake.life, fake.sequence);
-        let busy = fake.running.len() as u32 >= fake.slots;
+        let busy = fake.leaving || fake.running.len() as u32 >= fake.slots;
         let delay_ms = if busy { HEARTBEAT_MS } else { 1 };
         self.after(
             delay_ms,
@@ -158,7 +158,7 @@ impl World {
         );
     }
 
-    /// A drained worker has nothing left to do. It may come back.
+    /// A worker that was told to end has nothing left to do. It may come back.
     fn leave(&mut self, worker: usize) {
         self.tell(self.workers[worker].id.as_str(), || "has left".into());
         self.kill(worker);
@@ -267,9 +267,8 @@ impl World {
         if !missing.is_empty() {
             let lost_blobs = missing.iter().map(|blob| blob.hash).collect();
             return TaskOutcome::Failed(TaskFailure {
-                reason: "lost blobs".into(),
                 lost_blobs,
-                retryable: true,
+                ..TaskFailure::retryable("lost blobs")
             });
         }
         if let Some(retryable) = self.poisoned(task) {
@@ -283,7 +282,7 @@ impl World {
         if matches!(task, Task::Train(task) if task.checkpoint)
             && self.now_ms < self.disk_full_until_ms
         {
-            return failed("no space left on disk", true);
+            return TaskOutcome::Failed(TaskFailure::disk_full("no space left on disk"));
         }
         self.do_task(worker, task)
     }
@@ -314,10 +313,15 @@ impl World {
                     .extend([result.state.hash, result.version.hash]);
                 if task.checkpoint && task.collective.rank == 0 {
                     let name = |file: CheckpointFile| file.name(task.iteration);
-                    self.disk.extend([
+                    let earlier = task.earlier.iter().map(|policy| {
+                        let file = CheckpointFile::Earlier(policy.iteration);
+                        (name(file), policy.adapter.hash)
+                    });
+                    let own = [
                         (name(CheckpointFile::State), result.state.hash),
                         (name(CheckpointFile::Version), result.version.hash),
-                    ]);
+                    ];
+                    self.disk.extend(own.into_iter().chain(earlier));
                 }
                 TaskOutcome::Train(result)
             }
@@ -400,8 +404,7 @@ fn described(task: &Task) -> String {
 
 fn failed(reason: &str, retryable: bool) -> TaskOutcome {
     TaskOutcome::Failed(TaskFailure {
-        reason: reason.to_owned(),
-        lost_blobs: Vec::new(),
         retryable,
+        ..TaskFailure::retryable(reason)
     })
 }

@@ -221,9 +221,9 @@ impl Driver {
     ) {
         let (lease, _) = self.tasks(peer).remove(0);
         let failure = TaskFailure {
-            reason: reason.into(),
             lost_blobs,
             retryable,
+            ..TaskFailure::retryable(reason)
         };
         self.end(peer, lease, TaskOutcome::Failed(failure));
     }

@@ -129,7 +129,7 @@ fn a_finished_run_that_is_started_again_ends_at_once() {
     driver.work_until(|driver| driver.exit.is_some());
     let record = crate::machine::record::Record {
         committed: driver.machine.progress.committed(),
-        checkpoint: driver.machine.progress.checkpoint(),
+        checkpoint: driver.machine.progress.checkpoint().clone(),
         ..crate::machine::record::Record::empty(2)
     };
     let again = Driver::restored(config(), record);

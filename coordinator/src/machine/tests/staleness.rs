@@ -1,11 +1,14 @@
-//! Asynchrony: samples of older policies, and how old they may be (A6).
+//! Asynchrony: samples of older policies, and how old they are (A6, A9).
 
-use retouch_proto::Iteration;
+use std::collections::{BTreeMap, BTreeSet};
+
+use retouch_proto::status::EventKind;
 use retouch_proto::task::Task;
-use retouch_proto::worker::Role;
+use retouch_proto::{GroupId, Iteration};
 
 use super::driver::{Driver, config};
-use crate::machine::record::{Committed, OpenRecord, Policy, Record};
+use crate::machine::record::Entry;
+use crate::machine::simulator::fakes;
 
 const ROLLOUT: usize = 0;
 const REWARD: usize = 1;
@@ -42,52 +45,95 @@ fn the_next_iteration_is_sampled_while_one_is_trained_and_learned_with_its_own_v
     );
 }
 
+/// The iteration of the policy that samples each iteration, as the record has it.
+fn samplers(driver: &Driver) -> BTreeMap<u32, BTreeSet<u32>> {
+    let mut samplers = BTreeMap::<u32, BTreeSet<u32>>::new();
+    for entry in &driver.entries {
+        if let Entry::Sampled(sampled) = entry {
+            let iteration = sampled.result.group.iteration.0;
+            let samplers = samplers.entry(iteration).or_default();
+            samplers.insert(sampled.policy.iteration.0);
+        }
+    }
+    samplers
+}
+
 #[test]
-fn samples_older_than_allowed_are_left_out_and_counted() {
+fn the_policy_that_samples_an_iteration_is_the_same_whoever_is_first() {
     let mut config = config();
-    config.iterations = 4;
-    config.rollout.staleness_max = 1;
-    let policy = |iteration| Policy {
-        iteration: Iteration(iteration),
-        adapter: None,
-    };
-    // The first group of iteration 4 was sampled by the policy of iteration 1, the second was not.
-    let mut groups = Driver::new(config.clone()).drawn();
-    groups.retain(|group| group.drawn.group.iteration == Iteration(1));
-    for group in &mut groups {
-        group.drawn.group.iteration = Iteration(4);
-    }
-    let old = groups[0].drawn.group;
-    let sampled = retouch_proto::task::RolloutTask {
-        group: old,
-        prompt: String::new(),
-        requirement: String::new(),
-        image: String::new(),
-        version: None,
-        group_size: 2,
-    };
-    let mut record = Record {
-        committed: Committed {
-            iteration: Iteration(3),
-            state: None,
-            policy: policy(3),
-        },
-        ..Record::empty(2)
-    };
-    let result = crate::machine::simulator::fakes::Fake::new(Role::Rollout, 9, 1).sample(&sampled);
-    groups[0].sampled = Some((policy(1), result));
-    record.open = vec![OpenRecord {
-        iteration: Iteration(4),
-        groups,
-    }];
-    let mut driver = Driver::restored(config, record);
-    for role in Role::ALL {
-        driver.join(role, 2);
-    }
-    // Nobody holds the old samples' images, so the same are made again, and are as old.
+    config.iterations = 6;
+    config.rollout.staleness_max = 2;
+    let expected: BTreeMap<u32, BTreeSet<u32>> = (1..=6_u32)
+        .map(|iteration| (iteration, [iteration.saturating_sub(3)].into()))
+        .collect();
+    // Rollout workers that are far ahead of the learner,
+    let mut driver = Driver::with_all_roles(config.clone());
     driver.work_until(|driver| driver.exit.is_some());
-    let commit = driver.commits()[0];
-    assert_eq!(commit.stale, [old]);
-    assert_eq!((commit.metrics.stale, commit.metrics.kept), (1, 1));
-    assert_eq!(driver.machine.telemetry.totals.groups_stale, 1);
+    assert_eq!(samplers(&driver), expected);
+    let adapter = driver.exit.unwrap().ema_adapter;
+    // or that begin an iteration only after the one before it is trained.
+    let mut slow = Driver::with_all_roles(config);
+    for iteration in 1..=6 {
+        while slow.machine.progress.committed().iteration.0 < iteration {
+            slow.work(LEARNER);
+            let mut tasks = slow.tasks(ROLLOUT);
+            tasks.retain(|(_, task)| group_of(task).iteration.0 == iteration);
+            match tasks.pop() {
+                Some((lease, task)) => {
+                    let outcome = slow.outcome(ROLLOUT, &task);
+                    slow.end(ROLLOUT, lease, outcome);
+                }
+                None => slow.work(REWARD),
+            }
+            slow.pass(10);
+        }
+    }
+    slow.work_until(|driver| driver.exit.is_some());
+    assert_eq!(samplers(&slow), expected);
+    assert_eq!(slow.exit.unwrap().ema_adapter, adapter);
+}
+
+fn group_of(task: &Task) -> GroupId {
+    fakes::group_of(task).expect("a rollout worker's task")
+}
+
+#[test]
+fn a_checkpoint_brings_the_policies_that_are_still_to_sample() {
+    let mut config = config();
+    config.iterations = 6;
+    config.rollout.staleness_max = 2;
+    config.learner.checkpoint_every = 4;
+    let mut driver = Driver::with_all_roles(config.clone());
+    driver.work_until(|driver| driver.exit.is_some());
+    let adapter = driver.exit.as_ref().unwrap().ema_adapter;
+    let mut driver = Driver::with_all_roles(config);
+    while driver.machine.progress.committed().iteration < Iteration(5) {
+        driver.work_until_training(&[LEARNER]);
+        let (lease, task) = driver.tasks(LEARNER).remove(0);
+        let outcome = driver.outcome(LEARNER, &task);
+        driver.end(LEARNER, lease, outcome);
+    }
+    let checkpoint = driver.machine.progress.checkpoint().clone();
+    let earlier: Vec<u32> = checkpoint.earlier.iter().map(|p| p.iteration.0).collect();
+    assert_eq!(
+        (checkpoint.committed.iteration.0, &earlier[..]),
+        (4, &[2, 3][..])
+    );
+    let names: Vec<String> = checkpoint.files().map(|(_, name)| name).collect();
+    assert!(
+        names.contains(&"checkpoints/4/policy-2.safetensors".to_owned()),
+        "{names:?}"
+    );
+    // The learner and whatever the rollout worker had of it are gone: back to the checkpoint, with its policies.
+    for peer in [ROLLOUT, LEARNER] {
+        driver.restart(peer);
+    }
+    driver.work_until(|driver| driver.exit.is_some());
+    assert_eq!(driver.events(EventKind::Rewound).len(), 1);
+    assert!(
+        samplers(&driver)
+            .values()
+            .all(|samplers| samplers.len() == 1)
+    );
+    assert_eq!(driver.exit.unwrap().ema_adapter, adapter);
 }

@@ -52,6 +52,13 @@ impl Drop for FakeCoordinator {
     }
 }
 
+/// A registration that waits for its answer.
+#[derive(Debug)]
+pub(super) struct OpenRegistration {
+    registration: Registration,
+    answer: Answer<Registered>,
+}
+
 /// A report that waits for its answer.
 #[derive(Debug)]
 pub(super) struct OpenReport {
@@ -95,12 +102,21 @@ impl FakeCoordinator {
         ending.await.unwrap();
     }
 
-    /// Answers the next registration. Reports that the worker gave up may still arrive before it.
+    /// Answers the next registration.
     pub(super) async fn admit(&mut self, answer: Result<Registered, Status>) -> Registration {
+        let open = self.registration().await;
+        let _ = open.answer.send(answer);
+        open.registration
+    }
+
+    /// The next registration. Reports that the worker gave up may still arrive before it.
+    pub(super) async fn registration(&mut self) -> OpenRegistration {
         loop {
-            if let Call::Register(registration, sender) = self.next().await {
-                let _ = sender.send(answer);
-                return registration;
+            if let Call::Register(registration, answer) = self.next().await {
+                return OpenRegistration {
+                    registration,
+                    answer,
+                };
             }
         }
     }
@@ -114,6 +130,31 @@ impl FakeCoordinator {
             }
             open.answer(super::nothing());
         }
+    }
+
+    /// Answers every call at once for this long, reports with `reply`; gives how many registrations and reports came.
+    pub(super) async fn count_calls(
+        &mut self,
+        period: Duration,
+        reply: worker::ReportReply,
+    ) -> [usize; 2] {
+        let mut counts = [0; 2];
+        let _ = timeout(period, async {
+            loop {
+                match self.next().await {
+                    Call::Register(_, answer) => {
+                        counts[0] += 1;
+                        let _ = answer.send(Ok(super::registered(2)));
+                    }
+                    Call::Report(_, answer) => {
+                        counts[1] += 1;
+                        let _ = answer.send(Ok(reply.clone()));
+                    }
+                }
+            }
+        })
+        .await;
+        counts
     }
 
     async fn report(&mut self) -> OpenReport {

@@ -1,6 +1,8 @@
 //! A worker against a coordinator that a test plays.
 
 mod coordinator_grpc;
+mod leaving;
+mod pace;
 
 use std::time::Duration;
 
@@ -38,10 +40,20 @@ struct Scene {
 impl Scene {
     /// A worker that has joined, with a task for each of these leases.
     async fn working_on(leases: &[u64]) -> Self {
+        Self::with(leases, registered(1), |_| {}).await
+    }
+
+    /// As [`Self::working_on`], with this run file and these changes to the usual options.
+    async fn with(
+        leases: &[u64],
+        registered: Registered,
+        change: impl FnOnce(&mut WorkerOptions),
+    ) -> Self {
         let mut coordinator = FakeCoordinator::start("127.0.0.1:0").await;
         let folder = tempfile::tempdir().unwrap();
-        let options = options(&coordinator, &folder);
-        let (session, _) = connect(&mut coordinator, &options, registered(1)).await;
+        let mut options = options(&coordinator, &folder);
+        change(&mut options);
+        let (session, _) = connect(&mut coordinator, &options, registered).await;
         let blobs = session.blobs();
         let (sender, tasks) = mpsc::unbounded_channel();
         let serving = tokio::spawn(session.serve(move |work| {
@@ -108,13 +120,24 @@ fn options(coordinator: &FakeCoordinator, folder: &TempDir) -> WorkerOptions {
 }
 
 fn registered(generation: u64) -> Registered {
+    registered_at(generation, Duration::from_millis(20))
+}
+
+fn registered_at(generation: u64, heartbeat: Duration) -> Registered {
     let mut config = RunConfig::default();
-    config.cluster.heartbeat_ms = 20;
+    config.cluster.heartbeat_ms = heartbeat.as_millis() as u64;
     config.cluster.report_wait_ms_max = 200;
     Registered {
         generation: Generation(generation),
         run: RunId::new("test").unwrap(),
         config_toml: config.to_toml(),
+    }
+}
+
+fn directed(directive: Directive) -> ReportReply {
+    ReportReply {
+        directive,
+        ..nothing()
     }
 }
 
@@ -287,10 +310,7 @@ async fn new_generation_tells_what_is_held_and_run() {
     let (_first, end) = scene.next_task().await;
     let (second, _open) = scene.next_task().await;
     end.send(outcome()).unwrap();
-    let reregister = ReportReply {
-        directive: Directive::Reregister,
-        ..nothing()
-    };
+    let reregister = directed(Directive::Reregister);
     scene.answer(has_result, reregister).await;
     let registration = scene.coordinator.admit(Ok(registered(2))).await;
     assert_eq!(registration.holds, [blob.hash]);
@@ -325,25 +345,10 @@ async fn end_of_the_run_cancels_work_and_ends_serving() {
         tokio::select! {
             () = work.cancel.cancelled() => {}
             open = scene.coordinator.report_with(|_| true) => {
-                open.answer(ReportReply {
-                    directive: Directive::Shutdown,
-                    ..nothing()
-                });
+                open.answer(directed(Directive::Shutdown));
             }
         }
     }
-    scene.serving.await.unwrap().unwrap();
-}
-
-#[tokio::test]
-async fn stopping_finishes_what_is_under_way() {
-    let mut scene = Scene::working_on(&[7]).await;
-    let (_work, end) = scene.next_task().await;
-    scene.options.stop.cancel();
-    let is_leaving = |report: &Report| report.state == WorkerState::Leaving;
-    assert_eq!(scene.answer(is_leaving, nothing()).await.slots_free, 0);
-    end.send(outcome()).unwrap();
-    scene.answer(has_result, nothing()).await;
     scene.serving.await.unwrap().unwrap();
 }
 
@@ -370,7 +375,8 @@ async fn refusal_and_absence_end_with_the_reason() {
 }
 
 #[tokio::test]
-async fn panic_in_a_task_is_a_failure_that_may_be_tried_again() {
+async fn panic_in_a_task_is_a_failure_that_names_its_place_and_may_be_tried_again() {
+    crate::panics::report();
     let mut coordinator = FakeCoordinator::start("127.0.0.1:0").await;
     let folder = tempfile::tempdir().unwrap();
     let options = options(&coordinator, &folder);
@@ -383,4 +389,6 @@ async fn panic_in_a_task_is_a_failure_that_may_be_tried_again() {
     };
     let reason = &failure.reason;
     assert!(failure.retryable && reason.contains("panicked"), "{reason}");
+    let place = format!("index out of bounds (at {}:", file!());
+    assert!(reason.contains(&place), "{reason}");
 }
