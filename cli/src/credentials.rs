@@ -118,7 +118,12 @@ pub(crate) fn in_run_folder(run_dir: &Path, principal: Principal) -> PathBuf {
 /// The run's authority, made at the first start, with credentials for everyone beside it.
 pub(crate) fn run_authority(run_dir: &Path) -> anyhow::Result<Arc<Authority>> {
     let folder = RunFolder::new(run_dir).credentials();
-    let authority = Authority::open_or_create(&folder)?;
-    authority.write_missing(&folder)?;
-    Ok(Arc::new(authority))
+    let made = Authority::open_or_create(&folder).and_then(|authority| {
+        authority.write_missing(&folder)?;
+        Ok(Arc::new(authority))
+    });
+    made.map_err(|error| match error.is_lasting() {
+        true => UsageError(error.to_string()).into(),
+        false => error.into(),
+    })
 }

@@ -18,7 +18,7 @@ use retouch_models::{
 };
 use retouch_proto::config::Dtype;
 
-use crate::{exit::UsageError, output::say};
+use crate::{exit::UsageError, output::say, picture};
 
 /// Edits an image by one instruction.
 #[derive(Debug, Args)]
@@ -141,9 +141,7 @@ pub(crate) fn run(args: EditArgs) -> anyhow::Result<()> {
     let x0 = editor.sample(&condition, noise, &options, adapter.as_ref())?;
     let images = editor.decode(x0, &condition)?;
     let edited = images.first().context("the editor gave no image")?;
-    edited
-        .save(&args.output)
-        .with_context(|| format!("can't write {}", args.output.display()))?;
+    picture::save(edited, &args.output)?;
     say!("{} ({}x{})", args.output.display(), size.width, size.height);
     Ok(())
 }

@@ -2,12 +2,12 @@
 
 use retouch_models::inspect::{Effort, Estimate};
 
-use crate::{output::say, show::size};
+use crate::{output::remark, show::size};
 
 pub(crate) fn print_estimate(estimate: &Estimate) {
-    say!("{} needs {}:", estimate.role, size(estimate.bytes));
+    remark!("{} needs {}:", estimate.role, size(estimate.bytes));
     for line in &estimate.lines {
-        say!(
+        remark!(
             "  {:>10}  {}: {}",
             size(line.bytes),
             line.what,
@@ -21,13 +21,13 @@ fn print_effort(effort: &Effort) {
     let Effort {
         unit, flops, bytes, ..
     } = effort;
-    say!(
+    remark!(
         "  computes {} per {unit}, and reads {} of weights:",
         operations(*flops),
         size(*bytes)
     );
     for line in &effort.lines {
-        say!(
+        remark!(
             "  {:>12}  {}: {}",
             operations(line.flops),
             line.what,

@@ -6,8 +6,7 @@ use clap::Args;
 
 use crate::{
     config::{ConfigArgs, check_files},
-    heldout,
-    output::print_json,
+    heldout, output,
 };
 
 /// Compares an adapter with its base on held-out pairs, as the report of a run does.
@@ -27,9 +26,8 @@ pub(crate) fn run(args: EvaluateArgs) -> anyhow::Result<()> {
     let config = args.config.load()?;
     check_files(&config, config.evaluation.pairs)?;
     let (heldout, _) = heldout::evaluate(&config, &args.adapter)?;
-    if args.json {
-        return print_json(&heldout);
-    }
-    heldout::print(&heldout);
-    Ok(())
+    output::result(match args.json {
+        true => output::json(&heldout)?,
+        false => heldout::text(&heldout) + "\n",
+    })
 }

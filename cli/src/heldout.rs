@@ -9,8 +9,6 @@ use retouch_proto::RunConfig;
 use retouch_rollout_worker::source::size_rule;
 use retouch_tiny::{dataset::read_cases, oracle};
 
-use crate::output::say;
-
 /// Evaluates the adapter in a PEFT folder as the run file says.
 pub(crate) fn evaluate(
     config: &RunConfig,
@@ -40,13 +38,17 @@ fn read_pairs(config: &RunConfig) -> anyhow::Result<Vec<Pair>> {
     Ok(pairs)
 }
 
-/// Prints the measures, one a line.
-pub(crate) fn print(heldout: &HeldOut) {
-    say!("{} held-out pairs, {}", heldout.pairs, heldout.sampling);
+/// The measures, one a line.
+pub(crate) fn text(heldout: &HeldOut) -> String {
+    let mut lines = vec![format!(
+        "{} held-out pairs, {}",
+        heldout.pairs, heldout.sampling
+    )];
     if let Some(oracle) = &heldout.oracle {
-        say!("  oracle (0..5)  {}", line(oracle));
+        lines.push(format!("  oracle (0..5)  {}", line(oracle)));
     }
-    say!("  judge  (0..1)  {}", line(&heldout.judge));
+    lines.push(format!("  judge  (0..1)  {}", line(&heldout.judge)));
+    lines.join("\n")
 }
 
 fn line(measure: &Comparison) -> String {

@@ -22,8 +22,12 @@ use crate::{
 /// The coordinator's address must be one that other machines can reach (`cluster.listen`, or
 /// `coordinator --listen`). The worker serves its blobs on a free port, under the address from
 /// which it reaches the coordinator. Its name and scratch folder are the same when it is started
-/// again. It ends with code 0 when the run is over or the worker was drained, and with 75 when it
-/// is to be started again.
+/// again.
+///
+/// It ends with code 0 when the run is over or the worker was drained, with 75 when it is to be
+/// started again (SIGTERM, SIGHUP, `retouch restart`), with 130 after SIGINT, and with 2 or 4 where
+/// retrying will not help. On these signals the worker leaves once nothing is lost with it, within
+/// 20 seconds; a second one ends it at once.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct JoinArgs {

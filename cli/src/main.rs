@@ -13,6 +13,7 @@ mod join;
 mod launch;
 mod model;
 mod node;
+mod report;
 mod roles;
 mod sft;
 
@@ -23,20 +24,21 @@ mod memory;
 mod role_name;
 mod runtime;
 
-// evaluation and the report of a run,
+// evaluation,
 mod heldout;
-mod report;
 mod totals;
 
 // and printing.
 mod estimate;
 mod output;
+mod picture;
 mod show;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use retouch_proto::worker::Role;
+use retouch_worker::panics;
 
 use self::{
     control::{events, groups, status, steer, top, versions},
@@ -57,7 +59,6 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a whole training on this machine: every role a process, ending in a report.
     Launch(launch::LaunchArgs),
     Status(status::StatusArgs),
     Top(top::TopArgs),
@@ -73,6 +74,7 @@ enum Command {
     Groups(groups::GroupsArgs),
     Versions(versions::VersionsArgs),
     Events(events::EventsArgs),
+    Report(report::ReportArgs),
     Join(join::JoinArgs),
     Node(node::NodeArgs),
     /// Edit one image by one instruction.
@@ -99,6 +101,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    panics::report();
     let cli = Cli::parse();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -120,6 +123,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Groups(args) => block_on(groups::run(args)),
         Command::Versions(args) => block_on(versions::run(args)),
         Command::Events(args) => block_on(events::run(args)),
+        Command::Report(args) => report::run(args),
         Command::Join(args) => join::run(args),
         Command::Node(args) => node::run(args),
         Command::Edit(args) => edit::run(args),

@@ -9,7 +9,11 @@ use retouch_proto::{RunConfig, config::load};
 use serde_json::json;
 
 use crate::{
-    estimate::print_estimate, exit::UsageError, output::say, role_name::RoleName, show::size,
+    estimate::print_estimate,
+    exit::UsageError,
+    output::{self, remark},
+    role_name::RoleName,
+    show::size,
 };
 
 /// Checks model folders.
@@ -60,15 +64,15 @@ fn check(args: &CheckArgs) -> anyhow::Result<()> {
     };
     if args.json {
         let value = json!({"inspection": inspection, "problems": problems, "memory": estimates});
-        say!("{value:#}");
+        output::result(format_args!("{value:#}\n"))?;
     } else {
         print_parts(&inspection);
         estimates.iter().for_each(print_estimate);
         let warnings = inspection.warnings.iter();
-        warnings.for_each(|warning| say!("warning: {warning}"));
+        warnings.for_each(|warning| remark!("warning: {warning}"));
         problems
             .iter()
-            .for_each(|problem| say!("problem: {problem}"));
+            .for_each(|problem| remark!("problem: {problem}"));
     }
     match problems.len() {
         0 => Ok(()),
@@ -99,7 +103,7 @@ fn print_parts(inspection: &Inspection) {
         class,
         ..
     } = inspection;
-    say!("{}: {kind}, {class}", folder.display());
+    remark!("{}: {kind}, {class}", folder.display());
     inspection.components.iter().for_each(print_part);
 }
 
@@ -126,5 +130,5 @@ fn print_part(part: &Component) {
             tensors.count, tensors.parameters
         )
     });
-    say!("  {name:<16} {class}{tensors}  {state}");
+    remark!("  {name:<16} {class}{tensors}  {state}");
 }

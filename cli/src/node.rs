@@ -25,7 +25,7 @@ use crate::{
     exit::{Unreachable, UsageError},
     memory,
     role_name::RoleName,
-    roles::{self, ENROLL_PATIENCE, ProcessArgs},
+    roles::{self, ENROLL_PATIENCE, ProcessArgs, ended_by_itself, unless_stopped},
     runtime::on_network_threads,
 };
 
@@ -107,8 +107,9 @@ pub(crate) fn take_part(roles: &[RoleName], place: Place) -> anyhow::Result<()> 
         let mut at_work = JoinSet::new();
         for (number, role) in roles.iter().map(|role| Role::from(*role)).enumerate() {
             let of = roles.len();
-            let access = place.access(role).await?;
-            let config = place.fetch_config(&access).await?.relocated(&place.paths);
+            let access = unless_stopped(place.access(role), &stop).await?;
+            let config = unless_stopped(place.fetch_config(&access), &stop).await?;
+            let config = config.relocated(&place.paths);
             check_node(role, &config)?;
             let device = place.device.clone();
             let device = device.unwrap_or_else(|| config.device_of(role).to_owned());
@@ -124,7 +125,7 @@ pub(crate) fn take_part(roles: &[RoleName], place: Place) -> anyhow::Result<()> 
                 paths: place.paths.clone(),
                 threads: place.threads,
                 device_thread: thread.clone(),
-                stop: stop.clone(),
+                stop: stop.token().clone(),
                 ..WorkerOptions::new(coordinator, access, node.name, node.scratch)
             };
             at_work.spawn(roles::run(role, options, shared.editors.clone()));
@@ -132,7 +133,7 @@ pub(crate) fn take_part(roles: &[RoleName], place: Place) -> anyhow::Result<()> 
         while let Some(ended) = at_work.join_next().await {
             ended??;
         }
-        Ok(())
+        ended_by_itself(&stop)
     })
 }
 

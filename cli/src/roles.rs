@@ -9,16 +9,16 @@ use retouch_credentials::{Credentials, Principal};
 use retouch_models::editor::EditorSource;
 use retouch_proto::{WorkerId, worker::Role};
 use retouch_worker::{
-    process,
+    RoleError,
+    process::{self, Stop, StopSignal},
     session::{CoordinatorAddress, WorkerOptions},
     telemetry,
 };
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{ConfigArgs, check_files},
     credentials::{CredentialArgs, run_authority},
-    exit::{StartAgain, UsageError},
+    exit::{Refused, StartAgain, Stopped, Unreachable, UsageError},
     runtime::{block_on, on_network_threads},
 };
 
@@ -26,6 +26,10 @@ use crate::{
 pub(crate) const ENROLL_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Decides what is done next in one run, and keeps its record.
+///
+/// SIGTERM, SIGINT and SIGHUP suspend the run within 23 seconds: the last committed iteration is written down, and whoever
+/// starts the coordinator again goes on from it. It ends with code 0 when the run is over, 1 when the run failed, 2 where
+/// retrying will not help, and 75 (SIGTERM, SIGHUP) or 130 (SIGINT) when it was suspended.
 #[derive(Debug, Args)]
 pub(crate) struct CoordinatorArgs {
     #[command(flatten)]
@@ -45,6 +49,9 @@ pub(crate) struct CoordinatorArgs {
 }
 
 /// Joins a run and works until it ends.
+///
+/// It ends with code 0 when the run is over or the worker was drained, with 75 when it is to be started again (SIGTERM,
+/// SIGHUP, `retouch restart`), with 130 after SIGINT, and with 2 or 4 where retrying will not help.
 #[derive(Debug, Args)]
 pub(crate) struct WorkerArgs {
     /// The coordinator's address, host:port; or the file in the run folder where it leaves it.
@@ -83,8 +90,8 @@ pub(crate) struct ProcessArgs {
 }
 
 impl ProcessArgs {
-    /// Ties the process to its parent, sets up logging, and gives the token that SIGTERM cancels.
-    pub(crate) fn set_up(&self) -> anyhow::Result<CancellationToken> {
+    /// Ties the process to its parent, sets up logging, and listens for the signals that end it.
+    pub(crate) fn set_up(&self) -> anyhow::Result<Stop> {
         if let Some(parent) = self.parent {
             process::die_with_parent(parent)?;
         }
@@ -106,16 +113,20 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
                 .cluster
                 .listen
                 .parse()
-                .context("cluster.listen is no host:port")?,
+                .context(UsageError("cluster.listen is not host:port".to_owned()))?,
         };
         let run_dir = PathBuf::from(&config.run_dir);
         let admission = match args.credentials {
-            Some(folder) => Admission::Given(Credentials::load(&folder)?),
+            Some(folder) => Admission::Given(
+                Credentials::load(&folder)
+                    .map_err(ServeError::from)
+                    .map_err(unserved)?,
+            ),
             None => Admission::Authority(run_authority(&run_dir)?),
         };
         let options = CoordinatorOptions {
             resume: args.resume,
-            stop,
+            stop: stop.token().clone(),
             ..CoordinatorOptions::new(config, run_dir, listen, admission)
         };
         let outcome = match retouch_coordinator::serve(options).await {
@@ -123,37 +134,78 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
                 tracing::info!(%iteration, "the run was stopped; --resume goes on with it");
                 return Ok(());
             }
-            outcome => outcome?,
+            outcome => outcome.map_err(unserved)?,
         };
         let iteration = outcome.iteration;
         if outcome.suspended {
-            tracing::info!(%iteration, written_down = outcome.checkpointed, "suspended");
-            return Err(StartAgain.into());
+            let left = match outcome.checkpointed {
+                true => format!("iteration {iteration} is written down"),
+                false => format!("iteration {iteration} could not be written down in time"),
+            };
+            let signal = stop.signal().unwrap_or(StopSignal::Terminate);
+            return Err(Stopped { signal, left }.into());
         }
         tracing::info!(%iteration, "the run is over");
         Ok(())
     })
 }
 
+/// Whoever would start the coordinator again learns from the exit code not to.
+fn unserved(error: ServeError) -> anyhow::Error {
+    match error.is_lasting() {
+        true => UsageError(error.to_string()).into(),
+        false => error.into(),
+    }
+}
+
 pub(crate) fn worker(role: Role, args: WorkerArgs) -> anyhow::Result<()> {
     on_network_threads(async {
         let stop = args.process.set_up()?;
         let coordinator = CoordinatorAddress::from(args.coordinator);
-        let access = args
-            .credentials
-            .access(Principal::Worker(role), &coordinator, None, ENROLL_PATIENCE)
-            .await?;
-        let defaults = WorkerOptions::new(coordinator, access, args.name, args.data_dir);
+        let access =
+            args.credentials
+                .access(Principal::Worker(role), &coordinator, None, ENROLL_PATIENCE);
+        let defaults = WorkerOptions::new(
+            coordinator.clone(),
+            unless_stopped(access, &stop).await?,
+            args.name,
+            args.data_dir,
+        );
         let options = WorkerOptions {
             device: args.device,
             listen: args.listen,
             advertise: args.advertise,
             run_dir: args.run_dir,
-            stop,
+            stop: stop.token().clone(),
             ..defaults
         };
-        run(role, options, EditorSource::Own).await
+        run(role, options, EditorSource::Own).await?;
+        ended_by_itself(&stop)
     })
+}
+
+/// What comes before a worker has joined, and may wait for a coordinator; a signal ends it.
+pub(crate) async fn unless_stopped<T>(
+    work: impl Future<Output = anyhow::Result<T>>,
+    stop: &Stop,
+) -> anyhow::Result<T> {
+    tokio::select! {
+        done = work => done,
+        _ = stop.signalled() => {
+            ended_by_itself(stop)?;
+            unreachable!("a signal came")
+        }
+    }
+}
+
+/// A worker ends without an error when the run is over or goes on without it, but also when a signal came: then whoever
+/// keeps it alive is to start it again.
+pub(crate) fn ended_by_itself(stop: &Stop) -> anyhow::Result<()> {
+    let Some(signal) = stop.signal() else {
+        return Ok(());
+    };
+    let left = "what it was doing others do again, or itself when it is started again".to_owned();
+    Err(Stopped { signal, left }.into())
 }
 
 /// A role from joining the run to its end.
@@ -167,10 +219,23 @@ pub(crate) async fn run(
         Role::Reward => retouch_reward_worker::run(options).await,
         Role::Learner => retouch_learner::session::run(options, editors).await,
     };
-    ended.map_err(|error| match error {
-        error if error.is_restart() => StartAgain.into(),
-        // A parent that would start the process again learns from the exit code not to.
-        error if error.is_lasting() => UsageError(error.to_string()).into(),
-        error => error.into(),
-    })
+    match ended {
+        Err(error) if error.is_stopped() => Ok(()),
+        ended => ended.map_err(unfinished),
+    }
+}
+
+/// Whoever would start the process again learns from the exit code whether to.
+fn unfinished(error: RoleError) -> anyhow::Error {
+    if error.is_restart() {
+        StartAgain.into()
+    } else if error.is_refusal() {
+        Refused(error.to_string()).into()
+    } else if error.is_unanswered() {
+        Unreachable(error.to_string()).into()
+    } else if error.is_lasting() {
+        UsageError(error.to_string()).into()
+    } else {
+        error.into()
+    }
 }

@@ -1,5 +1,10 @@
 //! What runs a command's futures.
 
+use std::thread;
+
+use anyhow::Context;
+use tokio::sync::oneshot;
+
 /// Network and blob transfers of a worker; tensors are computed on threads of their own.
 const NETWORK_THREADS: usize = 2;
 
@@ -20,4 +25,20 @@ pub(crate) fn on_network_threads(
         .enable_all()
         .build()?
         .block_on(work)
+}
+
+/// A main thread's: the default of others is a quarter of it.
+const STACK_BYTES: usize = 8 << 20;
+
+/// Runs what computes for long on a thread of its own, so that signals are heard meanwhile. A caller that no longer waits
+/// leaves the thread to the process's end.
+pub(crate) async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> anyhow::Result<T> {
+    let (sender, done) = oneshot::channel();
+    thread::Builder::new()
+        .name("work".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(move || drop(sender.send(work())))?;
+    done.await.context("the thread that does the work panicked")
 }

@@ -13,7 +13,7 @@ use retouch_learner::{
 };
 use retouch_models::{device, lora::LoraConfig};
 
-use crate::output::say;
+use crate::output::remark;
 
 /// Steps between two log lines where there is no terminal to draw a bar on.
 const PLAIN_LOG_EVERY: u64 = 50;
@@ -113,7 +113,7 @@ pub(crate) fn run(args: SftArgs) -> anyhow::Result<()> {
     let loss = outcome
         .validation_loss
         .map_or(String::new(), |loss| format!(", held-out loss {loss:.4}"));
-    say!(
+    remark!(
         "{} parameters trained{loss}: {}",
         outcome.parameters,
         outcome.folder.display()
@@ -207,7 +207,7 @@ impl Shown {
                 );
                 let told = entry.validation_loss.is_some() || entry.step % PLAIN_LOG_EVERY == 0;
                 if self.bar.is_hidden() && told {
-                    say!(
+                    remark!(
                         "step {}/{steps}  {line}  {:.2} s",
                         entry.step,
                         entry.seconds

@@ -62,6 +62,7 @@ use retouch_proto::RunConfig;
 use retouch_proto::status::EventKind;
 
 use self::blobs::Blobs;
+pub use self::collect::NOTHING_LEFT;
 use self::io::{Input, Output};
 use self::learning::{Learning, Trained};
 use self::leases::Leases;

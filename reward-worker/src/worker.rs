@@ -75,11 +75,7 @@ impl Scores {
         let edits = task.edits_png.iter().map(|blob| blob.hash).collect();
         let group_id = task.group;
         let group = self.fetch_group(task).await?;
-        let scored = self
-            .scorer
-            .run(move |scorer| scorer.score(&group))
-            .await
-            .map_err(TaskFailure::retryable)?;
+        let scored = self.scorer.run(move |scorer| scorer.score(&group)).await?;
         let Scored { scores, unscored } = scored.map_err(|error| TaskFailure {
             retryable: error.is_retryable(),
             ..TaskFailure::lasting(error)

@@ -2,7 +2,6 @@
 
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
-use bytes::Bytes;
 use image::{ImageFormat, RgbImage};
 use retouch_models::{
     device,
@@ -96,8 +95,7 @@ impl Rollouts {
         let sampled = self
             .sampler
             .run(move |sampler| sampler.sample_group(&input))
-            .await
-            .map_err(TaskFailure::retryable)?;
+            .await?;
         let output = sampled.map_err(|error| match error {
             // The editor gives the same error for the same input everywhere.
             SampleError::Edit(_) => TaskFailure::lasting(error),
@@ -161,11 +159,8 @@ impl Rollouts {
     }
 
     async fn put(&self, task: &RolloutTask, bytes: Vec<u8>) -> Result<BlobRef, TaskFailure> {
-        let stored = self
-            .blobs
-            .put(Bytes::from(bytes), Retention::Until(task.group.iteration))
-            .await;
-        stored.map_err(TaskFailure::retryable)
+        let retention = Retention::Until(task.group.iteration);
+        Ok(self.blobs.put(bytes.into(), retention).await?)
     }
 }
 

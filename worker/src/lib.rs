@@ -8,6 +8,7 @@
 
 pub mod blobs;
 mod device;
+mod failure;
 pub mod panics;
 pub mod process;
 mod role;

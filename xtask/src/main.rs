@@ -1,7 +1,9 @@
-//! Developer commands: `cargo xtask ci | tidy | cuda | nccl | s3 | tiny | sim | mutations | swarm`.
+//! Developer commands: `cargo xtask ci | tidy | cuda | nccl | s3 | tiny | sim | mutations | swarm | chaos`.
 //!
 //! This crate depends on nothing of the workspace, so that it builds in seconds and the checks can run cheapest first.
 
+mod chaos;
+mod chaos_command;
 mod circles;
 mod mutations;
 mod nccl;
@@ -27,8 +29,10 @@ usage: cargo xtask COMMAND
   tiny        makes the tiny assets anew: dataset, editor, judge (an hour or more on two cores)
   sim         simulated runs of the coordinator with faults: --seeds N --workers M, --seed S tells the story of one,
               --schedule shows what asynchrony gains, --scale what an event costs
-  mutations   ten bugs of one line each are put into the coordinator, and the simulator must find them
-  swarm       2,000 workers over real sockets on one real coordinator: rates, latencies, memory, restart";
+  mutations   bugs of one line each are put into the coordinator, and the simulator must find them
+  swarm       2,000 workers over real sockets on one real coordinator: rates, latencies, memory, restart
+  chaos       real runs with kills, stops, orders, full disks and wrong clocks must end with the bits of undisturbed
+              ones: --seeds N, --seed S tells the story of one, --help says more";
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -42,6 +46,7 @@ fn main() -> anyhow::Result<()> {
         Some("sim") => simulate(&arguments[1..]),
         Some("mutations") => mutations::check(&root()),
         Some("swarm") => swarm(&arguments[1..]),
+        Some("chaos") => chaos_command::run(&root(), &arguments[1..]),
         Some("help" | "--help" | "-h") => {
             println!("{USAGE}");
             Ok(())

@@ -24,7 +24,7 @@ struct Mutation {
     to: &'static str,
 }
 
-const MUTATIONS: [Mutation; 10] = [
+const MUTATIONS: [Mutation; 13] = [
     Mutation {
         bug: "what an old generation says counts (A10)",
         file: "workers.rs",
@@ -84,6 +84,24 @@ const MUTATIONS: [Mutation; 10] = [
         file: "groups.rs",
         from: "self.counts.scored + self.counts.dropped == self.counts.total",
         to: "self.counts.scored + self.counts.dropped + self.counts.scoring == self.counts.total",
+    },
+    Mutation {
+        bug: "the newest policy samples, whoever is first (A9)",
+        file: "progress.rs",
+        from: "let sampler = iteration.0.saturating_sub(1 + self.staleness);",
+        to: "let sampler = self.committed.iteration.0.min(iteration.0 - 1);",
+    },
+    Mutation {
+        bug: "an order is answered and not recorded",
+        file: "control.rs",
+        from: "self.record(Entry::Stands(self.phase.standing()));",
+        to: "",
+    },
+    Mutation {
+        bug: "a full disk counts as a failed attempt",
+        file: "attempts.rs",
+        from: "if failure.disk_full {",
+        to: "if false {",
     },
 ];
 

@@ -14,4 +14,7 @@ mod target;
 pub(crate) mod top;
 pub(crate) mod versions;
 
-pub(crate) use self::{control_grpc::ControlClient, target::Target};
+pub(crate) use self::{
+    control_grpc::{ControlClient, Until},
+    target::Target,
+};

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     exit::UsageError,
-    output::{print_json, say},
+    output::{self, remark},
 };
 
 /// How often a command that waits looks whether it is done.
@@ -138,7 +138,7 @@ pub(crate) async fn checkpoint(args: CheckpointArgs) -> anyhow::Result<()> {
         return args.output.print(&answer);
     }
     if !args.output.json {
-        say!("{}", answer.message);
+        remark!("{}", answer.message);
     }
     let least = control.status().await?.committed;
     let status = wait_for(&mut control, args.timeout_s, |status| {
@@ -176,9 +176,10 @@ async fn wait_for(
 impl Output {
     fn print(self, answer: &Controlled) -> anyhow::Result<()> {
         if self.json {
-            return print_json(answer);
+            output::try_print(output::json(answer)?);
+        } else {
+            remark!("{}", answer.message);
         }
-        say!("{}", answer.message);
         Ok(())
     }
 }

@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::{
     config::{check, model_file},
     estimate::print_estimate,
+    exit::complain,
     memory::peak_resident_kib,
     output::{print_json, say},
     show::size,
@@ -41,7 +42,10 @@ pub(super) fn run(config: &RunConfig, json: bool) -> anyhow::Result<()> {
         let tenth = 10 * progress.done / progress.total.max(1);
         if tenth > told {
             told = tenth;
-            eprintln!("{} of {} pairs", progress.done, progress.total);
+            complain(format_args!(
+                "{} of {} pairs",
+                progress.done, progress.total
+            ));
         }
         ControlFlow::Continue(())
     })?;

@@ -2,28 +2,47 @@
 //!
 //! Every role is a process of its own that talks gRPC over loopback, exactly as on a cluster; only the one who starts
 //! them differs. The run folder is the truth: launching the same run file again continues an interrupted run.
+//!
+//! However a launch ends, it ends in this order: the coordinator, which writes down what is committed and needs its
+//! learners for that; then the workers; then the reason, as the last line.
 
+mod crew;
 mod dry_run;
+mod last_words;
 mod memory;
 mod processes;
 mod progress;
 mod run_folder;
+mod standing;
 mod supervisor;
 
 use std::{
+    ffi::OsString,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{anyhow, bail};
 use clap::Args;
 use retouch_models::device;
-use retouch_proto::{RunConfig, RunFolder};
+use retouch_proto::{Iteration, RunConfig, RunFolder, worker::Role};
+use retouch_worker::process::{self, Stop, StopSignal};
 
-use self::{progress::Progress, run_folder::OwnedFolder, supervisor::Supervisor};
-use crate::output::say;
+use self::{
+    crew::Crew,
+    progress::{Progress, Seen},
+    run_folder::OwnedFolder,
+    supervisor::Supervisor,
+};
 use crate::{
-    config::ConfigArgs, control::Target, credentials, exit::UsageError, report, totals::Launch,
+    config::ConfigArgs,
+    control::Target,
+    credentials,
+    exit::{Stopped, UsageError},
+    output::remark,
+    report,
+    runtime::off_thread,
+    totals::Launch,
 };
 
 /// How long the coordinator may take to listen.
@@ -32,17 +51,42 @@ const COORDINATOR_START_MAX: Duration = Duration::from_secs(30);
 const COORDINATOR_FETCH_MAX: Duration = Duration::from_secs(3600);
 const ADDRESS_POLL: Duration = Duration::from_millis(20);
 
-/// Runs a whole training on this machine and reports what it achieved.
+/// Run a whole training on this machine and report what it achieved.
+///
+/// Every role is a process. The same command goes on with a run that was interrupted, or ended by
+/// `stop` or `drain`; with one that failed only if --retry is given. A process that dies is
+/// started again a few times.
+///
+/// SIGINT (Ctrl-C), SIGTERM and SIGHUP end it in good order within 30 seconds: the last committed
+/// iteration is written down first. A second signal ends it at once.
+///
+/// Exit codes: 0 if the run is done, or `stop` or `drain` ended it; 1 if it failed; 2 if the run
+/// file or a file that it names is wrong; 75 after SIGTERM or SIGHUP and 130 after SIGINT, when
+/// the same command goes on. The reason is the last line on standard error.
+///
+/// Examples:
+///
+///   retouch launch run.toml
+///   retouch launch run.toml --set iterations=200 --no-evaluation
+///   retouch launch run.toml --retry
+///   until retouch launch run.toml; [ $? -ne 75 ]; do :; done
+///
+/// `retouch status RUN_FOLDER` shows more of a run, and `retouch report RUN_FOLDER` evaluates it
+/// at any time.
 #[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
 pub(crate) struct LaunchArgs {
     #[command(flatten)]
     config: ConfigArgs,
+    /// Go on with a run that failed, once its cause is mended: from its last committed iteration.
+    #[arg(long)]
+    retry: bool,
     /// End after training, without the held-out evaluation and the report.
     #[arg(long)]
     no_evaluation: bool,
     /// Start nothing: walk one iteration of the first learner here, on random samples, and tell its
     /// shapes, its memory as planned and as measured, and its time by stage.
-    #[arg(long, conflicts_with = "no_evaluation")]
+    #[arg(long, conflicts_with_all = ["no_evaluation", "retry"])]
     dry_run: bool,
     /// Print what a dry run tells as JSON, for programs.
     #[arg(long, requires = "dry_run")]
@@ -64,21 +108,27 @@ pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
     };
     crate::config::check_files(&config, held_out_pairs)?;
     check_devices(&config)?;
+    let stop = process::stop_signal()?;
     if let Some(new) = args.fork {
         config = fork(config, &new)?;
     }
     let folder = OwnedFolder::open(&config)?;
-    say!("run folder {}", folder.path().display());
+    remark!("run folder {}", folder.path().display());
+    let resumption = Resumption::of(&folder, args.retry)?;
     let launch = Launch::begin(&folder)?;
-    let trained = train(&config, &folder, &launch).await;
+    let trained = train(&config, &folder, &launch, resumption, &stop).await;
     let totals = launch.save();
     trained?;
     let totals = totals?;
     if args.no_evaluation {
-        say!("trained in {}", crate::show::duration(totals.wall_s));
-        return Ok(());
+        remark!("trained in {}", crate::show::duration(totals.wall_s));
+    } else {
+        evaluate(config.clone(), &folder, &stop).await?;
     }
-    report::make(&config, &folder)
+    if let Some(reason) = standing::ended_early(&folder, config.iterations) {
+        remark!("{reason}");
+    }
+    Ok(())
 }
 
 /// Begins a new run from the one in the run file's folder; gives the new run's settings.
@@ -91,7 +141,7 @@ fn fork(config: RunConfig, new: &Path) -> anyhow::Result<RunConfig> {
     let config = RunConfig { run_dir, ..config };
     let iteration = retouch_coordinator::fork(&old, &RunFolder::new(new), &config)
         .map_err(|error| UsageError(format!("can't fork {}: {error}", old.path().display())))?;
-    say!(
+    remark!(
         "{} begins from checkpoint {iteration} of {}; to continue it later, give --set run_dir={} instead of --fork",
         new.display(),
         old.path().display(),
@@ -103,63 +153,144 @@ fn fork(config: RunConfig, new: &Path) -> anyhow::Result<RunConfig> {
 /// Checks that this build and machine have the devices of all roles, so that what is missing is
 /// said once and not by every process.
 fn check_devices(config: &RunConfig) -> anyhow::Result<()> {
-    device::parse(&config.model.device).context("model.device")?;
-    device::parse(&config.reward.device).context("reward.device")?;
-    retouch_learner::session::check_device(&config.learner).context("learner.device")
+    let usage = |key: &str, error: String| UsageError(format!("{key}: {error}"));
+    device::parse(&config.model.device).map_err(|e| usage("model.device", e.to_string()))?;
+    device::parse(&config.reward.device).map_err(|e| usage("reward.device", e.to_string()))?;
+    retouch_learner::session::check_device(&config.learner)
+        .map_err(|e| usage("learner.device", e.to_string()))?;
+    Ok(())
+}
+
+/// How the coordinator is to take up what is recorded.
+struct Resumption {
+    /// Arguments of its first life. One that is started again goes on with what the first one took up.
+    arguments: Vec<OsString>,
+    seen: Seen,
+}
+
+impl Resumption {
+    /// # Errors
+    /// If the run failed and is not to be tried again.
+    fn of(folder: &RunFolder, retry: bool) -> anyhow::Result<Self> {
+        if let Some(reason) = standing::failure(folder).filter(|_| !retry) {
+            bail!(reason);
+        }
+        let seen = Seen::recorded(folder);
+        if seen.iteration > Iteration(0) {
+            remark!("continuing after iteration {}", seen.iteration);
+        }
+        // Of no effect on a run that neither failed nor was stopped.
+        let arguments = vec!["--resume".into()];
+        Ok(Self { arguments, seen })
+    }
+}
+
+/// Why processes are to be ended.
+enum End {
+    /// The run is done, or was ended by a person.
+    Over,
+    /// It can't go on here.
+    Failed(anyhow::Error),
+    /// All workers of a role were sent away, and without them nothing moves.
+    Deserted(Role),
+    Signalled(StopSignal),
 }
 
 /// Starts all processes and waits until the coordinator says that the run is over.
-async fn train(config: &RunConfig, folder: &RunFolder, launch: &Launch) -> anyhow::Result<()> {
-    let mut supervisor = Supervisor::new(&folder.logs())?;
+async fn train(
+    config: &RunConfig,
+    folder: &RunFolder,
+    launch: &Launch,
+    resumption: Resumption,
+    stop: &Stop,
+) -> anyhow::Result<()> {
+    let mut progress = Progress::new(resumption.seen);
+    let mut supervisor = Supervisor::new(&folder.logs(), progress.lines())?;
     credentials::run_authority(folder.path())?;
-    let address_file = folder.coordinator_address();
-    let _ = std::fs::remove_file(&address_file);
-    supervisor.start(processes::coordinator(folder));
+    let _ = std::fs::remove_file(folder.coordinator_address());
+    supervisor.start(processes::coordinator(folder, resumption.arguments));
     let pids = supervisor.pids();
-    let result = tokio::select! {
-        result = follow(config, folder, &mut supervisor, &address_file) => result,
+    let end = tokio::select! {
+        end = follow(config, folder, &mut supervisor, &mut progress) => end.unwrap_or_else(End::Failed),
         () = memory::watch(pids, launch) => unreachable!("memory is watched for ever"),
-        signal = tokio::signal::ctrl_c() => match signal {
-            Ok(()) => Err(anyhow::anyhow!("interrupted; the same command continues from the last checkpoint")),
-            Err(error) => Err(error.into()),
-        },
+        signal = stop.signalled() => End::Signalled(signal),
     };
+    if let End::Signalled(signal) = &end {
+        let name = signal.name();
+        progress.lines().say(&format!(
+            "{name}: the last iteration is being written down; a second signal ends at once"
+        ));
+    }
+    // While it writes down what is committed, it needs its learners.
+    supervisor.end(processes::COORDINATOR).await;
     supervisor.shut_down().await;
-    result
+    progress.finish(folder, config.iterations);
+    conclude(end, folder)
+}
+
+/// The launch's outcome, once all is written down that will be.
+fn conclude(end: End, folder: &RunFolder) -> anyhow::Result<()> {
+    match end {
+        End::Over => Ok(()),
+        End::Failed(error) => Err(error),
+        End::Deserted(role) => Err(anyhow!(
+            "every {role} worker has left the run, which can't go on without one: {}",
+            standing::kept(folder)
+        )),
+        End::Signalled(signal) => match standing::failure(folder) {
+            Some(reason) => Err(anyhow!(reason)),
+            None => {
+                let left = standing::kept(folder);
+                Err(Stopped { signal, left }.into())
+            }
+        },
+    }
 }
 
 async fn follow(
     config: &RunConfig,
     folder: &RunFolder,
     supervisor: &mut Supervisor,
-    address_file: &Path,
-) -> anyhow::Result<()> {
+    progress: &mut Progress,
+) -> anyhow::Result<End> {
+    let address_file = folder.coordinator_address();
     let address = tokio::select! {
-        address = wait_for_address(address_file, start_max(config)) => address?,
+        address = wait_for_address(&address_file, start_max(config)) => address?,
         // A run that is over gives workers nothing to do: its coordinator ends at once.
-        end = supervisor.next_end() => return end.map(drop),
+        end = supervisor.next_end() => return end.map(|_| End::Over),
     };
-    for spec in processes::workers(config, folder) {
+    let mut crew = Crew::default();
+    for (role, spec) in processes::workers(config, folder) {
+        crew.join(role, spec.name.clone());
         supervisor.start(spec);
     }
-    say!(
+    remark!(
         "coordinator at {address}; `retouch status {}` shows more",
         folder.path().display()
     );
-    let mut progress = Progress::new();
     let target = Target::folder(folder.path().to_owned());
-    let result = tokio::select! {
+    tokio::select! {
         () = progress.follow(&target) => unreachable!("progress follows for ever"),
-        result = wait_for_coordinator(supervisor) => result,
-    };
-    progress.finish();
-    result
+        end = wait_for_end(supervisor, &mut crew, &target) => end,
+    }
 }
 
-/// Workers that end by themselves were told to; the run is over when the coordinator ends.
-async fn wait_for_coordinator(supervisor: &mut Supervisor) -> anyhow::Result<()> {
-    while supervisor.next_end().await? != processes::COORDINATOR {}
-    Ok(())
+/// Workers that end by themselves were told to. The run is over when the coordinator ends, or when too few are left.
+async fn wait_for_end(
+    supervisor: &mut Supervisor,
+    crew: &mut Crew,
+    target: &Target,
+) -> anyhow::Result<End> {
+    loop {
+        let ended = tokio::select! {
+            ended = supervisor.next_end() => ended?,
+            role = crew.deserted(target) => return Ok(End::Deserted(role)),
+        };
+        if ended == processes::COORDINATOR {
+            return Ok(End::Over);
+        }
+        crew.leave(&ended);
+    }
 }
 
 fn start_max(config: &RunConfig) -> Duration {
@@ -179,5 +310,23 @@ async fn wait_for_address(file: &Path, start_max: Duration) -> anyhow::Result<St
             bail!("the coordinator did not listen within {start_max:?}; see logs/coordinator.log");
         }
         tokio::time::sleep(ADDRESS_POLL).await;
+    }
+}
+
+/// Evaluates what the run has learned, unless a signal says that there is no time for it.
+async fn evaluate(config: RunConfig, folder: &RunFolder, stop: &Stop) -> anyhow::Result<()> {
+    if !standing::has_adapter(folder)? {
+        remark!("nothing was trained, so there is nothing to evaluate");
+        return Ok(());
+    }
+    let path = folder.path().display().to_string();
+    let folder = folder.clone();
+    let report = off_thread(move || report::make(&config, &folder, report::Author::Launch));
+    tokio::select! {
+        made = report => made?,
+        signal = stop.signalled() => {
+            let left = format!("the training is done; `retouch report {path}` evaluates it");
+            Err(Stopped { signal, left }.into())
+        }
     }
 }

@@ -1,16 +1,24 @@
 //! Which processes a run on one machine consists of, and how each is started.
 
-use std::{ffi::OsString, net::SocketAddr};
+use std::{ffi::OsString, net::SocketAddr, time::Duration};
 
 use retouch_credentials::Principal;
 use retouch_proto::{RunConfig, RunFolder, worker::Role};
 
-use super::supervisor::ProcessSpec;
+use super::{standing, supervisor::ProcessSpec};
 use crate::credentials::in_run_folder;
 
-pub(crate) const COORDINATOR: &str = "coordinator";
+pub(super) const COORDINATOR: &str = "coordinator";
 
-pub(crate) fn coordinator(folder: &RunFolder) -> ProcessSpec {
+/// How long the coordinator may take to write down what is committed. With [`WORKER_GRACE`] it leaves some of the 30 s
+/// that Slurm and Kubernetes give a job between SIGTERM and SIGKILL.
+const COORDINATOR_GRACE: Duration = Duration::from_secs(23);
+/// Nothing of a worker's is lost by then.
+const WORKER_GRACE: Duration = Duration::from_secs(4);
+
+/// The coordinator; `first_arguments` are for its first life alone.
+pub(super) fn coordinator(folder: &RunFolder, first_arguments: Vec<OsString>) -> ProcessSpec {
+    let record = folder.clone();
     ProcessSpec {
         name: COORDINATOR.to_owned(),
         arguments: vec![
@@ -19,13 +27,15 @@ pub(crate) fn coordinator(folder: &RunFolder) -> ProcessSpec {
             "--parent".into(),
             own_id(),
         ],
+        first_arguments,
         environment: environment(),
-        ends_by_itself: true,
+        grace: COORDINATOR_GRACE,
+        given_up: Box::new(move || standing::failure(&record)),
     }
 }
 
 /// The workers that the run file asks for: all of them on this machine.
-pub(crate) fn workers(config: &RunConfig, folder: &RunFolder) -> Vec<ProcessSpec> {
+pub(super) fn workers(config: &RunConfig, folder: &RunFolder) -> Vec<(Role, ProcessSpec)> {
     let roles = [
         (
             "rollout-worker",
@@ -51,15 +61,18 @@ pub(crate) fn workers(config: &RunConfig, folder: &RunFolder) -> Vec<ProcessSpec
         .flat_map(|(command, role, count, device)| {
             (0..count).map(move |index| {
                 let name = format!("{command}-{index}");
-                ProcessSpec {
+                let spec = ProcessSpec {
                     arguments: worker_arguments(command, role, &name, folder, device)
                         .into_iter()
                         .chain(reachable(&config.cluster.listen))
                         .collect(),
+                    first_arguments: Vec::new(),
                     name,
                     environment: environment(),
-                    ends_by_itself: true,
-                }
+                    grace: WORKER_GRACE,
+                    given_up: Box::new(|| None),
+                };
+                (role, spec)
             })
         });
     specs.collect()

@@ -1,27 +1,69 @@
-//! What `launch` shows while a run goes on: a line for every committed iteration, and in a terminal one bar a stage.
+//! What `launch` shows while a run goes on: a line for every committed iteration and for what people should know, and in
+//! a terminal one bar a stage.
 
-use std::{
-    io::{IsTerminal, Write},
-    time::Duration,
-};
+use std::{io::IsTerminal, time::Duration};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use retouch_proto::status::{GroupCounts, IterationMetrics, RunStatus, Stage};
+use retouch_coordinator::store::Reader;
+use retouch_proto::{
+    Iteration, RunFolder,
+    status::{Event, EventKind, GroupCounts, IterationMetrics, RunStatus, Stage},
+};
 
 use crate::{
-    control::{ControlClient, Target},
+    control::{ControlClient, Target, Until},
+    output::remark,
     show::duration,
 };
 
 const POLL_EVERY: Duration = Duration::from_millis(500);
+/// Events that may come between two looks.
+const EVENTS_MAX: usize = 4096;
 const STAGES: usize = 4;
 
+/// Lines above the bars, from whoever has something to say.
+#[derive(Clone)]
+pub(super) struct Lines(MultiProgress);
+
+impl Lines {
+    pub(super) fn say(&self, line: &str) {
+        if self.0.is_hidden() {
+            remark!("{line}");
+        } else {
+            // A terminal that can't be written to is no reason to end a run.
+            let _ = self.0.println(line);
+        }
+    }
+}
+
 /// The lines and the bars; without a terminal only the lines.
-pub(crate) struct Progress {
-    bars: MultiProgress,
+pub(super) struct Progress {
+    lines: Lines,
     stages: [ProgressBar; STAGES],
-    shown: u32,
-    stalled: Option<String>,
+    seen: Seen,
+}
+
+/// What was shown already, by this launch or an earlier one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) iteration: Iteration,
+    /// The number of the last event.
+    pub(super) event: u64,
+}
+
+impl Seen {
+    /// All that is recorded.
+    pub(super) fn recorded(folder: &RunFolder) -> Self {
+        let Ok(record) = Reader::open(folder.path()) else {
+            return Self::default();
+        };
+        let committed = record.committed().map(|committed| committed.iteration);
+        let event = record.last_events(1).unwrap_or_default().pop();
+        Self {
+            iteration: committed.unwrap_or_default(),
+            event: event.map_or(0, |event| event.sequence),
+        }
+    }
 }
 
 /// What one bar says.
@@ -34,7 +76,7 @@ struct StageView {
 }
 
 impl Progress {
-    pub(crate) fn new() -> Self {
+    pub(super) fn new(seen: Seen) -> Self {
         let target = if std::io::stderr().is_terminal() {
             ProgressDrawTarget::stderr()
         } else {
@@ -43,20 +85,22 @@ impl Progress {
         let bars = MultiProgress::with_draw_target(target);
         let stages = std::array::from_fn(|_| bars.add(ProgressBar::new(0).with_style(style())));
         Self {
-            bars,
+            lines: Lines(bars),
             stages,
-            shown: 0,
-            stalled: None,
+            seen,
         }
+    }
+
+    pub(super) fn lines(&self) -> Lines {
+        self.lines.clone()
     }
 
     /// Polls the coordinator and shows what is new, until the future is dropped. A coordinator that does not
     /// answer is being restarted: its silence is no error here.
-    pub(crate) async fn follow(&mut self, target: &Target) {
+    pub(super) async fn follow(&mut self, target: &Target) {
         loop {
             if let Ok(mut control) = ControlClient::connect(target).await {
-                while let Ok(status) = control.status().await {
-                    self.show(&status);
+                while self.look(&mut control).await.is_ok() {
                     tokio::time::sleep(POLL_EVERY).await;
                 }
             }
@@ -64,38 +108,70 @@ impl Progress {
         }
     }
 
-    fn show(&mut self, status: &RunStatus) {
-        for metrics in status.history.iter().filter(|m| m.iteration.0 > self.shown) {
-            self.say(&line(metrics, status.iterations));
+    async fn look(&mut self, control: &mut ControlClient) -> anyhow::Result<()> {
+        let mut events = control.events(self.seen.event, Until::Now).await?;
+        while let Some(event) = events.next().await? {
+            self.tell(&event);
         }
-        self.shown = status.history.last().map_or(self.shown, |m| m.iteration.0);
-        let stalled = status.stalls.first().map(|stall| stall.cause.clone());
-        if stalled != self.stalled {
-            if let Some(cause) = &stalled {
-                self.say(&format!("stalled: {cause}"));
-            }
-            self.stalled = stalled;
-        }
-        for (bar, view) in self.stages.iter().zip(stages(status)) {
+        let status = control.status().await?;
+        self.tell_iterations(&status.history, status.iterations);
+        for (bar, view) in self.stages.iter().zip(stages(&status)) {
             bar.set_prefix(view.name);
             bar.set_length(view.all);
             bar.set_position(view.done);
             bar.set_message(view.message);
         }
+        Ok(())
     }
 
-    /// Prints a line above the bars.
-    fn say(&self, line: &str) {
-        // An output that can't be written to is no reason to end a run.
-        let _ = if self.bars.is_hidden() {
-            writeln!(std::io::stdout(), "{line}")
-        } else {
-            self.bars.println(line)
-        };
-    }
-
-    pub(crate) fn finish(&self) {
+    /// Tells what the coordinator recorded after it was last asked, and takes the bars away.
+    pub(super) fn finish(&mut self, folder: &RunFolder, iterations: u32) {
         self.stages.iter().for_each(ProgressBar::finish_and_clear);
+        let Ok(record) = Reader::open(folder.path()) else {
+            return;
+        };
+        for event in record.last_events(EVENTS_MAX).unwrap_or_default() {
+            self.tell(&event);
+        }
+        self.tell_iterations(&record.iterations().unwrap_or_default(), iterations);
+    }
+
+    fn tell_iterations(&mut self, history: &[IterationMetrics], iterations: u32) {
+        let seen = self.seen.iteration;
+        for metrics in history.iter().filter(|m| m.iteration > seen) {
+            self.lines.say(&line(metrics, iterations));
+            self.seen.iteration = metrics.iteration;
+        }
+    }
+
+    fn tell(&mut self, event: &Event) {
+        if event.sequence <= self.seen.event {
+            return;
+        }
+        self.seen.event = event.sequence;
+        if let Some(line) = event_line(event) {
+            self.lines.say(&line);
+        }
+        if event.kind == EventKind::Rewound {
+            // What is done once more is shown once more.
+            let last = Iteration(event.iteration.0.saturating_sub(1));
+            self.seen.iteration = self.seen.iteration.min(last);
+        }
+    }
+}
+
+/// What whoever waits for the run should know at once; `retouch events` has everything.
+fn event_line(event: &Event) -> Option<String> {
+    let message = &event.message;
+    match event.kind {
+        EventKind::Alarm => Some(format!("alarm: {message}")),
+        EventKind::Stalled => Some(format!("stalled: {message}")),
+        EventKind::Rewound => Some(format!("going back: {message}")),
+        EventKind::Mended => Some(format!("mended: {message}")),
+        EventKind::RanksDisagree => Some(format!("ranks disagree: {message}")),
+        EventKind::Control => Some(message.clone()),
+        // With `Finished` and `Failed` the launch ends, and says so itself.
+        _ => None,
     }
 }
 
@@ -208,6 +284,44 @@ fn line(metrics: &IterationMetrics, iterations: u32) -> String {
 mod tests {
     use super::*;
     use crate::control::status::tests::sample;
+
+    fn event(sequence: u64, iteration: u32, kind: EventKind) -> Event {
+        Event {
+            sequence,
+            time_unix_ms: 0,
+            iteration: Iteration(iteration),
+            kind,
+            message: "x".to_owned(),
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_launch_showed_is_shown_again_only_after_a_rewind() {
+        let seen = Seen {
+            iteration: Iteration(5),
+            event: 7,
+        };
+        let mut progress = Progress::new(seen);
+        let done = |iteration| IterationMetrics {
+            iteration: Iteration(iteration),
+            ..IterationMetrics::default()
+        };
+        progress.tell_iterations(&[done(4), done(5)], 9);
+        progress.tell(&event(7, 3, EventKind::Rewound));
+        assert_eq!(progress.seen, seen);
+        progress.tell(&event(8, 4, EventKind::Rewound));
+        assert_eq!(progress.seen.iteration, Iteration(3));
+        progress.tell_iterations(&[done(3), done(4)], 9);
+        assert_eq!(progress.seen.iteration, Iteration(4));
+    }
+
+    #[test]
+    fn alarms_and_orders_are_told_and_routine_is_not() {
+        let told = |kind| event_line(&event(1, 1, kind));
+        assert_eq!(told(EventKind::Alarm).as_deref(), Some("alarm: x"));
+        assert_eq!(told(EventKind::Control).as_deref(), Some("x"));
+        assert_eq!(told(EventKind::WorkerJoined), None);
+    }
 
     #[test]
     fn every_stage_has_its_bar() {

@@ -1,7 +1,8 @@
 //! Starts the processes of a run on this machine, restarts those that die, and ends them all.
 //!
 //! Roles are crash-only: whatever a process was doing is done again by its next generation, so the supervisor
-//! restarts it and asks nothing. It gives up on a process that keeps dying at once, and says what its log ends with.
+//! restarts it and asks nothing. What its exit code calls lasting is not tried again, and neither is a process that keeps
+//! dying: then the launch ends, with the reason that the process gave.
 
 use std::{
     collections::BTreeMap,
@@ -28,67 +29,74 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::exit;
+use super::{last_words::LastWords, progress::Lines};
+use crate::exit::{self, Refused, UsageError};
 
 /// A process that lived this long was healthy: its earlier deaths no longer count.
-const HEALTHY_AFTER: Duration = Duration::from_secs(60);
-const RESTARTS_MAX: u32 = 8;
+const HEALTHY_AFTER: Duration = Duration::from_secs(30);
+const RESTARTS_MAX: u32 = 5;
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// How long a process may take to end by itself after SIGTERM.
-const GRACE: Duration = Duration::from_secs(5);
-const LOG_TAIL_LINES: usize = 12;
 
 /// One process to keep alive.
-#[derive(Debug, Clone)]
-pub(crate) struct ProcessSpec {
+pub(super) struct ProcessSpec {
     /// Unique name, also of its log file: `rollout-worker-0`.
-    pub(crate) name: String,
+    pub(super) name: String,
     /// Arguments of our own executable.
-    pub(crate) arguments: Vec<OsString>,
+    pub(super) arguments: Vec<OsString>,
+    /// More of them, for its first life alone.
+    pub(super) first_arguments: Vec<OsString>,
     /// A variable added to the environment.
-    pub(crate) environment: Option<(&'static str, &'static str)>,
-    /// Whether a clean exit (code 0) means that its work is over.
-    pub(crate) ends_by_itself: bool,
+    pub(super) environment: Option<(&'static str, &'static str)>,
+    /// How long it may take to end by itself after SIGTERM.
+    pub(super) grace: Duration,
+    /// Asked when it failed: the reason why another life would be of no use, if there is one.
+    pub(super) given_up: Box<dyn Fn() -> Option<String> + Send + Sync>,
 }
 
 /// What is known of the processes that live now: name to process id.
-pub(crate) type Pids = Arc<Mutex<BTreeMap<String, u32>>>;
+pub(super) type Pids = Arc<Mutex<BTreeMap<String, u32>>>;
 
 /// Keeps a set of processes alive.
-pub(crate) struct Supervisor {
+pub(super) struct Supervisor {
     executable: PathBuf,
     log_dir: PathBuf,
+    lines: Lines,
     pids: Pids,
     tasks: JoinSet<(String, anyhow::Result<()>)>,
-    stop: CancellationToken,
+    /// By name, for each process whose end was not waited for yet.
+    stops: BTreeMap<String, CancellationToken>,
 }
 
 impl Supervisor {
-    /// `log_dir` gets one file for each process, appended to over restarts.
-    pub(crate) fn new(log_dir: &Path) -> anyhow::Result<Self> {
+    /// `log_dir` gets one file for each process, appended to over restarts; `lines` hears of deaths.
+    pub(super) fn new(log_dir: &Path, lines: Lines) -> anyhow::Result<Self> {
         std::fs::create_dir_all(log_dir)
             .with_context(|| format!("can't create the log folder {}", log_dir.display()))?;
         Ok(Self {
             executable: std::env::current_exe().context("can't find our own executable")?,
             log_dir: log_dir.to_owned(),
+            lines,
             pids: Pids::default(),
             tasks: JoinSet::new(),
-            stop: CancellationToken::new(),
+            stops: BTreeMap::new(),
         })
     }
 
-    pub(crate) fn pids(&self) -> Pids {
+    pub(super) fn pids(&self) -> Pids {
         self.pids.clone()
     }
 
-    pub(crate) fn start(&mut self, spec: ProcessSpec) {
+    pub(super) fn start(&mut self, spec: ProcessSpec) {
+        let stop = CancellationToken::new();
+        self.stops.insert(spec.name.clone(), stop.clone());
         let keeper = Keeper {
             executable: self.executable.clone(),
             log: self.log_dir.join(format!("{}.log", spec.name)),
             spec,
+            lines: self.lines.clone(),
             pids: self.pids.clone(),
-            stop: self.stop.clone(),
+            stop,
             life: AtomicU64::new(0),
         };
         self.tasks
@@ -96,17 +104,31 @@ impl Supervisor {
     }
 
     /// Waits until a process ended for good: `Ok(name)` when it was done, an error when it can't be kept alive.
-    pub(crate) async fn next_end(&mut self) -> anyhow::Result<String> {
+    pub(super) async fn next_end(&mut self) -> anyhow::Result<String> {
         match self.tasks.join_next().await {
-            Some(Ok((name, result))) => result.map(|()| name),
+            Some(Ok((name, result))) => {
+                self.stops.remove(&name);
+                result.map(|()| name)
+            }
             Some(Err(panic)) => Err(panic.into()),
             None => bail!("no process is left to wait for"),
         }
     }
 
-    /// Ends every process: SIGTERM, then SIGKILL for what is left after the grace period.
-    pub(crate) async fn shut_down(mut self) {
-        self.stop.cancel();
+    /// Ends one process while the others go on: SIGTERM, then SIGKILL if it takes longer than its grace.
+    pub(super) async fn end(&mut self, name: &str) {
+        while let Some(stop) = self.stops.get(name) {
+            stop.cancel();
+            // Why another one ended meanwhile no longer matters.
+            if self.next_end().await.is_err() && self.tasks.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Ends every process: SIGTERM, then SIGKILL for what is left after its grace.
+    pub(super) async fn shut_down(mut self) {
+        self.stops.values().for_each(CancellationToken::cancel);
         while self.tasks.join_next().await.is_some() {}
     }
 }
@@ -116,50 +138,58 @@ struct Keeper {
     executable: PathBuf,
     log: PathBuf,
     spec: ProcessSpec,
+    lines: Lines,
     pids: Pids,
     stop: CancellationToken,
     /// Where in the log the present life of the process begins.
     life: AtomicU64,
 }
 
+/// What follows from how a process ended.
+enum Next {
+    /// Its work is over.
+    Done,
+    /// It was asked to end, by somebody else than us.
+    Again,
+    /// It died.
+    Died,
+}
+
 impl Keeper {
     async fn keep_alive(&self) -> anyhow::Result<()> {
+        let mut lives = 0;
         let mut deaths = 0;
         loop {
             let started = Instant::now();
-            let Some(status) = self.run_once().await? else {
+            let Some(status) = self.run_once(lives).await? else {
                 return Ok(());
             };
-            if status.success() && self.spec.ends_by_itself {
-                return Ok(());
-            }
-            if status.code() == Some(i32::from(exit::USAGE)) {
-                bail!("{} can't run: {}", self.spec.name, self.last_words());
-            }
-            if status.code() == Some(i32::from(exit::START_AGAIN)) {
-                tracing::info!(
-                    process = self.spec.name,
-                    "a process wants to be started again"
-                );
-                deaths = 0;
-                continue;
-            }
-            deaths = if started.elapsed() >= HEALTHY_AFTER {
-                1
-            } else {
-                deaths + 1
+            lives += 1;
+            let backoff = match self.judge(status)? {
+                Next::Done => return Ok(()),
+                Next::Again => {
+                    deaths = 0;
+                    BACKOFF_FIRST
+                }
+                Next::Died => {
+                    if started.elapsed() >= HEALTHY_AFTER {
+                        deaths = 0;
+                    }
+                    deaths += 1;
+                    if deaths > RESTARTS_MAX {
+                        bail!(
+                            "{} died {deaths} times in a row ({status}): {}",
+                            self.spec.name,
+                            self.last_words(),
+                        );
+                    }
+                    let name = &self.spec.name;
+                    self.lines
+                        .say(&format!("{name} died ({status}) and is started again"));
+                    let longer = BACKOFF_FIRST.saturating_mul(1 << (deaths - 1));
+                    longer.min(BACKOFF_MAX)
+                }
             };
-            tracing::warn!(process = self.spec.name, %status, deaths, "a process died and is started again");
-            if deaths > RESTARTS_MAX {
-                bail!(
-                    "{} died {deaths} times in a row ({status}): {}",
-                    self.spec.name,
-                    self.last_words(),
-                );
-            }
-            let backoff = BACKOFF_FIRST
-                .saturating_mul(1 << (deaths - 1))
-                .min(BACKOFF_MAX);
             tokio::select! {
                 () = sleep(backoff) => {}
                 () = self.stop.cancelled() => return Ok(()),
@@ -167,9 +197,27 @@ impl Keeper {
         }
     }
 
+    /// What its exit code asks for.
+    ///
+    /// # Errors
+    /// If another life would end the same way.
+    fn judge(&self, status: ExitStatus) -> anyhow::Result<Next> {
+        let code = status.code().and_then(|code| u8::try_from(code).ok());
+        match code {
+            Some(0) => Ok(Next::Done),
+            Some(exit::USAGE) => Err(UsageError(self.why_not()).into()),
+            Some(exit::REFUSED) => Err(Refused(self.why_not()).into()),
+            Some(exit::START_AGAIN | exit::INTERRUPTED) => Ok(Next::Again),
+            _ => match (self.spec.given_up)() {
+                Some(reason) => bail!(reason),
+                None => Ok(Next::Died),
+            },
+        }
+    }
+
     /// Runs the process to its end; `None` when it was ended because all are to stop.
-    async fn run_once(&self) -> anyhow::Result<Option<ExitStatus>> {
-        let mut child = self.spawn()?;
+    async fn run_once(&self, lives: u32) -> anyhow::Result<Option<ExitStatus>> {
+        let mut child = self.spawn(lives)?;
         let pid = child.id();
         if let Some(pid) = pid {
             self.pids().insert(self.spec.name.clone(), pid);
@@ -177,7 +225,7 @@ impl Keeper {
         let status = tokio::select! {
             status = child.wait() => Some(status?),
             () = self.stop.cancelled() => {
-                terminate(&mut child).await?;
+                terminate(&mut child, self.spec.grace).await?;
                 None
             }
         };
@@ -185,27 +233,34 @@ impl Keeper {
         Ok(status)
     }
 
-    fn spawn(&self) -> anyhow::Result<Child> {
+    fn spawn(&self, lives: u32) -> anyhow::Result<Child> {
         let log = open_log(&self.log)?;
+        let first: &[OsString] = match lives {
+            0 => &self.spec.first_arguments,
+            _ => &[],
+        };
         self.life.store(log.metadata()?.len(), Ordering::Relaxed);
         Command::new(&self.executable)
             .args(&self.spec.arguments)
+            .args(first)
             .envs(self.spec.environment)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
+            // Ctrl-C in a terminal reaches a whole group: it is for us, who end all others in their order.
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("can't start {}", self.spec.name))
     }
 
-    /// The end of what its last life wrote.
-    fn last_words(&self) -> String {
-        format!(
-            "the end of {}:\n{}",
-            self.log.display(),
-            log_tail(&self.log, self.life.load(Ordering::Relaxed))
-        )
+    fn why_not(&self) -> String {
+        format!("{} can't run: {}", self.spec.name, self.last_words())
+    }
+
+    /// What its last life had to say.
+    fn last_words(&self) -> LastWords {
+        LastWords::of(&self.log, self.life.load(Ordering::Relaxed))
     }
 
     fn pids(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, u32>> {
@@ -215,12 +270,12 @@ impl Keeper {
     }
 }
 
-async fn terminate(child: &mut Child) -> anyhow::Result<()> {
+async fn terminate(child: &mut Child, grace: Duration) -> anyhow::Result<()> {
     if let Some(pid) = child.id() {
         // A process that is already gone is what we want.
         let _ = kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGTERM);
     }
-    if timeout(GRACE, child.wait()).await.is_err() {
+    if timeout(grace, child.wait()).await.is_err() {
         child.kill().await?;
     }
     Ok(())
@@ -229,12 +284,4 @@ async fn terminate(child: &mut Child) -> anyhow::Result<()> {
 fn open_log(path: &Path) -> anyhow::Result<File> {
     let opened = OpenOptions::new().create(true).append(true).open(path);
     opened.with_context(|| format!("can't write the log {}", path.display()))
-}
-
-fn log_tail(path: &Path, from: u64) -> String {
-    let bytes = std::fs::read(path).unwrap_or_default();
-    let life = bytes.get(from as usize..).unwrap_or_default();
-    let text = String::from_utf8_lossy(life);
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
 }

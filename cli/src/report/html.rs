@@ -55,8 +55,9 @@ fn headline(report: &Report) -> String {
         (
             "adapter",
             format!(
-                "<code>{}</code>",
-                &report.adapter[..report.adapter.len().min(16)]
+                "<code>{}</code> {}",
+                &report.adapter[..report.adapter.len().min(16)],
+                report.adapter_age()
             ),
         ),
     ];

@@ -1,17 +1,23 @@
-//! The report of a run: held-out measures before and after, curves, pictures.
+//! `retouch report`, and the report that `launch` ends with: held-out measures before and after, curves, pictures.
 
 mod chart;
 mod html;
 mod summary;
 
-use std::{collections::BTreeMap, path::Path, time::Instant};
+use std::{
+    collections::BTreeMap,
+    fs::{File, TryLockError},
+    path::PathBuf,
+    time::Instant,
+};
 
 use anyhow::{Context, bail};
-use image::RgbImage;
+use clap::Args;
 use retouch_coordinator::store::Reader;
 use retouch_evaluation::{Outcome, contact_sheet};
 use retouch_proto::{
     RunConfig,
+    files::{PUBLIC, write_whole},
     run_folder::{RunFolder, SAMPLES},
     status::IterationMetrics,
 };
@@ -20,41 +26,88 @@ use self::{
     html::Example,
     summary::{IterationPoint, Report},
 };
-use crate::{heldout, memory, output::say, show::duration, totals::Totals};
+use crate::{
+    config::check_files, exit::UsageError, heldout, memory, output::remark, picture,
+    show::duration, totals::Totals,
+};
 
 /// Pairs shown as pictures.
 const EXAMPLES: usize = 24;
 const SHEET_COLUMNS: u32 = 3;
 
-/// Evaluates the run's final adapter on held-out pairs and writes `report.json`, `report.html` and the pictures.
-pub(crate) fn make(config: &RunConfig, folder: &RunFolder) -> anyhow::Result<()> {
-    let history = Reader::open(folder.path())?.iterations()?;
-    let Some(adapter) = history
-        .iter()
-        .rev()
-        .find_map(|metrics| metrics.ema_adapter.clone())
-    else {
+/// Evaluate a run, at any time, and write its report.
+///
+/// Takes the newest exported adapter of the run and compares it with the base on the held-out
+/// pairs, as `launch` does at the end, and writes report.json, report.html and the pictures into
+/// the run folder. The run may be going on: what was learned after the last checkpoint is not in
+/// the adapter yet. `retouch checkpoint RUN_FOLDER` makes one now.
+///
+/// Example:
+///
+///   retouch checkpoint runs/first && retouch report runs/first
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct ReportArgs {
+    /// The run's folder, as `launch` printed it.
+    #[arg(value_name = "RUN_FOLDER")]
+    folder: PathBuf,
+}
+
+/// Who makes the report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Author {
+    /// The launch that owns the folder: the evaluation's time counts as the run's.
+    Launch,
+    /// Somebody who looks at a run that may be going on.
+    Onlooker,
+}
+
+pub(crate) fn run(args: ReportArgs) -> anyhow::Result<()> {
+    let folder = RunFolder::new(args.folder);
+    let config = recorded_config(&folder)?;
+    check_files(&config, config.evaluation.pairs)?;
+    make(&config, &folder, Author::Onlooker)
+}
+
+fn recorded_config(folder: &RunFolder) -> anyhow::Result<RunConfig> {
+    let file = folder.config();
+    let text = std::fs::read_to_string(&file).with_context(|| {
+        let folder = folder.path().display();
+        UsageError(format!(
+            "{folder} is not a run folder: it has no config.toml"
+        ))
+    })?;
+    let config = RunConfig::from_toml(&text);
+    Ok(config.map_err(|errors| UsageError(format!("{}: {errors}", file.display())))?)
+}
+
+/// Evaluates the run's newest adapter on held-out pairs and writes `report.json`, `report.html` and the pictures.
+pub(crate) fn make(config: &RunConfig, folder: &RunFolder, author: Author) -> anyhow::Result<()> {
+    let record = Reader::open(folder.path())?;
+    let history = record.iterations()?;
+    let Some((adapter_iteration, adapter)) = record.newest_adapter()? else {
         bail!(
-            "the run in {} has exported no adapter yet",
+            "the run in {0} has no adapter yet: it has written no checkpoint; `retouch checkpoint {0}` makes one of a \
+             run that is going on",
             folder.path().display()
         );
     };
+    let adapter = adapter.to_string();
     let evaluation_started = Instant::now();
     let (heldout, outcomes) = heldout::evaluate(config, &folder.adapter(&adapter))?;
     let evaluate_s = evaluation_started.elapsed().as_secs_f64();
     let peak_kib = memory::peak_resident_kib(std::process::id());
-    let totals = Totals::add_evaluation(folder, evaluate_s, peak_kib)?;
+    let totals = match author {
+        Author::Launch => Totals::add_evaluation(folder, evaluate_s, peak_kib)?,
+        Author::Onlooker => Totals::load(folder)?,
+    };
     let report = Report {
         name: config.name.to_string(),
-        state: if history.len() as u32 >= config.iterations {
-            "finished"
-        } else {
-            "stopped"
-        }
-        .to_owned(),
+        state: state(config, folder, history.len()).to_owned(),
         iterations: history.len() as u32,
         heldout,
         adapter,
+        adapter_iteration: adapter_iteration.0,
         wall_s: totals.wall_s,
         peak_rss_mib: totals.peak_rss_mib,
         stage_s: stage_seconds(&history, evaluate_s),
@@ -62,11 +115,27 @@ pub(crate) fn make(config: &RunConfig, folder: &RunFolder) -> anyhow::Result<()>
     };
     let examples = write_pictures(folder, &outcomes)?;
     let page = folder.report_html();
-    std::fs::write(&page, html::page(&report, &examples))
+    write_whole(&page, html::page(&report, &examples), PUBLIC)
         .with_context(|| format!("can't write {}", page.display()))?;
     report.save(&folder.report_json())?;
     print_summary(&report, folder);
     Ok(())
+}
+
+fn state(config: &RunConfig, folder: &RunFolder, iterations: usize) -> &'static str {
+    if iterations as u32 >= config.iterations {
+        "finished"
+    } else if is_going_on(folder) {
+        "running"
+    } else {
+        "stopped"
+    }
+}
+
+/// Whether a coordinator holds the record.
+fn is_going_on(folder: &RunFolder) -> bool {
+    File::open(folder.record_lock())
+        .is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 fn stage_seconds(history: &[IterationMetrics], evaluate_s: f64) -> BTreeMap<String, f64> {
@@ -88,7 +157,7 @@ fn write_pictures(folder: &RunFolder, outcomes: &[Outcome]) -> anyhow::Result<Ve
     std::fs::create_dir_all(&samples)
         .with_context(|| format!("can't create {}", samples.display()))?;
     let shown = &outcomes[..outcomes.len().min(EXAMPLES)];
-    save(
+    picture::save(
         &contact_sheet(shown, SHEET_COLUMNS),
         &samples.join("contact_sheet.png"),
     )?;
@@ -98,7 +167,7 @@ fn write_pictures(folder: &RunFolder, outcomes: &[Outcome]) -> anyhow::Result<Ve
         .map(|(index, outcome)| {
             let name = format!("heldout_{index:03}.png");
             let triptych = contact_sheet(std::slice::from_ref(outcome), 1);
-            save(&triptych, &samples.join(&name))?;
+            picture::save(&triptych, &samples.join(&name))?;
             Ok(Example {
                 prompt: outcome.pair.prompt.clone(),
                 picture: format!("{SAMPLES}/{name}"),
@@ -108,28 +177,26 @@ fn write_pictures(folder: &RunFolder, outcomes: &[Outcome]) -> anyhow::Result<Ve
         .collect()
 }
 
-fn save(image: &RgbImage, path: &Path) -> anyhow::Result<()> {
-    image
-        .save(path)
-        .with_context(|| format!("can't write {}", path.display()))
-}
-
 fn print_summary(report: &Report, folder: &RunFolder) {
-    say!(
+    remark!(
         "\n{}: {} after {} iterations",
         report.name,
         report.state,
         report.iterations
     );
-    heldout::print(&report.heldout);
+    remark!("{}", heldout::text(&report.heldout));
     for (stage, seconds) in &report.stage_s {
-        say!("  {stage:<22} {}", duration(*seconds));
+        remark!("  {stage:<22} {}", duration(*seconds));
     }
-    say!(
+    remark!(
         "wall clock {}, peak memory {:.0} MiB",
         duration(report.wall_s),
         report.peak_rss_mib
     );
-    say!("adapter {}", folder.adapter(&report.adapter).display());
-    say!("report  {}", folder.report_html().display());
+    remark!(
+        "adapter {} ({})",
+        folder.adapter(&report.adapter).display(),
+        report.adapter_age()
+    );
+    remark!("report  {}", folder.report_html().display());
 }

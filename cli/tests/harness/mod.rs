@@ -1,10 +1,9 @@
 //! Runs with small random models as tests start, watch and disturb them: by `launch` ([`run`]), or process by process
-//! ([`cluster`]), at moments that a seed decides ([`random`]).
+//! ([`cluster`]).
 
 #![allow(dead_code, reason = "each test crate uses a part")]
 
 pub(crate) mod cluster;
-pub(crate) mod random;
 pub(crate) mod run;
 
 use std::{
@@ -25,7 +24,11 @@ const WAIT_MAX: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_millis(50);
 
 pub(crate) fn retouch() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_retouch"))
+    Command::new(retouch_path())
+}
+
+pub(crate) fn retouch_path() -> PathBuf {
+    env!("CARGO_BIN_EXE_retouch").into()
 }
 
 /// What a command prints, if it is JSON.

@@ -1,8 +1,9 @@
 //! Runs of `examples/smoke.toml` and `examples/smoke-qwen.toml` as `launch` makes them.
 
 use std::{
+    fs::File,
     path::{Path, PathBuf},
-    process::{Child, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::OnceLock,
 };
 
@@ -27,6 +28,11 @@ pub(crate) const SMOKE_QWEN: Example = Example {
     editor: "qwen-editor",
 };
 
+/// Where a launch's standard output goes, beside its run folder.
+pub(crate) const OUT: &str = "launch.out";
+/// Where its standard error goes.
+pub(crate) const ERR: &str = "launch.err";
+
 /// One launch of an example into a folder of its own.
 pub(crate) struct Run {
     folder: tempfile::TempDir,
@@ -41,6 +47,14 @@ impl Run {
     pub(crate) fn launch_example(example: Example, sets: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let child = spawn_example(example, folder.path(), sets);
+        Self { folder, child }
+    }
+
+    /// A launch into a folder that `prepare` has seen first.
+    pub(crate) fn prepared(prepare: impl FnOnce(&Path), sets: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        prepare(folder.path());
+        let child = spawn(folder.path(), sets);
         Self { folder, child }
     }
 
@@ -94,7 +108,24 @@ impl Run {
     }
 
     pub(crate) fn logs(&self) -> String {
-        log_tails(&self.log_folder())
+        let own = format!("--- launch\n{}{}", self.said(OUT), self.said(ERR));
+        own + &log_tails(&self.log_folder())
+    }
+
+    /// What the launch has printed to [`OUT`] or [`ERR`].
+    pub(crate) fn said(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path().join(name)).unwrap_or_default()
+    }
+
+    /// The last line of its standard error: the reason of its end.
+    pub(crate) fn reason(&self) -> String {
+        let said = self.said(ERR);
+        said.lines().last().unwrap_or_default().to_owned()
+    }
+
+    /// Another launch in the same folder.
+    pub(crate) fn again(&mut self, sets: &[&str]) {
+        self.child = spawn(self.path(), sets);
     }
 
     fn log_folder(&self) -> PathBuf {
@@ -114,14 +145,23 @@ pub(crate) fn spawn(folder: &Path, sets: &[&str]) -> Child {
 }
 
 fn spawn_example(example: Example, folder: &Path, sets: &[&str]) -> Child {
-    retouch()
-        .current_dir(root())
-        .arg("launch")
-        .args(run_file_of(example, folder, sets))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
+    launch_command(&run_file_of(example, folder, sets), folder)
         .spawn()
         .expect("retouch starts")
+}
+
+/// `retouch launch` with these arguments, and its output in [`OUT`] and [`ERR`].
+pub(crate) fn launch_command(arguments: &[String], folder: &Path) -> Command {
+    let file = |name| File::create(folder.join(name)).expect("our own folder");
+    let mut command = retouch();
+    command
+        .current_dir(root())
+        .arg("launch")
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(file(OUT))
+        .stderr(file(ERR));
+    command
 }
 
 /// The smoke run in this folder, with small random models, as arguments of a command.

@@ -8,6 +8,9 @@ use super::groups::{Group, OpenIteration};
 use super::record::Entry;
 use crate::filter;
 
+/// What a run says that ends since every pair is banned.
+pub const NOTHING_LEFT: &str = "every pair of the dataset is banned: nothing is left to learn";
+
 /// What came of opening an iteration.
 #[derive(Debug, PartialEq, Eq)]
 enum Opened {
@@ -129,10 +132,7 @@ impl Machine {
     fn stop_for_want_of_pairs(&mut self) {
         // What is open goes on: it was drawn before the last bans counted.
         if self.open.last().is_none() {
-            self.event(
-                EventKind::Control,
-                "every pair of the dataset is banned: nothing is left to learn".into(),
-            );
+            self.event(EventKind::Control, NOTHING_LEFT.into());
             self.stop();
         }
     }

@@ -205,10 +205,7 @@ impl Training {
         let publishing = Instant::now();
         let state = self.blobs.put(trained.state, Retention::Pinned).await;
         let version = self.blobs.put(trained.version, Retention::Pinned).await;
-        let (state, version) = (
-            state.map_err(TaskFailure::retryable)?,
-            version.map_err(TaskFailure::retryable)?,
-        );
+        let (state, version) = (state?, version?);
         trained.metrics.publish_s += publishing.elapsed().as_secs_f64();
         self.keep(state.hash, version.hash);
         let (ema_adapter, metrics) = (trained.ema_adapter, trained.metrics);
@@ -227,8 +224,7 @@ impl Training {
         let trained = self
             .trainer
             .run(move |trainer| trainer.train(lease, &inputs, &work.cancel))
-            .await
-            .map_err(TaskFailure::retryable)?;
+            .await?;
         trained.map_err(|error| TaskFailure {
             retryable: error.is_retryable(),
             disk_full: error.is_disk_full(),

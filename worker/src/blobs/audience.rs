@@ -14,8 +14,8 @@ pub(super) const SERVED_AT_ONCE_MAX: usize = 4;
 pub(super) const NAMED_MAX: usize = 4;
 /// Callers that are remembered as owners of one blob.
 const REMEMBERED_MAX: usize = 64;
-/// Blobs whose callers are remembered.
-const BLOBS_MAX: usize = 4_096;
+/// Audiences of fewer blobs are not worth a search for those that are over.
+const BLOBS_MIN: usize = 64;
 
 /// The callers of one blob.
 #[derive(Debug, Default)]
@@ -56,20 +56,30 @@ impl Audience {
 
 /// The callers of all blobs.
 #[derive(Debug, Default)]
-pub(super) struct Audiences(HashMap<ContentHash, Audience>);
+pub(super) struct Audiences {
+    of: HashMap<ContentHash, Audience>,
+    /// With so many blobs those that are not held any more are looked for.
+    search_at: usize,
+}
 
 impl Audiences {
-    /// As [`Audience::enter`].
-    pub(super) fn enter(&mut self, hash: ContentHash) -> Result<(), Vec<BlobAddress>> {
-        if self.0.len() >= BLOBS_MAX {
-            self.0.retain(|_, audience| audience.serving > 0);
+    /// As [`Audience::enter`]; audiences of blobs that are not held any more are forgotten.
+    pub(super) fn enter(
+        &mut self,
+        hash: ContentHash,
+        is_held: impl Fn(&ContentHash) -> bool,
+    ) -> Result<(), Vec<BlobAddress>> {
+        if self.of.len() >= self.search_at.max(BLOBS_MIN) {
+            self.of
+                .retain(|hash, audience| audience.serving > 0 || is_held(hash));
+            self.search_at = 2 * self.of.len();
         }
-        self.0.entry(hash).or_default().enter()
+        self.of.entry(hash).or_default().enter()
     }
 
     /// As [`Audience::leave`].
     pub(super) fn leave(&mut self, hash: &ContentHash, owner: Option<BlobAddress>) {
-        if let Some(audience) = self.0.get_mut(hash) {
+        if let Some(audience) = self.of.get_mut(hash) {
             audience.leave(owner);
         }
     }
@@ -102,5 +112,19 @@ mod tests {
             audience.leave(Some(address(index)));
         }
         assert_eq!(audience.served.len(), REMEMBERED_MAX);
+    }
+
+    #[test]
+    fn audiences_end_with_their_blobs() {
+        let mut audiences = Audiences::default();
+        let hash = |index: u32| ContentHash::of(&index.to_le_bytes());
+        for index in 0..10_000_u32 {
+            // An iteration's blobs are held until it is committed.
+            let held: Vec<ContentHash> = (index.saturating_sub(10)..index).map(hash).collect();
+            let is_held = |hash: &ContentHash| held.contains(hash);
+            audiences.enter(hash(index), is_held).unwrap();
+            audiences.leave(&hash(index), Some(address(1)));
+        }
+        assert!(audiences.of.len() <= BLOBS_MIN, "{}", audiences.of.len());
     }
 }

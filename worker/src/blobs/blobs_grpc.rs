@@ -84,7 +84,7 @@ impl BlobService {
         let Ok(permit) = self.streams.clone().try_acquire_owned() else {
             return Err(Vec::new());
         };
-        lock(&self.audiences).enter(hash)?;
+        lock(&self.audiences).enter(hash, |hash| self.store.holds(hash))?;
         Ok(Seat {
             audiences: self.audiences.clone(),
             hash,

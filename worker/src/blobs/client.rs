@@ -26,6 +26,8 @@ use super::{
     store::{BlobStore, BlobStoreError},
 };
 
+/// Connections that are kept. Workers that start again have new addresses, so old ones would pile up.
+const CHANNELS_MAX: usize = 1_024;
 /// In which bytes under way are counted.
 const IN_FLIGHT_UNIT_BYTES: u64 = 1 << 16;
 
@@ -395,6 +397,10 @@ impl BlobClient {
             return Ok(channel.clone());
         }
         let channel = blobs_grpc::connect_lazily(&self.0.access, address, self.0.limits.connect)?;
+        if channels.len() >= CHANNELS_MAX {
+            // Transfers under way hold theirs.
+            channels.clear();
+        }
         channels.insert(address.to_owned(), channel.clone());
         Ok(channel)
     }

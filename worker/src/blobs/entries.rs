@@ -54,6 +54,10 @@ impl Entries {
         self.entries.keys().copied().collect()
     }
 
+    pub(super) fn holds(&self, hash: &ContentHash) -> bool {
+        self.entries.contains_key(hash)
+    }
+
     /// The blob's place and size, and notes that it was used.
     pub(super) fn touch(&mut self, hash: &ContentHash) -> Option<(Place, u64)> {
         self.clock += 1;

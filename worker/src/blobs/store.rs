@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use nix::fcntl::{Flock, FlockArg};
-use retouch_proto::{ContentHash, Iteration};
+use retouch_proto::{ContentHash, Iteration, files::is_full};
 use thiserror::Error;
 
 use super::entries::{Entries, Place, Retention};
@@ -46,6 +46,16 @@ pub enum BlobStoreError {
         /// The configured limit.
         limit: u64,
     },
+    /// The disk has no room for a blob, whatever the limit.
+    #[error("cannot write {size} bytes to {}: {source}; free some space there", folder.display())]
+    DiskFull {
+        /// The folder.
+        folder: PathBuf,
+        /// Size of the blob that was to go there.
+        size: u64,
+        /// What the disk said.
+        source: io::Error,
+    },
     /// A file could not be written or read.
     #[error("blob file {}: {source}", path.display())]
     Io {
@@ -72,8 +82,8 @@ pub struct BlobStore(Arc<Inner>);
 struct Inner {
     options: BlobStoreOptions,
     entries: Mutex<Entries>,
-    /// One thread at a time moves blobs to files.
-    spill: Mutex<()>,
+    /// One thread at a time puts a blob in its place, so that none is promised the same room twice.
+    placing: Mutex<()>,
     _lock: Flock<File>,
 }
 
@@ -127,11 +137,11 @@ impl BlobStore {
                 std::fs::remove_file(&path).map_err(io(&path))?;
             }
         }
-        let (entries, spill) = (Mutex::default(), Mutex::default());
+        let (entries, placing) = (Mutex::default(), Mutex::default());
         Ok(Self(Arc::new(Inner {
             options,
             entries,
-            spill,
+            placing,
             _lock: lock,
         })))
     }
@@ -140,7 +150,7 @@ impl BlobStore {
     ///
     /// # Errors
     ///
-    /// If memory is full and files are too, or can't be written.
+    /// If memory is full and files are too, or can't be written; then everything is as it was before.
     pub fn put(&self, bytes: Bytes, retention: Retention) -> Result<ContentHash, BlobStoreError> {
         let hash = ContentHash::of(&bytes);
         self.put_verified(hash, bytes, retention)?;
@@ -155,10 +165,20 @@ impl BlobStore {
         retention: Retention,
     ) -> Result<(), BlobStoreError> {
         let size = bytes.len() as u64;
+        let _one = self.0.placing.lock().unwrap_or_else(|e| e.into_inner());
+        if self.extend(&hash, retention) {
+            return Ok(());
+        }
         self.check_space(&hash, size)?;
-        self.entries()
-            .insert(hash, Place::Memory(bytes), size, retention);
-        self.spill()
+        // Room comes first: a disk that is full then costs this blob alone, and memory keeps to its limit.
+        let place = if self.make_room(size)? {
+            Place::Memory(bytes)
+        } else {
+            self.write_file(&hash, &bytes)?;
+            Place::Disk
+        };
+        self.entries().insert(hash, place, size, retention);
+        Ok(())
     }
 
     /// The blob's bytes, none if it is not held.
@@ -197,6 +217,11 @@ impl BlobStore {
                     .inspect_err(|_| self.release(hash))
             }
         }
+    }
+
+    /// Whether the blob is held.
+    pub(super) fn holds(&self, hash: &ContentHash) -> bool {
+        self.entries().holds(hash)
     }
 
     /// Keeps a held blob at least this long; whether it is held.
@@ -259,35 +284,49 @@ impl BlobStore {
         })
     }
 
-    /// Moves blobs to files until memory is within its limit.
-    fn spill(&self) -> Result<(), BlobStoreError> {
-        // Two threads would write the same coldest blob. The entries stay unlocked while one writes.
-        let _one = self.0.spill.lock().unwrap_or_else(|e| e.into_inner());
-        while let Some((hash, bytes)) = self.excess() {
+    /// Moves blobs to files until there is room for so many bytes in memory; false if there never will be.
+    fn make_room(&self, size: u64) -> Result<bool, BlobStoreError> {
+        if size > self.0.options.memory_bytes_max {
+            return Ok(false);
+        }
+        // The entries stay unlocked while a file is written.
+        while let Some((hash, bytes)) = self.excess(size) {
             self.write_file(&hash, &bytes)?;
             // Dropped while it was written: no entry is left that would ever delete the file.
             if !self.entries().moved_to_disk(&hash) {
                 self.delete_file(&hash);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
-    fn excess(&self) -> Option<(ContentHash, Bytes)> {
+    fn excess(&self, size: u64) -> Option<(ContentHash, Bytes)> {
         let entries = self.entries();
-        if entries.memory_bytes() <= self.0.options.memory_bytes_max {
+        if entries.memory_bytes() + size <= self.0.options.memory_bytes_max {
             return None;
         }
         entries.coldest()
     }
 
+    /// The whole file or none.
     fn write_file(&self, hash: &ContentHash, bytes: &Bytes) -> Result<(), BlobStoreError> {
         let path = self.path(hash);
         let partial = path.with_extension("part");
         let written = File::create(&partial)
             .and_then(|mut file| file.write_all(bytes))
             .and_then(|()| std::fs::rename(&partial, &path));
-        written.map_err(|source| BlobStoreError::Io { path, source })
+        written.map_err(|source| {
+            // On a full disk every byte of it is in somebody's way.
+            let _ = std::fs::remove_file(&partial);
+            match is_full(&source) {
+                true => BlobStoreError::DiskFull {
+                    folder: self.0.options.folder.clone(),
+                    size: bytes.len() as u64,
+                    source,
+                },
+                false => BlobStoreError::Io { path, source },
+            }
+        })
     }
 
     fn read_file(&self, hash: &ContentHash) -> Result<Bytes, BlobStoreError> {

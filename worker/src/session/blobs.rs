@@ -36,13 +36,7 @@ impl Blobs {
     ///
     /// A failure of the task that needs it, naming the blob if it is lost.
     pub async fn fetch(&self, blob: &BlobRef, retention: Retention) -> Result<Bytes, TaskFailure> {
-        self.client
-            .fetch(blob, retention)
-            .await
-            .map_err(|error| TaskFailure {
-                lost_blobs: error.lost_blob().into_iter().collect(),
-                ..TaskFailure::retryable(error)
-            })
+        Ok(self.client.fetch(blob, retention).await?)
     }
 
     /// Fetches several blobs at once, in order.

@@ -7,7 +7,9 @@ use std::{sync::atomic::Ordering, time::Duration};
 use bytes::Bytes;
 use owner_grpc::BadOwner;
 use retouch_credentials::{Access, Authority, Principal};
-use retouch_proto::{BlobAddress, BlobRef, ContentHash, Iteration, worker::Role};
+use retouch_proto::{
+    BlobAddress, BlobRef, ContentHash, Iteration, task::TaskFailure, worker::Role,
+};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -445,6 +447,60 @@ fn full_store_says_so_and_takes_what_it_has() {
         .to_string();
     assert!(error.contains("100 more would exceed the 100"), "{error}");
     store.put(bytes(100, 2), Retention::Pinned).unwrap();
+}
+
+/// As if the disk had no room for this blob: its file can be opened, and takes no byte.
+fn fill_disk_for(folder: &TempDir, bytes: &Bytes) {
+    let partial = format!("blobs/{}.part", ContentHash::of(bytes));
+    std::os::unix::fs::symlink("/dev/full", folder.path().join(partial)).unwrap();
+}
+
+/// Files in the folder, the lock left out.
+fn files(folder: &TempDir) -> usize {
+    let entries = std::fs::read_dir(folder.path().join("blobs"));
+    entries.unwrap().count() - 1
+}
+
+#[test]
+fn a_full_disk_costs_the_new_blob_alone_until_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder, 150, 1000).unwrap();
+    let (old, new, large) = (bytes(100, 1), bytes(100, 2), bytes(200, 3));
+    store.put(old.clone(), Retention::Pinned).unwrap();
+    store.take_changes();
+    // The old one has to make room for the new one; the large one is never held in memory.
+    for (on_disk, put) in [(&old, &new), (&large, &large)] {
+        fill_disk_for(&folder, on_disk);
+        let error = store.put(put.clone(), Retention::Pinned).unwrap_err();
+        assert!(matches!(&error, BlobStoreError::DiskFull { .. }), "{error}");
+        let size = on_disk.len();
+        let said = format!("cannot write {size} bytes to {}", folder.path().display());
+        assert!(error.to_string().contains(&said), "{error}");
+        assert_eq!((usage(&store), files(&folder)), ([1, 100, 0], 0));
+        assert_eq!(store.take_changes(), Changes::default());
+    }
+    assert_eq!(store.get(&ContentHash::of(&old)).unwrap(), Some(old));
+    for blob in [new, large] {
+        store.put(blob, Retention::Pinned).unwrap();
+    }
+    assert_eq!((usage(&store), files(&folder)), ([3, 100, 300], 2));
+}
+
+#[tokio::test]
+async fn a_fetched_blob_that_the_disk_has_no_room_for_is_a_full_disk() {
+    let owner = worker().await;
+    let bytes = bytes(100, 1);
+    owner.store.put(bytes.clone(), Retention::Pinned).unwrap();
+    let consumer = worker_with(0, Access::Open).await;
+    fill_disk_for(&consumer.folder, &bytes);
+    let blob = reference(&bytes, &[&owner.address]);
+    let failure = TaskFailure::from(consumer.fetch(&blob).await.unwrap_err());
+    assert!(failure.disk_full, "{failure:?}");
+    assert_eq!(
+        (usage(&consumer.store), files(&consumer.folder)),
+        ([0; 3], 0)
+    );
+    assert_eq!(consumer.fetch(&blob).await.unwrap(), bytes);
 }
 
 #[test]

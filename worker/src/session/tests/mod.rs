@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use coordinator_grpc::FakeCoordinator;
 use retouch_proto::{
-    BlobRef, Generation, GroupId, Iteration, LeaseId, RunId, WorkerId,
+    BlobRef, ContentHash, Generation, GroupId, Iteration, LeaseId, RunId, WorkerId,
     config::RunConfig,
     task::{Assignment, ScoreResult, ScoreTask, Task, TaskOutcome},
     worker::{Directive, Registered, Registration, Report, ReportReply, Role, WorkerState},
@@ -153,7 +153,7 @@ fn nothing() -> ReportReply {
 
 fn assignment(lease: u64) -> Assignment {
     let source_png = BlobRef {
-        hash: retouch_proto::ContentHash([0; 32]),
+        hash: ContentHash([0; 32]),
         size_bytes: 0,
         owners: Vec::new(),
     };
@@ -391,4 +391,31 @@ async fn panic_in_a_task_is_a_failure_that_names_its_place_and_may_be_tried_agai
     assert!(failure.retryable && reason.contains("panicked"), "{reason}");
     let place = format!("index out of bounds (at {}:", file!());
     assert!(reason.contains(&place), "{reason}");
+}
+
+#[tokio::test]
+async fn a_task_that_meets_a_full_disk_says_so() {
+    let mut coordinator = FakeCoordinator::start("127.0.0.1:0").await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = options(&coordinator, &folder);
+    options.memory_bytes_max = 0;
+    let (session, _) = connect(&mut coordinator, &options, registered(1)).await;
+    let bytes = Bytes::from_static(b"latent");
+    let partial = format!("blobs/{}.part", ContentHash::of(&bytes));
+    std::os::unix::fs::symlink("/dev/full", folder.path().join(partial)).unwrap();
+    let blobs = session.blobs();
+    let _serving = tokio::spawn(session.serve(move |_| {
+        let (blobs, bytes) = (blobs.clone(), bytes.clone());
+        async move {
+            blobs.put(bytes, Retention::Pinned).await?;
+            Ok(outcome())
+        }
+    }));
+    give(&mut coordinator, &[7]).await;
+    let report = coordinator.report_with(has_result).await.report;
+    let TaskOutcome::Failed(failure) = &report.results[0].outcome else {
+        panic!("expected a failure")
+    };
+    let named = failure.reason.contains(&*folder.path().to_string_lossy());
+    assert!(failure.disk_full && named, "{failure:?}");
 }

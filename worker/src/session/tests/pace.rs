@@ -38,13 +38,14 @@ async fn blobs_that_came_are_told_and_the_next_report_follows() {
         .put(Bytes::from_static(b"latent"), Retention::Pinned);
     put.await.unwrap();
     // News in this answer, so that a report follows which tells of the blob.
-    open.answer(ReportReply {
+    let committed = ReportReply {
         committed: Iteration(1),
         ..nothing()
-    });
+    };
+    open.answer(committed.clone());
     let came = |report: &Report| !report.blobs_added.is_empty();
-    scene.answer(came, nothing()).await;
-    scene.answer(is_ready, nothing()).await;
+    scene.answer(came, committed.clone()).await;
+    scene.answer(is_ready, committed).await;
     assert!(begin.elapsed() < LONG, "{:?}", begin.elapsed());
 }
 

@@ -1,0 +1,361 @@
+//! How launches end: with which exit code and which last words, and that the next launch goes on.
+
+mod harness;
+
+use std::{
+    fs,
+    net::TcpListener,
+    path::Path,
+    process::Output,
+    time::{Duration, Instant},
+};
+
+use harness::{
+    adapter, assets, retouch,
+    run::{OUT, Run, launch_command, run_file, undisturbed},
+    signal, wait_for, worker,
+};
+use serde_json::Value;
+
+/// A run that has to be written down by whoever ends it: no checkpoint is scheduled.
+const UNSCHEDULED: [&str; 2] = ["iterations=8", "learner.checkpoint_every=100"];
+/// Of a launch that has nothing to compute; generous, since tests share their machine.
+const AT_ONCE: Duration = Duration::from_secs(20);
+
+fn code(run: &mut Run) -> Option<i32> {
+    run.finish().code()
+}
+
+/// Copies the dataset with pictures that are none.
+fn undecodable_dataset(folder: &Path) -> String {
+    let copy = folder.join("data");
+    fs::create_dir_all(copy.join("images")).expect("our own folder");
+    for split in ["train_metadata.jsonl", "test_metadata.jsonl"] {
+        fs::copy(assets().join("dataset").join(split), copy.join(split)).expect("a split");
+    }
+    for image in fs::read_dir(assets().join("dataset/images")).expect("images") {
+        let name = image.expect("an image").file_name();
+        fs::write(copy.join("images").join(name), "not a picture").expect("our own file");
+    }
+    format!("dataset.path={}", copy.display())
+}
+
+fn restore_images(folder: &Path) {
+    for image in fs::read_dir(assets().join("dataset/images")).expect("images") {
+        let image = image.expect("an image");
+        let copy = folder.join("data/images").join(image.file_name());
+        fs::copy(image.path(), copy).expect("our own file");
+    }
+}
+
+#[test]
+fn a_run_that_fails_ends_with_its_reason_until_it_is_retried() {
+    let place = tempfile::tempdir().expect("a temporary folder");
+    let dataset = undecodable_dataset(place.path());
+    let mut run = Run::launch(&[&dataset, "iterations=1"]);
+    assert_eq!(code(&mut run), Some(1), "{}", run.logs());
+    let reason = run.reason();
+    for part in [
+        "error: the run failed after iteration 0: ",
+        "launch --retry",
+    ] {
+        assert!(reason.contains(part), "{part}\n{}", run.logs());
+    }
+
+    let begin = Instant::now();
+    run.again(&[&dataset, "iterations=1"]);
+    assert_eq!(code(&mut run), Some(1), "{}", run.logs());
+    assert_eq!(run.reason(), reason);
+    assert!(begin.elapsed() < AT_ONCE, "{:?}", begin.elapsed());
+
+    restore_images(place.path());
+    let mut arguments = run_file(run.path(), &[&dataset, "iterations=1"]);
+    arguments.push("--retry".to_owned());
+    run.child = launch_command(&arguments, run.path())
+        .spawn()
+        .expect("retouch starts");
+    let report = run.finish_well();
+    assert_eq!(report["state"], "finished");
+}
+
+#[test]
+fn what_retrying_does_not_help_ends_the_launch_at_once() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    let mut run = launch_expecting(&[&format!("cluster.listen={address}")], |_| {});
+    refused(&mut run, 2, &format!("cannot listen on {address}"));
+
+    let mut run = launch_expecting(&[], |folder| {
+        fs::write(folder.join("run.db"), "no database ".repeat(1000)).expect("our own file");
+    });
+    refused(&mut run, 2, "run.db is corrupt");
+
+    // Held until the launch has ended.
+    let mut lock = None;
+    let mut run = launch_expecting(&[], |folder| {
+        let file = fs::File::create(folder.join("run.lock")).expect("our own file");
+        file.lock().expect("nobody else has it");
+        lock = Some(file);
+    });
+    refused(&mut run, 2, "another coordinator is running in this folder");
+
+    let place = tempfile::tempdir().expect("a temporary folder");
+    let judge = place.path().join("judge");
+    copy_folder(&assets().join("judge"), &judge);
+    let weights = judge.join("model.safetensors");
+    fs::write(&weights, "no weights").expect("our own file");
+    let term = format!(
+        "reward.terms=[{{ path = {judge:?}, template = {:?} }}]",
+        judge.join("template.txt")
+    );
+    let mut run = launch_expecting(&[&term], |_| {});
+    refused(&mut run, 2, "reward-worker-0 can't run: ");
+}
+
+/// Launches into a folder that `prepare` has seen.
+fn launch_expecting(sets: &[&str], prepare: impl FnOnce(&Path)) -> (Run, Instant) {
+    let run = Run::prepared(
+        |folder| {
+            fs::create_dir_all(folder.join("run")).expect("our own folder");
+            prepare(&folder.join("run"));
+        },
+        sets,
+    );
+    (run, Instant::now())
+}
+
+fn refused((run, begin): &mut (Run, Instant), expected: i32, part: &str) {
+    assert_eq!(code(run), Some(expected), "{}", run.logs());
+    assert!(run.reason().contains(part), "{part}\n{}", run.logs());
+    assert!(begin.elapsed() < AT_ONCE, "{:?}", begin.elapsed());
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("our own folder");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("a file");
+        fs::copy(entry.path(), to.join(entry.file_name())).expect("our own file");
+    }
+}
+
+#[test]
+fn a_signal_has_the_last_iteration_written_down_and_the_next_launch_goes_on_from_it() {
+    let straight = Run::launch(&UNSCHEDULED).finish_well();
+    for (name, expected) in [("TERM", 75), ("INT", 130), ("HUP", 75)] {
+        if name == "HUP" && hang_ups_are_ignored() {
+            continue;
+        }
+        let mut run = Run::launch(&UNSCHEDULED);
+        run.wait_for(|status| status["committed"].as_u64() >= Some(2));
+        let begin = Instant::now();
+        signal(name, i32::try_from(run.child.id()).expect("a process id"));
+        assert_eq!(code(&mut run), Some(expected), "SIG{name}\n{}", run.logs());
+        assert!(
+            begin.elapsed() < Duration::from_secs(30),
+            "{:?}",
+            begin.elapsed()
+        );
+        let reason = run.reason();
+        let begins = format!("stopped by SIG{name}: iteration ");
+        assert!(reason.starts_with(&begins), "{}", run.logs());
+        let ends = " is written down; the same command goes on from it";
+        assert!(reason.ends_with(ends), "{}", run.logs());
+        let last: u64 = reason[begins.len()..reason.len() - ends.len()]
+            .parse()
+            .expect("an iteration");
+        assert!(run.path().join(format!("run/checkpoints/{last}")).is_dir());
+
+        run.again(&UNSCHEDULED);
+        assert_eq!(adapter(&run.finish_well()), adapter(&straight), "SIG{name}");
+        let said = run.said(OUT);
+        assert!(
+            said.contains(&format!("continuing after iteration {last}\n")),
+            "{said}"
+        );
+        let shown = |iteration: u64| said.contains(&format!("iteration {iteration}/8"));
+        assert!(!shown(last), "it was shown by the launch before\n{said}");
+        assert!((last + 1..=8).all(shown), "{said}");
+    }
+}
+
+/// Under `nohup`, for this process and those that it starts.
+fn hang_ups_are_ignored() -> bool {
+    let status = fs::read_to_string("/proc/self/status").expect("/proc");
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = u64::from_str_radix(mask.expect("a mask").trim(), 16).expect("a number");
+    mask & 1 != 0
+}
+
+#[test]
+fn a_second_signal_ends_a_launch_at_once() {
+    let mut run = Run::launch(&UNSCHEDULED);
+    run.wait_for(|status| status["committed"].as_u64() >= Some(1));
+    let pid = i32::try_from(run.child.id()).expect("a process id");
+    // So that the first one alone can't end it.
+    let coordinator = run.process("coordinator");
+    signal("STOP", coordinator);
+    signal("INT", pid);
+    wait_for("the first signal is heard", run.path(), || {
+        run.said(OUT)
+            .contains("a second signal ends at once")
+            .then_some(())
+    });
+    let begin = Instant::now();
+    signal("INT", pid);
+    assert_eq!(code(&mut run), Some(130), "{}", run.logs());
+    assert!(
+        begin.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begin.elapsed()
+    );
+    let gone = || !Path::new(&format!("/proc/{coordinator}")).exists();
+    wait_for("no process outlives it", run.path(), || {
+        gone().then_some(())
+    });
+}
+
+#[test]
+fn workers_that_a_signal_ended_are_started_again() {
+    for names in [
+        &["reward-worker-0"][..],
+        &["rollout-worker-0", "rollout-worker-1"],
+        &["learner-0", "learner-1"],
+    ] {
+        let mut run = Run::launch(&[]);
+        run.wait_for(|status| status["committed"].as_u64() >= Some(1));
+        for name in names {
+            signal("TERM", run.process(name));
+        }
+        let report = run.finish_well();
+        assert_eq!(adapter(&report), adapter(undisturbed()), "{names:?}");
+    }
+}
+
+#[test]
+fn a_role_without_workers_ends_the_launch_and_the_next_one_goes_on() {
+    for (role, names) in [
+        ("reward", &["reward-worker-0"][..]),
+        ("rollout", &["rollout-worker-0", "rollout-worker-1"]),
+        ("learner", &["learner-0", "learner-1"]),
+    ] {
+        let mut run = Run::launch(&UNSCHEDULED);
+        run.wait_for(|status| status["committed"].as_u64() >= Some(1));
+        for name in names {
+            let drained = command(&run, &["drain", "RUN", name]);
+            assert!(drained.status.success(), "{drained:?}");
+        }
+        assert_eq!(code(&mut run), Some(1), "{role}\n{}", run.logs());
+        let reason = run.reason();
+        for part in [
+            format!("every {role} worker has left the run"),
+            "is written down; the same command goes on from it".to_owned(),
+        ] {
+            assert!(reason.contains(&part), "{part}\n{}", run.logs());
+        }
+        run.again(&UNSCHEDULED);
+        run.wait_for(|status| worker(status, names[0]).is_some_and(|w| w["state"] == "ready"));
+        let stopped = command(&run, &["stop", "RUN"]);
+        assert!(stopped.status.success(), "{stopped:?}");
+        run.finish_well();
+    }
+}
+
+/// A command on the run, whose folder stands for `RUN`.
+fn command(run: &Run, words: &[&str]) -> Output {
+    let folder = run.path().join("run");
+    let mut command = retouch();
+    for word in words {
+        match *word {
+            "RUN" => command.arg(&folder),
+            word => command.arg(word),
+        };
+    }
+    command
+        .current_dir(harness::root())
+        .output()
+        .expect("retouch starts")
+}
+
+#[test]
+fn a_run_is_reported_whenever_it_has_an_adapter_and_stopped_runs_go_on() {
+    let mut run = Run::launch(&UNSCHEDULED);
+    run.wait_for(|status| status["committed"].as_u64() >= Some(1));
+    let early = command(&run, &["report", "RUN"]);
+    let said = String::from_utf8_lossy(&early.stderr);
+    assert_eq!(early.status.code(), Some(1), "{said}");
+    assert!(said.contains("has no adapter yet"), "{said}");
+
+    let written = command(&run, &["checkpoint", "RUN", "--json"]);
+    let written: Value = serde_json::from_slice(&written.stdout).expect("JSON");
+    assert!(
+        written["message"]
+            .as_str()
+            .expect("words")
+            .ends_with("is durable")
+    );
+    let made = command(&run, &["report", "RUN"]);
+    let said = String::from_utf8_lossy(&made.stdout);
+    assert!(made.status.success(), "{made:?}");
+    assert!(said.contains("(of iteration "), "{said}");
+
+    let stopped = command(&run, &["stop", "RUN"]);
+    assert!(stopped.status.success(), "{stopped:?}");
+    let report = run.finish_well();
+    assert_eq!(report["state"], "stopped");
+    assert_eq!(report["adapter_iteration"], report["iterations"]);
+    assert!(
+        run.said(OUT).contains("stopped after iteration"),
+        "{}",
+        run.logs()
+    );
+
+    run.again(&UNSCHEDULED);
+    let report = run.finish_well();
+    assert_eq!(report["state"], "finished");
+    assert_eq!(report["iterations"], 8);
+}
+
+#[test]
+fn a_run_goes_on_when_its_output_can_not_be_written() {
+    let place = tempfile::tempdir().expect("a temporary folder");
+    let arguments = run_file(place.path(), &["iterations=1"]);
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let full = fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .expect("/dev/full");
+    let mut child = launch_command(&arguments, place.path())
+        .stdout(writer)
+        .stderr(full)
+        .spawn()
+        .expect("retouch starts");
+    let status = wait_for("the run ends", &place.path().join("run/logs"), || {
+        child.try_wait().expect("our own child")
+    });
+    assert!(status.success(), "{status}");
+    assert!(place.path().join("run/report.html").is_file());
+}
+
+#[test]
+fn an_error_that_can_not_be_written_keeps_its_exit_code() {
+    let full = || {
+        fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .expect("/dev/full")
+    };
+    for (words, expected) in [
+        (&["launch", "missing.toml"][..], 2),
+        (&["coordinator", "missing.toml"], 2),
+        (&["status", "missing"], 3),
+    ] {
+        let status = retouch()
+            .args(words)
+            .stdout(full())
+            .stderr(full())
+            .status()
+            .expect("retouch starts");
+        assert_eq!(status.code(), Some(expected), "{words:?}");
+    }
+}
