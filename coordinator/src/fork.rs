@@ -77,8 +77,18 @@ pub fn fork(old: &RunFolder, new: &RunFolder, config: &RunConfig) -> Result<Iter
         problems,
     };
     let origin = Origin::open(old)?.ok_or_else(|| no_checkpoint(Vec::new()))?;
-    let differences = settings::differences_within(&STATE_SECTIONS, origin.config_toml(), config)
-        .map_err(|problem| StoreError::damaged("meta.config", problem))?;
+    let mut differences =
+        settings::differences_within(&STATE_SECTIONS, origin.config_toml(), config)
+            .map_err(|problem| StoreError::damaged("meta.config", problem))?;
+    let given = config.rollout.staleness_max;
+    let before =
+        RunConfig::from_toml(origin.config_toml()).map_or(given, |old| old.rollout.staleness_max);
+    if given > before {
+        // The next iterations would be sampled by older policies than the checkpoint has.
+        differences.push(format!(
+            "rollout.staleness_max: {before} -> {given} (at most {before})"
+        ));
+    }
     if !differences.is_empty() {
         return Err(ForkError::DoesNotFit { differences });
     }

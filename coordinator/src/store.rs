@@ -17,7 +17,7 @@ mod verify;
 mod write;
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use retouch_proto::status::{Event, EventKind, IterationMetrics};
 use retouch_proto::{Iteration, RunConfig, RunFolder};
@@ -39,8 +39,8 @@ use crate::machine::record::{Entry, Record};
 
 /// The run's record, open for writing; one owner.
 pub struct Store {
-    /// Dropped before the connection, and waits for the last snapshot: SQLite folds its log into the record only when
-    /// the last connection closes, and a snapshot's may only read.
+    /// The last one is waited for when the store is dropped: SQLite folds its log into the record only when the last
+    /// connection closes, and a snapshot's may only read.
     snapshots: Snapshots,
     connection: Connection,
     path: PathBuf,
@@ -180,9 +180,12 @@ fn last_committed(connection: &Connection) -> rusqlite::Result<u32> {
 pub(crate) fn fold(folder: &RunFolder) -> Result<(), StoreError> {
     let path = folder.record();
     let opened = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE);
-    let folded =
-        opened.and_then(|connection| connection.pragma_update(None, "journal_mode", "DELETE"));
+    let folded = opened.and_then(|connection| one_file(&connection));
     folded.map_err(|error| StoreError::sqlite(&path, error))
+}
+
+fn one_file(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "journal_mode", "DELETE")
 }
 
 /// Records an event in a record that no coordinator has open.
@@ -209,6 +212,15 @@ fn tell(connection: &Connection, kind: EventKind, message: String) -> rusqlite::
         message,
     };
     write::entry(connection, &Entry::Event(event))
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.snapshots.wait();
+        // Readers are not waited for; the coordinator's end folds it once more.
+        let _ = self.connection.busy_timeout(Duration::ZERO);
+        let _ = one_file(&self.connection);
+    }
 }
 
 #[cfg(test)]

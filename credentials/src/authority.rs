@@ -28,9 +28,6 @@ const AUTHORITY_KEY_FILE: &str = "ca.key";
 const SECRET_FILE: &str = "secret";
 /// Uncompressed point of P-256.
 const PUBLIC_KEY_BYTES: usize = 65;
-/// From when on certificates are valid, 2000-01-01: clocks of a cluster differ, and one that was days ahead when it issued
-/// a certificate must not shut out all others. What limits a certificate is its end.
-const NOT_BEFORE: Duration = Duration::from_secs(946_684_800);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Of a certificate. Those in the run folder are renewed in time; a copy elsewhere is good for as long as a run.
 const VALIDITY: Duration = DAY.saturating_mul(366);
@@ -57,24 +54,30 @@ impl fmt::Debug for Authority {
     }
 }
 
-/// Of a certificate that is being made; before 1970 there are none.
+/// Of a certificate that is being made, since 1970.
 #[derive(Clone, Copy)]
 pub(crate) struct Dates {
-    not_before: Duration,
-    not_after: Duration,
+    pub(crate) not_before: Duration,
+    pub(crate) not_after: Duration,
 }
 
 impl Dates {
-    pub(crate) fn from(now: SystemTime, validity: Duration) -> Self {
+    /// Valid since ever: what limits a certificate that was stolen is its end, and clocks of a cluster may differ by days.
+    pub(crate) fn until(now: SystemTime, validity: Duration) -> Self {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
-            not_before: NOT_BEFORE,
+            not_before: Duration::ZERO,
             not_after: now + validity,
         }
     }
 
+    /// Of a certificate that is issued now.
+    pub(crate) fn of_certificate(now: SystemTime) -> Self {
+        Self::until(now, VALIDITY)
+    }
+
     fn of_authority(now: SystemTime) -> Self {
-        Self::from(now, AUTHORITY_VALIDITY)
+        Self::until(now, AUTHORITY_VALIDITY)
     }
 
     fn set(self, params: &mut CertificateParams) {
@@ -168,14 +171,13 @@ impl Authority {
     /// # Errors
     /// If no key can be made.
     pub fn issue(&self, principal: Principal) -> Result<Credentials, CredentialsError> {
-        self.issue_from(principal, SystemTime::now())
+        self.issue_with(principal, Dates::of_certificate(SystemTime::now()))
     }
 
-    /// The same, valid from a day before that time on.
-    pub(crate) fn issue_from(
+    pub(crate) fn issue_with(
         &self,
         principal: Principal,
-        now: SystemTime,
+        dates: Dates,
     ) -> Result<Credentials, CredentialsError> {
         let issue = |source| CredentialsError::Issue {
             principal: principal.to_string(),
@@ -184,7 +186,7 @@ impl Authority {
         let key = KeyPair::generate().map_err(issue)?;
         Ok(Credentials {
             authority_pem: self.certificate_pem.clone(),
-            certificate_pem: self.certify(principal, &key, now).map_err(issue)?,
+            certificate_pem: self.certify(principal, &key, dates).map_err(issue)?,
             key_pem: key.serialize_pem(),
         })
     }
@@ -217,7 +219,8 @@ impl Authority {
             if own.join(KEY_FILE).exists() {
                 self.renew(&own, principal, now)?;
             } else {
-                self.issue_from(principal, now)?.write(&own)?;
+                let dates = Dates::of_certificate(now);
+                self.issue_with(principal, dates)?.write(&own)?;
             }
             let token = own.join(TOKEN_FILE);
             if principal != Principal::Coordinator && !token.exists() {
@@ -249,7 +252,8 @@ impl Authority {
             source,
         };
         let key = KeyPair::from_pem(&old.key_pem).map_err(issue)?;
-        let certificate = self.certify(principal, &key, now).map_err(issue)?;
+        let dates = Dates::of_certificate(now);
+        let certificate = self.certify(principal, &key, dates).map_err(issue)?;
         let file = own.join(CERTIFICATE_FILE);
         files::write(&file, &certificate)?;
         tracing::info!(file = %file.display(), "a certificate was renewed");
@@ -280,7 +284,11 @@ impl Authority {
             let found = public_key.len();
             return Err(Refusal::Key { found });
         }
-        let issued = self.certify(wanted, &PublicKey(public_key), SystemTime::now());
+        let issued = self.certify(
+            wanted,
+            &PublicKey(public_key),
+            Dates::of_certificate(SystemTime::now()),
+        );
         issued.map_err(|error| {
             tracing::error!(%error, principal = %wanted, "a certificate could not be issued");
             Refusal::Broken
@@ -292,14 +300,14 @@ impl Authority {
         &self,
         principal: Principal,
         key: &impl PublicKeyData,
-        now: SystemTime,
+        dates: Dates,
     ) -> Result<String, rcgen::Error> {
         let mut params = CertificateParams::new(principal.dns_names())?;
         params.distinguished_name = named(&principal.dns_name());
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = usages(principal);
         params.use_authority_key_identifier_extension = true;
-        Dates::from(now, VALIDITY).set(&mut params);
+        dates.set(&mut params);
         let certificate = params.signed_by(key, &self.issuer)?;
         Ok(certificate.pem() + &self.certificate_pem)
     }

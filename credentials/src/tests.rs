@@ -222,6 +222,19 @@ fn day(number: u32) -> SystemTime {
     SystemTime::now() + DAY * number
 }
 
+/// Dates of a certificate that was issued at that time.
+fn issued(at: SystemTime) -> authority::Dates {
+    authority::Dates::of_certificate(at)
+}
+
+/// Dates of one that is to come.
+fn from(time: SystemTime) -> authority::Dates {
+    authority::Dates {
+        not_before: time.duration_since(UNIX_EPOCH).unwrap(),
+        ..issued(time)
+    }
+}
+
 fn days_ago(number: u32) -> SystemTime {
     SystemTime::now() - DAY * number
 }
@@ -246,7 +259,7 @@ fn certificates_are_renewed_in_time_with_the_same_keys_and_tokens() {
     };
     let first = contents();
     authority.write_missing_at(folder.path(), day(300)).unwrap();
-    assert_eq!(contents(), first, "they last for two months more");
+    assert!(contents() == first, "they last for two months more");
     let mut before = first;
     // Also those that have expired.
     for number in [310, 2_000] {
@@ -280,8 +293,8 @@ fn what_another_authority_issued_is_left_alone() {
 fn a_folder_that_is_a_year_old_says_so() {
     let (folder, authority) = authority();
     let own = folder.path().join("mine");
-    let issued = authority.issue_from(LEARNER, days_ago(400)).unwrap();
-    issued.write(&own).unwrap();
+    let old = authority.issue_with(LEARNER, issued(days_ago(400)));
+    old.unwrap().write(&own).unwrap();
     let error = Credentials::load(&own).unwrap_err().to_string();
     let expected = format!(
         "the certificate of learner in {} expired on {}; this machine's clock says {}",
@@ -290,10 +303,14 @@ fn a_folder_that_is_a_year_old_says_so() {
         date(SystemTime::now()),
     );
     assert!(error.starts_with(&expected), "{error}");
-    // A clock that was days ahead when it was issued shuts nobody out.
-    let issued = authority.issue_from(LEARNER, day(9)).unwrap();
-    issued.write(&own).unwrap();
-    Credentials::load(&own).unwrap();
+    authority
+        .issue_with(LEARNER, from(day(9)))
+        .unwrap()
+        .write(&own)
+        .unwrap();
+    let error = Credentials::load(&own).unwrap_err().to_string();
+    let expected = format!("is not valid before {}; this machine's clock", date(day(9)));
+    assert!(error.contains(&expected), "{error}");
 }
 
 /// What a client is told that has these credentials, where the server has those.
@@ -318,19 +335,22 @@ async fn told(server: Credentials, client: Credentials) -> Result<(), String> {
 async fn wrong_dates_are_told_on_both_sides() {
     let (_folder, authority) = authority();
     let (server, client) = (Principal::Coordinator, LEARNER);
-    let issue = |principal, now| authority.issue_from(principal, now).unwrap();
-    let now = SystemTime::now();
+    let issue = |principal, dates| authority.issue_with(principal, dates).unwrap();
+    let old = issued(days_ago(400));
+    let now = issued(SystemTime::now());
     told(issue(server, now), issue(client, now)).await.unwrap();
-    let error = told(issue(server, days_ago(400)), issue(client, now)).await;
+    let error = told(issue(server, old), issue(client, now)).await;
     let error = error.unwrap_err();
     let expected = format!(
         "the other side's certificate expired on {}",
         date(days_ago(34))
     );
     assert!(error.contains(&expected), "{error}");
-    let ahead = told(issue(server, day(9)), issue(client, now)).await;
-    ahead.unwrap();
-    let error = told(issue(server, now), issue(client, days_ago(400))).await;
+    let error = told(issue(server, from(day(9))), issue(client, now)).await;
+    let error = error.unwrap_err();
+    let expected = format!("certificate is not valid before {}", date(day(9)));
+    assert!(error.contains(&expected), "{error}");
+    let error = told(issue(server, now), issue(client, old)).await;
     let error = error.unwrap_err();
     assert!(
         error.contains("by the other side's clock, this side's"),
@@ -341,7 +361,7 @@ async fn wrong_dates_are_told_on_both_sides() {
 #[tokio::test]
 async fn an_authority_whose_own_certificate_has_expired_still_speaks_for_its_run() {
     let folder = tempfile::tempdir().unwrap();
-    let dates = authority::Dates::from(days_ago(400), DAY * 366);
+    let dates = issued(days_ago(400));
     Authority::create(&folder.path().join("authority"), dates).unwrap();
     let authority = Arc::new(Authority::open_or_create(folder.path()).unwrap());
     let address = serve(&authority).await.to_string();
@@ -349,4 +369,15 @@ async fn an_authority_whose_own_certificate_has_expired_still_speaks_for_its_run
     let credentials = enroll(&address, &token, LEARNER, PATIENCE).await.unwrap();
     let server = authority.issue(Principal::Coordinator).unwrap();
     told(server, credentials).await.unwrap();
+}
+
+#[tokio::test]
+async fn clocks_may_differ_by_weeks() {
+    let (_folder, authority) = authority();
+    for at in [days_ago(200), day(200)] {
+        let issue = |principal| authority.issue_with(principal, issued(at)).unwrap();
+        told(issue(Principal::Coordinator), issue(LEARNER))
+            .await
+            .unwrap();
+    }
 }

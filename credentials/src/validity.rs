@@ -26,14 +26,15 @@ impl Validity {
             let verified = certificate.verify_for_usage(&[], &[], &[], time, usage, None, None);
             verified.err()
         };
-        let webpki::Error::CertNotValidYet { not_before, .. } = problem_at(0)? else {
-            return None;
+        let not_before = match problem_at(0)? {
+            webpki::Error::CertNotValidYet { not_before, .. } => not_before.as_secs(),
+            _ => 0,
         };
         let webpki::Error::CertExpired { not_after, .. } = problem_at(u64::MAX)? else {
             return None;
         };
         Some(Self {
-            not_before: not_before.as_secs(),
+            not_before,
             not_after: not_after.as_secs(),
         })
     }

@@ -163,7 +163,7 @@ fn check_devices(config: &RunConfig) -> anyhow::Result<()> {
 
 /// How the coordinator is to take up what is recorded.
 struct Resumption {
-    /// Arguments of its first life. One that is started again goes on with what the first one took up.
+    /// Arguments of its first life. One that is started again goes on with what an earlier one took up.
     arguments: Vec<OsString>,
     seen: Seen,
 }

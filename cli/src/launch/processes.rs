@@ -16,9 +16,9 @@ const COORDINATOR_GRACE: Duration = Duration::from_secs(23);
 /// Nothing of a worker's is lost by then.
 const WORKER_GRACE: Duration = Duration::from_secs(4);
 
-/// The coordinator; `first_arguments` are for its first life alone.
+/// The coordinator; `first_arguments` are for its lives until one of them has taken up the run.
 pub(super) fn coordinator(folder: &RunFolder, first_arguments: Vec<OsString>) -> ProcessSpec {
-    let record = folder.clone();
+    let (record, address) = (folder.clone(), folder.coordinator_address());
     ProcessSpec {
         name: COORDINATOR.to_owned(),
         arguments: vec![
@@ -28,6 +28,7 @@ pub(super) fn coordinator(folder: &RunFolder, first_arguments: Vec<OsString>) ->
             own_id(),
         ],
         first_arguments,
+        has_begun: Box::new(move || address.exists()),
         environment: environment(),
         grace: COORDINATOR_GRACE,
         given_up: Box::new(move || standing::failure(&record)),
@@ -67,6 +68,7 @@ pub(super) fn workers(config: &RunConfig, folder: &RunFolder) -> Vec<(Role, Proc
                         .chain(reachable(&config.cluster.listen))
                         .collect(),
                     first_arguments: Vec::new(),
+                    has_begun: Box::new(|| true),
                     name,
                     environment: environment(),
                     grace: WORKER_GRACE,

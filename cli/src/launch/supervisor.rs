@@ -44,8 +44,10 @@ pub(super) struct ProcessSpec {
     pub(super) name: String,
     /// Arguments of our own executable.
     pub(super) arguments: Vec<OsString>,
-    /// More of them, for its first life alone.
+    /// More of them, for its lives until it has begun: one that dies before has not made use of them.
     pub(super) first_arguments: Vec<OsString>,
+    /// Whether some life of it has begun its work.
+    pub(super) has_begun: Box<dyn Fn() -> bool + Send + Sync>,
     /// A variable added to the environment.
     pub(super) environment: Option<(&'static str, &'static str)>,
     /// How long it may take to end by itself after SIGTERM.
@@ -157,14 +159,12 @@ enum Next {
 
 impl Keeper {
     async fn keep_alive(&self) -> anyhow::Result<()> {
-        let mut lives = 0;
         let mut deaths = 0;
         loop {
             let started = Instant::now();
-            let Some(status) = self.run_once(lives).await? else {
+            let Some(status) = self.run_once().await? else {
                 return Ok(());
             };
-            lives += 1;
             let backoff = match self.judge(status)? {
                 Next::Done => return Ok(()),
                 Next::Again => {
@@ -216,8 +216,8 @@ impl Keeper {
     }
 
     /// Runs the process to its end; `None` when it was ended because all are to stop.
-    async fn run_once(&self, lives: u32) -> anyhow::Result<Option<ExitStatus>> {
-        let mut child = self.spawn(lives)?;
+    async fn run_once(&self) -> anyhow::Result<Option<ExitStatus>> {
+        let mut child = self.spawn()?;
         let pid = child.id();
         if let Some(pid) = pid {
             self.pids().insert(self.spec.name.clone(), pid);
@@ -233,11 +233,11 @@ impl Keeper {
         Ok(status)
     }
 
-    fn spawn(&self, lives: u32) -> anyhow::Result<Child> {
+    fn spawn(&self) -> anyhow::Result<Child> {
         let log = open_log(&self.log)?;
-        let first: &[OsString] = match lives {
-            0 => &self.spec.first_arguments,
-            _ => &[],
+        let first: &[OsString] = match (self.spec.has_begun)() {
+            false => &self.spec.first_arguments,
+            true => &[],
         };
         self.life.store(log.metadata()?.len(), Ordering::Relaxed);
         Command::new(&self.executable)

@@ -107,6 +107,11 @@ fn what_can_not_be_forked_is_refused_and_nothing_is_left() {
     let rank = old.config.lora.rank;
     assert!(text.contains(&format!("lora.rank: {rank} -> 3")), "{text}");
 
+    let mut staler = config.clone();
+    staler.rollout.staleness_max += 1;
+    let text = refused(&old.folder(), &new, &staler);
+    assert!(text.contains("rollout.staleness_max: "), "{text}");
+
     let taken = RunFolder::new(parent.path().join("taken"));
     fs::create_dir(taken.path()).unwrap();
     fs::write(taken.config(), "").unwrap();
