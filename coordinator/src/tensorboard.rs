@@ -5,8 +5,9 @@
 //! `summary = 5` with values of `tag = 1` and `simple_value = 2` (float), `session_log = 7` with `status = 1`.
 //!
 //! TensorBoard reads the files of a folder one after the other, so a step that is in two of them is drawn twice. A start
-//! of the coordinator, and a rewind, therefore write the whole history into a new file and remove the older ones. Its
-//! first event says that a session starts, upon which a TensorBoard that is running drops what it has read.
+//! of the coordinator, and a rewind, therefore write the whole history into a new file, empty the one before it and
+//! remove older ones. Its first event says that a session starts, upon which a TensorBoard that is running drops what it
+//! has read.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -89,12 +90,16 @@ impl EventsFile {
             return Err(error);
         }
         // Readers take files by name, and go on to later names only, whatever the clock says.
-        let after = older.iter().map(|(seconds, _)| seconds + 1).max();
-        let seconds = (now_ms / 1000).max(after.unwrap_or(0));
+        let newest = older.iter().map(|(seconds, _)| *seconds).max().unwrap_or(0);
+        let seconds = (now_ms / 1000).max(newest + 1);
         let name = format!("{PREFIX}{seconds}{OURS}{}", std::process::id());
         put_in_place(&unfinished, &folder.join(name))?;
-        for (_, path) in older {
-            fs::remove_file(path)?;
+        for (seconds, path) in older {
+            match seconds == newest {
+                // A TensorBoard that has read it looks for more in it first: without the file it would go no further.
+                true => File::create(path).map(drop)?,
+                false => fs::remove_file(path)?,
+            }
         }
         Ok(events)
     }
@@ -307,10 +312,13 @@ mod tests {
             charts.add(&metrics(history.len() as u32 + 1), now_ms);
             assert!(charts.are_open());
             let files = files(folder.path());
-            assert_eq!(files.len(), 2, "{files:?}");
-            assert_eq!(files[0], foreign);
-            assert!(files[1] > last, "{files:?}");
-            last = files[1].clone();
+            let (newest, others) = files.split_last().unwrap();
+            assert_eq!(others[0], foreign);
+            assert!(others.len() <= 2 && *newest > last, "{files:?}");
+            for emptied in &others[1..] {
+                assert_eq!((emptied, fs::metadata(emptied).unwrap().len()), (&last, 0));
+            }
+            last = newest.clone();
             let records = records(&fs::read(&last).unwrap());
             assert_eq!(records.len(), 2 + history.len() + 1);
         }
