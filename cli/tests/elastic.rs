@@ -1,10 +1,14 @@
 //! Ranks that come and go: what is killed, and when, changes no bit of the result.
 
 mod harness;
+#[path = "../../xtask/src/chaos/random.rs"]
+#[allow(dead_code, reason = "a part of it is used here")]
+mod random;
 
 use std::time::Duration;
 
-use harness::{cluster::Cluster, random::Random};
+use harness::cluster::Cluster;
+use random::Random;
 
 const RANKS: usize = 4;
 const KILLS: usize = 50;
