@@ -129,7 +129,14 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
             stop: stop.token().clone(),
             ..CoordinatorOptions::new(config, run_dir, listen, admission)
         };
+        let stopped = |left: String| {
+            let signal = stop.signal().unwrap_or(StopSignal::Terminate);
+            Stopped { signal, left }
+        };
         let outcome = match retouch_coordinator::serve(options).await {
+            Err(ServeError::Interrupted) => {
+                return Err(stopped("the run was not taken up yet".to_owned()).into());
+            }
             Err(ServeError::Stopped { iteration }) => {
                 tracing::info!(%iteration, "the run was stopped; --resume goes on with it");
                 return Ok(());
@@ -142,8 +149,7 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
                 true => format!("iteration {iteration} is written down"),
                 false => format!("iteration {iteration} could not be written down in time"),
             };
-            let signal = stop.signal().unwrap_or(StopSignal::Terminate);
-            return Err(Stopped { signal, left }.into());
+            return Err(stopped(left).into());
         }
         tracing::info!(%iteration, "the run is over");
         Ok(())

@@ -45,12 +45,15 @@ impl Launch {
         self.peak_kib.set(self.peak_kib.get().max(kib));
     }
 
+    /// The totals as of now.
+    pub(crate) fn totals(&self) -> Totals {
+        self.before
+            .and_launch(self.started.elapsed(), self.peak_kib.get())
+    }
+
     /// Writes down the totals as of now: said often enough, they hold even if the launch is killed.
-    pub(crate) fn save(&self) -> anyhow::Result<Totals> {
-        let totals = self
-            .before
-            .and_launch(self.started.elapsed(), self.peak_kib.get());
-        totals.save(&self.folder)
+    pub(crate) fn save(&self) -> anyhow::Result<()> {
+        self.totals().save(&self.folder).map(drop)
     }
 }
 

@@ -159,6 +159,9 @@ pub enum ServeError {
         /// Why.
         reason: String,
     },
+    /// The process was told to end before the run was taken up.
+    #[error("told to end before the run was taken up")]
+    Interrupted,
     /// The run was stopped before, and nobody said that it should go on.
     #[error("the run was stopped after iteration {iteration}")]
     Stopped {
@@ -177,7 +180,9 @@ impl ServeError {
             Self::Credentials(error) => error.is_lasting(),
             Self::Io { source, .. } => is_lasting(source),
             Self::Config(_) | Self::Dataset(_) | Self::Locked { .. } | Self::Listen { .. } => true,
-            Self::Services(_) | Self::Run { .. } | Self::Stopped { .. } => false,
+            Self::Services(_) | Self::Run { .. } | Self::Stopped { .. } | Self::Interrupted => {
+                false
+            }
         }
     }
 }
@@ -393,7 +398,14 @@ async fn serve_until(
 /// # Errors
 /// As [`Coordinator::start`] and [`Coordinator::wait`].
 pub async fn serve(options: CoordinatorOptions) -> Result<Outcome, ServeError> {
-    Coordinator::start(options).await?.wait().await
+    let stop = options.stop.clone();
+    // A checkpoint that is brought back from elsewhere may take minutes.
+    let coordinator = tokio::select! {
+        biased;
+        started = Coordinator::start(options) => started?,
+        () = stop.cancelled() => return Err(ServeError::Interrupted),
+    };
+    coordinator.wait().await
 }
 
 /// Held as long as the record may be written. A coordinator that was just ended has a moment to let

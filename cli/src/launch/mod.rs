@@ -117,9 +117,12 @@ pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
     let resumption = Resumption::of(&folder, args.retry)?;
     let launch = Launch::begin(&folder)?;
     let trained = train(&config, &folder, &launch, resumption, &stop).await;
-    let totals = launch.save();
+    // What it took is nice to know: on a full disk, say, a run that is done is done all the same.
+    if let Err(error) = launch.save() {
+        remark!("the wall clock and memory of this launch are not added up: {error:#}");
+    }
     trained?;
-    let totals = totals?;
+    let totals = launch.totals();
     if args.no_evaluation {
         remark!("trained in {}", crate::show::duration(totals.wall_s));
     } else {

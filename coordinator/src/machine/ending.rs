@@ -70,20 +70,22 @@ impl Machine {
         self.conclude_run(None);
     }
 
-    /// A run that did all its iterations and whose adapter is what it was at the start has failed.
+    /// A run that did all its iterations without a lesson in any of them has failed.
     fn nothing_learned(&self) -> Option<String> {
         let Committed { iteration, .. } = self.progress.committed();
-        let done = iteration.0 >= self.config.iterations;
-        if !done || self.telemetry.totals.groups_kept > 0 {
+        if iteration.0 < self.config.iterations {
             return None;
         }
-        let last = self.telemetry.history().last();
-        let spread = last.map_or(0.0, |metrics| metrics.reward_std_mean);
-        Some(format!(
-            "nothing was learned: filter.rule = {} kept no group of {iteration} iterations; the rewards of a group of \
-             the last one differ by {spread:.4} on average",
-            self.config.filter.rule
-        ))
+        if self.telemetry.totals.groups_kept == 0 {
+            return Some(format!(
+                "nothing was learned: filter.rule = {} kept no group of {iteration} iterations",
+                self.config.filter.rule
+            ));
+        }
+        let mut spreads = self.telemetry.history().map(|last| last.reward_std_mean);
+        spreads.all(|spread| spread == 0.0).then(|| {
+            "nothing was learned: the judge gives all samples of a group the same reward".to_owned()
+        })
     }
 
     /// The run cannot go on; what it did is made durable first.

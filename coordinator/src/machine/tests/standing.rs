@@ -122,6 +122,35 @@ fn a_run_of_which_nothing_was_learned_has_failed() {
 }
 
 #[test]
+fn a_run_whose_judge_is_constant_has_failed() {
+    let mut driver = Driver::with_all_roles(config());
+    while driver.exit.is_none() {
+        for peer in [ROLLOUT, LEARNER] {
+            driver.work(peer);
+        }
+        for (lease, task) in driver.tasks(REWARD) {
+            let mut outcome = driver.outcome(REWARD, &task);
+            if let TaskOutcome::Score(result) = &mut outcome {
+                result
+                    .scores
+                    .iter_mut()
+                    .for_each(|score| score.reward = 0.5);
+            }
+            driver.end(REWARD, lease, outcome);
+        }
+        driver.report(REWARD);
+        driver.pass(10);
+    }
+    let failure = driver.exit.as_ref().unwrap().failure.clone();
+    let failure = failure.expect("it failed");
+    assert!(failure.contains("the same reward"), "{failure}");
+    assert!(
+        driver.exit.unwrap().checkpointed,
+        "and is kept all the same"
+    );
+}
+
+#[test]
 fn a_coordinator_that_is_to_end_has_the_last_iteration_written_down_and_dismisses_nobody() {
     let mut driver = Driver::with_all_roles(config());
     driver.work_until_committed(1);
