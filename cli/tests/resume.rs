@@ -105,7 +105,36 @@ fn another_runs_checkpoint_is_refused_by_name() {
 }
 
 #[test]
-fn a_torn_checkpoint_in_the_run_folder_is_refused_by_name() {
+fn a_run_goes_on_from_the_checkpoint_before_torn_ones_and_says_so() {
+    let kept = tempfile::tempdir().expect("a temporary folder");
+    let settings = |name: &str| settings(&kept.path().join(name));
+    let mut straight = Cluster::start(&settings("straight"));
+    straight.start_workers(&WORKERS);
+    assert!(straight.finish(), "{}", straight.logs());
+
+    let mut run = Cluster::start(&settings("torn"));
+    run.start_workers(&WORKERS);
+    let checkpoints = run.path().join("run/checkpoints");
+    run.wait_for("a checkpoint with one before it", || {
+        checkpoints.join("2/run.db").is_file().then_some(())
+    });
+    run.kill_everything();
+    let mut torn = names(&checkpoints);
+    let whole = torn.remove(0);
+    torn.iter().for_each(|torn| tear(&checkpoints.join(torn)));
+    run.start_coordinator();
+    run.start_workers(&WORKERS);
+    assert!(run.finish(), "{}", run.logs());
+    let log = run.log("coordinator");
+    let went_back = format!("the last whole checkpoint is {whole}");
+    for part in ["/state.safetensors ", &went_back] {
+        assert!(log.contains(part), "{part}\n{log}");
+    }
+    assert_eq!(run.result(), straight.result());
+}
+
+#[test]
+fn a_run_without_a_whole_checkpoint_is_refused_and_not_begun_again() {
     let kept = tempfile::tempdir().expect("a temporary folder");
     let mut run = Cluster::start(&settings(&kept.path().join("archive")));
     run.start_workers(&WORKERS);
@@ -115,21 +144,20 @@ fn a_torn_checkpoint_in_the_run_folder_is_refused_by_name() {
     });
     run.kill_everything();
     for iteration in names(&checkpoints) {
-        let state = checkpoints.join(iteration).join("state.safetensors");
-        let file = OpenOptions::new()
-            .write(true)
-            .open(&state)
-            .expect("a state");
-        file.set_len(1000).expect("it is longer");
+        tear(&checkpoints.join(iteration));
     }
-    run.start_coordinator();
-    run.start_workers(&WORKERS);
-    run.wait_for("the run is given up", || {
-        let log = run.log("coordinator");
-        log.contains("the run failed after iteration").then_some(())
-    });
+    run.spawn_coordinator();
+    assert!(!run.finish());
     let log = run.log("coordinator");
-    for part in ["/state.safetensors: ", "ends after 1000 bytes"] {
+    for part in ["no checkpoint is whole", "/state.safetensors "] {
         assert!(log.contains(part), "{part}\n{log}");
     }
+}
+
+/// Only the first part of its state was written.
+fn tear(checkpoint: &Path) {
+    let state = checkpoint.join("state.safetensors");
+    let file = OpenOptions::new().write(true).open(state);
+    file.and_then(|file| file.set_len(1000))
+        .expect("a longer state");
 }
