@@ -79,6 +79,67 @@ fn a_run_that_fails_ends_with_its_reason_until_it_is_retried() {
 }
 
 #[test]
+fn whatever_a_run_fails_of_is_the_last_line() {
+    let place = tempfile::tempdir().expect("a temporary folder");
+    let judge = place.path().join("judge");
+    copy_folder(&assets().join("judge"), &judge);
+    spoil(&judge.join("model.safetensors"));
+    let template = judge.join("template.txt");
+    let judge = format!("reward.terms=[{{ path = {judge:?}, template = {template:?} }}]");
+    fails_of(
+        "judge with numbers that are none",
+        &[&judge],
+        |_| {},
+        "not finite",
+    );
+
+    let editor = place.path().join("editor");
+    copy_folder(&assets().join("editor"), &editor);
+    spoil(&editor.join("transformer/diffusion_pytorch_model.safetensors"));
+    let editor = format!("model.path={}", editor.display());
+    fails_of(
+        "editor with numbers that are none",
+        &[&editor],
+        |_| {},
+        "finite",
+    );
+
+    // Attempts that fail one after the other.
+    let in_the_way = |run: &Path| {
+        fs::write(run.join("checkpoints"), "a file in the way").expect("our own file");
+    };
+    fails_of("no place for checkpoints", &[], in_the_way, "checkpoints");
+}
+
+fn fails_of(what: &str, sets: &[&str], prepare: impl FnOnce(&Path), part: &str) {
+    let sets = [sets, &["iterations=1"]].concat();
+    let (mut run, _) = launch_expecting(&sets, prepare);
+    assert_eq!(code(&mut run), Some(1), "{what}\n{}", run.logs());
+    let reason = run.reason();
+    for part in [
+        "error: the run failed after iteration ",
+        part,
+        "launch --retry",
+    ] {
+        assert!(
+            reason.contains(part),
+            "{what}: {part}\n{reason}\n{}",
+            run.logs()
+        );
+    }
+}
+
+/// The last numbers of a weight file are none any more.
+fn spoil(weights: &Path) {
+    let mut bytes = fs::read(weights).expect("weights");
+    let last = bytes.len() - 4 * 64;
+    for number in bytes[last..].chunks_exact_mut(4) {
+        number.copy_from_slice(&f32::NAN.to_le_bytes());
+    }
+    fs::write(weights, bytes).expect("our own file");
+}
+
+#[test]
 fn what_retrying_does_not_help_ends_the_launch_at_once() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("an address").to_string();
@@ -133,8 +194,13 @@ fn refused((run, begin): &mut (Run, Instant), expected: i32, part: &str) {
 fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("our own folder");
     for entry in fs::read_dir(from).expect("a folder") {
-        let entry = entry.expect("a file");
-        fs::copy(entry.path(), to.join(entry.file_name())).expect("our own file");
+        let (from, to) = entry
+            .map(|entry| (entry.path(), to.join(entry.file_name())))
+            .expect("a file");
+        match from.is_dir() {
+            true => copy_folder(&from, &to),
+            false => drop(fs::copy(from, to).expect("our own file")),
+        }
     }
 }
 
