@@ -45,8 +45,8 @@ use crate::{
     totals::Launch,
 };
 
-/// How long the coordinator may take to listen.
-const COORDINATOR_START_MAX: Duration = Duration::from_secs(30);
+/// How long the coordinator may take to listen: it reads the newest checkpoint first, of gigabytes from a slow disk maybe.
+const COORDINATOR_START_MAX: Duration = Duration::from_secs(600);
 /// The same where it may have to fetch a checkpoint first.
 const COORDINATOR_FETCH_MAX: Duration = Duration::from_secs(3600);
 const ADDRESS_POLL: Duration = Duration::from_millis(20);
