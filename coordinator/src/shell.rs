@@ -5,7 +5,8 @@
 //! bounded queue (A7); when it is full they are told to come again.
 //!
 //! On a full disk nothing can be made durable, and nothing is let out: the machine still hears everyone, so that no worker
-//! is taken for lost, and status and events are answered, but whoever waits for an answer waits until there is space.
+//! is taken for lost, and status and events are answered, but whoever waits for an answer waits until there is space. A
+//! process that is told to end does so without it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -119,6 +120,17 @@ enum Answer {
     Controlled(oneshot::Sender<Result<Controlled, String>>),
 }
 
+impl Answer {
+    /// Whether the caller went away.
+    fn is_given_up(&self) -> bool {
+        match self {
+            Self::Registered(sender) => sender.is_closed(),
+            Self::Reply(sender) => sender.is_closed(),
+            Self::Controlled(sender) => sender.is_closed(),
+        }
+    }
+}
+
 /// What the machine wants done, and what must be durable before.
 #[derive(Default)]
 struct Held {
@@ -166,6 +178,8 @@ pub(crate) struct Shell {
     store: Store,
     held: Held,
     full_disk: Option<FullDisk>,
+    /// The process is to end, whether or not there is space.
+    is_ending: bool,
     clock: Clock,
     requests: Receiver<Request>,
     tickets: Arc<AtomicU64>,
@@ -200,6 +214,7 @@ impl Shell {
             store,
             held: Held::default(),
             full_disk: None,
+            is_ending: false,
             clock,
             requests,
             tickets,
@@ -278,7 +293,10 @@ impl Shell {
                     Some((ticket, Answer::Controlled(sender))),
                 )
             }
-            Request::Suspend => (Input::Suspend, None),
+            Request::Suspend => {
+                self.is_ending = true;
+                (Input::Suspend, None)
+            }
             Request::Status(sender) => {
                 // A caller that went away needs no answer, here and below.
                 let mut status = self.machine.status(now_ms);
@@ -339,11 +357,29 @@ impl Shell {
                 Ok(true)
             }
             Err(error @ StoreError::DiskFull { .. }) => {
+                let exits = |output: &Output| matches!(output, Output::Exit(_));
+                // The next coordinator continues from what is recorded.
+                if self.is_ending && self.held.rest.iter().any(exits) {
+                    return Err(error);
+                }
+                self.forget_the_gone();
                 FullDisk::note(&mut self.full_disk, error.to_string());
                 Ok(false)
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Answers that nobody waits for any more must not pile up while there is no space (A7).
+    fn forget_the_gone(&mut self) {
+        self.waiting.retain(|_, answer| !answer.is_given_up());
+        let waiting = &self.waiting;
+        self.held.rest.retain(|output| match output {
+            Output::Registered(ticket, _)
+            | Output::Reply(ticket, _)
+            | Output::Controlled(ticket, _) => waiting.contains_key(ticket),
+            Output::Record(_) | Output::Event(_) | Output::Exit(_) => true,
+        });
     }
 
     /// Charts are nice to have: if they could not be written, the next commit tries again.

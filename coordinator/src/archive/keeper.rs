@@ -8,7 +8,7 @@ use retouch_proto::run_folder::{CheckpointFile, RunFolder, adapter_name};
 use retouch_proto::status::IterationMetrics;
 use retouch_proto::{Iteration, RunConfig};
 use tokio::runtime;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::{Archive, ArchiveError, Keep, LocalFile, RunIdentity, Saved};
 use crate::machine::record::Checkpoint;
@@ -72,7 +72,10 @@ impl Keeper {
 
     /// Waits for the last checkpoint to be away. A store that is away is not tried for ever.
     pub(crate) async fn finish(self) {
-        let joined = tokio::task::spawn_blocking(move || self.thread.join()).await;
+        // Not one of the runtime's threads: those are waited for at the end, and a store may be slow for long.
+        let (sender, joined) = oneshot::channel();
+        thread::spawn(move || drop(sender.send(self.thread.join())));
+        let joined = joined.await;
         if !matches!(joined, Ok(Ok(()))) {
             tracing::error!("the thread that puts checkpoints away panicked");
         }
@@ -301,6 +304,28 @@ mod tests {
             assert_eq!(ContentHash::of(&bytes), hash);
         }
         assert!(RunFolder::new(other.path()).adapters().is_dir());
+    }
+
+    #[test]
+    fn who_no_longer_waits_for_it_may_end() {
+        let run = Run::new();
+        // Of a run that does not end: nothing more comes, and it does not close.
+        let (sender, complete) = watch::channel(Iteration(0));
+        let keeper = run.keeper(0, complete);
+        let (done, ended) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            let runtime = runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.unwrap();
+            let moment = std::time::Duration::from_millis(10);
+            let waited = runtime
+                .block_on(async move { tokio::time::timeout(moment, keeper.finish()).await });
+            assert!(waited.is_err());
+            drop(runtime);
+            done.send(()).unwrap();
+        });
+        let ended = ended.recv_timeout(std::time::Duration::from_secs(20));
+        drop(sender);
+        ended.unwrap();
     }
 
     #[tokio::test]

@@ -42,7 +42,7 @@ impl Machine {
     /// told.
     fn wait_for_space(&mut self, worker: &WorkerId, work: Work, reason: &str) {
         let message = format!("{worker} has no space on its disk: {reason}");
-        if self.telemetry.is_new_shortage(&message) {
+        if self.telemetry.is_new_shortage(worker, message.clone()) {
             self.event(EventKind::Alarm, message);
         }
         let again_ms = self.timers.now_ms() + SPACE_MS;
@@ -51,6 +51,8 @@ impl Machine {
                 self.put_back(id);
                 if let Some(group) = self.open.group_mut(id) {
                     group.not_before_ms = again_ms;
+                    // Having nothing to do, it would be the first choice each time, whoever else has space.
+                    group.avoid(worker);
                 }
                 self.timers.look_at(again_ms);
             }
@@ -80,9 +82,7 @@ impl Machine {
         };
         group.attempts += 1;
         group.not_before_ms = not_before_ms;
-        if !group.avoid.contains(worker) {
-            group.avoid.push(worker.clone());
-        }
+        group.avoid(worker);
         let attempts = group.attempts;
         self.telemetry.totals.attempts_failed += 1;
         let message =

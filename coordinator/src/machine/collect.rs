@@ -91,15 +91,13 @@ impl Machine {
 
     /// Draws up to `count` groups in place of others; gives how many.
     fn replace(&mut self, iteration: Iteration, count: u32, round: u32) -> u32 {
-        for replaced in 0..count {
-            let open = self.open.get(iteration).expect("opened by the caller");
-            let drawn = open.groups().iter().map(|group| group.drawn.row);
-            let Some(row) = self.prompts.replace(iteration, drawn) else {
-                return replaced;
-            };
-            self.add_group(iteration, row, round);
+        let open = self.open.get(iteration).expect("opened by the caller");
+        let drawn = open.groups().iter().map(|group| group.drawn.row);
+        let rows = self.prompts.replacements(iteration, drawn, count as usize);
+        for row in &rows {
+            self.add_group(iteration, *row, round);
         }
-        count
+        rows.len() as u32
     }
 
     fn add_group(&mut self, iteration: Iteration, row: u32, round: u32) {

@@ -123,8 +123,6 @@ impl Machine {
             self.event(EventKind::Alarm, message);
         }
         self.forget_unwanted();
-        // The policy has changed: groups that are bound to the one before may wait for it in vain.
-        self.blobs.suspect_loss();
         self.learning.retry = Retry::default();
         self.moved();
     }

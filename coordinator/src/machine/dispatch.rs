@@ -87,7 +87,7 @@ impl Machine {
     }
 
     fn can_sample(&self, group: &Group) -> bool {
-        let policy = self.policy_of(group);
+        let policy = self.progress.policy_of(group.drawn.group.iteration);
         self.blobs.are_available(policy.adapter.into_iter())
     }
 
@@ -120,9 +120,9 @@ impl Machine {
 
     /// Notes what the worker samples with, for people.
     pub(super) fn note_policy(&mut self, worker: &WorkerId, group: GroupId) {
-        let policy = self.open.group(group).map(|group| self.policy_of(group));
+        let policy = self.progress.policy_of(group.iteration);
         if let Some(worker) = self.workers.get_mut(worker) {
-            worker.policy = policy;
+            worker.policy = Some(policy);
         }
     }
 

@@ -5,7 +5,7 @@ use retouch_proto::status::EventKind;
 
 use super::Machine;
 use super::io::{Outcome, Output};
-use super::learning::Retry;
+use super::learning::{Purpose, Retry};
 use super::phase::{Phase, Why};
 use super::record::{Committed, Entry, Standing};
 use super::timers::Timer;
@@ -25,17 +25,23 @@ impl Machine {
     fn stop_by(&mut self, until_ms: u64, why: Why) {
         self.change(Phase::Stopping { until_ms, why });
         self.timers.look_at(until_ms);
+        // What failed or was prepared on the way to the next iteration says nothing about writing the last one down.
+        self.learning.retry = Retry::default();
+        self.stop_minting();
         self.put_everything_back();
     }
 
-    /// This process has little time left. A training step that is under way would take too long: what is written
-    /// down is the last committed iteration.
+    /// This process has little time left. A training step that is under way would take too long, unless it only writes
+    /// the last committed iteration down: that is what is wanted.
     pub(super) fn suspend(&mut self) {
         if self.is_over() || self.phase.is_suspended() {
             return;
         }
         let standing = self.phase.standing();
-        self.abort_training();
+        let training = self.learning.training();
+        if training.is_some_and(|training| training.purpose == Purpose::Learn) {
+            self.abort_training();
+        }
         self.stop_by(
             self.timers.now_ms() + SUSPENSION_MS_MAX,
             Why::Suspension(standing),
@@ -101,8 +107,6 @@ impl Machine {
         let message =
             format!("iteration {last} is written down, since the run can't go on: {reason}");
         self.event(EventKind::Control, message);
-        // Attempts at the iteration that failed are none at writing the last one down.
-        self.learning.retry = Retry::default();
         self.stop_by(self.lease_deadline_ms(), Why::Failure(reason));
     }
 

@@ -130,6 +130,13 @@ impl Group {
             .chain(adapter)
     }
 
+    /// Others are to try it first.
+    pub(super) fn avoid(&mut self, worker: &WorkerId) {
+        if !self.avoid.contains(worker) {
+            self.avoid.push(worker.clone());
+        }
+    }
+
     /// A new stage begins: what was held against it or its workers is forgotten.
     pub(super) fn clear_attempts(&mut self) {
         self.attempts = 0;

@@ -225,6 +225,11 @@ impl Retry {
         self.fetch_failures
     }
 
+    /// Whether nothing has failed since the last commit.
+    pub(super) fn is_first(&self) -> bool {
+        self.not_before_ms == 0
+    }
+
     /// Starts nothing before this time.
     pub(super) fn wait_until(&mut self, at_ms: u64) {
         self.not_before_ms = at_ms;

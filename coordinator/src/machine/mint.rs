@@ -52,14 +52,10 @@ impl Machine {
             return;
         };
         let problem = format!("rank 0 on {worker}: {}", failure.reason);
-        let purpose = match self.wants_end() {
-            true => Purpose::WriteDown,
-            false => Purpose::Learn,
-        };
         if !failure.retryable {
-            return self.step_given_up(purpose, format!("training failed: {problem}"));
+            return self.fail(format!("training failed: {problem}"));
         }
-        self.step_failed(vec![minting.member], purpose, problem);
+        self.step_failed(vec![minting.member], Purpose::Learn, problem);
     }
 
     /// Nobody waits for the id any more.

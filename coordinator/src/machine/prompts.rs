@@ -110,22 +110,27 @@ impl Prompts {
         None
     }
 
-    /// A row in place of one that was left out, of a pair that the iteration does not have yet; `None` if there is none.
+    /// Up to `count` rows in place of those that were left out, of pairs that the iteration has not `drawn` yet.
     ///
     /// Each iteration has an order of its own for them: which iteration needs some first depends on timing, and must
     /// not shift what others draw (A9).
-    pub(super) fn replace(
-        &mut self,
+    pub(super) fn replacements(
+        &self,
         iteration: Iteration,
         drawn: impl Iterator<Item = u32>,
-    ) -> Option<u32> {
+        count: usize,
+    ) -> Vec<u32> {
+        if count == 0 {
+            return Vec::new();
+        }
         let until = self.banned_until(iteration);
         let pair = |row: u32| self.pair_of_row[row as usize];
-        let taken: HashSet<u32> = drawn.map(pair).collect();
+        let mut taken: HashSet<u32> = drawn.map(pair).collect();
         let seed = seed::derive(self.seed, Purpose::Replacements, iteration.0, 0, 0, 0);
         let order = seed::permutation(seed, self.pair_of_row.len());
-        let mut rows = order.into_iter().map(|row| row as u32);
-        rows.find(|row| !taken.contains(&pair(*row)) && !self.is_banned(*row, until))
+        let rows = order.into_iter().map(|row| row as u32);
+        let new = rows.filter(|row| !self.is_banned(*row, until) && taken.insert(pair(*row)));
+        new.take(count).collect()
     }
 
     /// Bans of later iterations do not count for an iteration's draws: with stale samples allowed, it may be
@@ -254,22 +259,24 @@ mod tests {
     #[test]
     fn replacements_are_new_pairs_in_an_order_of_the_iterations_own() {
         let mut prompts = prompts(rows(5));
-        let mut replaced = |iteration| -> Vec<u32> {
-            let mut drawn = vec![2];
-            while let Some(row) = prompts.replace(Iteration(iteration), drawn.clone().into_iter()) {
-                drawn.push(row);
-            }
-            drawn
+        let replaced = |prompts: &Prompts, iteration, drawn: &[u32], count| {
+            prompts.replacements(Iteration(iteration), drawn.iter().copied(), count)
         };
-        let [first, second] = [1, 2].map(&mut replaced);
-        for drawn in [&first, &second] {
-            assert_eq!(drawn.iter().collect::<BTreeSet<_>>().len(), 5);
+        let [first, second] = [1, 2].map(|iteration| replaced(&prompts, iteration, &[2], 9));
+        for rows in [&first, &second] {
+            assert_eq!(rows.iter().collect::<BTreeSet<_>>().len(), 4);
+            assert!(!rows.contains(&2), "the iteration has its pair");
         }
         assert_ne!(first, second);
-        assert_eq!(first, replaced(1));
-        prompts.ban(first[1], Iteration(1));
-        let next = prompts.replace(Iteration(2), [2].into_iter());
-        assert_ne!(next, Some(first[1]), "banned");
+        // In one round or in two.
+        assert_eq!(first[..2], replaced(&prompts, 1, &[2], 2));
+        assert_eq!(
+            first[2..],
+            replaced(&prompts, 1, &[2, first[0], first[1]], 9)
+        );
+        prompts.ban(first[0], Iteration(1));
+        let next = replaced(&prompts, 2, &[2], 9);
+        assert!(!next.contains(&first[0]), "banned");
         assert_eq!(
             prompts.position(),
             0,

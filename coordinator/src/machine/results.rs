@@ -7,7 +7,7 @@ use retouch_proto::worker::Role;
 use retouch_proto::{ContentHash, GroupId, LeaseId, WorkerId};
 
 use super::Machine;
-use super::groups::{Group, GroupState, hashes, same_bits};
+use super::groups::{GroupState, hashes, same_bits};
 use super::leases::{Lease, Work};
 use super::record::{Blob, Entry, Policy, SampledEntry};
 use crate::filter;
@@ -65,7 +65,7 @@ impl Machine {
             GroupState::Dropped(_) => return,
             _ => return self.add_owner_of_same(worker, &result),
         }
-        let policy = self.policy_of(group);
+        let policy = self.progress.policy_of(id.iteration);
         if policy.hash() != result.version {
             let made_by = name_of(result.version);
             let reason = format!(
@@ -223,12 +223,6 @@ impl Machine {
             worker.prefetch.extend(latents);
             self.workers.touch(learner);
         }
-    }
-
-    /// The policy that samples a group, or has sampled it (A6).
-    pub(super) fn policy_of(&self, group: &Group) -> Policy {
-        let by_number = || self.progress.policy_of(group.drawn.group.iteration);
-        group.policy.unwrap_or_else(by_number)
     }
 }
 

@@ -34,7 +34,7 @@ impl Machine {
     fn rollout_task(&mut self, id: GroupId) -> Option<RolloutTask> {
         let group = self.open.group(id)?;
         let row = self.prompts.row(group.drawn.row).clone();
-        let adapter = self.policy_of(group).adapter;
+        let adapter = self.progress.policy_of(id.iteration).adapter;
         Some(RolloutTask {
             group: id,
             prompt: row.prompt,

@@ -1,9 +1,10 @@
 //! What people see of the run: counters, rates, history, events. Nothing here decides anything.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use retouch_proto::Iteration;
 use retouch_proto::status::{Event, EventKind, IterationMetrics, Totals};
+use retouch_proto::{Iteration, WorkerId};
 
 use super::record::Record;
 
@@ -30,8 +31,8 @@ pub(super) struct Telemetry {
     progress_ms: u64,
     /// Causes of stalls that were reported since then, so that each is reported once.
     stalled: BTreeSet<String>,
-    /// Disks that were found full since the last commit, so that each is reported once.
-    shortages: BTreeSet<String>,
+    /// Whose disks were found full since the last commit, so that each is reported once: how full may differ each time.
+    shortages: BTreeMap<WorkerId, String>,
     /// Alarms that the last iteration raised, so that one that persists is reported once.
     raised: BTreeSet<&'static str>,
 }
@@ -48,7 +49,7 @@ impl Telemetry {
             event_sequence: record.event_sequence,
             progress_ms: now_ms,
             stalled: BTreeSet::new(),
-            shortages: BTreeSet::new(),
+            shortages: BTreeMap::new(),
             raised: BTreeSet::new(),
         }
     }
@@ -93,14 +94,20 @@ impl Telemetry {
         self.stalled.insert(cause.to_owned())
     }
 
-    /// Notes a full disk; `true` if it was not reported since the last commit.
-    pub(super) fn is_new_shortage(&mut self, message: &str) -> bool {
-        self.shortages.insert(message.to_owned())
+    /// Notes a worker's full disk; `true` if it was not reported since the last commit.
+    pub(super) fn is_new_shortage(&mut self, worker: &WorkerId, message: String) -> bool {
+        match self.shortages.entry(worker.clone()) {
+            Entry::Vacant(entry) => {
+                entry.insert(message);
+                true
+            }
+            Entry::Occupied(_) => false,
+        }
     }
 
     /// Disks that were found full since the last commit.
     pub(super) fn shortages(&self) -> impl Iterator<Item = &String> {
-        self.shortages.iter()
+        self.shortages.values()
     }
 
     /// Iterations in a row, up to the last one, of which nothing was kept.

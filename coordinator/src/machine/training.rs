@@ -86,7 +86,7 @@ impl Machine {
     }
 
     /// Whether the run ends as soon as the last committed iteration is durable.
-    pub(super) fn wants_end(&self) -> bool {
+    fn wants_end(&self) -> bool {
         let committed = self.progress.committed().iteration;
         self.phase.wants_end(committed, self.config.iterations)
     }
@@ -150,10 +150,11 @@ impl Machine {
         };
         let ranks = self.config.learner.ranks;
         let resharded = purpose == Purpose::Learn && members.len() < ranks as usize;
-        // A rank that is gone for good is waited for once, not in every iteration.
-        match resharded {
-            true => self.learning.miss_ranks(now_ms),
-            false => self.learning.find_ranks(),
+        // A rank that is gone for good is waited for once, not in every iteration, nor after every checkpoint.
+        match purpose {
+            Purpose::Learn if resharded => self.learning.miss_ranks(now_ms),
+            Purpose::Learn => self.learning.find_ranks(),
+            Purpose::WriteDown => {}
         }
         let epoch = match purpose {
             Purpose::Learn => self.learning.collective.epoch(&members),
@@ -184,7 +185,10 @@ impl Machine {
             checkpoint,
             resharded,
         });
-        self.moved();
+        // A step that is tried again, for want of space for one, is no progress.
+        if self.learning.retry.is_first() {
+            self.moved();
+        }
     }
 
     /// Learners that could train now.
@@ -314,7 +318,7 @@ impl Machine {
     }
 
     /// The run can't go on without this step.
-    pub(super) fn step_given_up(&mut self, purpose: Purpose, problem: String) {
+    fn step_given_up(&mut self, purpose: Purpose, problem: String) {
         match purpose {
             Purpose::Learn => self.fail(problem),
             Purpose::WriteDown => self.fail_to_write_down(problem),

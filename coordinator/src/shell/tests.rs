@@ -95,6 +95,37 @@ fn without_room_nothing_is_let_out_and_nothing_is_lost() {
     });
 }
 
+#[test]
+fn without_room_answers_do_not_pile_up_and_a_process_that_is_told_to_end_ends() {
+    let run = MadeUpRun::new();
+    let (mut shell, _handle) = shell(run.path(), &run);
+    shell.let_out().unwrap();
+    shell.store.limit_pages(1);
+    let answer = fill(&mut shell);
+    let try_again = |shell: &mut Shell| {
+        let full = shell.full_disk.as_mut().unwrap();
+        full.tried = full.tried.checked_sub(FULL_RETRY).unwrap();
+        shell.let_out()
+    };
+    let answers = |shell: &Shell| {
+        let answers = shell.held.rest.iter();
+        let answers = answers.filter(|output| matches!(output, Output::Controlled(..)));
+        answers.count()
+    };
+    assert!(try_again(&mut shell).unwrap().is_none());
+    assert_eq!((answers(&shell), shell.waiting.len()), (1, 1));
+    drop(answer);
+    assert!(try_again(&mut shell).unwrap().is_none());
+    assert_eq!((answers(&shell), shell.waiting.len()), (0, 0));
+    // Nothing is to be written down, so the machine has nothing to wait for.
+    shell.apply(Request::Suspend);
+    let ended = try_again(&mut shell);
+    assert!(
+        matches!(ended, Err(StoreError::DiskFull { .. })),
+        "{ended:?}"
+    );
+}
+
 /// A file system with this much room; none where that may not be mounted.
 struct SmallDisk(tempfile::TempDir);
 

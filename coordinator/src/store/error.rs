@@ -135,11 +135,11 @@ impl StoreError {
                 )
             }
             Self::Io { source, .. } => is_lasting(source),
-            Self::DiskFull { .. } => false,
+            // The next start mends the record, or says that nothing is there to mend it from.
+            Self::DiskFull { .. } | Self::Corrupt { .. } => false,
             Self::SchemaVersion { .. }
             | Self::Lost { .. }
             | Self::NoWholeCheckpoint { .. }
-            | Self::Corrupt { .. }
             | Self::Damaged { .. }
             | Self::OtherDataset { .. }
             | Self::OtherConfig { .. } => true,
@@ -178,5 +178,25 @@ impl StoreError {
             what,
             problem: problem.to_string(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_next_start_mends_is_tried_again() {
+        let path = PathBuf::from("run.db");
+        let problem = "database disk image is malformed".to_owned();
+        let (damaged, copies) = ((path.clone(), problem.clone()), Vec::new());
+        assert!(!StoreError::Corrupt { path, problem }.is_lasting());
+        let (path, problem) = damaged;
+        let lost = StoreError::Lost {
+            path,
+            problem,
+            copies,
+        };
+        assert!(lost.is_lasting());
     }
 }

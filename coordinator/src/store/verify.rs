@@ -123,7 +123,7 @@ fn problem(checkpoint: &Checkpoint, folder: &RunFolder) -> Result<Option<String>
                 );
                 return Ok(Some(text));
             }
-            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            Err(error) if says_nothing(&error) => {
                 return Err(StoreError::io(&path, error));
             }
             Err(error) => return Ok(Some(unreadable(&name, &path, &error))),
@@ -136,6 +136,34 @@ fn hash(path: &Path) -> io::Result<ContentHash> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(File::open(path)?)?;
     Ok(ContentHash(*hasher.finalize().as_bytes()))
+}
+
+/// Whether an error is about whoever reads, or the way to the disk: a whole file would give it too.
+fn says_nothing(error: &io::Error) -> bool {
+    use ErrorKind::{
+        ConnectionAborted, ConnectionReset, HostUnreachable, Interrupted, NetworkDown,
+        NetworkUnreachable, NotConnected, OutOfMemory, PermissionDenied, StaleNetworkFileHandle,
+        TimedOut, WouldBlock,
+    };
+    /// EMFILE and ENFILE, which have no kind.
+    const TOO_MANY_FILES: [i32; 2] = [24, 23];
+    let too_many = |number| TOO_MANY_FILES.contains(&number);
+    error.raw_os_error().is_some_and(too_many)
+        || matches!(
+            error.kind(),
+            ConnectionAborted
+                | ConnectionReset
+                | HostUnreachable
+                | Interrupted
+                | NetworkDown
+                | NetworkUnreachable
+                | NotConnected
+                | OutOfMemory
+                | PermissionDenied
+                | StaleNetworkFileHandle
+                | TimedOut
+                | WouldBlock
+        )
 }
 
 fn unreadable(name: &str, path: &Path, error: &io::Error) -> String {
@@ -153,5 +181,27 @@ fn set_aside(place: &Path) -> io::Result<()> {
     match fs::rename(place, free_name(place, "damaged")) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_could_not_be_looked_at_is_not_taken_for_damaged() {
+        // EACCES, EMFILE, ESTALE, ETIMEDOUT; then ENOENT, EIO, EISDIR.
+        for (number, expected) in [
+            (13, true),
+            (24, true),
+            (116, true),
+            (110, true),
+            (2, false),
+            (5, false),
+            (21, false),
+        ] {
+            let error = io::Error::from_raw_os_error(number);
+            assert_eq!(says_nothing(&error), expected, "{error}");
+        }
     }
 }

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use retouch_proto::status::EventKind;
-use retouch_proto::task::Task;
-use retouch_proto::{GroupId, Iteration};
+use retouch_proto::task::{Task, TaskOutcome};
+use retouch_proto::worker::Role;
+use retouch_proto::{ContentHash, GroupId, Iteration};
 
 use super::driver::{Driver, config};
-use crate::machine::record::Entry;
+use crate::machine::record::{Blob, Entry, OpenRecord, Policy, Record};
 use crate::machine::simulator::fakes;
 
 const ROLLOUT: usize = 0;
@@ -136,4 +137,43 @@ fn a_checkpoint_brings_the_policies_that_are_still_to_sample() {
             .all(|samplers| samplers.len() == 1)
     );
     assert_eq!(driver.exit.unwrap().ema_adapter, adapter);
+}
+
+#[test]
+fn a_group_that_an_older_program_had_sampled_by_another_policy_is_sampled_by_its_own_if_it_is_lost()
+{
+    let mut config = config();
+    config.rollout.staleness_max = 1;
+    let mut before = Driver::with_all_roles(config.clone());
+    let (_, task) = before.tasks(ROLLOUT).remove(0);
+    let TaskOutcome::Rollout(mut result) = before.outcome(ROLLOUT, &task) else {
+        panic!("a rollout worker's task")
+    };
+    // Nobody has this policy any more, nor anything that it made.
+    let adapter = Blob {
+        hash: ContentHash::of(b"of an older program"),
+        size_bytes: 19,
+    };
+    let other = Policy {
+        iteration: Iteration(0),
+        adapter: Some(adapter),
+    };
+    result.version = other.hash();
+    let mut groups = before.drawn();
+    groups.retain(|group| group.drawn.group.iteration == Iteration(1));
+    let index = result.group.index as usize;
+    groups[index].sampled = Some((other, result));
+    let record = Record {
+        open: vec![OpenRecord {
+            iteration: Iteration(1),
+            groups,
+        }],
+        ..Record::empty(2)
+    };
+    let mut driver = Driver::restored(config, record);
+    for role in Role::ALL {
+        driver.join(role, 2);
+    }
+    driver.work_until(|driver| driver.exit.is_some());
+    assert_eq!(driver.exit.unwrap().totals.groups_dropped, 0);
 }

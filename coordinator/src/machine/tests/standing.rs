@@ -1,7 +1,7 @@
 //! How a run stands outlives its coordinator: orders, failures, and processes that are told to end.
 
 use retouch_proto::Iteration;
-use retouch_proto::status::{EventKind, Presence, RunState};
+use retouch_proto::status::{EventKind, Presence, RunState, Stall};
 use retouch_proto::task::{Task, TaskFailure, TaskOutcome};
 use retouch_proto::worker::{Directive, Role};
 
@@ -245,6 +245,79 @@ fn a_full_disk_is_no_failed_attempt_however_long_it_lasts() {
 }
 
 #[test]
+fn work_that_met_a_full_disk_goes_to_whoever_has_space() {
+    let mut driver = Driver::with_all_roles(config());
+    driver.work_until_committed(1);
+    let spare = driver.join(Role::Rollout, 2);
+    let mut number = 0;
+    // The first by name is idle each time, and has never any space.
+    for _ in 0..100 {
+        for (lease, _) in driver.tasks(ROLLOUT) {
+            number += 1;
+            let failure = TaskFailure::disk_full(format!("{number} bytes are in use"));
+            driver.end(ROLLOUT, lease, TaskOutcome::Failed(failure));
+        }
+        for peer in [REWARD, LEARNER, spare] {
+            driver.work(peer);
+        }
+        driver.pass_reporting(500, &[ROLLOUT]);
+        if driver.exit.is_some() {
+            break;
+        }
+    }
+    let outcome = driver.exit.as_ref().expect("the other one does it all");
+    assert_eq!(outcome.totals.groups_dropped, 0);
+    // Once an iteration, however often it was met and whatever it said.
+    let mut alarms = driver.events(EventKind::Alarm);
+    alarms.retain(|alarm| alarm.contains("no space"));
+    assert!((1..=2).contains(&alarms.len()), "{alarms:?}");
+}
+
+#[test]
+fn a_learner_without_space_is_named_as_what_the_run_waits_for() {
+    let mut driver = Driver::with_all_roles(config());
+    driver.work_until_training(&[LEARNER]);
+    for _ in 0..20 {
+        for (lease, _) in driver.tasks(LEARNER) {
+            let failure = TaskFailure::disk_full("no space left on device");
+            driver.end(LEARNER, lease, TaskOutcome::Failed(failure));
+        }
+        driver.pass_reporting(4_000, &[ROLLOUT, REWARD, LEARNER]);
+    }
+    let stalls = driver.machine.status(driver.now_ms).stalls;
+    let named = |stall: &Stall| stall.cause.contains("no space left on device");
+    assert!(stalls.iter().any(named), "{stalls:?}");
+    driver.work_until(|driver| driver.exit.is_some());
+}
+
+#[test]
+fn a_coordinator_that_is_to_end_lets_a_checkpoint_be_finished() {
+    let mut driver = Driver::with_all_roles(config());
+    driver.work_until_committed(1);
+    driver.command(Command::Pause);
+    driver.command(Command::Checkpoint);
+    driver.report(LEARNER);
+    let (lease, task) = driver.tasks(LEARNER).remove(0);
+    driver.handle(Input::Suspend);
+    driver.report(LEARNER);
+    assert_eq!(driver.tasks(LEARNER).len(), 1, "it is not begun anew");
+    let outcome = driver.outcome(LEARNER, &task);
+    driver.end(LEARNER, lease, outcome);
+    assert!(driver.exit.clone().expect("at once").checkpointed);
+}
+
+#[test]
+fn a_failure_before_the_stop_does_not_delay_the_writing_down() {
+    let mut driver = Driver::with_all_roles(config());
+    driver.work_until_committed(1);
+    driver.work_until_training(&[LEARNER]);
+    driver.fail(LEARNER, "rank 1 is away", true, Vec::new());
+    driver.handle(Input::Suspend);
+    driver.work(LEARNER);
+    assert!(driver.exit.clone().expect("at once").checkpointed);
+}
+
+#[test]
 fn a_rank_that_is_gone_for_good_is_waited_for_once() {
     let mut config = config();
     config.learner.ranks = 2;
@@ -257,6 +330,9 @@ fn a_rank_that_is_gone_for_good_is_waited_for_once() {
     let _ = second;
     let mut waited_ms = 0;
     while driver.exit.is_none() {
+        if driver.machine.progress.committed().iteration == Iteration(3) {
+            driver.command(Command::Checkpoint);
+        }
         for peer in others {
             driver.work(peer);
         }
@@ -264,6 +340,6 @@ fn a_rank_that_is_gone_for_good_is_waited_for_once() {
         waited_ms += 100;
         assert!(waited_ms < 60_000, "it does not end");
     }
-    // Its silence, the grace of 10 s once, and no more for the third and fourth iteration.
+    // Its silence, the grace of 10 s once, and no more for the third and fourth iteration and a checkpoint between them.
     assert!(waited_ms < 20_000, "{waited_ms} ms");
 }

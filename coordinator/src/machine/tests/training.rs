@@ -2,11 +2,12 @@
 
 use retouch_proto::config::CollectiveKind;
 use retouch_proto::status::{EventKind, RunState};
-use retouch_proto::task::{Task, TaskOutcome, TrainTask};
+use retouch_proto::task::{Task, TaskFailure, TaskOutcome, TrainTask};
 use retouch_proto::worker::Role;
 use retouch_proto::{ContentHash, Iteration};
 
 use super::driver::{Driver, Peer, config};
+use crate::machine::io::Command;
 
 const ROLLOUT: usize = 0;
 const REWARD: usize = 1;
@@ -112,6 +113,23 @@ fn a_rank_that_cannot_mint_ends_the_run_with_its_reason() {
         events,
         ["training failed: rank 0 on learner-0: no libnccl.so.2"]
     );
+}
+
+#[test]
+fn a_run_that_is_stopped_does_not_fail_because_of_a_rank_that_cannot_mint() {
+    let (mut driver, second) = minting();
+    driver.work_until_committed(1);
+    driver.restart(FIRST);
+    driver.work_until_training(&[FIRST]);
+    let (minting, task) = driver.tasks(FIRST).remove(0);
+    assert!(matches!(task, Task::Mint(_)), "{task:?}");
+    driver.command(Command::Stop);
+    let failure = TaskFailure::lasting("no libnccl.so.2");
+    driver.end(FIRST, minting, TaskOutcome::Failed(failure));
+    driver.work(second);
+    driver.work_until(|driver| driver.exit.is_some());
+    let outcome = driver.exit.unwrap();
+    assert_eq!((outcome.failure, outcome.checkpointed), (None, true));
 }
 
 #[test]
