@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use retouch_proto::files::{beside, is_full, is_lasting};
 
@@ -116,7 +117,10 @@ fn list(copies: &[String]) -> String {
 
 /// Whether a file beside this one can be written.
 fn has_room(path: &Path) -> bool {
-    let trial = beside(path, "room");
+    static TRIALS: AtomicU32 = AtomicU32::new(0);
+    // Several threads and processes may try at the same time.
+    let (process, trial) = (std::process::id(), TRIALS.fetch_add(1, Ordering::Relaxed));
+    let trial = beside(path, &format!("room{process}-{trial}"));
     let written = fs::write(&trial, [0; ROOM_BYTES]).and_then(|()| File::open(&trial)?.sync_all());
     let _ = fs::remove_file(&trial);
     !written.is_err_and(|error| is_full(&error))
