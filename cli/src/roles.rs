@@ -10,7 +10,7 @@ use retouch_models::editor::EditorSource;
 use retouch_proto::{WorkerId, worker::Role};
 use retouch_worker::{
     RoleError,
-    process::{self, Stop, StopSignal},
+    process::{self, Enforcer, Stop, StopSignal},
     session::{CoordinatorAddress, WorkerOptions},
     telemetry,
 };
@@ -92,12 +92,16 @@ pub(crate) struct ProcessArgs {
 impl ProcessArgs {
     /// Ties the process to its parent, sets up logging, and listens for the signals that end it.
     pub(crate) fn set_up(&self) -> anyhow::Result<Stop> {
-        if let Some(parent) = self.parent {
-            process::die_with_parent(parent)?;
-        }
+        let enforcer = match self.parent {
+            Some(parent) => {
+                process::die_with_parent(parent)?;
+                Enforcer::Parent
+            }
+            None => Enforcer::SecondSignal,
+        };
         telemetry::init(&telemetry::TelemetryOptions::default())?;
         process::raise_file_limit();
-        Ok(process::stop_signal()?)
+        Ok(process::stop_signal(enforcer)?)
     }
 }
 

@@ -26,7 +26,7 @@ use anyhow::{anyhow, bail};
 use clap::Args;
 use retouch_models::device;
 use retouch_proto::{Iteration, RunConfig, RunFolder, worker::Role};
-use retouch_worker::process::{self, Stop, StopSignal};
+use retouch_worker::process::{self, Enforcer, Stop, StopSignal};
 
 use self::{
     crew::Crew,
@@ -108,7 +108,7 @@ pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
     };
     crate::config::check_files(&config, held_out_pairs)?;
     check_devices(&config)?;
-    let stop = process::stop_signal()?;
+    let stop = process::stop_signal(Enforcer::SecondSignal)?;
     if let Some(new) = args.fork {
         config = fork(config, &new)?;
     }
