@@ -45,8 +45,9 @@ use crate::{
     totals::Launch,
 };
 
-/// How long the coordinator may take to listen.
-const COORDINATOR_START_MAX: Duration = Duration::from_secs(30);
+/// How long the coordinator may take to listen. It compares the newest checkpoint with its hashes first, which may be
+/// gigabytes on a slow disk.
+const COORDINATOR_START_MAX: Duration = Duration::from_secs(600);
 /// The same where it may have to fetch a checkpoint first.
 const COORDINATOR_FETCH_MAX: Duration = Duration::from_secs(3600);
 const ADDRESS_POLL: Duration = Duration::from_millis(20);
@@ -69,7 +70,7 @@ const ADDRESS_POLL: Duration = Duration::from_millis(20);
 ///   retouch launch run.toml
 ///   retouch launch run.toml --set iterations=200 --no-evaluation
 ///   retouch launch run.toml --retry
-///   until retouch launch run.toml; [ $? -ne 75 ]; do :; done
+///   while retouch launch run.toml; code=$?; [ $code -eq 75 ]; do :; done; exit $code
 ///
 /// `retouch status RUN_FOLDER` shows more of a run, and `retouch report RUN_FOLDER` evaluates it
 /// at any time.
@@ -181,6 +182,10 @@ impl Resumption {
         let seen = Seen::recorded(folder);
         if seen.iteration > Iteration(0) {
             remark!("continuing after iteration {}", seen.iteration);
+        }
+        if standing::is_paused(folder) {
+            let path = folder.path().display();
+            remark!("the run is paused; `retouch resume {path}` continues it");
         }
         // Of no effect on a run that neither failed nor was stopped.
         let arguments = vec!["--resume".into()];
