@@ -166,6 +166,27 @@ mod tests {
     }
 
     #[test]
+    fn whoever_starts_processes_again_reads_their_exit_codes_in_their_help() {
+        let mut cli = Cli::command();
+        cli.build();
+        for name in [
+            "launch",
+            "coordinator",
+            "rollout-worker",
+            "reward-worker",
+            "learner",
+            "join",
+        ] {
+            let command = cli.find_subcommand_mut(name).expect(name);
+            let help = command.render_long_help().to_string();
+            assert!(
+                help.contains("75") && help.contains("130"),
+                "{name}\n{help}"
+            );
+        }
+    }
+
+    #[test]
     fn every_shell_completes_every_command() {
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
             let script = completions::script(shell, Cli::command()).unwrap();

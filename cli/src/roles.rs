@@ -10,7 +10,7 @@ use retouch_models::editor::EditorSource;
 use retouch_proto::{WorkerId, worker::Role};
 use retouch_worker::{
     RoleError,
-    process::{self, Stop, StopSignal},
+    process::{self, Enforcer, Stop, StopSignal},
     session::{CoordinatorAddress, WorkerOptions},
     telemetry,
 };
@@ -25,12 +25,26 @@ use crate::{
 /// How long a worker waits for a coordinator that is not there yet, when it comes with a join token.
 pub(crate) const ENROLL_PATIENCE: Duration = Duration::from_secs(600);
 
+/// How a coordinator ends, below its options: what is above them comes from the list of commands.
+const COORDINATOR_ENDS: &str = "\
+SIGTERM, SIGINT and SIGHUP suspend the run within 30 seconds: the last committed iteration is written
+down, and whoever starts the coordinator again continues from it. A second signal ends it at once.
+
+Exit codes: 0 if the run is over, 1 if it failed, 2 where retrying will not help, 75 (SIGTERM, SIGHUP)
+or 130 (SIGINT) if it was suspended.";
+
+/// How a worker ends.
+const WORKER_ENDS: &str = "\
+On SIGTERM, SIGINT and SIGHUP the worker leaves once nothing is lost with it, within 20 seconds. A
+second signal ends it at once.
+
+Exit codes: 0 if the run is over or the worker was drained, 75 if it is to be started again (SIGTERM,
+SIGHUP, `retouch restart`), 130 after SIGINT, 2 or 4 where retrying will not help, 3 if no coordinator
+answers.";
+
 /// Decides what is done next in one run, and keeps its record.
-///
-/// SIGTERM, SIGINT and SIGHUP suspend the run within 23 seconds: the last committed iteration is written down, and whoever
-/// starts the coordinator again goes on from it. It ends with code 0 when the run is over, 1 when the run failed, 2 where
-/// retrying will not help, and 75 (SIGTERM, SIGHUP) or 130 (SIGINT) when it was suspended.
 #[derive(Debug, Args)]
+#[command(after_help = COORDINATOR_ENDS)]
 pub(crate) struct CoordinatorArgs {
     #[command(flatten)]
     config: ConfigArgs,
@@ -49,10 +63,8 @@ pub(crate) struct CoordinatorArgs {
 }
 
 /// Joins a run and works until it ends.
-///
-/// It ends with code 0 when the run is over or the worker was drained, with 75 when it is to be started again (SIGTERM,
-/// SIGHUP, `retouch restart`), with 130 after SIGINT, and with 2 or 4 where retrying will not help.
 #[derive(Debug, Args)]
+#[command(after_help = WORKER_ENDS)]
 pub(crate) struct WorkerArgs {
     /// The coordinator's address, host:port; or the file in the run folder where it leaves it.
     #[arg(long, value_name = "ADDRESS")]
@@ -92,12 +104,16 @@ pub(crate) struct ProcessArgs {
 impl ProcessArgs {
     /// Ties the process to its parent, sets up logging, and listens for the signals that end it.
     pub(crate) fn set_up(&self) -> anyhow::Result<Stop> {
-        if let Some(parent) = self.parent {
-            process::die_with_parent(parent)?;
-        }
+        let enforcer = match self.parent {
+            Some(parent) => {
+                process::die_with_parent(parent)?;
+                Enforcer::Parent
+            }
+            None => Enforcer::SecondSignal,
+        };
         telemetry::init(&telemetry::TelemetryOptions::default())?;
         process::raise_file_limit();
-        Ok(process::stop_signal()?)
+        Ok(process::stop_signal(enforcer)?)
     }
 }
 

@@ -252,6 +252,22 @@ fn hang_ups_are_ignored() -> bool {
     mask & 1 != 0
 }
 
+/// As systemd and Slurm send it. `launch` then passes its own on, which must not be the second.
+#[test]
+fn a_signal_to_all_processes_has_the_last_iteration_written_down_too() {
+    let mut run = Run::launch(&UNSCHEDULED);
+    run.wait_for(|status| status["committed"].as_u64() >= Some(2));
+    let launch = i32::try_from(run.child.id()).expect("a process id");
+    let names = ["coordinator", "learner-0", "learner-1", "reward-worker-0"];
+    let others = names.map(|name| run.process(name));
+    for pid in [launch].into_iter().chain(others) {
+        signal("TERM", pid);
+    }
+    assert_eq!(code(&mut run), Some(75), "{}", run.logs());
+    let reason = run.reason();
+    assert!(reason.contains(" is written down; "), "{}", run.logs());
+}
+
 #[test]
 fn a_second_signal_ends_a_launch_at_once() {
     let mut run = Run::launch(&UNSCHEDULED);

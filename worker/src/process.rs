@@ -133,12 +133,22 @@ impl Stop {
     }
 }
 
-/// Listens for SIGTERM, SIGINT and SIGHUP. The first cancels the token, the second ends the process at once.
+/// Who ends a process that takes too long to end by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enforcer {
+    /// Whoever sends a second signal.
+    SecondSignal,
+    /// Its parent. A second signal is ignored: systemd, Slurm and others send theirs to every process, and the parent
+    /// passes its own on.
+    Parent,
+}
+
+/// Listens for SIGTERM, SIGINT and SIGHUP. The first cancels the token.
 ///
 /// # Errors
 ///
 /// If signals can't be received.
-pub fn stop_signal() -> Result<Stop, ProcessError> {
+pub fn stop_signal(enforcer: Enforcer) -> Result<Stop, ProcessError> {
     let stop = Stop::default();
     let listen = |kind| signal(kind).map_err(ProcessError::Signals);
     let mut terminate = listen(SignalKind::terminate())?;
@@ -162,11 +172,20 @@ pub fn stop_signal() -> Result<Stop, ProcessError> {
                 _ = interrupt.recv() => StopSignal::Interrupt,
                 _ = hung_up => StopSignal::HangUp,
             };
-            if !stopping.take(signal) {
-                std::process::exit(signal.exit_code().into());
-            }
+            let is_first = stopping.take(signal);
             let name = signal.name();
-            tracing::info!("{name}: finishing what is under way; a second signal ends at once");
+            match enforcer {
+                Enforcer::Parent if is_first => {
+                    tracing::info!("{name}: finishing what is under way");
+                }
+                Enforcer::Parent => {}
+                Enforcer::SecondSignal if is_first => {
+                    tracing::info!(
+                        "{name}: finishing what is under way; a second signal ends at once"
+                    );
+                }
+                Enforcer::SecondSignal => std::process::exit(signal.exit_code().into()),
+            }
         }
     });
     Ok(stop)
@@ -205,14 +224,21 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_first_signal_is_remembered() {
-        let stop = stop_signal().unwrap();
+    async fn the_first_signal_is_remembered_and_a_parent_may_repeat_it() {
+        let stop = stop_signal(Enforcer::Parent).unwrap();
         assert_eq!(stop.signal(), None);
         raise(Signal::SIGTERM).unwrap();
         assert_eq!(stop.signalled().await, StopSignal::Terminate);
         assert!(stop.token().is_cancelled());
         assert!(!stop.take(StopSignal::Interrupt), "it would be the second");
         assert_eq!(stop.signal().map(StopSignal::exit_code), Some(75));
+
+        let mut heard = signal(SignalKind::terminate()).unwrap();
+        raise(Signal::SIGTERM).unwrap();
+        heard.recv().await;
+        // The listener has heard it too once all tasks had their turn; it would have ended this process.
+        tokio::task::yield_now().await;
+        assert_eq!(stop.signal(), Some(StopSignal::Terminate));
     }
 
     #[test]

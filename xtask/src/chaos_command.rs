@@ -23,8 +23,8 @@ usage: cargo xtask chaos [OPTIONS]
   --seed SEED         this seed alone, and its story while it happens
   --staleness N,N     values of rollout.staleness_max [0,1,2]
   --faults KIND,KIND  kinds of faults [all of them]:
-                        kill, stop, term, hup, int  signals, to each process, to `launch` and to all at once; `stop`
-                                                    goes on some seconds later; hup and int as a terminal sends them
+                        kill, stop, term, hup, int  signals, to each process, to `launch` and to all at once (hup and
+                                                    int to the latter two alone); `stop` continues seconds later
                         order                       stop, drain, pause and resume, restart, checkpoint; the coordinator
                                                     may be killed right after its answer
                         disk                        the run folder's disk is full for some seconds; needs the right to

@@ -21,10 +21,9 @@ pub(super) async fn watch(pids: Pids, launch: &Launch) {
         };
         launch.saw_memory(ids.into_iter().map(resident_kib).sum());
         samples += 1;
-        if samples % SAMPLES_PER_SAVE == 0
-            && let Err(error) = launch.save()
-        {
-            tracing::warn!("{error:#}");
+        if samples % SAMPLES_PER_SAVE == 0 {
+            // What can't be written now is tried again, and reported when the launch ends.
+            let _ = launch.save();
         }
         tokio::time::sleep(SAMPLE_EVERY).await;
     }

@@ -26,7 +26,7 @@ use anyhow::{anyhow, bail};
 use clap::Args;
 use retouch_models::device;
 use retouch_proto::{Iteration, RunConfig, RunFolder, worker::Role};
-use retouch_worker::process::{self, Stop, StopSignal};
+use retouch_worker::process::{self, Enforcer, Stop, StopSignal};
 
 use self::{
     crew::Crew,
@@ -45,7 +45,8 @@ use crate::{
     totals::Launch,
 };
 
-/// How long the coordinator may take to listen: it reads the newest checkpoint first, of gigabytes from a slow disk maybe.
+/// How long the coordinator may take to listen. It compares the newest checkpoint with its hashes first, which may be
+/// gigabytes on a slow disk.
 const COORDINATOR_START_MAX: Duration = Duration::from_secs(600);
 /// The same where it may have to fetch a checkpoint first.
 const COORDINATOR_FETCH_MAX: Duration = Duration::from_secs(3600);
@@ -69,7 +70,7 @@ const ADDRESS_POLL: Duration = Duration::from_millis(20);
 ///   retouch launch run.toml
 ///   retouch launch run.toml --set iterations=200 --no-evaluation
 ///   retouch launch run.toml --retry
-///   until retouch launch run.toml; [ $? -ne 75 ]; do :; done
+///   while retouch launch run.toml; code=$?; [ $code -eq 75 ]; do :; done; exit $code
 ///
 /// `retouch status RUN_FOLDER` shows more of a run, and `retouch report RUN_FOLDER` evaluates it
 /// at any time.
@@ -108,7 +109,7 @@ pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
     };
     crate::config::check_files(&config, held_out_pairs)?;
     check_devices(&config)?;
-    let stop = process::stop_signal()?;
+    let stop = process::stop_signal(Enforcer::SecondSignal)?;
     if let Some(new) = args.fork {
         config = fork(config, &new)?;
     }
@@ -181,6 +182,10 @@ impl Resumption {
         let seen = Seen::recorded(folder);
         if seen.iteration > Iteration(0) {
             remark!("continuing after iteration {}", seen.iteration);
+        }
+        if standing::is_paused(folder) {
+            let path = folder.path().display();
+            remark!("the run is paused; `retouch resume {path}` continues it");
         }
         // Of no effect on a run that neither failed nor was stopped.
         let arguments = vec!["--resume".into()];

@@ -10,7 +10,7 @@ use retouch_proto::{
     files::{PUBLIC, write_whole},
 };
 
-use crate::exit::UsageError;
+use crate::exit::{UsageError, complain};
 
 /// A run folder that this process alone may launch from.
 pub(crate) struct OwnedFolder {
@@ -57,10 +57,10 @@ fn check_is_same_run(folder: &Path, theirs: &str, config: &RunConfig) -> Result<
     let differences = differences(theirs, config).unwrap_or_else(|problem| {
         // The record has it too, and the coordinator compares with that.
         let problem = problem.trim_end();
-        tracing::warn!(
+        complain(format_args!(
             "{}/config.toml is damaged and written anew: {problem}",
             folder.display()
-        );
+        ));
         Vec::new()
     });
     if differences.is_empty() {
@@ -85,10 +85,10 @@ impl Deref for OwnedFolder {
 fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
     let file = File::create(path).with_context(|| format!("can't create {}", path.display()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
-        anyhow::anyhow!(
-            "another launch holds {} ({error}); wait for it or choose another run_dir",
-            path.display()
-        )
+        let path = path.display();
+        let problem =
+            format!("another launch holds {path} ({error}); wait for it or choose another run_dir");
+        UsageError(problem).into()
     })
 }
 
@@ -156,8 +156,12 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = RunFolder::new(folder.path()).launch_lock();
         let held = lock(&path).expect("free");
-        let refused = lock(&path).expect_err("held").to_string();
-        assert!(refused.contains("another launch holds"), "{refused}");
+        let refused = lock(&path).expect_err("held");
+        assert!(refused.is::<UsageError>(), "exit code 2");
+        assert!(
+            refused.to_string().contains("another launch holds"),
+            "{refused}"
+        );
         drop(held);
         lock(&path).expect("free again");
     }

@@ -23,6 +23,12 @@ pub(super) fn failure(folder: &RunFolder) -> Option<String> {
     ))
 }
 
+/// Whether somebody has paused the run, which it stays until it is resumed.
+pub(super) fn is_paused(folder: &RunFolder) -> bool {
+    let standing = Reader::open(folder.path()).and_then(|record| record.standing());
+    matches!(standing, Ok(Standing::Paused))
+}
+
 /// What a run says that ended well before all of its iterations were done.
 pub(super) fn ended_early(folder: &RunFolder, iterations: u32) -> Option<String> {
     let record = Reader::open(folder.path()).ok()?;

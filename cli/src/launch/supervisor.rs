@@ -32,9 +32,9 @@ use tokio_util::sync::CancellationToken;
 use super::{last_words::LastWords, progress::Lines};
 use crate::exit::{self, Refused, UsageError};
 
-/// A process that lived this long was healthy: its earlier deaths no longer count.
-const HEALTHY_AFTER: Duration = Duration::from_secs(30);
-const RESTARTS_MAX: u32 = 5;
+/// Deaths within this time count together: one that dies each time it has loaded its model does so minutes apart.
+const DEATHS_WITHIN: Duration = Duration::from_secs(1800);
+const RESTARTS_MAX: usize = 5;
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
@@ -159,34 +159,29 @@ enum Next {
 
 impl Keeper {
     async fn keep_alive(&self) -> anyhow::Result<()> {
-        let mut deaths = 0;
+        let mut deaths: Vec<Instant> = Vec::new();
         loop {
-            let started = Instant::now();
             let Some(status) = self.run_once().await? else {
                 return Ok(());
             };
             let backoff = match self.judge(status)? {
                 Next::Done => return Ok(()),
-                Next::Again => {
-                    deaths = 0;
-                    BACKOFF_FIRST
-                }
+                Next::Again => BACKOFF_FIRST,
                 Next::Died => {
-                    if started.elapsed() >= HEALTHY_AFTER {
-                        deaths = 0;
-                    }
-                    deaths += 1;
-                    if deaths > RESTARTS_MAX {
+                    deaths.retain(|death| death.elapsed() < DEATHS_WITHIN);
+                    deaths.push(Instant::now());
+                    if deaths.len() > RESTARTS_MAX {
                         bail!(
-                            "{} died {deaths} times in a row ({status}): {}",
+                            "{} died {} times within half an hour ({status}): {}",
                             self.spec.name,
+                            deaths.len(),
                             self.last_words(),
                         );
                     }
                     let name = &self.spec.name;
                     self.lines
                         .say(&format!("{name} died ({status}) and is started again"));
-                    let longer = BACKOFF_FIRST.saturating_mul(1 << (deaths - 1));
+                    let longer = BACKOFF_FIRST.saturating_mul(1 << (deaths.len() - 1));
                     longer.min(BACKOFF_MAX)
                 }
             };

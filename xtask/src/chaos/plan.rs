@@ -7,7 +7,7 @@ use super::random::Random;
 /// When steps may be, in thousandths of the time that an undisturbed run takes: faults make runs longer.
 const AT_MAX_PERMILLE: u64 = 1_300;
 const STEPS: (u64, u64) = (5, 10);
-/// `launch` gives up on a process that dies more than eight times in a row.
+/// `launch` gives up on a process that dies more than five times in a row.
 const DEATHS_MAX: usize = 4;
 /// A worker is lost after three silent heartbeats of a second: some stops are shorter, some longer.
 const STOP_MS: (u64, u64) = (200, 4_500);
@@ -36,7 +36,7 @@ pub(crate) enum Victim {
     Learner(u64),
     /// It starts all others, and they end with it.
     Launch,
-    /// `launch` and all that it started, as a terminal or a power cut reaches them.
+    /// `launch` and all that it started, as a cluster's signal or a power cut reaches them.
     Everyone,
 }
 
@@ -197,7 +197,7 @@ impl Draw {
     fn signal(&mut self, signal: Signal) -> Option<Fault> {
         let victim = match signal {
             Signal::Kill | Signal::Term => self.victim(),
-            // What a terminal sends, which only `launch` has.
+            // What a terminal sends, which the others don't have.
             Signal::Hup | Signal::Int => *self.random.pick(&[Victim::Launch, Victim::Everyone]),
         };
         self.dies(victim).then_some(Fault::Signal(signal, victim))

@@ -61,7 +61,12 @@ impl Launch {
     pub(crate) fn signal(&self, folder: &Path, victim: Victim, signal: Unix) -> bool {
         match victim {
             Victim::Launch => kill(self.pid(), signal).is_ok(),
-            Victim::Everyone => killpg(self.pid(), signal).is_ok(),
+            Victim::Everyone => {
+                // The group of `launch` is its own alone. It comes first, lest it start what has just ended.
+                let launch = killpg(self.pid(), signal).is_ok();
+                signal_all(folder, signal);
+                launch
+            }
             _ => {
                 let name = victim.to_string();
                 let processes = processes(folder);
@@ -87,6 +92,14 @@ impl From<Signal> for Unix {
             Signal::Hup => Self::SIGHUP,
             Signal::Int => Self::SIGINT,
         }
+    }
+}
+
+/// Sends a signal to all processes of the run in this folder but `launch`.
+pub(crate) fn signal_all(folder: &Path, signal: Unix) {
+    for process in processes(folder) {
+        // One that has ended meanwhile is as good.
+        let _ = kill(process.pid, signal);
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
     orders::{self, Answer},
     place::{Disk, Place},
     plan::{Fault, Kind, Order, Plan, Signal, Victim},
-    processes::{Launch, processes},
+    processes::{Launch, processes, signal_all},
     settings::{ITERATIONS, run_file},
 };
 
@@ -513,6 +513,8 @@ impl<'a> Run<'a> {
 
     fn clean_up(&mut self, failed: bool) {
         self.launch = None;
+        // Those that should have ended with it, and did not, end here.
+        signal_all(&self.folder, Unix::SIGKILL);
         for (_, asked) in std::mem::take(&mut self.asked) {
             let _ = asked.join();
         }
