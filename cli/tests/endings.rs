@@ -106,9 +106,9 @@ fn whatever_a_run_fails_of_is_the_last_line() {
 
     // Attempts that fail one after the other.
     let in_the_way = |run: &Path| {
-        fs::write(run.join("checkpoints"), "a file in the way").expect("our own file");
+        fs::write(run.join("adapters"), "a file in the way").expect("our own file");
     };
-    fails_of("no place for checkpoints", &[], in_the_way, "checkpoints");
+    fails_of("no place for adapters", &[], in_the_way, "adapters");
 }
 
 fn fails_of(what: &str, sets: &[&str], prepare: impl FnOnce(&Path), part: &str) {

@@ -7,7 +7,7 @@ use super::random::Random;
 /// When steps may be, in thousandths of the time that an undisturbed run takes: faults make runs longer.
 const AT_MAX_PERMILLE: u64 = 1_300;
 const STEPS: (u64, u64) = (5, 10);
-/// `launch` gives up on a process that dies more than five times in a row.
+/// `launch` gives up on a process that dies more than five times within half an hour.
 const DEATHS_MAX: usize = 4;
 /// A worker is lost after three silent heartbeats of a second: some stops are shorter, some longer.
 const STOP_MS: (u64, u64) = (200, 4_500);
