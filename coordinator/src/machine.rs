@@ -96,7 +96,7 @@ pub struct Machine {
     leases: Leases,
     /// The learners' step, and what failed on the way to it.
     learning: Learning,
-    /// What people see; nothing is decided by it.
+    /// What people see; it decides nothing that is done.
     telemetry: Telemetry,
     /// What to do, in order, until the shell polls it.
     outputs: VecDeque<Output>,

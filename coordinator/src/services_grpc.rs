@@ -294,10 +294,10 @@ impl Control for Services {
             follow,
         } = request.into_inner();
         let (sender, answer) = oneshot::channel();
-        self.send(ShellRequest::Events(sender))?;
+        self.send(ShellRequest::Events(after, sender))?;
         let (past, future) = answer.await.map_err(|_| gone())?;
-        let past = past.into_iter().filter(move |event| event.sequence > after);
-        let past = tokio_stream::iter(past.map(|event| Ok(Event::from(event))));
+        let past = past.into_iter().map(|event| Ok(Event::from(event)));
+        let past = tokio_stream::iter(past);
         Ok(Response::new(if follow {
             Box::pin(past.chain(followed(future)))
         } else {

@@ -52,8 +52,11 @@ pub(crate) enum Request {
     Suspend,
     /// A person looks.
     Status(oneshot::Sender<RunStatus>),
-    /// A person wants to know what happened since, and what happens from now on.
-    Events(oneshot::Sender<(Vec<Event>, broadcast::Receiver<Event>)>),
+    /// A person wants to know what happened after the event of that number, and what happens from now on.
+    Events(
+        u64,
+        oneshot::Sender<(Vec<Event>, broadcast::Receiver<Event>)>,
+    ),
 }
 
 /// Sends requests to the shell.
@@ -306,8 +309,10 @@ impl Shell {
                 let _ = sender.send(status);
                 return;
             }
-            Request::Events(sender) => {
-                let past = self.events.iter().cloned().collect();
+            Request::Events(after, sender) => {
+                let past = self.events.iter();
+                let past = past.filter(|event| event.sequence > after).cloned();
+                let past = past.collect();
                 let _ = sender.send((past, self.listeners.subscribe()));
                 return;
             }

@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use retouch_proto::status::{Event, EventKind, IterationMetrics};
 use retouch_proto::{Iteration, RunConfig, RunFolder};
-use rusqlite::{Connection, OpenFlags, params};
+use rusqlite::{Connection, OpenFlags};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
@@ -113,10 +113,7 @@ impl Store {
     fn check_identity(&mut self, identity: &Identity<'_>) -> Result<(), StoreError> {
         let recorded = self.on(|connection| identity::recorded(connection))?;
         identity.check(&recorded)?;
-        let insert =
-            "INSERT OR REPLACE INTO meta (key, value) VALUES ('dataset', ?1), ('config', ?2)";
-        let values = params![identity.dataset, identity.config.to_toml()];
-        self.on(|connection| connection.execute(insert, values).map(drop))
+        self.on(|connection| identity::note(connection, identity.dataset, identity.config))
     }
 
     /// Makes these durable, all or none.

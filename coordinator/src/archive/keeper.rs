@@ -474,34 +474,4 @@ mod tests {
         assert_eq!(record.checkpoint.committed.iteration, Iteration(5));
         assert!(run.path().join("run.db.damaged").exists());
     }
-
-    /// `cargo test -p retouch-coordinator --lib sizes -- --ignored --nocapture`
-    #[tokio::test]
-    #[ignore = "a measurement"]
-    async fn sizes() {
-        for checkpoints in [10, 100, 300] {
-            let mut run = Run::new();
-            run.run.config.checkpoint.keep_last = 0;
-            let work = run.work();
-            let mut store = run.store();
-            let mut complete = store.complete_checkpoints();
-            let mut untouched = 0;
-            for iteration in 1..=checkpoints {
-                run.checkpoint(&mut store, iteration);
-                complete.changed().await.unwrap();
-                let copy = CheckpointFile::Record.name(Iteration(iteration));
-                untouched += fs::metadata(run.path().join(copy)).unwrap().len();
-                work.take(Iteration(iteration)).await;
-            }
-            let sum = |folder: &Path| {
-                let copies = tree(folder).into_iter();
-                let copies = copies.filter(|(name, _)| name.ends_with("/run.db"));
-                copies.map(|(_, content)| content.len()).sum::<usize>()
-            };
-            let (here, away) = (sum(run.path()), sum(run.elsewhere.path()));
-            println!(
-                "{checkpoints} checkpoints: {untouched} bytes with all copies, {here} here, {away} away"
-            );
-        }
-    }
 }

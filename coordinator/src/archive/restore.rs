@@ -90,6 +90,16 @@ impl Drop for Temporary {
     }
 }
 
+/// What a record that was fetched says of a checkpoint; `place` is where people would look for it.
+fn recorded(
+    record: &Temporary,
+    iteration: Iteration,
+    place: String,
+) -> Result<Checkpoint, ArchiveError> {
+    let checkpoint = store::recorded_checkpoint(&record.path, iteration)?;
+    checkpoint.map_err(|problem| ArchiveError::torn(place, problem))
+}
+
 impl Archive {
     /// Brings a checkpoint that has a record into a run folder.
     #[cfg(test)]
@@ -123,11 +133,11 @@ impl Archive {
             .files
             .iter()
             .partition(|file| file.name == record_name);
-        let mut is_own = false;
+        let mut own = None;
         if let Some(file) = records.first() {
             match self.fetch_record(&manifest, file, folder).await {
-                Ok(record) => {
-                    is_own = true;
+                Ok((record, checkpoint)) => {
+                    own = Some(checkpoint);
                     *later = Some(record);
                 }
                 Err(error @ ArchiveError::Torn { .. }) if later.is_some() => {
@@ -139,8 +149,11 @@ impl Archive {
         let place = self.place(&object(iteration, &record_name));
         let missing = || ArchiveError::torn(place.clone(), "it is missing".to_owned());
         let record = later.as_ref().ok_or_else(missing)?;
-        let checkpoint = store::recorded_checkpoint(&record.path, iteration)?;
-        let checkpoint = checkpoint.map_err(|problem| ArchiveError::torn(place, problem))?;
+        let is_own = own.is_some();
+        let checkpoint = match own {
+            Some(checkpoint) => checkpoint,
+            None => recorded(record, iteration, place)?,
+        };
         self.check_is_complete(&manifest, &checkpoint)?;
         let mut fetched = Vec::new();
         for file in others {
@@ -165,13 +178,12 @@ impl Archive {
         manifest: &Manifest,
         file: &ManifestFile,
         folder: &RunFolder,
-    ) -> Result<Temporary, ArchiveError> {
+    ) -> Result<(Temporary, Checkpoint), ArchiveError> {
         let temporary = Temporary::of(&folder.join(&file.name));
         self.fetch(manifest, file, &temporary).await?;
-        let checkpoint = store::recorded_checkpoint(&temporary.path, manifest.iteration)?;
         let place = self.place(&object(manifest.iteration, &file.name));
-        checkpoint.map_err(|problem| ArchiveError::torn(place, problem))?;
-        Ok(temporary)
+        let checkpoint = recorded(&temporary, manifest.iteration, place)?;
+        Ok((temporary, checkpoint))
     }
 
     async fn fetch(

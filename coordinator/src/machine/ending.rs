@@ -137,19 +137,19 @@ impl Machine {
         let until_ms = self.timers.now_ms()
             + self.workers.silence_ms_max()
             + self.config.cluster.report_wait_ms_max;
-        let suspended = self.phase.is_suspended();
+        let standing = self.standing_at_the_end(&failure);
+        self.record(Entry::Stands(standing.clone()));
         let outcome = Outcome {
             iteration: self.progress.committed().iteration,
             ema_adapter: self.progress.checkpoint().ema_adapter,
-            standing: self.standing_at_the_end(&failure),
             failure,
-            suspended,
+            suspended: self.phase.is_suspended(),
             checkpointed: self.progress.is_checkpointed(),
             totals: self.telemetry.totals,
         };
-        self.record(Entry::Stands(outcome.standing.clone()));
         self.phase = Phase::Over {
             outcome,
+            standing,
             until_ms,
             left: false,
         };
@@ -180,6 +180,7 @@ impl Machine {
             outcome,
             until_ms,
             left,
+            ..
         } = &mut self.phase
         else {
             return;

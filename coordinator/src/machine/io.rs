@@ -4,7 +4,7 @@ use retouch_proto::status::{Controlled, Event};
 use retouch_proto::worker::{Registration, Report, ReportReply};
 use retouch_proto::{ContentHash, Generation, Iteration, WorkerId};
 
-use super::record::{Entry, Standing};
+use super::record::Entry;
 
 /// Names a caller that waits for an answer; chosen by the shell, opaque to the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -72,8 +72,6 @@ pub struct Outcome {
     pub ema_adapter: Option<ContentHash>,
     /// Why the run could not go on, if it could not.
     pub failure: Option<String>,
-    /// How it stands now, as the record has it.
-    pub standing: Standing,
     /// Whether only this process ended: the run goes on when it is started again.
     pub suspended: bool,
     /// Whether the last committed iteration is durable.

@@ -29,6 +29,8 @@ pub(super) enum Phase {
     Over {
         /// How it ended.
         outcome: Outcome,
+        /// How whoever starts it again finds it.
+        standing: Standing,
         /// When to exit although some were not dismissed.
         until_ms: u64,
         /// Whether the exit was put out.
@@ -75,7 +77,7 @@ impl Phase {
                 },
                 Why::Suspension(standing) => standing.clone(),
             },
-            Self::Over { outcome, .. } => outcome.standing.clone(),
+            Self::Over { standing, .. } => standing.clone(),
         }
     }
 

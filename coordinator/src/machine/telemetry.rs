@@ -1,4 +1,5 @@
-//! What people see of the run: counters, rates, history, events. Nothing here decides anything.
+//! What people see of the run: counters, rates, history, events. Nothing here decides what is done; only whether a run that
+//! is done has learned anything is told by it.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

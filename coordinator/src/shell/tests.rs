@@ -58,7 +58,7 @@ fn check(shell: &mut Shell, run_folder: &Path, make_room: impl FnOnce(&mut Shell
         "{cause}"
     );
     let (sender, mut events) = oneshot::channel();
-    shell.apply(Request::Events(sender));
+    shell.apply(Request::Events(0, sender));
     events.try_recv().unwrap();
     assert!(shell.patience() <= FULL_RETRY);
 
@@ -155,6 +155,12 @@ impl SmallDisk {
         filler.set_len(len.saturating_sub(room)).unwrap();
     }
 
+    fn run_folder(&self) -> std::path::PathBuf {
+        let folder = self.0.path().join("run");
+        fs::create_dir(&folder).unwrap();
+        folder
+    }
+
     fn filler(&self) -> std::path::PathBuf {
         self.0.path().join("filler")
     }
@@ -172,9 +178,7 @@ fn a_run_waits_for_space_on_a_disk_that_is_full() {
     let Some(disk) = SmallDisk::mount(4_096) else {
         return;
     };
-    let run = MadeUpRun::new();
-    let folder = disk.0.path().join("run");
-    fs::create_dir(&folder).unwrap();
+    let (run, folder) = (MadeUpRun::new(), disk.run_folder());
     let (mut shell, _handle) = shell(&folder, &run);
     shell.let_out().unwrap();
     disk.fill(64);
@@ -188,9 +192,7 @@ fn a_start_on_a_full_disk_says_so_and_a_later_one_is_as_the_first() {
     let Some(disk) = SmallDisk::mount(1_024) else {
         return;
     };
-    let run = MadeUpRun::new();
-    let folder = disk.0.path().join("run");
-    fs::create_dir(&folder).unwrap();
+    let (run, folder) = (MadeUpRun::new(), disk.run_folder());
     for but_kib in [0, 4, 8, 16, 40] {
         disk.fill(but_kib);
         let error = Store::open(&folder, &run.config, ROWS)

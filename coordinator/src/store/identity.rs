@@ -1,7 +1,7 @@
 //! What makes a record the record of one run.
 
 use retouch_proto::RunConfig;
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::StoreError;
 use crate::settings;
@@ -55,4 +55,15 @@ pub(super) fn recorded(connection: &Connection) -> rusqlite::Result<Recorded> {
         dataset: value("dataset")?,
         config_toml: value("config")?,
     })
+}
+
+/// Notes whose record it is from now on.
+pub(super) fn note(
+    connection: &Connection,
+    dataset: &str,
+    config: &RunConfig,
+) -> rusqlite::Result<()> {
+    let insert = "INSERT OR REPLACE INTO meta (key, value) VALUES ('dataset', ?1), ('config', ?2)";
+    let values = params![dataset, config.to_toml()];
+    connection.execute(insert, values).map(drop)
 }

@@ -25,7 +25,7 @@ macro_rules! parse {
 
 pub(super) fn record(connection: &Connection, incarnation: u32) -> Loaded<Record> {
     let mut record = Record::empty(incarnation);
-    if let Some(text) = last_committed(connection)? {
+    if let Some(text) = newest_commit(connection)? {
         record.committed = parse!("versions", &text);
     }
     if let Some(text) = last_checkpoint(connection, record.committed.iteration)? {
@@ -69,7 +69,7 @@ pub(super) fn record(connection: &Connection, incarnation: u32) -> Loaded<Record
     Ok(Ok(record))
 }
 
-pub(super) fn last_committed(connection: &Connection) -> rusqlite::Result<Option<String>> {
+pub(super) fn newest_commit(connection: &Connection) -> rusqlite::Result<Option<String>> {
     let query = "SELECT committed FROM versions JOIN iterations ON id = iteration_id \
                  WHERE status = 'committed' ORDER BY iteration DESC LIMIT 1";
     connection.query_row(query, [], |row| row.get(0)).optional()

@@ -5,7 +5,7 @@ use std::fs;
 use retouch_proto::files::{beside, put_in_place};
 use retouch_proto::status::EventKind;
 use retouch_proto::{RunConfig, RunFolder};
-use rusqlite::{Connection, params};
+use rusqlite::Connection;
 
 use super::identity::{self, Recorded};
 use super::mend::{self, open_to_read};
@@ -100,9 +100,7 @@ impl Origin {
         }
         // How the old run stands is its own affair.
         transaction.execute("DELETE FROM meta WHERE key = 'standing'", [])?;
-        let insert =
-            "INSERT OR REPLACE INTO meta (key, value) VALUES ('dataset', ?1), ('config', ?2)";
-        transaction.execute(insert, params![dataset, config.to_toml()])?;
+        identity::note(&transaction, dataset, config)?;
         let old = self.folder.path().display();
         let message = format!("this run begins from checkpoint {to} of the run in {old}");
         tell(&transaction, EventKind::Control, message)?;

@@ -72,7 +72,7 @@ impl Reader {
 
     /// What the last committed iteration left behind.
     pub fn committed(&self) -> Result<Committed, StoreError> {
-        let newest = self.on(load::last_committed)?;
+        let newest = self.on(load::newest_commit)?;
         newest.map_or(Ok(Committed::START), |text| {
             serde_json::from_str(&text).map_err(|error| StoreError::damaged("versions", error))
         })
