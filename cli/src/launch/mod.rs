@@ -62,8 +62,9 @@ const ADDRESS_POLL: Duration = Duration::from_millis(20);
 /// iteration is written down first. A second signal ends it at once.
 ///
 /// Exit codes: 0 if the run is done, or `stop` or `drain` ended it; 1 if it failed; 2 if the run
-/// file or a file that it names is wrong; 75 after SIGTERM or SIGHUP and 130 after SIGINT, when
-/// the same command goes on. The reason is the last line on standard error.
+/// file or a file that it names is wrong; 4 if the coordinator refuses a worker; 75 after SIGTERM
+/// or SIGHUP and 130 after SIGINT, when the same command goes on. The reason is the last line on
+/// standard error.
 ///
 /// Examples:
 ///
