@@ -3,7 +3,7 @@
 use burn::prelude::*;
 use burn_flex::FlexTensor;
 
-use super::fused::{self, FusedOp};
+use super::fused::{self, Flex, FusedOp};
 use super::plain;
 use super::simd::{Simd, simd_fn};
 use super::values::{dense, map, tensor_like, values};
@@ -78,7 +78,7 @@ fn plain_activation<const D: usize>(activation: Activation, x: Tensor<D>) -> Ten
     }
 }
 
-impl FusedOp<1> for Activation {
+impl FusedOp<Flex, 1> for Activation {
     type Saved = Option<FlexTensor>;
 
     fn forward(&self, [x]: [FlexTensor; 1], [tracked]: [bool; 1]) -> (FlexTensor, Self::Saved) {
@@ -98,9 +98,9 @@ impl FusedOp<1> for Activation {
 
 /// `activation(gate) * up`.
 #[derive(Clone, Debug)]
-struct Gated(Activation);
+pub(super) struct Gated(pub(super) Activation);
 
-impl FusedOp<2> for Gated {
+impl FusedOp<Flex, 2> for Gated {
     type Saved = [FlexTensor; 2];
 
     fn forward(&self, inputs: [FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Self::Saved) {

@@ -4,7 +4,7 @@ use burn::prelude::*;
 use burn_flex::FlexTensor;
 
 use super::attention_kernels::{Problem, backward, forward};
-use super::fused::{self, FusedOp};
+use super::fused::{self, Flex, FusedOp};
 use super::heads::HeadGrad;
 use super::mask::{AttentionMask, Lengths};
 use super::plain;
@@ -83,9 +83,9 @@ fn check(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>, mask: &AttentionMask) {
 }
 
 #[derive(Clone, Debug)]
-struct Attention {
-    mask: AttentionMask,
-    scale: f32,
+pub(super) struct Attention {
+    pub(super) mask: AttentionMask,
+    pub(super) scale: f32,
 }
 
 #[derive(Clone, Debug)]
@@ -102,7 +102,7 @@ impl Attention {
     }
 }
 
-impl FusedOp<3> for Attention {
+impl FusedOp<Flex, 3> for Attention {
     type Saved = Saved;
 
     fn forward(&self, inputs: [FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::conv_direct;
 use super::conv_unfold;
-use super::fused::{self, FusedOp};
+use super::fused::{self, Flex, FusedOp};
 use super::plain;
 use super::simd::{Simd, simd_fn};
 use super::values::{dense, dims, tensor, tensor_like, values};
@@ -29,7 +29,7 @@ pub fn conv2d(
     let op = Conv { stride, padding };
     let inputs = [x.into_dispatch(), weight.into_dispatch()];
     let Some(bias) = bias else {
-        return match fused::apply(op, inputs) {
+        return match fused::apply_on_cpu(op, inputs) {
             Ok(y) => Tensor::from_dispatch(y),
             Err([x, weight]) => {
                 let (x, weight) = (Tensor::from_dispatch(x), Tensor::from_dispatch(weight));
@@ -39,7 +39,7 @@ pub fn conv2d(
     };
     assert_eq!(bias.dims(), [out_channels], "one bias per output channel");
     let [x, weight] = inputs;
-    match fused::apply(op, [x, weight, bias.into_dispatch()]) {
+    match fused::apply_on_cpu(op, [x, weight, bias.into_dispatch()]) {
         Ok(y) => Tensor::from_dispatch(y),
         Err([x, weight, bias]) => {
             let (x, weight) = (Tensor::from_dispatch(x), Tensor::from_dispatch(weight));
@@ -114,7 +114,7 @@ impl Conv {
     }
 }
 
-impl<const N: usize> FusedOp<N> for Conv {
+impl<const N: usize> FusedOp<Flex, N> for Conv {
     type Saved = [FlexTensor; N];
 
     fn forward(&self, inputs: [FlexTensor; N], _: [bool; N]) -> (FlexTensor, Self::Saved) {

@@ -3,7 +3,7 @@
 use burn::prelude::*;
 use burn_flex::FlexTensor;
 
-use super::fused::{self, FusedOp};
+use super::fused::{self, Flex, FusedOp};
 use super::plain;
 use super::simd::{Simd, simd_fn};
 use super::values::{
@@ -29,7 +29,7 @@ pub fn gate_add(x: Tensor<3>, y: Tensor<3>, gate: Tensor<3>) -> Tensor<3> {
 }
 
 #[derive(Clone, Debug)]
-struct GateAdd;
+pub(super) struct GateAdd;
 
 /// The inputs that the gradients need.
 #[derive(Clone, Debug)]
@@ -38,7 +38,7 @@ struct Saved {
     gate: FlexTensor,
 }
 
-impl FusedOp<3> for GateAdd {
+impl FusedOp<Flex, 3> for GateAdd {
     type Saved = Saved;
 
     fn forward(&self, inputs: [FlexTensor; 3], tracked: [bool; 3]) -> (FlexTensor, Saved) {

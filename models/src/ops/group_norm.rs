@@ -4,7 +4,7 @@ use burn::prelude::*;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::fused::{self, FusedOp};
+use super::fused::{self, Flex, FusedOp};
 use super::plain;
 use super::simd::{Simd, simd_fn};
 use super::values::{dense, tensor_like, values, written};
@@ -79,17 +79,17 @@ fn normalize<const D: usize>(
 
 /// What is done to the normalised values.
 #[derive(Clone, Copy, Debug)]
-enum After {
+pub(super) enum After {
     Nothing,
     Silu,
 }
 
 /// Inputs: x, weight, bias.
 #[derive(Clone, Debug)]
-struct GroupNorm {
-    groups: usize,
-    eps: f32,
-    after: After,
+pub(super) struct GroupNorm {
+    pub(super) groups: usize,
+    pub(super) eps: f32,
+    pub(super) after: After,
 }
 
 /// One group of one image: some channels of `space` numbers each.
@@ -129,7 +129,7 @@ impl GroupNorm {
     }
 }
 
-impl FusedOp<3> for GroupNorm {
+impl FusedOp<Flex, 3> for GroupNorm {
     type Saved = [FlexTensor; 3];
 
     fn forward(&self, inputs: [FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Self::Saved) {

@@ -3,7 +3,7 @@
 use burn::prelude::*;
 use burn_flex::FlexTensor;
 
-use super::fused::{self, FusedOp};
+use super::fused::{self, Flex, FusedOp};
 use super::norm_kernels::add_row;
 use super::plain;
 use super::product::{Matrix, MatrixMut, Onto, multiply};
@@ -106,7 +106,7 @@ fn check<const D: usize>(x: &Tensor<D>, weight: &Tensor<2>, bias: Option<&Tensor
 
 /// Inputs: x, weight and, if there are three, bias.
 #[derive(Clone, Debug)]
-struct Linear;
+pub(super) struct Linear;
 
 /// The factors that gradients need.
 #[derive(Clone, Debug)]
@@ -115,7 +115,7 @@ struct Saved {
     weight: Option<FlexTensor>,
 }
 
-impl<const N: usize> FusedOp<N> for Linear {
+impl<const N: usize> FusedOp<Flex, N> for Linear {
     type Saved = Saved;
 
     fn forward(&self, inputs: [FlexTensor; N], tracked: [bool; N]) -> (FlexTensor, Saved) {
@@ -155,8 +155,8 @@ impl<const N: usize> FusedOp<N> for Linear {
 
 /// Inputs: x, weight, a, b and, if there are five, bias.
 #[derive(Clone, Debug)]
-struct LoraLinear {
-    scale: f32,
+pub(super) struct LoraLinear {
+    pub(super) scale: f32,
 }
 
 /// The factors that gradients need; `down` is `scale x a^T`.
@@ -169,7 +169,7 @@ struct LoraSaved {
     down: FlexTensor,
 }
 
-impl<const N: usize> FusedOp<N> for LoraLinear {
+impl<const N: usize> FusedOp<Flex, N> for LoraLinear {
     type Saved = LoraSaved;
 
     fn forward(&self, inputs: [FlexTensor; N], tracked: [bool; N]) -> (FlexTensor, LoraSaved) {

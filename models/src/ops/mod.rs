@@ -9,6 +9,8 @@ mod attention_kernels;
 mod conv;
 mod conv_direct;
 mod conv_unfold;
+#[cfg(feature = "cube")]
+mod cube;
 mod fused;
 mod gate;
 mod group_norm;
@@ -17,6 +19,7 @@ mod linear;
 mod mask;
 mod norm;
 mod norm_kernels;
+mod path;
 mod plain;
 mod product;
 mod rope;
@@ -36,6 +39,7 @@ pub use group_norm::{group_norm, group_norm_silu};
 pub use linear::{linear, lora_linear};
 pub use mask::AttentionMask;
 pub use norm::{layer_norm, layer_norm_modulate, rms_norm};
+pub use path::path_name;
 pub use rope::{rms_norm_rope, rope_half};
 
 /// `[B, S, heads * hd]` to `[B, heads, S, hd]`.

@@ -3,7 +3,7 @@
 use burn::prelude::*;
 use burn_flex::FlexTensor;
 
-use super::fused::{self, FusedOp};
+use super::fused::{self, Flex, FusedOp};
 use super::norm_kernels::{self, Kind, Rows};
 use super::plain;
 use super::values::{dense, dims, tensor_like, values, width};
@@ -102,9 +102,9 @@ pub fn layer_norm_modulate(
 
 /// Inputs: x, then weight, then bias, as far as `N` goes.
 #[derive(Clone, Debug)]
-struct Norm {
-    kind: Kind,
-    eps: f32,
+pub(super) struct Norm {
+    pub(super) kind: Kind,
+    pub(super) eps: f32,
 }
 
 impl Norm {
@@ -127,7 +127,7 @@ impl Norm {
     }
 }
 
-impl<const N: usize> FusedOp<N> for Norm {
+impl<const N: usize> FusedOp<Flex, N> for Norm {
     type Saved = [FlexTensor; N];
 
     fn forward(&self, inputs: [FlexTensor; N], _: [bool; N]) -> (FlexTensor, Self::Saved) {
@@ -169,8 +169,8 @@ fn weight_or_ones(inputs: &[FlexTensor]) -> std::borrow::Cow<'_, [f32]> {
 
 /// Inputs: x, scale, shift.
 #[derive(Clone, Debug)]
-struct Modulate {
-    eps: f32,
+pub(super) struct Modulate {
+    pub(super) eps: f32,
 }
 
 impl Modulate {
@@ -187,7 +187,7 @@ impl Modulate {
     }
 }
 
-impl FusedOp<3> for Modulate {
+impl FusedOp<Flex, 3> for Modulate {
     type Saved = [FlexTensor; 2];
 
     fn forward(&self, inputs: [FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Self::Saved) {

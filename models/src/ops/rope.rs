@@ -4,7 +4,7 @@ use burn::prelude::*;
 use burn_flex::FlexTensor;
 use std::ops::Range;
 
-use super::fused::{self, FusedOp};
+use super::fused::{self, Flex, FusedOp};
 use super::heads::Heads;
 use super::plain;
 use super::simd::{Simd, simd_fn};
@@ -91,9 +91,9 @@ pub fn rope_half(x: Tensor<4>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<4> {
 
 /// Inputs: x, weight, cos, sin; the angles get no gradient.
 #[derive(Clone, Debug)]
-struct RmsNormRope {
-    heads: usize,
-    eps: f32,
+pub(super) struct RmsNormRope {
+    pub(super) heads: usize,
+    pub(super) eps: f32,
 }
 
 #[derive(Clone, Debug)]
@@ -103,7 +103,7 @@ struct Saved {
     angles: Angles,
 }
 
-impl FusedOp<4> for RmsNormRope {
+impl FusedOp<Flex, 4> for RmsNormRope {
     type Saved = Saved;
 
     fn forward(&self, inputs: [FlexTensor; 4], tracked: [bool; 4]) -> (FlexTensor, Saved) {
@@ -290,7 +290,7 @@ fn weight_grad_kernel<S: Simd>(
 
 /// Inputs: x, cos, sin; the angles get no gradient.
 #[derive(Clone, Debug)]
-struct RopeHalf;
+pub(super) struct RopeHalf;
 
 /// Angles `[B or 1, S, hd]`.
 #[derive(Clone, Debug)]
@@ -309,7 +309,7 @@ impl Tables {
     }
 }
 
-impl FusedOp<3> for RopeHalf {
+impl FusedOp<Flex, 3> for RopeHalf {
     type Saved = Tables;
 
     fn forward(&self, [x, cos, sin]: [FlexTensor; 3], tracked: [bool; 3]) -> (FlexTensor, Tables) {

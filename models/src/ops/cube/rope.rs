@@ -1,0 +1,79 @@
+use burn::backend::TensorMetadata;
+use burn::tensor::Shape;
+use retouch_kernels::{self as kernels, Rotation};
+
+use super::super::fused::FusedOp;
+use super::super::rope::{RmsNormRope, RopeHalf};
+use super::{Cube, CubeFloat, launch_one, like, named};
+
+impl FusedOp<Cube, 4> for RmsNormRope {
+    type Saved = [CubeFloat; 4];
+
+    /// Weights of norms are trained with everything else or not at all, in plain ops then.
+    fn takes(&self, _: &[Shape; 4], tracked: [bool; 4]) -> bool {
+        !tracked[1]
+    }
+
+    fn forward(&self, inputs: [CubeFloat; 4], tracked: [bool; 4]) -> (CubeFloat, Self::Saved) {
+        assert!(!tracked[2] && !tracked[3], "angles have no gradient");
+        let Self { heads, eps } = *self;
+        let saved = inputs.clone();
+        let shape = inputs[0].shape();
+        let [batch, length, features] = [shape[0], shape[1], shape[2]];
+        let shape = Shape::from([batch, heads, length, features / heads]);
+        let result = (shape, inputs[0].dtype());
+        let y = launch_one("heads", inputs.into(), result, move |inputs| {
+            let [x, weight, cos, sin] = named(inputs);
+            kernels::heads(x, weight, Rotation { cos, sin }, heads, eps)
+        });
+        (y, saved)
+    }
+
+    fn backward(
+        &self,
+        saved: Self::Saved,
+        grad: CubeFloat,
+        tracked: [bool; 4],
+    ) -> [Option<CubeFloat>; 4] {
+        let (eps, result) = (self.eps, like(&saved[0]));
+        let dx = tracked[0].then(|| {
+            let inputs = [saved.to_vec(), vec![grad]].concat();
+            launch_one("heads_grad", inputs, result, move |inputs| {
+                let [x, weight, cos, sin, grad] = named(inputs);
+                kernels::heads_grad(x, weight, Rotation { cos, sin }, grad, eps)
+            })
+        });
+        [dx, None, None, None]
+    }
+}
+
+impl FusedOp<Cube, 3> for RopeHalf {
+    type Saved = [CubeFloat; 2];
+
+    fn forward(
+        &self,
+        [x, cos, sin]: [CubeFloat; 3],
+        tracked: [bool; 3],
+    ) -> (CubeFloat, Self::Saved) {
+        assert!(!tracked[1] && !tracked[2], "angles have no gradient");
+        let saved = [cos.clone(), sin.clone()];
+        (turned(x, cos, sin, false), saved)
+    }
+
+    fn backward(
+        &self,
+        [cos, sin]: Self::Saved,
+        grad: CubeFloat,
+        _: [bool; 3],
+    ) -> [Option<CubeFloat>; 3] {
+        [Some(turned(grad, cos, sin, true)), None, None]
+    }
+}
+
+fn turned(x: CubeFloat, cos: CubeFloat, sin: CubeFloat, transposed: bool) -> CubeFloat {
+    let result = like(&x);
+    launch_one("rope_half", vec![x, cos, sin], result, move |inputs| {
+        let [x, cos, sin] = named(inputs);
+        kernels::rope_half(x, cos, sin, transposed)
+    })
+}
