@@ -38,7 +38,7 @@ pub fn activate(x: CubeTensor, activation: Activation) -> CubeTensor {
         x.clone().into_buffer_arg(),
         y.clone().into_buffer_arg(),
         activation,
-        [dtype_to_elem_type(x.dtype)],
+        dtype_to_elem_type(x.dtype),
     );
     y
 }
@@ -48,7 +48,7 @@ fn activate_kernel<X: Float, N: Size>(
     x: &[Vector<X, N>],
     y: &mut [Vector<X, N>],
     #[comptime] activation: Activation,
-    #[define(X)] _types: [ElemType; 1],
+    #[define(X)] _type: ElemType,
 ) {
     let at = ABSOLUTE_POS;
     if at >= y.len() {

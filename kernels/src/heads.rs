@@ -172,7 +172,8 @@ fn rotate<N: Size>(
     #[comptime] sign: f32,
     #[comptime] steps: Steps,
 ) -> Vector<f32, N> {
-    let pairs = comptime!(N::value() / 2);
+    let size = N::value();
+    let pairs = comptime!(size / 2);
     let first = (position * steps.vectors + inner) * pairs;
     let mut y = x;
     #[unroll]

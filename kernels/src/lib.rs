@@ -17,8 +17,8 @@ mod norm;
 mod product;
 mod rope;
 mod rows;
-#[cfg(all(test, any(feature = "wgpu", feature = "cuda")))]
-mod tests;
+#[allow(missing_docs)]
+pub mod tests;
 
 pub use burn_cubecl::CubeBackend;
 pub use burn_cubecl::tensor::CubeTensor;

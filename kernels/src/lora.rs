@@ -199,7 +199,8 @@ fn lora_add_kernel<X: Float, P: Float, L: Float, U: Float, N: Size>(
     #[comptime] steps: Steps,
     #[define(X, P, L, U)] _types: [ElemType; 4],
 ) {
-    let columns = comptime!(ACROSS * N::value());
+    let size = N::value();
+    let columns = comptime!(ACROSS * size);
     // A number apart, so that units which write a column of it do not all write to one bank.
     let pitch = comptime!(ACROSS + 1);
     let mut up_tile = Shared::<[Vector<f32, N>]>::new_slice(comptime!(RANKS * (ACROSS + 1)));

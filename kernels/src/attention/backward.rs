@@ -1,14 +1,15 @@
 //! The way back. For a block of queries: their scores again, the gradients of their probabilities, and from both the parts of
 //! the gradients of q, k and v, all by the backend's tuned products. Between them one kernel goes through each row once.
 
-use burn_backend::cubecl::{dtype_to_elem_type, dtype_to_storage_type};
+use burn_backend::cubecl::dtype_to_elem_type;
+use burn_backend::ops::FloatTensorOps;
 use burn_backend::{DType, Shape, Slice, TensorMetadata};
-use burn_cubecl::kernel::{cast, slice_assign};
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::cast;
 use burn_cubecl::ops::numeric::add;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::forward::MASKED;
 use super::{KeyArgs, Keys, Sizes, dense_heads};
 use crate::cube::cube_sum;
 use crate::product::product;
@@ -114,7 +115,7 @@ pub fn attention_backward(
             Some(all) => {
                 let mut slices = vec![Slice::full(); 4];
                 slices[2] = Slice::from(first..first + rows);
-                slice_assign(all, &slices, dq_part)
+                CubeBackend::float_slice_assign(all, &slices, dq_part)
             }
         });
         dv = Some(plus(dv.take(), product(transposed(&p), grad_part, sums)));
@@ -256,7 +257,7 @@ fn score_grads(
         keys.row_stride,
         block.scale,
         steps,
-        [types[0], types[1], dtype].map(dtype_to_storage_type),
+        [types[0], types[1], dtype].map(dtype_to_elem_type),
     );
     (p, s_grads)
 }

@@ -3,7 +3,7 @@
 //! for mma.m16n8k16"). Where there are none, units compute the same numbers from shared memory.
 
 use burn_backend::cubecl::dtype_to_elem_type;
-use burn_backend::{DType, TensorMetadata};
+use burn_backend::DType;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
@@ -91,7 +91,7 @@ pub fn attention(
         keys.row_stride,
         scale,
         layout,
-        [dtype_to_elem_type(q.dtype)],
+        dtype_to_elem_type(q.dtype),
     );
     (output, log_sums)
 }
@@ -144,7 +144,7 @@ fn attention_kernel<E: Float, N: Size>(
     range_row: usize,
     scale: f32,
     #[comptime] layout: Layout,
-    #[define(E)] _types: [ElemType; 1],
+    #[define(E)] _type: ElemType,
 ) {
     let (batch, head) = (CUBE_POS_Y as usize / heads, CUBE_POS_Y as usize % heads);
     let key_head = head / heads_per_key_head;

@@ -111,8 +111,9 @@ pub(super) fn load_rows<E: Float, N: Size>(
     #[comptime] count: usize,
     #[comptime] layout: Layout,
 ) {
-    let vectors = comptime!(layout.width / N::value());
-    let all = comptime!(count * layout.width / N::value());
+    let size = N::value();
+    let vectors = comptime!(layout.width / size);
+    let all = comptime!(count * layout.width / size);
     #[unroll]
     for i in 0..comptime!(all.div_ceil(layout.units())) {
         let at = UNIT_POS as usize + comptime!(i * layout.units());
@@ -122,9 +123,9 @@ pub(super) fn load_rows<E: Float, N: Size>(
             if first + row < rows {
                 value = x[from + (first + row) * row_stride + inner];
             }
-            let to = row * comptime!(layout.row_pitch()) + inner * comptime!(N::value() / 2);
+            let to = row * comptime!(layout.row_pitch()) + inner * comptime!(size / 2);
             #[unroll]
-            for j in 0..comptime!(N::value() / 2) {
+            for j in 0..comptime!(size / 2) {
                 tile[to + j] = pair::<E>(
                     value.extract(comptime!(2 * j)),
                     value.extract(comptime!(2 * j + 1)),
@@ -169,7 +170,8 @@ pub(super) fn load_values<E: Float, N: Size>(
 ) {
     // Neighbouring units have neighbouring keys: what they write lies side by side.
     let pairs = comptime!(layout.keys / 2);
-    let all = comptime!(layout.keys / 2 * layout.width / N::value());
+    let size = N::value();
+    let all = comptime!(layout.keys / 2 * layout.width / size);
     #[unroll]
     for i in 0..comptime!(all.div_ceil(layout.units())) {
         let at = UNIT_POS as usize + comptime!(i * layout.units());
