@@ -21,6 +21,7 @@ mod rows;
 pub mod tests;
 
 pub use burn_cubecl::CubeBackend;
+pub use burn_cubecl::fusion::CubeFusionHandle;
 pub use burn_cubecl::tensor::CubeTensor;
 
 pub use activation::{Activation, activate, activate_grad, activate_mul};

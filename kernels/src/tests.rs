@@ -38,7 +38,7 @@ fn tensor<const D: usize>(values: &[f32], shape: [usize; D]) -> CubeTensor {
 fn values(tensor: CubeTensor) -> Vec<f32> {
     into_data_sync(tensor)
         .convert_dtype(DType::F32)
-        .into_vec()
+        .try_into_vec()
         .expect("f32")
 }
 

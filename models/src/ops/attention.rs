@@ -89,7 +89,7 @@ pub(super) struct Attention {
 }
 
 #[derive(Clone, Debug)]
-struct Saved {
+pub(super) struct Saved {
     inputs: [FlexTensor; 3],
     output: FlexTensor,
     /// Log of the sum of exponentials of every row of scores: `[B, Hq, S]`.

@@ -33,7 +33,7 @@ pub(super) struct GateAdd;
 
 /// The inputs that the gradients need.
 #[derive(Clone, Debug)]
-struct Saved {
+pub(super) struct Saved {
     y: Option<FlexTensor>,
     gate: FlexTensor,
 }

@@ -110,7 +110,7 @@ pub(super) struct Linear;
 
 /// The factors that gradients need.
 #[derive(Clone, Debug)]
-struct Saved {
+pub(super) struct Saved {
     x: Option<FlexTensor>,
     weight: Option<FlexTensor>,
 }
@@ -161,7 +161,7 @@ pub(super) struct LoraLinear {
 
 /// The factors that gradients need; `down` is `scale x a^T`.
 #[derive(Clone, Debug)]
-struct LoraSaved {
+pub(super) struct LoraSaved {
     x: Option<FlexTensor>,
     weight: Option<FlexTensor>,
     a: FlexTensor,

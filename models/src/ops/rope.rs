@@ -97,7 +97,7 @@ pub(super) struct RmsNormRope {
 }
 
 #[derive(Clone, Debug)]
-struct Saved {
+pub(super) struct Saved {
     x: FlexTensor,
     weight: FlexTensor,
     angles: Angles,
@@ -168,7 +168,7 @@ impl Saved {
 
 /// The angles of every number of a head: `x cos + swap_pairs(x) sin` rotates all pairs.
 #[derive(Clone, Debug)]
-struct Angles {
+pub(super) struct Angles {
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
@@ -294,7 +294,7 @@ pub(super) struct RopeHalf;
 
 /// Angles `[B or 1, S, hd]`.
 #[derive(Clone, Debug)]
-struct Tables {
+pub(super) struct Tables {
     cos: FlexTensor,
     sin: FlexTensor,
 }

@@ -54,7 +54,7 @@ impl<const N: usize> FusedOp<Cube, N> for LoraLinear {
         let [y, down] = launch("lora_linear", inputs.into(), results, move |inputs| {
             let mut inputs = inputs.into_iter();
             let [x, weight, a, b] = std::array::from_fn(|_| inputs.next().expect("four inputs"));
-            kernels::lora_linear(x, weight, inputs.next(), a, b, scale)
+            kernels::lora_linear(x, weight, inputs.next(), a, b, scale).into()
         });
         let saved = Saved {
             x,

@@ -12,11 +12,14 @@ mod norm;
 mod ranges;
 mod rope;
 
-use burn::backend::fusion::custom::{CustomOpIr, OperationFn, OperationIr, StreamId, TensorIr};
+use burn::backend::fusion::custom::{
+    CustomOpIr, HandleContainer, OperationFn, OperationIr, StreamId, TensorIr,
+};
+use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, TensorMetadata};
+use burn::backend::TensorMetadata;
 use burn::tensor::{DType, Shape};
-use retouch_kernels::{CubeBackend, CubeTensor};
+use retouch_kernels::{CubeBackend, CubeFusionHandle, CubeTensor};
 
 use super::fused::OpBackend;
 
@@ -50,7 +53,7 @@ pub(super) fn launch<const N: usize>(
     let results = results.map(result);
     let description = CustomOpIr::new(name, &inputs, &results);
     let ids = results.map(|result| result.id);
-    let operation = OperationFn(move |handles: &mut _| {
+    let operation = OperationFn(move |handles: &mut HandleContainer<CubeFusionHandle>| {
         let given = |input: &TensorIr| handles.get_float_tensor::<CubeBackend>(input);
         let outputs = kernels(inputs.iter().map(given).collect());
         for (id, output) in ids.iter().zip(outputs) {

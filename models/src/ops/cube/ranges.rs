@@ -2,7 +2,6 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use burn::backend::TensorMetadata;
 use burn::backend::ops::IntTensorOps;
 use burn::backend::tensor::Device;
 use burn::tensor::TensorData;
