@@ -4,7 +4,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use retouch_dataset::{Split, both, read, read_held_out};
-use retouch_proto::{RunConfig, config::load};
+use retouch_models::device::cards;
+use retouch_proto::{
+    RunConfig,
+    config::{load, load_on_node},
+};
 
 use crate::exit::UsageError;
 use crate::output::{self, say};
@@ -25,6 +29,19 @@ impl ConfigArgs {
     pub(crate) fn load(&self) -> anyhow::Result<RunConfig> {
         Ok(load(Some(&self.file), std::env::vars(), &self.sets)
             .map_err(|errors| UsageError(errors.to_string()))?)
+    }
+
+    /// The same for a run on this machine, whose cards stand for `cuda:*`.
+    pub(crate) fn load_here(&self) -> anyhow::Result<RunConfig> {
+        let cards = || {
+            cards::cards()
+                .map(|cards| cards.len())
+                .map_err(|error| error.to_string())
+        };
+        Ok(
+            load_on_node(Some(&self.file), std::env::vars(), &self.sets, cards)
+                .map_err(|errors| UsageError(errors.to_string()))?,
+        )
     }
 }
 

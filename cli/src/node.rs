@@ -11,7 +11,11 @@ use anyhow::{Context, bail};
 use clap::Args;
 use retouch_credentials::{Access, Principal};
 use retouch_models::editor::EditorSource;
-use retouch_proto::{RunConfig, WorkerId, config::PathMove, worker::Role};
+use retouch_proto::{
+    RunConfig, WorkerId,
+    config::{DeviceName, PathMove},
+    worker::Role,
+};
 use retouch_worker::{
     DeviceThread,
     session::{CoordinatorAddress, WorkerOptions},
@@ -63,9 +67,10 @@ pub(crate) struct Place {
     /// What the run file has under FROM is under TO here; may be given often.
     #[arg(long = "path", value_name = "FROM=TO")]
     paths: Vec<PathMove>,
-    /// The device instead of the run file's: `cpu` or `cuda:0`.
+    /// The device instead of the run file's: `cpu`, `cuda:N` or `wgpu`. Where the run file names several, one has to be
+    /// said.
     #[arg(long)]
-    device: Option<String>,
+    device: Option<DeviceName>,
     /// Compute threads; 0 takes all cores. Without it, the run file's number.
     #[arg(long)]
     threads: Option<u32>,
@@ -111,14 +116,18 @@ pub(crate) fn take_part(roles: &[RoleName], place: Place) -> anyhow::Result<()> 
             let config = unless_stopped(place.fetch_config(&access), &stop).await?;
             let config = config.relocated(&place.paths);
             check_node(role, &config)?;
-            let device = place.device.clone();
-            let device = device.unwrap_or_else(|| config.device_of(role).to_owned());
-            shared.check_device(role, &device)?;
+            let device = match place.device {
+                Some(device) => device,
+                None => config
+                    .device_of(role)
+                    .map_err(|error| UsageError(error.to_string()))?,
+            };
+            shared.check_device(role, device)?;
             let node = Node::settle(&place, Seat { role, number, of }, &config)?;
             tracing::info!(name = %node.name, scratch = %node.scratch.display(), advertise = node.advertise, "joining");
             let coordinator = place.coordinator.clone();
             let options = WorkerOptions {
-                device: Some(device),
+                device: Some(device.to_string()),
                 listen: node.listen,
                 advertise: Some(node.advertise),
                 run_dir: Some(config.run_dir.into()),
@@ -140,7 +149,7 @@ pub(crate) fn take_part(roles: &[RoleName], place: Place) -> anyhow::Result<()> 
 /// What the roles of a process have in common.
 struct Shared {
     editors: EditorSource,
-    device: Option<(Role, String)>,
+    device: Option<(Role, DeviceName)>,
 }
 
 impl Shared {
@@ -154,9 +163,9 @@ impl Shared {
         Self { editors, device }
     }
 
-    fn check_device(&mut self, role: Role, device: &str) -> Result<(), UsageError> {
-        let (first, shared) = self.device.get_or_insert((role, device.to_owned()));
-        if shared == device {
+    fn check_device(&mut self, role: Role, device: DeviceName) -> Result<(), UsageError> {
+        let (first, shared) = self.device.get_or_insert((role, device));
+        if *shared == device {
             return Ok(());
         }
         Err(UsageError(format!(

@@ -10,6 +10,7 @@ mod crew;
 mod dry_run;
 mod last_words;
 mod memory;
+mod placement;
 mod processes;
 mod progress;
 mod run_folder;
@@ -17,6 +18,7 @@ mod standing;
 mod supervisor;
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -24,12 +26,16 @@ use std::{
 
 use anyhow::{anyhow, bail};
 use clap::Args;
-use retouch_models::device;
+use retouch_models::device::{
+    self,
+    cards::{self, Card},
+};
 use retouch_proto::{Iteration, RunConfig, RunFolder, worker::Role};
 use retouch_worker::process::{self, Enforcer, Stop, StopSignal};
 
 use self::{
     crew::Crew,
+    placement::Seat,
     progress::{Progress, Seen},
     run_folder::OwnedFolder,
     supervisor::Supervisor,
@@ -41,6 +47,7 @@ use crate::{
     exit::{Stopped, UsageError},
     output::remark,
     report,
+    room::{self, Need},
     runtime::off_thread,
     totals::Launch,
 };
@@ -100,7 +107,7 @@ pub(crate) struct LaunchArgs {
 }
 
 pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
-    let mut config = args.config.load()?;
+    let mut config = args.config.load_here()?;
     if args.dry_run {
         return dry_run::run(&config, args.json);
     }
@@ -155,14 +162,49 @@ fn fork(config: RunConfig, new: &Path) -> anyhow::Result<RunConfig> {
     Ok(config)
 }
 
-/// Checks that this build and machine have the devices of all roles, so that what is missing is
-/// said once and not by every process.
+/// Checks that this build and machine have the devices of all roles and room on them for all workers, so that what is
+/// missing is said once and not by every process.
 fn check_devices(config: &RunConfig) -> anyhow::Result<()> {
-    let usage = |key: &str, error: String| UsageError(format!("{key}: {error}"));
-    device::parse(&config.model.device).map_err(|e| usage("model.device", e.to_string()))?;
-    device::parse(&config.reward.device).map_err(|e| usage("reward.device", e.to_string()))?;
+    placement::check_ranks(config)?;
+    for role in Role::ALL {
+        let (key, devices) = config.devices_of(role);
+        for device in devices.names() {
+            device::open(*device).map_err(|error| UsageError(format!("{key}: {error}")))?;
+        }
+    }
     retouch_learner::session::check_device(&config.learner)
-        .map_err(|e| usage("learner.device", e.to_string()))?;
+        .map_err(|error| UsageError(format!("learner.device: {error}")))?;
+    let seats = placement::seats(config);
+    let cards = seats.iter().any(|seat| seat.device.card().is_some());
+    if cards {
+        let cards = cards::cards().map_err(|error| UsageError(error.to_string()))?;
+        check_room(config, &seats, &cards)?;
+    }
+    Ok(())
+}
+
+/// Checks that each card holds all workers on it; they are processes of their own and share no weights.
+fn check_room(config: &RunConfig, seats: &[Seat], cards: &[Card]) -> Result<(), UsageError> {
+    let mut planned = BTreeMap::new();
+    for card in cards {
+        let mut needs = Vec::new();
+        let here = seats
+            .iter()
+            .filter(|seat| seat.device.card() == Some(card.index));
+        for seat in here {
+            let bytes = match planned.get(&seat.role.as_str()) {
+                Some(bytes) => *bytes,
+                None => room::planned_bytes(config, seat.role, seat.device)?,
+            };
+            planned.insert(seat.role.as_str(), bytes);
+            needs.push(Need {
+                who: seat.name(),
+                role: seat.role,
+                bytes,
+            });
+        }
+        room::check(card, &needs)?;
+    }
     Ok(())
 }
 

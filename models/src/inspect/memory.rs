@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::Path;
 
 use burn::tensor::DType;
+use retouch_settings::DeviceName;
 use serde::Serialize;
 
 use super::effort::Effort;
@@ -55,6 +56,8 @@ impl fmt::Display for Role {
 /// What a role has to do at once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Workload {
+    /// Where it computes: what is in memory there is what is told.
+    pub device: DeviceName,
     /// The float type of the weights.
     pub dtype: DType,
     /// Size of the edited images and of the source.

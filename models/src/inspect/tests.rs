@@ -2,6 +2,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device};
+use retouch_settings::DeviceName;
 
 use super::*;
 use crate::editor::{Editor, ImageSize, Parts};
@@ -58,6 +59,7 @@ fn load_error(folder: &Path) -> String {
 
 fn workload(dtype: DType) -> Workload {
     Workload {
+        device: DeviceName::Cpu,
         dtype,
         size: ImageSize::square(16),
         group_size: 3,

@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use retouch_credentials::CredentialsError;
 use retouch_proto::{
     BlobAddress, LeaseId,
-    config::{ConfigErrors, RunConfig},
+    config::{ConfigErrors, RunConfig, SeveralDevices},
     files::is_lasting,
     limits::SLOTS_MAX,
     task::{TaskFailure, TaskOutcome},
@@ -70,6 +70,9 @@ pub enum SessionError {
     /// The coordinator's run file can't be read.
     #[error("the coordinator's run file: {0}")]
     Config(#[from] ConfigErrors),
+    /// The run file leaves it open where this worker computes.
+    #[error(transparent)]
+    Device(#[from] SeveralDevices),
     /// Somebody wants this process to be started again.
     #[error("told to end and to be started again")]
     Restart,
@@ -86,7 +89,7 @@ impl SessionError {
     pub fn is_lasting(&self) -> bool {
         match self {
             Self::Store(BlobStoreError::Io { source, .. }) => is_lasting(source),
-            Self::Listen { .. } | Self::Config(_) | Self::Refused(_) => true,
+            Self::Listen { .. } | Self::Config(_) | Self::Device(_) | Self::Refused(_) => true,
             Self::Credentials(error) => error.is_lasting(),
             // A predecessor that was just killed may still hold the blob folder.
             Self::Store(_)
@@ -143,8 +146,10 @@ impl Session {
         let config = Arc::new(options.localized(config));
         tracing::info!(run = %registered.run, generation = %registered.generation, role = %identity.role, "joined");
 
-        let device = config.device_of(identity.role);
-        let device = options.device.clone().unwrap_or_else(|| device.to_owned());
+        let device = match &options.device {
+            Some(device) => device.clone(),
+            None => config.device_of(identity.role)?.to_string(),
+        };
         let run_dir = options.run_dir.clone();
         let run_dir = run_dir.unwrap_or_else(|| PathBuf::from(&config.run_dir));
         let client_options = BlobClientOptions {

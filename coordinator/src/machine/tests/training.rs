@@ -1,6 +1,6 @@
 //! Collective steps: all ranks or none (A8, A9).
 
-use retouch_proto::config::CollectiveKind;
+use retouch_proto::config::{CollectiveKind, DeviceName};
 use retouch_proto::status::{EventKind, RunState};
 use retouch_proto::task::{Task, TaskFailure, TaskOutcome, TrainTask};
 use retouch_proto::worker::Role;
@@ -57,7 +57,7 @@ fn minting() -> (Driver, Peer) {
     let mut config = config();
     config.learner.ranks = 2;
     config.learner.collective = CollectiveKind::Nccl;
-    config.learner.device = "cuda:0".into();
+    config.learner.device = DeviceName::Cuda(0).into();
     let mut driver = Driver::with_all_roles(config);
     let second = driver.join(Role::Learner, 1);
     driver.work_until_training(&[FIRST]);

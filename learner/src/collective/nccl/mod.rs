@@ -15,6 +15,7 @@ mod gpu;
 mod library;
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -63,13 +64,26 @@ pub struct NcclCollective {
     stopped: Arc<AtomicBool>,
 }
 
-/// NCCL's version as a number, 23007 for 2.30.7.
+/// The library that this process has loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its version as a number, 23007 for 2.30.7.
+    pub version: u32,
+    /// Its file, where the system tells.
+    pub path: Option<PathBuf>,
+}
+
+/// Loads NCCL and says which it is.
 ///
 /// # Errors
 ///
 /// If NCCL can't be loaded or is too old.
-pub fn version() -> Result<u32, NcclError> {
-    Ok(Library::get()?.version)
+pub fn find() -> Result<Found, NcclError> {
+    let library = Library::get()?;
+    Ok(Found {
+        version: library.version,
+        path: library::path(),
+    })
 }
 
 /// Makes what the ranks of a new epoch find each other by. This process has to be the

@@ -63,7 +63,9 @@ fn run_ranks<T: Send + 'static>(
 
 #[test]
 fn the_library_is_loaded_and_mints_ids() {
-    assert!(version().expect("a version") >= 21_700);
+    let found = find().expect("the library");
+    assert!(found.version >= 21_700);
+    assert!(found.path.is_some_and(|path| path.is_file()));
     let (first, second) = (mint().expect("an id"), mint().expect("an id"));
     assert_ne!(first, second, "every epoch has its own");
 }
