@@ -1,5 +1,6 @@
 //! Run files: the arguments that name one, and `retouch config`.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -29,6 +30,15 @@ impl ConfigArgs {
     pub(crate) fn load(&self) -> anyhow::Result<RunConfig> {
         Ok(load(Some(&self.file), std::env::vars(), &self.sets)
             .map_err(|errors| UsageError(errors.to_string()))?)
+    }
+
+    /// What gives another process the same.
+    pub(crate) fn arguments(&self) -> impl Iterator<Item = OsString> {
+        let sets = self
+            .sets
+            .iter()
+            .flat_map(|set| ["--set".into(), set.into()]);
+        std::iter::once(self.file.clone().into_os_string()).chain(sets)
     }
 
     /// The same for a run on this machine, whose cards stand for `cuda:*`.

@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use retouch_models::device::{cache, cards, libdevice};
 use serde::Serialize;
 
 use crate::{
     output::{print_json, say},
     show::size,
+    warm::{self, WarmArgs},
 };
 
 /// Show the devices that this program can compute on, and what is missing for more.
@@ -19,15 +20,23 @@ use crate::{
 ///
 ///   retouch devices
 ///   retouch devices --json | jq '.cards[].free_bytes'
+///   retouch devices warm run.toml
 ///
 /// A run file takes cards as `model.device`, `reward.device` and `learner.device`: "cuda:1", a list,
 /// or "cuda:*" for all. `retouch model check FOLDER --device cuda:0` says whether a model fits.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(verbatim_doc_comment, args_conflicts_with_subcommands = true)]
 pub(crate) struct DevicesArgs {
+    #[command(subcommand)]
+    command: Option<DevicesCommand>,
     /// Print JSON, for programs.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum DevicesCommand {
+    Warm(WarmArgs),
 }
 
 /// What is printed.
@@ -88,6 +97,9 @@ struct Nccl {
 }
 
 pub(crate) fn run(args: DevicesArgs) -> anyhow::Result<()> {
+    if let Some(DevicesCommand::Warm(args)) = args.command {
+        return warm::run(args);
+    }
     let survey = Survey::make();
     if args.json {
         return print_json(&survey);

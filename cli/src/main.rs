@@ -17,6 +17,7 @@ mod node;
 mod report;
 mod roles;
 mod sft;
+mod warm;
 
 // Shared by several: how a process runs and proves who it is,
 mod credentials;

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, bail};
 use clap::Args;
 use retouch_credentials::{Access, Principal};
-use retouch_models::editor::EditorSource;
+use retouch_models::{device::cache, editor::EditorSource};
 use retouch_proto::{
     RunConfig, WorkerId,
     config::{DeviceName, PathMove},
@@ -30,6 +30,7 @@ use crate::{
     memory,
     role_name::RoleName,
     roles::{self, ENROLL_PATIENCE, ProcessArgs, ended_by_itself, unless_stopped},
+    room,
     runtime::on_network_threads,
 };
 
@@ -77,7 +78,7 @@ pub(crate) struct Place {
     /// The worker's name, which no other worker of the run has. Without it: host, role and a number.
     #[arg(long)]
     name: Option<WorkerId>,
-    /// A folder for what does not fit into memory. Without it: ~/.cache/retouch.
+    /// A folder for what does not fit into memory. Without it: $RETOUCH_CACHE, or ~/.cache/retouch.
     #[arg(long)]
     scratch: Option<PathBuf>,
     /// Where to serve blobs. Without it: a free port of all interfaces.
@@ -123,6 +124,11 @@ pub(crate) fn take_part(roles: &[RoleName], place: Place) -> anyhow::Result<()> 
                     .map_err(|error| UsageError(error.to_string()))?,
             };
             shared.check_device(role, device)?;
+            let so_far: Vec<Role> = roles[..=number]
+                .iter()
+                .map(|role| Role::from(*role))
+                .collect();
+            room::check_together(&config, &so_far, device)?;
             let node = Node::settle(&place, Seat { role, number, of }, &config)?;
             tracing::info!(name = %node.name, scratch = %node.scratch.display(), advertise = node.advertise, "joining");
             let coordinator = place.coordinator.clone();
@@ -263,7 +269,7 @@ impl Node {
     fn settle(place: &Place, seat: Seat, config: &RunConfig) -> anyhow::Result<Self> {
         let base = match &place.scratch {
             Some(scratch) => scratch.clone(),
-            None => cache_folder()?.join("retouch"),
+            None => cache::folder(),
         };
         let base = base.join(config.name.as_str());
         let (name, scratch) = match seat.name(place)? {
@@ -311,15 +317,6 @@ fn address_towards(coordinator: &str) -> anyhow::Result<IpAddr> {
     let routed = socket.connect(remote).and_then(|()| socket.local_addr());
     let local = routed.with_context(|| format!("no route to {coordinator}"))?;
     Ok(local.ip())
-}
-
-fn cache_folder() -> anyhow::Result<PathBuf> {
-    if let Some(folder) = std::env::var_os("XDG_CACHE_HOME") {
-        return Ok(folder.into());
-    }
-    let home = std::env::var_os("HOME")
-        .ok_or_else(|| UsageError("HOME is not set: give --scratch".to_owned()))?;
-    Ok(PathBuf::from(home).join(".cache"))
 }
 
 fn host() -> String {

@@ -19,6 +19,7 @@ use crate::{
     config::{ConfigArgs, check_files},
     credentials::{CredentialArgs, run_authority},
     exit::{Refused, StartAgain, Stopped, Unreachable, UsageError},
+    room,
     runtime::{block_on, on_network_threads},
 };
 
@@ -199,6 +200,7 @@ pub(crate) fn worker(role: Role, args: WorkerArgs) -> anyhow::Result<()> {
             listen: args.listen,
             advertise: args.advertise,
             run_dir: args.run_dir,
+            check_room: room::check_role,
             stop: stop.token().clone(),
             ..defaults
         };

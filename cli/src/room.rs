@@ -4,10 +4,11 @@ use std::{fmt::Write, path::Path};
 
 use retouch_learner::workload::workload;
 use retouch_models::{
-    device::cards::Card,
+    device::cards::{self, Card},
     inspect::{self, estimate, inspect},
 };
 use retouch_proto::{RunConfig, config::DeviceName, worker::Role};
+use retouch_worker::BoxError;
 
 use crate::{exit::UsageError, show::size};
 
@@ -46,6 +47,56 @@ pub(crate) fn planned_bytes(
         Ok(estimate(&inspection, planned, &workload)?.bytes)
     });
     bytes.sum()
+}
+
+/// Refuses a role that alone is too large for its device; whether others are there too is known to whoever starts them.
+///
+/// # Errors
+/// If the device is unknown or is not there, a model can't be read, or it does not fit.
+pub(crate) fn check_role(config: &RunConfig, role: Role, device: &str) -> Result<(), BoxError> {
+    let device: DeviceName = device.parse()?;
+    check_together(config, &[role], device)?;
+    Ok(())
+}
+
+/// Refuses roles that are too large for the device which they share in one process, where rollout worker and learner have
+/// one transformer between them.
+///
+/// # Errors
+/// As [`check_role`].
+pub(crate) fn check_together(
+    config: &RunConfig,
+    roles: &[Role],
+    device: DeviceName,
+) -> Result<(), UsageError> {
+    if device.card().is_none() {
+        return Ok(());
+    }
+    let cards =
+        cards::cards().map_err(|error| UsageError(format!("device \"{device}\": {error}")))?;
+    // One that is not there is refused where it is opened.
+    let Some(card) = card_of(device, &cards) else {
+        return Ok(());
+    };
+    let needs = roles.iter().map(|role| {
+        Ok(Need {
+            who: format!("{role} worker"),
+            role: *role,
+            bytes: planned_bytes(config, *role, device)?,
+        })
+    });
+    let needs = needs.collect::<Result<Vec<_>, UsageError>>()?;
+    check(card, &sharing_a_transformer(needs))
+}
+
+/// Of rollout worker and learner the larger one: they take turns with one base model.
+fn sharing_a_transformer(mut needs: Vec<Need>) -> Vec<Need> {
+    let with_editor = needs.iter().filter(|need| need.role != Role::Reward);
+    let largest = with_editor
+        .max_by_key(|need| need.bytes)
+        .map(|need| need.role);
+    needs.retain(|need| need.role == Role::Reward || Some(need.role) == largest);
+    needs
 }
 
 /// The card that a device is.
@@ -151,6 +202,18 @@ mod tests {
         let alone = check(&card(), &[need("reward-worker-0", Role::Reward, 80)]);
         let text = alone.unwrap_err().to_string();
         assert!(!text.contains("put fewer"), "{text}");
+    }
+
+    #[test]
+    fn roles_of_one_process_share_the_transformer_and_not_the_judge() {
+        let needs = vec![
+            need("rollout worker", Role::Rollout, 37),
+            need("learner worker", Role::Learner, 31),
+            need("reward worker", Role::Reward, 20),
+        ];
+        let together = sharing_a_transformer(needs);
+        let gib: Vec<u64> = together.iter().map(|need| need.bytes / GIB).collect();
+        assert_eq!(gib, [37, 20]);
     }
 
     #[test]

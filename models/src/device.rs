@@ -7,6 +7,8 @@
 pub mod cache;
 pub mod cards;
 pub mod libdevice;
+#[cfg(feature = "cuda")]
+pub mod memory;
 
 use burn::tensor::{DType, Device};
 use retouch_settings::{DeviceName, Dtype, UnknownDevice};
@@ -86,13 +88,13 @@ pub fn float_type(dtype: Dtype) -> DType {
 
 #[cfg(feature = "cuda")]
 fn cuda(device: DeviceName, index: u8) -> Result<Device, DeviceError> {
-    let count = cards::driver().and_then(|driver| driver.count());
-    let count = count.map_err(|reason| DeviceError::Driver { device, reason })?;
-    if usize::from(index) >= count {
+    let cards = cards::cards().map_err(|reason| DeviceError::Driver { device, reason })?;
+    let Some(card) = cards.get(usize::from(index)) else {
+        let count = cards.len();
         return Err(DeviceError::Absent { device, count });
-    }
+    };
     libdevice::find().map_err(|reason| DeviceError::Libdevice { device, reason })?;
-    cache::set_up();
+    cache::set_up(&card.name);
     Ok(Device::cuda(usize::from(index)))
 }
 
@@ -104,7 +106,7 @@ fn cuda(device: DeviceName, _index: u8) -> Result<Device, DeviceError> {
 
 #[cfg(feature = "wgpu")]
 fn wgpu(_device: DeviceName) -> Result<Device, DeviceError> {
-    cache::set_up();
+    cache::set_up("wgpu");
     Ok(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice))
 }
 

@@ -160,7 +160,7 @@ impl Ranks {
             Some((_, ended)) => drop(ended),
             None => {}
         }
-        if epoch.world == 1 {
+        if epoch.world == 1 && matches!(self.way, Way::Tcp(_)) {
             return Ok(Collective::Local(Local));
         }
         let aborter = self.at_work.renew();

@@ -28,12 +28,14 @@ fn folder_of(variable: impl Fn(&str) -> Option<OsString>) -> PathBuf {
     set(VARIABLE).unwrap_or_else(own)
 }
 
-/// Has the backend keep its kernels there, unless it was used before.
+/// Has the backend keep its kernels there, unless it was used before, apart from those of other kinds of cards: what the
+/// tuner chose it knows by a card's number alone.
 #[cfg(feature = "cube")]
-pub(super) fn set_up() {
+pub(super) fn set_up(kind: &str) {
     use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig, cache::CacheConfig};
 
     let mut config = CubeClRuntimeConfig::default();
+    config.environment.name = kind.to_owned();
     config.environment.path = CacheConfig::Directory(folder().join("kernels"));
     config.compilation.cache = true;
     // The second device of a process finds the settings of the first.

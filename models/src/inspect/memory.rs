@@ -186,16 +186,24 @@ impl MemoryLine {
         }
     }
 
+    /// Whether it is a model's weights.
+    pub(super) fn is_weights(&self) -> bool {
+        self.what.ends_with(WEIGHTS)
+    }
+
     /// The weights of a model.
     pub(super) fn weights(what: &str, parameters: u64, dtype: DType) -> Self {
         let size = dtype.size() as u64;
         let unit = format!("B ({})", dtype_name(dtype));
         Self::product(
-            format!("{what} weights"),
+            format!("{what}{WEIGHTS}"),
             &[(parameters, "values"), (size, &unit)],
         )
     }
 }
+
+/// Ends the name of a line of weights.
+const WEIGHTS: &str = " weights";
 
 fn dtype_name(dtype: DType) -> String {
     format!("{dtype:?}").to_lowercase()

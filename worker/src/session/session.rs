@@ -9,7 +9,7 @@ use retouch_proto::{
     files::is_lasting,
     limits::SLOTS_MAX,
     task::{TaskFailure, TaskOutcome},
-    worker::Registration,
+    worker::{Registration, Role},
 };
 use thiserror::Error;
 use tokio::{
@@ -25,7 +25,7 @@ use super::{
     books::{Books, Work},
     coordinator_grpc::CoordinatorCalls,
     link::{self, Command, Link, Pace},
-    options::{Identity, WorkerOptions},
+    options::{CheckRoom, Identity, WorkerOptions},
 };
 use crate::{
     DeviceThread, Hosted,
@@ -106,7 +106,9 @@ impl SessionError {
 pub struct Session {
     config: Arc<RunConfig>,
     run_dir: PathBuf,
+    role: Role,
     device: String,
+    check_room: CheckRoom,
     device_thread: DeviceThread,
     blobs: Blobs,
     work: mpsc::Receiver<Work>,
@@ -177,7 +179,9 @@ impl Session {
         Ok(Self {
             config,
             run_dir,
+            role: identity.role,
             device,
+            check_room: options.check_room,
             device_thread: options.device_thread,
             blobs: Blobs { client, address },
             work,
@@ -213,7 +217,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// What `make` returns, as [`RoleError::Load`]; if it panics, or the compute threads can't be
+    /// If the device has no room, or what `make` returns, as [`RoleError::Load`]; if it panics, or the compute threads can't be
     /// started; [`SessionError::Stopped`] if the process is to end, which does not wait for `make`.
     pub async fn load<S: Send + 'static>(
         &self,
@@ -222,7 +226,11 @@ impl Session {
         // Not earlier: their number is in the run file, which comes with the registration.
         process::set_compute_threads(self.config.cluster.threads_per_worker)?;
         let (config, device) = (self.config.clone(), self.device.clone());
-        let loaded = self.device_thread.host(move || make(&config, &device));
+        let (role, check_room) = (self.role, self.check_room);
+        let loaded = self.device_thread.host(move || {
+            check_room(&config, role, &device)?;
+            make(&config, &device)
+        });
         tokio::select! {
             loaded = loaded => loaded?.map_err(RoleError::Load),
             // Weights may take minutes, and nothing is lost with them.

@@ -237,8 +237,16 @@ async fn a_role_is_made_on_its_device_and_its_error_is_lasting() {
 
     options.device = Some("cpu".into());
     options.data_dir = folder.path().join("again");
+    options.check_room = |_, role, device| Err(format!("{device} has no room for {role}").into());
     let (session, registration) = connect(&mut coordinator, &options, registered).await;
     assert_eq!((session.device(), &registration.device[..]), ("cpu", "cpu"));
+    let unmade = session.load::<()>(|_, _| panic!("there is no room")).await;
+    let error = unmade.unwrap_err();
+    assert!(
+        error.to_string().starts_with("cpu has no room for r"),
+        "{error}"
+    );
+    assert!(error.is_lasting());
 }
 
 #[tokio::test]
