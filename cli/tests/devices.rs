@@ -26,7 +26,10 @@ fn devices_are_listed_wherever_it_runs() {
     let told = retouch(&["devices"]);
     let text = String::from_utf8_lossy(&told.stdout).into_owned();
     assert!(told.status.success() && told.stderr.is_empty(), "{text}");
-    assert!(text.contains("devices    cpu") && text.contains("cache "), "{text}");
+    assert!(
+        text.contains("devices    cpu") && text.contains("cache "),
+        "{text}"
+    );
     let json = retouch(&["devices", "--json"]);
     let survey: Value = serde_json::from_slice(&json.stdout).expect("JSON");
     let cards = survey["cards"].as_array().expect("cards");
@@ -40,13 +43,22 @@ fn a_launch_names_the_key_whose_device_is_missing() {
     let folder = tempfile::tempdir().expect("a folder");
     for (setting, key) in [
         ("model = { device = \"cuda:255\" }", "model.device: "),
-        ("reward = { device = [\"cuda:254\", \"cuda:255\"] }", "reward.device: "),
-        ("learner = { device = \"cuda:255\", ranks = 1 }", "learner.device: "),
+        (
+            "reward = { device = [\"cuda:254\", \"cuda:255\"] }",
+            "reward.device: ",
+        ),
+        (
+            "learner = { device = \"cuda:255\", ranks = 1 }",
+            "learner.device: ",
+        ),
         (
             "learner = { device = \"cuda:0\", ranks = 2, collective = \"nccl\" }",
             "learner.ranks: 2 ranks that sum through NCCL need a card each",
         ),
-        ("model = { device = [\"cuda:0\", \"cuda:0\"] }", "cuda:0 is named twice"),
+        (
+            "model = { device = [\"cuda:0\", \"cuda:0\"] }",
+            "cuda:0 is named twice",
+        ),
         ("model = { device = \"gpu\" }", "unknown device"),
     ] {
         let output = retouch(&["launch", &run_file(folder.path(), setting)]);

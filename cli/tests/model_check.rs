@@ -191,7 +191,10 @@ fn a_card_that_is_elsewhere_is_planned_for() {
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
-    assert!(!text.contains("Adam"), "the optimizer is on the host: {text}");
+    assert!(
+        !text.contains("Adam"),
+        "the optimizer is on the host: {text}"
+    );
 
     let tight = check(&folder, &["--gpu-memory", "512MiB", "--json"]);
     assert_eq!(tight.status.code(), Some(2));

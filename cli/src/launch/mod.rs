@@ -65,6 +65,10 @@ const ADDRESS_POLL: Duration = Duration::from_millis(20);
 /// `stop` or `drain`; with one that failed only if --retry is given. A process that dies is
 /// started again a few times.
 ///
+/// Workers are spread over the devices that the run file names (model.device, reward.device,
+/// learner.device), one device each. What can't fit on a card together is refused before anything
+/// starts. `retouch devices` lists this machine's.
+///
 /// SIGINT (Ctrl-C), SIGTERM and SIGHUP end it in good order within 30 seconds: the last committed
 /// iteration is written down first. A second signal ends it at once.
 ///
@@ -77,6 +81,7 @@ const ADDRESS_POLL: Duration = Duration::from_millis(20);
 ///
 ///   retouch launch run.toml
 ///   retouch launch run.toml --set iterations=200 --no-evaluation
+///   retouch launch run.toml --set 'learner.device=["cuda:0","cuda:1"]' --set model.device=cuda:2
 ///   retouch launch run.toml --retry
 ///   while retouch launch run.toml; code=$?; [ $code -eq 75 ]; do :; done; exit $code
 ///
@@ -94,7 +99,7 @@ pub(crate) struct LaunchArgs {
     #[arg(long)]
     no_evaluation: bool,
     /// Start nothing: walk one iteration of the first learner here, on random samples, and tell its
-    /// shapes, its memory as planned and as measured, and its time by stage.
+    /// shapes, its memory as planned and as measured (of the card, if it computes on one), and its time by stage.
     #[arg(long, conflicts_with_all = ["no_evaluation", "retry"])]
     dry_run: bool,
     /// Print what a dry run tells as JSON, for programs.

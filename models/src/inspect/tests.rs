@@ -380,7 +380,19 @@ fn qwen_image_edit() -> (tempfile::TempDir, Inspection) {
     ];
     let (root, inspection) = published("QwenImageEditPlusPipeline", &parts);
     let (_small_root, small) = qwen_pipeline("sequential");
-    copy(&small.join("processor"), &root.path().join("processor"));
+    let processor = root.path().join("processor");
+    copy(&small.join("processor"), &processor);
+    let file = processor.join("processor_config.json");
+    let text = fs::read_to_string(&file).unwrap();
+    let published = [
+        ("\"patch_size\": 4", "\"patch_size\": 14"),
+        ("\"longest_edge\": 4096", "\"longest_edge\": 12845056"),
+        ("\"shortest_edge\": 256", "\"shortest_edge\": 3136"),
+    ];
+    let text = published
+        .iter()
+        .fold(text, |text, (small, large)| text.replace(small, large));
+    fs::write(file, text).unwrap();
     (root, inspection)
 }
 
