@@ -133,7 +133,7 @@ mod driver {
         pub fn count(self) -> Result<usize, DriverError> {
             match result::device::get_count() {
                 Ok(count) => Ok(count.max(0) as usize),
-                Err(sys::DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => Ok(0),
+                Err(result::DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => Ok(0),
                 Err(error) => Err(failed(error)),
             }
         }
@@ -187,8 +187,18 @@ mod driver {
         }
     }
 
-    fn failed(error: cudarc::driver::DriverError) -> DriverError {
-        DriverError::Failed(error.to_string())
+    /// The error's name and what it means, where the driver knows them.
+    fn failed(error: result::DriverError) -> DriverError {
+        let texts = [error.error_name(), error.error_string()].map(Result::ok);
+        let texts = texts
+            .into_iter()
+            .flatten()
+            .map(|text| text.to_string_lossy());
+        let text = texts.collect::<Vec<_>>().join(": ");
+        DriverError::Failed(match text.is_empty() {
+            true => error.to_string(),
+            false => text,
+        })
     }
 }
 

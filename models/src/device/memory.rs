@@ -5,8 +5,9 @@ use burn::tensor::{DType, Tensor};
 use burn_cubecl::CubeBackend;
 use cubecl::cuda::CudaRuntime;
 use cubecl::future::block_on;
+use cubecl_runtime::runtime::Runtime;
 
-type Server = <CudaRuntime as cubecl::runtime::Runtime>::Server;
+type Server = <CudaRuntime as Runtime>::Server;
 
 /// Values in a card's memory, in its primary context.
 #[derive(Debug, Clone, Copy)]
