@@ -386,3 +386,60 @@ async fn evaluate(config: RunConfig, folder: &RunFolder, stop: &Stop) -> anyhow:
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use retouch_proto::config::{DeviceName, Preset, preset};
+
+    use super::*;
+
+    fn card(index: u8, total_bytes: u64) -> Card {
+        Card {
+            index,
+            name: "a card".to_owned(),
+            total_bytes,
+            compute_capability: [9, 0],
+            uuid: String::new(),
+        }
+    }
+
+    #[test]
+    fn roles_that_share_a_card_are_counted_together() {
+        let assets = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/tiny");
+        let mut config = preset(Preset::Tiny);
+        config.model.path = format!("{assets}/editor");
+        config.reward.terms[0].path = format!("{assets}/judge");
+        config.learner.ranks = 1;
+        config.model.device = DeviceName::Cuda(0).into();
+        config.reward.device = DeviceName::Cuda(0).into();
+        config.learner.device = DeviceName::Cuda(1).into();
+        let planned = |role, card| {
+            room::planned_bytes(&config, role, DeviceName::Cuda(card)).expect("a plan")
+        };
+        let (rollout, reward) = (planned(Role::Rollout, 0), planned(Role::Reward, 0));
+        let learner = planned(Role::Learner, 1);
+        let check = |first, second| {
+            let cards = [card(0, first), card(1, second)];
+            check_room(&config, &placement::seats(&config), &cards)
+        };
+        assert!(check(rollout + reward, learner).is_ok());
+        let text = check(rollout + reward - 1, learner)
+            .unwrap_err()
+            .to_string();
+        for part in [
+            "cuda:0 (a card) is too small",
+            "rollout-worker-0",
+            "reward-worker-0",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!text.contains("learner-0"), "{text}");
+        let text = check(rollout + reward, learner - 1)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            text.contains("cuda:1") && text.contains("learner-0"),
+            "{text}"
+        );
+    }
+}

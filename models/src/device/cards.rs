@@ -34,8 +34,8 @@ pub enum DriverError {
     /// It lacks what is used here.
     #[error(
         "the driver is made for CUDA {}, this build needs one for CUDA {} or newer: update NVIDIA's driver",
-        version(.found),
-        version(.oldest)
+        version(*.found),
+        version(*.oldest)
     )]
     TooOld {
         /// The CUDA version it is made for, as a number: 12040 for 12.4.
@@ -49,7 +49,7 @@ pub enum DriverError {
 }
 
 /// A CUDA version as people write it: 12.8 for 12080.
-pub fn version(number: &u32) -> String {
+pub fn version(number: u32) -> String {
     format!("{}.{}", number / 1000, number % 1000 / 10)
 }
 

@@ -422,15 +422,6 @@ fn published_models_sample_and_train_within_an_80_gb_card() {
             for role in [Role::RolloutWorker, Role::Learner] {
                 let plan = estimate(&inspection, role, &recipe(side)).unwrap();
                 let gib = plan.bytes as f64 / GIB as f64;
-                println!("{} {role} at {side}: {gib:.1} GiB", inspection.class);
-                plan.lines.iter().for_each(|line| {
-                    println!(
-                        "  {:.2} {} = {}",
-                        line.bytes as f64 / GIB as f64,
-                        line.what,
-                        line.arithmetic
-                    )
-                });
                 // What the driver of an H100 of 80 GB says it has.
                 assert!(
                     plan.bytes < 79 * GIB,

@@ -89,6 +89,24 @@ fn every_rank_is_told_what_rank_0_minted_for_the_epoch() {
 }
 
 #[test]
+fn a_rank_that_is_alone_mints_too() {
+    let mut config = config();
+    config.learner.ranks = 1;
+    config.learner.collective = CollectiveKind::Nccl;
+    config.learner.device = DeviceName::Cuda(0).into();
+    let mut driver = Driver::with_all_roles(config);
+    driver.work_until_training(&[FIRST]);
+    let (lease, task) = driver.tasks(FIRST).remove(0);
+    let TaskOutcome::Mint(minted) = driver.outcome(FIRST, &task) else {
+        panic!("{task:?}")
+    };
+    driver.end(FIRST, lease, TaskOutcome::Mint(minted));
+    driver.work_until_training(&[FIRST]);
+    let collective = training(&driver, FIRST).collective;
+    assert_eq!(collective.unique_id, Some(minted.unique_id));
+}
+
+#[test]
 fn the_rank_that_mints_may_be_lost_and_its_next_life_mints_anew() {
     let (mut driver, second) = minting();
     let (_, before) = driver.tasks(FIRST).remove(0);

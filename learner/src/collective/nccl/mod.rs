@@ -322,7 +322,7 @@ fn tree_sum_on_device(mut parts: Vec<Tensor<1>>) -> Option<Tensor<1>> {
 #[cfg(feature = "cuda")]
 fn values(tensor: Tensor<1>) -> Vec<f32> {
     let data = tensor.into_data().convert::<f32>();
-    data.to_vec()
+    data.try_into_vec()
         .expect("the values were just converted to f32")
 }
 
