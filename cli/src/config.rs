@@ -1,10 +1,15 @@
 //! Run files: the arguments that name one, and `retouch config`.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use retouch_dataset::{Split, both, read, read_held_out};
-use retouch_proto::{RunConfig, config::load};
+use retouch_models::device::cards;
+use retouch_proto::{
+    RunConfig,
+    config::{load, load_on_node},
+};
 
 use crate::exit::UsageError;
 use crate::output::{self, say};
@@ -25,6 +30,28 @@ impl ConfigArgs {
     pub(crate) fn load(&self) -> anyhow::Result<RunConfig> {
         Ok(load(Some(&self.file), std::env::vars(), &self.sets)
             .map_err(|errors| UsageError(errors.to_string()))?)
+    }
+
+    /// What gives another process the same.
+    pub(crate) fn arguments(&self) -> impl Iterator<Item = OsString> {
+        let sets = self
+            .sets
+            .iter()
+            .flat_map(|set| ["--set".into(), set.into()]);
+        std::iter::once(self.file.clone().into_os_string()).chain(sets)
+    }
+
+    /// The same for a run on this machine, whose cards stand for `cuda:*`.
+    pub(crate) fn load_here(&self) -> anyhow::Result<RunConfig> {
+        let cards = || {
+            cards::cards()
+                .map(|cards| cards.len())
+                .map_err(|error| error.to_string())
+        };
+        Ok(
+            load_on_node(Some(&self.file), std::env::vars(), &self.sets, cards)
+                .map_err(|errors| UsageError(errors.to_string()))?,
+        )
     }
 }
 

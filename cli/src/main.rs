@@ -7,6 +7,7 @@ mod completions;
 mod config;
 mod control;
 mod dataset;
+mod devices;
 mod edit;
 mod evaluate;
 mod join;
@@ -16,12 +17,14 @@ mod node;
 mod report;
 mod roles;
 mod sft;
+mod warm;
 
 // Shared by several: how a process runs and proves who it is,
 mod credentials;
 mod exit;
 mod memory;
 mod role_name;
+mod room;
 mod runtime;
 
 // evaluation,
@@ -85,6 +88,7 @@ enum Command {
     Sft(sft::SftArgs),
     /// Check the folder of a base editor or a judge before a run loads it.
     Model(model::ModelArgs),
+    Devices(devices::DevicesArgs),
     /// Make or check a dataset folder.
     Dataset(dataset::DatasetArgs),
     /// Check a run file or show it with every default filled in.
@@ -130,6 +134,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Evaluate(args) => evaluate::run(args),
         Command::Sft(args) => sft::run(args),
         Command::Model(args) => model::run(args),
+        Command::Devices(args) => devices::run(args),
         Command::Dataset(args) => dataset::run(args),
         Command::Config(command) => config::run(command),
         Command::Coordinator(args) => roles::coordinator(args),

@@ -4,8 +4,14 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use retouch_learner::workload::workload;
-use retouch_models::inspect::{Component, Estimate, Inspection, Role, estimate, inspect};
-use retouch_proto::{RunConfig, config::load};
+use retouch_models::{
+    device::cards,
+    inspect::{Component, Estimate, Inspection, Role, estimate, inspect},
+};
+use retouch_proto::{
+    RunConfig,
+    config::{DeviceName, load},
+};
 use serde_json::json;
 
 use crate::{
@@ -26,6 +32,15 @@ pub(crate) struct ModelArgs {
 #[derive(Debug, Subcommand)]
 enum ModelCommand {
     /// Read the headers of a folder's weights: its parts, what does not fit, and each role's memory and arithmetic.
+    ///
+    /// Memory is that of the device: a card's, or this machine's where a role computes on the CPU.
+    ///
+    /// Examples:
+    ///
+    ///   retouch model check models/FLUX.1-Kontext-dev --run run.toml
+    ///   retouch model check models/FLUX.1-Kontext-dev --gpu-memory 80GiB --set model.height=1024
+    ///   retouch model check models/Qwen2.5-VL-32B-Instruct --device cuda:0
+    #[command(verbatim_doc_comment)]
     Check(CheckArgs),
 }
 
@@ -42,6 +57,12 @@ struct CheckArgs {
     /// Set one field over the run file, such as `model.dtype=f32`; may be given often.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
+    /// Plan for this device, not the run file's, and say whether it has room: `cuda:0`, or `cpu`, which is not asked.
+    #[arg(long)]
+    device: Option<DeviceName>,
+    /// Say whether each role has room on a card with so much memory, such as `80GiB`; none has to be there.
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    gpu_memory: Option<u64>,
     /// Print JSON, for programs.
     #[arg(long)]
     json: bool,
@@ -59,15 +80,35 @@ fn check(args: &CheckArgs) -> anyhow::Result<()> {
     let problems: Vec<&str> = inspection.all_problems().collect();
     // A folder whose configurations can't be read has no sizes to add up.
     let estimates = match problems.is_empty() {
-        true => estimates(&inspection, args.role.map(Role::from), &config)?,
+        true => estimates(&inspection, args, &config)?,
         false => Vec::new(),
     };
+    let card_bytes = card_bytes(args)?;
+    let problems: Vec<String> = problems
+        .into_iter()
+        .map(str::to_owned)
+        .chain(
+            estimates
+                .iter()
+                .filter_map(|estimate| too_large(estimate, card_bytes?)),
+        )
+        .collect();
     if args.json {
-        let value = json!({"inspection": inspection, "problems": problems, "memory": estimates});
+        let value = json!({
+            "inspection": inspection,
+            "problems": problems,
+            "memory": estimates,
+            "card_bytes": card_bytes,
+        });
         output::result(format_args!("{value:#}\n"))?;
     } else {
         print_parts(&inspection);
-        estimates.iter().for_each(print_estimate);
+        for estimate in &estimates {
+            print_estimate(estimate);
+            if let Some(there) = card_bytes.filter(|there| *there >= estimate.bytes) {
+                remark!("{} fits into {}", estimate.role, size(there));
+            }
+        }
         let warnings = inspection.warnings.iter();
         warnings.for_each(|warning| remark!("warning: {warning}"));
         problems
@@ -80,17 +121,73 @@ fn check(args: &CheckArgs) -> anyhow::Result<()> {
     }
 }
 
+/// The memory of the card that is asked about, if one is.
+fn card_bytes(args: &CheckArgs) -> Result<Option<u64>, UsageError> {
+    let Some(index) = args.device.and_then(DeviceName::card) else {
+        return Ok(args.gpu_memory);
+    };
+    if args.gpu_memory.is_some() {
+        return Ok(args.gpu_memory);
+    }
+    let cards = cards::cards().map_err(|error| {
+        UsageError(format!(
+            "--device cuda:{index}: {error}; --gpu-memory asks for none"
+        ))
+    })?;
+    match cards.iter().find(|card| card.index == index) {
+        Some(card) => Ok(Some(card.total_bytes)),
+        None => Err(UsageError(format!(
+            "--device cuda:{index}: this machine has {}, counted from cuda:0",
+            cards.len()
+        ))),
+    }
+}
+
+fn too_large(estimate: &Estimate, card_bytes: u64) -> Option<String> {
+    let Estimate { role, bytes, .. } = estimate;
+    (*bytes > card_bytes).then(|| {
+        format!(
+            "the {role} does not fit: {} needed, {} there",
+            size(*bytes),
+            size(card_bytes)
+        )
+    })
+}
+
+/// `80GiB`, `81559MiB` or `80GB`.
+fn memory_size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is no size, expected one such as 80GiB");
+    let number = text.trim_end_matches(char::is_alphabetic);
+    let unit = match &text[number.len()..] {
+        "GiB" => 1u64 << 30,
+        "MiB" => 1 << 20,
+        "GB" => 1_000_000_000,
+        _ => return Err(wrong()),
+    };
+    let number: f64 = number.trim().parse().map_err(|_| wrong())?;
+    match number.is_finite() && number > 0.0 {
+        true => Ok((number * unit as f64) as u64),
+        false => Err(wrong()),
+    }
+}
+
 fn estimates(
     inspection: &Inspection,
-    role: Option<Role>,
+    args: &CheckArgs,
     config: &RunConfig,
 ) -> anyhow::Result<Vec<Estimate>> {
+    let role = args.role.map(Role::from);
     let fitting = Role::ALL
         .into_iter()
         .filter(|role| role.needs() == inspection.kind);
     let roles: Vec<Role> = role.map_or_else(|| fitting.collect(), |role| vec![role]);
     let estimates = roles.into_iter().map(|role| {
-        let workload = workload(config, role);
+        let mut workload = workload(config, role);
+        workload.device = match (args.device, args.gpu_memory) {
+            (Some(device), _) => device,
+            (None, Some(_)) => DeviceName::Cuda(0),
+            (None, None) => workload.device,
+        };
         Ok(estimate(inspection, role, &workload).map_err(UsageError::from)?)
     });
     estimates.collect()
@@ -131,4 +228,19 @@ fn print_part(part: &Component) {
         )
     });
     remark!("  {name:<16} {class}{tensors}  {state}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_a_unit() {
+        assert_eq!(memory_size("80GiB"), Ok(80 << 30));
+        assert_eq!(memory_size("81559 MiB"), Ok(81_559 << 20));
+        assert_eq!(memory_size("1.5GB"), Ok(1_500_000_000));
+        for text in ["80", "GiB", "-1GiB", "0GiB", "infGiB", "80 TiB", ""] {
+            assert!(memory_size(text).is_err(), "{text}");
+        }
+    }
 }

@@ -10,8 +10,12 @@ use std::{
 use anyhow::{Context, bail};
 use clap::Args;
 use retouch_credentials::{Access, Principal};
-use retouch_models::editor::EditorSource;
-use retouch_proto::{RunConfig, WorkerId, config::PathMove, worker::Role};
+use retouch_models::{device::cache, editor::EditorSource};
+use retouch_proto::{
+    RunConfig, WorkerId,
+    config::{DeviceName, PathMove},
+    worker::Role,
+};
 use retouch_worker::{
     DeviceThread,
     session::{CoordinatorAddress, WorkerOptions},
@@ -26,6 +30,7 @@ use crate::{
     memory,
     role_name::RoleName,
     roles::{self, ENROLL_PATIENCE, ProcessArgs, ended_by_itself, unless_stopped},
+    room,
     runtime::on_network_threads,
 };
 
@@ -63,16 +68,17 @@ pub(crate) struct Place {
     /// What the run file has under FROM is under TO here; may be given often.
     #[arg(long = "path", value_name = "FROM=TO")]
     paths: Vec<PathMove>,
-    /// The device instead of the run file's: `cpu` or `cuda:0`.
+    /// The device instead of the run file's: `cpu`, `cuda:N` or `wgpu`. Where the run file names several, one has to be
+    /// said.
     #[arg(long)]
-    device: Option<String>,
+    device: Option<DeviceName>,
     /// Compute threads; 0 takes all cores. Without it, the run file's number.
     #[arg(long)]
     threads: Option<u32>,
     /// The worker's name, which no other worker of the run has. Without it: host, role and a number.
     #[arg(long)]
     name: Option<WorkerId>,
-    /// A folder for what does not fit into memory. Without it: ~/.cache/retouch.
+    /// A folder for what does not fit into memory. Without it: $RETOUCH_CACHE, or ~/.cache/retouch.
     #[arg(long)]
     scratch: Option<PathBuf>,
     /// Where to serve blobs. Without it: a free port of all interfaces.
@@ -111,14 +117,23 @@ pub(crate) fn take_part(roles: &[RoleName], place: Place) -> anyhow::Result<()> 
             let config = unless_stopped(place.fetch_config(&access), &stop).await?;
             let config = config.relocated(&place.paths);
             check_node(role, &config)?;
-            let device = place.device.clone();
-            let device = device.unwrap_or_else(|| config.device_of(role).to_owned());
-            shared.check_device(role, &device)?;
+            let device = match place.device {
+                Some(device) => device,
+                None => config
+                    .device_of(role)
+                    .map_err(|error| UsageError(error.to_string()))?,
+            };
+            shared.check_device(role, device)?;
+            let so_far: Vec<Role> = roles[..=number]
+                .iter()
+                .map(|role| Role::from(*role))
+                .collect();
+            room::check_together(&config, &so_far, device)?;
             let node = Node::settle(&place, Seat { role, number, of }, &config)?;
             tracing::info!(name = %node.name, scratch = %node.scratch.display(), advertise = node.advertise, "joining");
             let coordinator = place.coordinator.clone();
             let options = WorkerOptions {
-                device: Some(device),
+                device: Some(device.to_string()),
                 listen: node.listen,
                 advertise: Some(node.advertise),
                 run_dir: Some(config.run_dir.into()),
@@ -140,7 +155,7 @@ pub(crate) fn take_part(roles: &[RoleName], place: Place) -> anyhow::Result<()> 
 /// What the roles of a process have in common.
 struct Shared {
     editors: EditorSource,
-    device: Option<(Role, String)>,
+    device: Option<(Role, DeviceName)>,
 }
 
 impl Shared {
@@ -154,9 +169,9 @@ impl Shared {
         Self { editors, device }
     }
 
-    fn check_device(&mut self, role: Role, device: &str) -> Result<(), UsageError> {
-        let (first, shared) = self.device.get_or_insert((role, device.to_owned()));
-        if shared == device {
+    fn check_device(&mut self, role: Role, device: DeviceName) -> Result<(), UsageError> {
+        let (first, shared) = self.device.get_or_insert((role, device));
+        if *shared == device {
             return Ok(());
         }
         Err(UsageError(format!(
@@ -254,7 +269,7 @@ impl Node {
     fn settle(place: &Place, seat: Seat, config: &RunConfig) -> anyhow::Result<Self> {
         let base = match &place.scratch {
             Some(scratch) => scratch.clone(),
-            None => cache_folder()?.join("retouch"),
+            None => cache::folder(),
         };
         let base = base.join(config.name.as_str());
         let (name, scratch) = match seat.name(place)? {
@@ -302,15 +317,6 @@ fn address_towards(coordinator: &str) -> anyhow::Result<IpAddr> {
     let routed = socket.connect(remote).and_then(|()| socket.local_addr());
     let local = routed.with_context(|| format!("no route to {coordinator}"))?;
     Ok(local.ip())
-}
-
-fn cache_folder() -> anyhow::Result<PathBuf> {
-    if let Some(folder) = std::env::var_os("XDG_CACHE_HOME") {
-        return Ok(folder.into());
-    }
-    let home = std::env::var_os("HOME")
-        .ok_or_else(|| UsageError("HOME is not set: give --scratch".to_owned()))?;
-    Ok(PathBuf::from(home).join(".cache"))
 }
 
 fn host() -> String {

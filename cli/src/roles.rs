@@ -7,7 +7,7 @@ use clap::Args;
 use retouch_coordinator::{Admission, CoordinatorOptions, ServeError};
 use retouch_credentials::{Credentials, Principal};
 use retouch_models::editor::EditorSource;
-use retouch_proto::{WorkerId, worker::Role};
+use retouch_proto::{WorkerId, config::DeviceName, worker::Role};
 use retouch_worker::{
     RoleError,
     process::{self, Enforcer, Stop, StopSignal},
@@ -19,6 +19,7 @@ use crate::{
     config::{ConfigArgs, check_files},
     credentials::{CredentialArgs, run_authority},
     exit::{Refused, StartAgain, Stopped, Unreachable, UsageError},
+    room,
     runtime::{block_on, on_network_threads},
 };
 
@@ -75,9 +76,10 @@ pub(crate) struct WorkerArgs {
     /// A folder of this worker alone, for what does not fit into memory.
     #[arg(long)]
     data_dir: PathBuf,
-    /// The device instead of the run file's: `cpu` or `cuda:0`.
+    /// The device instead of the run file's: `cpu`, `cuda:N` or `wgpu`. Where the run file names several, one has to be
+    /// said.
     #[arg(long)]
-    device: Option<String>,
+    device: Option<DeviceName>,
     /// Where to serve blobs; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:0", value_name = "HOST:PORT")]
     listen: SocketAddr,
@@ -194,10 +196,11 @@ pub(crate) fn worker(role: Role, args: WorkerArgs) -> anyhow::Result<()> {
             args.data_dir,
         );
         let options = WorkerOptions {
-            device: args.device,
+            device: args.device.map(|device| device.to_string()),
             listen: args.listen,
             advertise: args.advertise,
             run_dir: args.run_dir,
+            check_room: room::check_role,
             stop: stop.token().clone(),
             ..defaults
         };

@@ -35,9 +35,10 @@ fn a_dry_run_tells_shapes_memory_and_time() {
     let sum: u64 = lines.iter().map(|line| bytes(&line["bytes"])).sum();
     assert_eq!(bytes(&report["plan"]["bytes"]), sum);
     assert!(
-        bytes(&report["peak_resident_bytes"]) > 11 << 20,
+        bytes(&report["memory"]["peak_bytes"]) > 11 << 20,
         "less than the weights"
     );
+    assert_eq!(report["memory"]["of"], "host");
     let stages = report["stages_s"].as_array().expect("stages");
     let backward = stages.iter().find(|stage| stage[0] == "backward");
     assert!(backward.expect("a stage")[1].as_f64().expect("seconds") > 0.0);

@@ -177,3 +177,49 @@ fn json_has_the_same() {
     assert_eq!(learner["effort"]["unit"], "training_pair");
     assert!(learner["effort"]["flops"].as_u64() > Some(0));
 }
+
+#[test]
+fn a_card_that_is_elsewhere_is_planned_for() {
+    let folder = repository().join("assets/tiny/editor");
+    let roomy = check(&folder, &["--gpu-memory", "80GiB"]);
+    let text = String::from_utf8_lossy(&roomy.stdout).into_owned();
+    assert!(roomy.status.success(), "{text}");
+    for part in [
+        "learner fits into 80.0 GiB",
+        "rollout-worker fits into 80.0 GiB",
+        "the driver's context",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(
+        !text.contains("Adam"),
+        "the optimizer is on the host: {text}"
+    );
+
+    let tight = check(&folder, &["--gpu-memory", "512MiB", "--json"]);
+    assert_eq!(tight.status.code(), Some(2));
+    let told: serde_json::Value = serde_json::from_slice(&tight.stdout).expect("JSON");
+    assert_eq!(told["card_bytes"], 512u64 << 20);
+    let problems = told["problems"].as_array().expect("problems");
+    assert_eq!(problems.len(), 2, "{problems:?}");
+    let problem = problems[0].as_str().expect("a sentence");
+    assert!(
+        problem.contains("does not fit: ") && problem.ends_with("needed, 512.0 MiB there"),
+        "{problem}"
+    );
+}
+
+#[test]
+fn a_size_without_a_unit_and_a_card_that_is_not_there_are_refused() {
+    let folder = repository().join("assets/tiny/editor");
+    for (arguments, part) in [
+        (["--gpu-memory", "80"], "is no size"),
+        (["--device", "cuda:255"], "--device cuda:255: "),
+        (["--device", "gpu"], "unknown device"),
+    ] {
+        let output = check(&folder, &arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains(part), "{text}");
+    }
+}

@@ -65,13 +65,13 @@ impl Evaluator {
     /// # Errors
     /// If a device, a model or the adapter can't be used.
     pub fn load(config: &RunConfig, adapter: &Path) -> Result<Self, EvaluationError> {
-        let device = device::parse(&config.model.device)?;
+        let device = device::open(config.model.device.first())?;
         let dtype = device::float_type(config.model.dtype);
         let editor = Editor::load_as(Path::new(&config.model.path), &device, Parts::All, dtype)?;
         Ok(Self {
             adapter: load_adapter(adapter, editor.projections(), &device)?,
             editor,
-            scorer: Scorer::load(&config.reward, &device::parse(&config.reward.device)?)?,
+            scorer: Scorer::load(&config.reward, &device::open(config.reward.device.first())?)?,
             options: SampleOptions {
                 num_inference_steps: config.evaluation.num_inference_steps as usize,
                 solver: config.evaluation.solver,

@@ -79,7 +79,7 @@ pub enum DryRunError {
 ///
 /// See [`DryRunError`].
 pub fn dry_run(run: &RunConfig, observe: &mut Observer<'_>) -> Result<DryRun, DryRunError> {
-    let device = device::parse(&run.learner.device)?;
+    let device = device::open(run.learner.device.first())?;
     let dtype = device::float_type(run.model.dtype);
     let begin = Instant::now();
     let folder = Path::new(&run.model.path);

@@ -5,15 +5,17 @@ use retouch_models::{
     editor::ImageSize,
     inspect::{Guidance, Role, Workload},
 };
-use retouch_proto::RunConfig;
+use retouch_proto::{RunConfig, config::DeviceName};
 
 /// The workload of one worker of this role.
 pub fn workload(run: &RunConfig, role: Role) -> Workload {
-    let dtype = match role {
-        Role::RewardWorker => run.reward.dtype,
-        Role::RolloutWorker | Role::Learner => run.model.dtype,
+    let (dtype, devices) = match role {
+        Role::RewardWorker => (run.reward.dtype, &run.reward.device),
+        Role::RolloutWorker => (run.model.dtype, &run.model.device),
+        Role::Learner => (run.model.dtype, &run.learner.device),
     };
     Workload {
+        device: devices.first(),
         dtype: device::float_type(dtype),
         size: ImageSize {
             height: run.model.height as usize,
@@ -38,11 +40,11 @@ pub fn workload(run: &RunConfig, role: Role) -> Workload {
 fn lanes(run: &RunConfig) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     match (
-        run.learner.device.as_str(),
+        run.learner.device.first(),
         run.cluster.threads_per_worker as usize,
     ) {
-        ("cpu", 0) => cores,
-        ("cpu", threads) => threads,
+        (DeviceName::Cpu, 0) => cores,
+        (DeviceName::Cpu, threads) => threads,
         _ => 1,
     }
 }

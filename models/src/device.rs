@@ -1,51 +1,81 @@
-//! Devices and float types by name.
+//! Devices by name, and what this machine has of them.
+//!
+//! [`parse`] opens a device and finds beforehand what would otherwise end in a panic of the backend's: a driver that is
+//! missing or too old, a card that is not there, [`libdevice`] missing. [`cards`](mod@cards) asks the driver about cards
+//! without opening them, and [`cache`] is where compiled and tuned kernels stay.
+
+pub mod cache;
+pub mod cards;
+pub mod libdevice;
+#[cfg(feature = "cuda")]
+pub mod memory;
 
 use burn::tensor::{DType, Device};
-use retouch_settings::Dtype;
+use retouch_settings::{DeviceName, Dtype, UnknownDevice};
 
-/// A device that is unknown, or not in this build.
+use self::cards::DriverError;
+use self::libdevice::NoLibdevice;
+
+/// A device that is unknown, not in this build, or not usable on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
     /// The name is not a device's.
-    #[error("unknown device {0:?}, expected \"cpu\" or \"cuda:N\"")]
-    Unknown(String),
-    /// The program was built without CUDA.
-    #[error("device {0:?} needs a build with the cuda feature (cargo build --features cuda)")]
-    NoCuda(String),
-    /// The driver is not installed.
-    #[cfg(feature = "cuda")]
-    #[error("device {0:?} needs NVIDIA's driver: libcuda.so.1 is not on this machine")]
-    NoDriver(String),
-    /// The driver does not work.
-    #[cfg(feature = "cuda")]
-    #[error("device {name:?} is out of reach: {reason}")]
+    #[error(transparent)]
+    Unknown(#[from] UnknownDevice),
+    /// The program was built without what drives it.
+    #[error(
+        "device \"{device}\" needs a build with the {feature} feature (cargo build --features {feature})"
+    )]
+    NotBuilt {
+        /// The device asked for.
+        device: DeviceName,
+        /// The feature that adds it.
+        feature: &'static str,
+    },
+    /// There is no driver, or none that works.
+    #[error("device \"{device}\" is out of reach: {reason}")]
     Driver {
         /// The device asked for.
-        name: String,
-        /// What the driver says.
-        reason: String,
+        device: DeviceName,
+        /// What is wrong with the driver.
+        reason: DriverError,
     },
     /// There are fewer devices.
-    #[cfg(feature = "cuda")]
-    #[error("there is no device {name:?}: this machine has {count}, counted from cuda:0")]
+    #[error("there is no device \"{device}\": this machine has {count}, counted from cuda:0")]
     Absent {
         /// The device asked for.
-        name: String,
+        device: DeviceName,
         /// How many there are.
-        count: i32,
+        count: usize,
+    },
+    /// Kernels can't be compiled.
+    #[error("device \"{device}\" lacks its math library: {reason}")]
+    Libdevice {
+        /// The device asked for.
+        device: DeviceName,
+        /// Where it was looked for.
+        reason: NoLibdevice,
     },
 }
 
-/// The device called `cpu`, `cuda` or `cuda:N`.
+/// The device called `cpu`, `cuda`, `cuda:N` or `wgpu`.
 ///
 /// # Errors
-/// If the name is none of these, or the build has no such device.
+/// If the name is none of these, the build has no such device, or the machine lacks what it needs.
 pub fn parse(name: &str) -> Result<Device, DeviceError> {
-    if name == "cpu" {
-        return Ok(Device::flex());
+    open(name.parse()?)
+}
+
+/// The device of that name. Memory is taken when the first tensor is made on it.
+///
+/// # Errors
+/// If the build has no such device, or the machine lacks what it needs.
+pub fn open(name: DeviceName) -> Result<Device, DeviceError> {
+    match name {
+        DeviceName::Cpu => Ok(Device::flex()),
+        DeviceName::Cuda(index) => cuda(name, index),
+        DeviceName::Wgpu => wgpu(name),
     }
-    let index = cuda_index(name).ok_or_else(|| DeviceError::Unknown(name.to_owned()))?;
-    cuda(name, index)
 }
 
 /// The float type of tensors of a setting.
@@ -56,37 +86,34 @@ pub fn float_type(dtype: Dtype) -> DType {
     }
 }
 
-/// The number of the GPU called `cuda` or `cuda:N`; none for other names.
-pub fn cuda_index(name: &str) -> Option<usize> {
-    match name.strip_prefix("cuda")? {
-        "" => Some(0),
-        rest => rest.strip_prefix(':')?.parse().ok(),
-    }
-}
-
 #[cfg(feature = "cuda")]
-fn cuda(name: &str, index: usize) -> Result<Device, DeviceError> {
-    // SAFETY: the driver's initializers have no preconditions.
-    if !unsafe { cudarc::driver::sys::is_culib_present() } {
-        return Err(DeviceError::NoDriver(name.to_owned()));
-    }
-    let count = cudarc::driver::CudaContext::device_count();
-    let count = count.map_err(|error| DeviceError::Driver {
-        name: name.to_owned(),
-        reason: error.to_string(),
-    })?;
-    if index >= count.max(0) as usize {
-        return Err(DeviceError::Absent {
-            name: name.to_owned(),
-            count,
-        });
-    }
-    Ok(Device::cuda(index))
+fn cuda(device: DeviceName, index: u8) -> Result<Device, DeviceError> {
+    let cards = cards::cards().map_err(|reason| DeviceError::Driver { device, reason })?;
+    let Some(card) = cards.get(usize::from(index)) else {
+        let count = cards.len();
+        return Err(DeviceError::Absent { device, count });
+    };
+    libdevice::find().map_err(|reason| DeviceError::Libdevice { device, reason })?;
+    cache::set_up(&card.name);
+    Ok(Device::cuda(usize::from(index)))
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda(name: &str, _index: usize) -> Result<Device, DeviceError> {
-    Err(DeviceError::NoCuda(name.to_owned()))
+fn cuda(device: DeviceName, _index: u8) -> Result<Device, DeviceError> {
+    let feature = "cuda";
+    Err(DeviceError::NotBuilt { device, feature })
+}
+
+#[cfg(feature = "wgpu")]
+fn wgpu(_device: DeviceName) -> Result<Device, DeviceError> {
+    cache::set_up("wgpu");
+    Ok(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice))
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn wgpu(device: DeviceName) -> Result<Device, DeviceError> {
+    let feature = "wgpu";
+    Err(DeviceError::NotBuilt { device, feature })
 }
 
 #[cfg(test)]
@@ -97,12 +124,27 @@ mod tests {
     fn names_are_devices_or_clear_errors() {
         assert_eq!(parse("cpu").unwrap(), Device::flex());
         for name in ["gpu", "cuda:x", "cuda0", ""] {
-            assert_eq!(parse(name).unwrap_err(), DeviceError::Unknown(name.into()));
+            let error = parse(name).unwrap_err();
+            assert_eq!(error, DeviceError::Unknown(UnknownDevice(name.into())));
         }
         #[cfg(not(feature = "cuda"))]
         assert_eq!(
-            parse("cuda:1").unwrap_err(),
-            DeviceError::NoCuda("cuda:1".into())
+            parse("cuda:1").unwrap_err().to_string(),
+            "device \"cuda:1\" needs a build with the cuda feature (cargo build --features cuda)"
+        );
+    }
+
+    /// Where there is no driver, or no such card: never a panic.
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn a_card_that_is_not_there_is_a_clear_error() {
+        let error = parse("cuda:255").unwrap_err();
+        assert!(
+            matches!(
+                error,
+                DeviceError::Driver { .. } | DeviceError::Absent { .. }
+            ),
+            "{error}"
         );
     }
 }

@@ -21,6 +21,7 @@ use retouch_models::qwen_image::{QwenImageTransformer, QwenImageTransformerConfi
 use retouch_models::scheduler::FlowMatchScheduler;
 use retouch_models::solver::Solver;
 use retouch_models::weights::{Pretrained, PretrainedConfig};
+use retouch_settings::DeviceName;
 
 /// The system's allocator, with the bytes that are out now and that were at most.
 struct Counting;
@@ -117,6 +118,7 @@ fn lora() -> LoraConfig {
 
 fn workload(dtype: DType) -> Workload {
     Workload {
+        device: DeviceName::Cpu,
         dtype,
         size: SIZE,
         group_size: 4,

@@ -3,6 +3,7 @@
 //! [`load`] layers it (defaults, preset, file, environment, `--set`), [`RunConfig::validate`]
 //! checks it, and both tell every problem at once. Field names are the field's own.
 
+mod devices;
 mod errors;
 mod layers;
 mod lines;
@@ -13,8 +14,9 @@ mod validate;
 
 use serde::{Deserialize, Serialize};
 
+pub use devices::{Devices, InvalidDevices, SeveralDevices};
 pub use errors::{ConfigErrors, Problem};
-pub use layers::{load, preset};
+pub use layers::{load, load_on_node, preset};
 pub use paths::{InvalidPathMove, PathMove};
 pub use preset::Preset;
 pub use sections::*;
@@ -91,13 +93,26 @@ impl RunConfig {
         toml::from_str(text).map_err(|error| ConfigErrors::one(Problem::text("run file", error)))
     }
 
-    /// The device on which a role computes, unless its worker is given another.
-    pub fn device_of(&self, role: Role) -> &str {
+    /// The devices on which a role's workers compute, and the key that says so.
+    pub fn devices_of(&self, role: Role) -> (&'static str, &Devices) {
         match role {
-            Role::Rollout => &self.model.device,
-            Role::Reward => &self.reward.device,
-            Role::Learner => &self.learner.device,
+            Role::Rollout => ("model.device", &self.model.device),
+            Role::Reward => ("reward.device", &self.reward.device),
+            Role::Learner => ("learner.device", &self.learner.device),
         }
+    }
+
+    /// The device of a worker of this role that was given none of its own.
+    ///
+    /// # Errors
+    /// If the run file leaves it open which of several it is.
+    pub fn device_of(&self, role: Role) -> Result<DeviceName, SeveralDevices> {
+        let (key, devices) = self.devices_of(role);
+        let several = || SeveralDevices {
+            key,
+            devices: devices.clone(),
+        };
+        devices.only().ok_or_else(several)
     }
 
     /// The resolved run file.

@@ -1,12 +1,15 @@
 //! Settings that run files name and models compute with.
 //!
 //! They stand here, below both, so that neither the run file's schema (`proto`) depends on models nor models on the
-//! network. [`choice!`] makes an enum of names; [`LoraConfig`] describes an adapter.
+//! network. [`choice!`] makes an enum of names; [`DeviceName`] says where a process computes; [`LoraConfig`] describes an
+//! adapter.
 
 mod choice;
+mod device;
 mod lora;
 
 pub use choice::UnknownChoice;
+pub use device::{DeviceName, UnknownDevice};
 pub use lora::LoraConfig;
 
 choice! {

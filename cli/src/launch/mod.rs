@@ -10,6 +10,7 @@ mod crew;
 mod dry_run;
 mod last_words;
 mod memory;
+mod placement;
 mod processes;
 mod progress;
 mod run_folder;
@@ -17,6 +18,7 @@ mod standing;
 mod supervisor;
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -24,12 +26,16 @@ use std::{
 
 use anyhow::{anyhow, bail};
 use clap::Args;
-use retouch_models::device;
+use retouch_models::device::{
+    self,
+    cards::{self, Card},
+};
 use retouch_proto::{Iteration, RunConfig, RunFolder, worker::Role};
 use retouch_worker::process::{self, Enforcer, Stop, StopSignal};
 
 use self::{
     crew::Crew,
+    placement::Seat,
     progress::{Progress, Seen},
     run_folder::OwnedFolder,
     supervisor::Supervisor,
@@ -41,6 +47,7 @@ use crate::{
     exit::{Stopped, UsageError},
     output::remark,
     report,
+    room::{self, Need},
     runtime::off_thread,
     totals::Launch,
 };
@@ -58,6 +65,10 @@ const ADDRESS_POLL: Duration = Duration::from_millis(20);
 /// `stop` or `drain`; with one that failed only if --retry is given. A process that dies is
 /// started again a few times.
 ///
+/// Workers are spread over the devices that the run file names (model.device, reward.device,
+/// learner.device), one device each. What can't fit on a card together is refused before anything
+/// starts. `retouch devices` lists this machine's.
+///
 /// SIGINT (Ctrl-C), SIGTERM and SIGHUP end it in good order within 30 seconds: the last committed
 /// iteration is written down first. A second signal ends it at once.
 ///
@@ -70,6 +81,7 @@ const ADDRESS_POLL: Duration = Duration::from_millis(20);
 ///
 ///   retouch launch run.toml
 ///   retouch launch run.toml --set iterations=200 --no-evaluation
+///   retouch launch run.toml --set 'learner.device=["cuda:0","cuda:1"]' --set model.device=cuda:2
 ///   retouch launch run.toml --retry
 ///   while retouch launch run.toml; code=$?; [ $code -eq 75 ]; do :; done; exit $code
 ///
@@ -87,7 +99,7 @@ pub(crate) struct LaunchArgs {
     #[arg(long)]
     no_evaluation: bool,
     /// Start nothing: walk one iteration of the first learner here, on random samples, and tell its
-    /// shapes, its memory as planned and as measured, and its time by stage.
+    /// shapes, its memory as planned and as measured (of the card, if it computes on one), and its time by stage.
     #[arg(long, conflicts_with_all = ["no_evaluation", "retry"])]
     dry_run: bool,
     /// Print what a dry run tells as JSON, for programs.
@@ -100,7 +112,7 @@ pub(crate) struct LaunchArgs {
 }
 
 pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
-    let mut config = args.config.load()?;
+    let mut config = args.config.load_here()?;
     if args.dry_run {
         return dry_run::run(&config, args.json);
     }
@@ -155,14 +167,49 @@ fn fork(config: RunConfig, new: &Path) -> anyhow::Result<RunConfig> {
     Ok(config)
 }
 
-/// Checks that this build and machine have the devices of all roles, so that what is missing is
-/// said once and not by every process.
+/// Checks that this build and machine have the devices of all roles and room on them for all workers, so that what is
+/// missing is said once and not by every process.
 fn check_devices(config: &RunConfig) -> anyhow::Result<()> {
-    let usage = |key: &str, error: String| UsageError(format!("{key}: {error}"));
-    device::parse(&config.model.device).map_err(|e| usage("model.device", e.to_string()))?;
-    device::parse(&config.reward.device).map_err(|e| usage("reward.device", e.to_string()))?;
+    placement::check_ranks(config)?;
+    for role in Role::ALL {
+        let (key, devices) = config.devices_of(role);
+        for device in devices.names() {
+            device::open(*device).map_err(|error| UsageError(format!("{key}: {error}")))?;
+        }
+    }
     retouch_learner::session::check_device(&config.learner)
-        .map_err(|e| usage("learner.device", e.to_string()))?;
+        .map_err(|error| UsageError(format!("learner.device: {error}")))?;
+    let seats = placement::seats(config);
+    let cards = seats.iter().any(|seat| seat.device.card().is_some());
+    if cards {
+        let cards = cards::cards().map_err(|error| UsageError(error.to_string()))?;
+        check_room(config, &seats, &cards)?;
+    }
+    Ok(())
+}
+
+/// Checks that each card holds all workers on it; they are processes of their own and share no weights.
+fn check_room(config: &RunConfig, seats: &[Seat], cards: &[Card]) -> Result<(), UsageError> {
+    let mut planned = BTreeMap::new();
+    for card in cards {
+        let mut needs = Vec::new();
+        let here = seats
+            .iter()
+            .filter(|seat| seat.device.card() == Some(card.index));
+        for seat in here {
+            let bytes = match planned.get(&seat.role.as_str()) {
+                Some(bytes) => *bytes,
+                None => room::planned_bytes(config, seat.role, seat.device)?,
+            };
+            planned.insert(seat.role.as_str(), bytes);
+            needs.push(Need {
+                who: seat.name(),
+                role: seat.role,
+                bytes,
+            });
+        }
+        room::check(card, &needs)?;
+    }
     Ok(())
 }
 
@@ -337,5 +384,62 @@ async fn evaluate(config: RunConfig, folder: &RunFolder, stop: &Stop) -> anyhow:
             let left = format!("the training is done; `retouch report {path}` evaluates it");
             Err(Stopped { signal, left }.into())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use retouch_proto::config::{DeviceName, Preset, preset};
+
+    use super::*;
+
+    fn card(index: u8, total_bytes: u64) -> Card {
+        Card {
+            index,
+            name: "a card".to_owned(),
+            total_bytes,
+            compute_capability: [9, 0],
+            uuid: String::new(),
+        }
+    }
+
+    #[test]
+    fn roles_that_share_a_card_are_counted_together() {
+        let assets = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/tiny");
+        let mut config = preset(Preset::Tiny);
+        config.model.path = format!("{assets}/editor");
+        config.reward.terms[0].path = format!("{assets}/judge");
+        config.learner.ranks = 1;
+        config.model.device = DeviceName::Cuda(0).into();
+        config.reward.device = DeviceName::Cuda(0).into();
+        config.learner.device = DeviceName::Cuda(1).into();
+        let planned = |role, card| {
+            room::planned_bytes(&config, role, DeviceName::Cuda(card)).expect("a plan")
+        };
+        let (rollout, reward) = (planned(Role::Rollout, 0), planned(Role::Reward, 0));
+        let learner = planned(Role::Learner, 1);
+        let check = |first, second| {
+            let cards = [card(0, first), card(1, second)];
+            check_room(&config, &placement::seats(&config), &cards)
+        };
+        assert!(check(rollout + reward, learner).is_ok());
+        let text = check(rollout + reward - 1, learner)
+            .unwrap_err()
+            .to_string();
+        for part in [
+            "cuda:0 (a card) is too small",
+            "rollout-worker-0",
+            "reward-worker-0",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!text.contains("learner-0"), "{text}");
+        let text = check(rollout + reward, learner - 1)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            text.contains("cuda:1") && text.contains("learner-0"),
+            "{text}"
+        );
     }
 }

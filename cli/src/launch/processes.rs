@@ -5,7 +5,11 @@ use std::{ffi::OsString, net::SocketAddr, time::Duration};
 use retouch_credentials::Principal;
 use retouch_proto::{RunConfig, RunFolder, worker::Role};
 
-use super::{standing, supervisor::ProcessSpec};
+use super::{
+    placement::{self, Seat},
+    standing,
+    supervisor::ProcessSpec,
+};
 use crate::credentials::in_run_folder;
 
 pub(super) const COORDINATOR: &str = "coordinator";
@@ -37,67 +41,35 @@ pub(super) fn coordinator(folder: &RunFolder, first_arguments: Vec<OsString>) ->
 
 /// The workers that the run file asks for: all of them on this machine.
 pub(super) fn workers(config: &RunConfig, folder: &RunFolder) -> Vec<(Role, ProcessSpec)> {
-    let roles = [
-        (
-            "rollout-worker",
-            Role::Rollout,
-            config.cluster.rollout_workers,
-            &config.model.device,
-        ),
-        (
-            "reward-worker",
-            Role::Reward,
-            config.cluster.reward_workers,
-            &config.reward.device,
-        ),
-        (
-            "learner",
-            Role::Learner,
-            config.learner.ranks,
-            &config.learner.device,
-        ),
-    ];
-    let specs = roles
-        .into_iter()
-        .flat_map(|(command, role, count, device)| {
-            (0..count).map(move |index| {
-                let name = format!("{command}-{index}");
-                let spec = ProcessSpec {
-                    arguments: worker_arguments(command, role, &name, folder, device)
-                        .into_iter()
-                        .chain(reachable(&config.cluster.listen))
-                        .collect(),
-                    first_arguments: Vec::new(),
-                    has_begun: Box::new(|| true),
-                    name,
-                    environment: environment(),
-                    grace: WORKER_GRACE,
-                    given_up: Box::new(|| None),
-                };
-                (role, spec)
-            })
-        });
-    specs.collect()
+    let spec = |seat: Seat| ProcessSpec {
+        name: seat.name(),
+        arguments: worker_arguments(seat, folder)
+            .into_iter()
+            .chain(reachable(&config.cluster.listen))
+            .collect(),
+        first_arguments: Vec::new(),
+        has_begun: Box::new(|| true),
+        environment: environment(),
+        grace: WORKER_GRACE,
+        given_up: Box::new(|| None),
+    };
+    let seats = placement::seats(config).into_iter();
+    seats.map(|seat| (seat.role, spec(seat))).collect()
 }
 
-fn worker_arguments(
-    command: &str,
-    role: Role,
-    name: &str,
-    folder: &RunFolder,
-    device: &str,
-) -> Vec<OsString> {
-    let data_dir = folder.scratch(name);
-    let credentials = in_run_folder(folder.path(), Principal::Worker(role));
+fn worker_arguments(seat: Seat, folder: &RunFolder) -> Vec<OsString> {
+    let name = seat.name();
+    let data_dir = folder.scratch(&name);
+    let credentials = in_run_folder(folder.path(), Principal::Worker(seat.role));
     // The file, not what is in it: a coordinator that is started again may get another port.
     let address = folder.coordinator_address();
     [
-        (command.into(), None),
+        (placement::command(seat.role).into(), None),
         ("--coordinator".into(), Some(address.into_os_string())),
         ("--credentials".into(), Some(credentials.into_os_string())),
         ("--name".into(), Some(name.into())),
         ("--data-dir".into(), Some(data_dir.into_os_string())),
-        ("--device".into(), Some(device.into())),
+        ("--device".into(), Some(seat.device.to_string().into())),
         ("--parent".into(), Some(own_id())),
     ]
     .into_iter()

@@ -11,11 +11,11 @@ use super::leases::Work;
 use super::membership::Member;
 
 impl Machine {
-    /// Whether these members have all they need to meet in their epoch.
-    pub(super) fn can_meet(&self, members: &[Member]) -> bool {
-        let alone = members.len() < 2;
+    /// Whether the ranks of an epoch have all they need to meet; one that is alone sums through NCCL too, so that what is
+    /// wrong with it shows before there are more.
+    pub(super) fn can_meet(&self) -> bool {
         let over_sockets = self.config.learner.collective == CollectiveKind::Tcp;
-        alone || over_sockets || self.learning.collective.unique_id().is_some()
+        over_sockets || self.learning.collective.unique_id().is_some()
     }
 
     /// Asks rank 0 of a new epoch for its unique id, unless it has been asked.

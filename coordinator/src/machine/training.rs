@@ -161,7 +161,7 @@ impl Machine {
             // Who writes down meets nobody, and the others stay introduced.
             Purpose::WriteDown => self.learning.collective.epoch_apart(),
         };
-        if purpose == Purpose::Learn && !self.can_meet(&members) {
+        if purpose == Purpose::Learn && !self.can_meet() {
             return self.mint(epoch, &members);
         }
         if resharded {

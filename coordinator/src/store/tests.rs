@@ -6,7 +6,7 @@ mod mending;
 use std::path::Path;
 
 use retouch_proto::RunConfig;
-use retouch_proto::config::{Preset, preset};
+use retouch_proto::config::{DeviceName, Preset, preset};
 use retouch_proto::status::{Event, EventKind};
 
 use super::{Reader, Store, StoreError};
@@ -40,7 +40,7 @@ fn a_run_goes_on_with_more_iterations_and_another_cluster() {
         config.cluster.rollout_workers = 7;
         config.evaluation.pairs = 1;
         config.learner.ranks = 1;
-        config.model.device = "cuda:0".into();
+        config.model.device = DeviceName::Cuda(0).into();
         config.run_dir = "elsewhere".into();
     };
     refused(change, "rows").unwrap();

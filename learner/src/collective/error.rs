@@ -95,6 +95,18 @@ pub enum CollectiveError {
         /// What is wrong with it.
         source: super::nccl::NcclError,
     },
+    /// Two ranks are on one card, where NCCL would hang.
+    #[cfg(feature = "nccl")]
+    #[error(
+        "rank {rank} is on the card of rank {other}: ranks that sum through NCCL need a card each (learner.device, \
+         --device)"
+    )]
+    SharedCard {
+        /// The later of the two.
+        rank: usize,
+        /// The one that has the card.
+        other: usize,
+    },
     /// The epoch's task does not say by what its ranks find each other.
     #[error("epoch {epoch} came without the unique id that rank 0 mints for NCCL")]
     NoUniqueId {
@@ -126,7 +138,7 @@ impl CollectiveError {
             | Self::Stalled { rank, .. }
             | Self::Disagrees { rank, .. } => Some(*rank),
             #[cfg(feature = "nccl")]
-            Self::Nccl { rank, .. } => Some(*rank),
+            Self::Nccl { rank, .. } | Self::SharedCard { rank, .. } => Some(*rank),
             Self::GaveUp { culprit, .. } => Some(*culprit),
         }
     }
@@ -136,6 +148,8 @@ impl CollectiveError {
         match self {
             #[cfg(feature = "nccl")]
             Self::Nccl { source, .. } => source.is_lasting(),
+            #[cfg(feature = "nccl")]
+            Self::SharedCard { .. } => true,
             Self::TooManyRanks { .. } | Self::NoUniqueId { .. } | Self::NotBuilt => true,
             _ => false,
         }

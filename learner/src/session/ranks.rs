@@ -2,11 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-#[cfg(feature = "nccl")]
-use retouch_models::device;
 use retouch_proto::{
     Epoch, LeaseId,
-    config::{CollectiveKind, LearnerConfig},
+    config::{CollectiveKind, DeviceName, LearnerConfig},
     task::CollectiveEpoch,
 };
 use tokio_util::sync::CancellationToken;
@@ -38,15 +36,17 @@ impl Way {
     /// What the run file asks for. `device` is where this rank computes; if that is not a
     /// GPU, the run file says which one sums.
     #[cfg_attr(not(feature = "nccl"), expect(unused_variables))]
-    pub(super) fn of(config: &LearnerConfig, device: &str) -> Result<Self, CollectiveError> {
+    pub(super) fn of(config: &LearnerConfig, device: DeviceName) -> Result<Self, CollectiveError> {
         match config.collective {
             CollectiveKind::Tcp if config.seal_sums => Ok(Self::Tcp(Sealing::Everything)),
             CollectiveKind::Tcp => Ok(Self::Tcp(Sealing::Headers)),
             #[cfg(feature = "nccl")]
             CollectiveKind::Nccl => Ok(Self::Nccl {
-                device: device::cuda_index(device)
-                    .or_else(|| device::cuda_index(&config.device))
-                    .unwrap_or(0),
+                device: device
+                    .card()
+                    .or(config.device.first().card())
+                    .unwrap_or(0)
+                    .into(),
             }),
             #[cfg(not(feature = "nccl"))]
             CollectiveKind::Nccl => Err(CollectiveError::NotBuilt),
@@ -160,7 +160,7 @@ impl Ranks {
             Some((_, ended)) => drop(ended),
             None => {}
         }
-        if epoch.world == 1 {
+        if epoch.world == 1 && matches!(self.way, Way::Tcp(_)) {
             return Ok(Collective::Local(Local));
         }
         let aborter = self.at_work.renew();

@@ -11,7 +11,7 @@ use retouch_credentials::Principal;
 use retouch_models::{device, editor::EditorSource};
 use retouch_proto::{
     ContentHash,
-    config::{LearnerConfig, RunConfig},
+    config::{DeviceName, LearnerConfig, RunConfig},
     task::{Task, TaskFailure, TaskOutcome, TrainResult, TrainTask},
     worker::Role,
 };
@@ -39,8 +39,9 @@ const STALL: Duration = Duration::from_secs(10);
 ///
 /// What is missing: the feature, the driver or the device.
 pub fn check_device(config: &LearnerConfig) -> Result<(), RoleError> {
-    Way::of(config, &config.device).map_err(collective)?;
-    device::parse(&config.device).map_err(|error| RoleError::Load(error.into()))?;
+    let device = config.device.first();
+    Way::of(config, device).map_err(collective)?;
+    device::open(device).map_err(|error| RoleError::Load(error.into()))?;
     Ok(())
 }
 
@@ -68,7 +69,9 @@ pub async fn run(options: WorkerOptions, editors: EditorSource) -> Result<(), Ro
     };
     let session = Session::connect(options, identity, Routes::default()).await?;
     let config = session.config().clone();
-    let way = Way::of(&config.learner, session.device()).map_err(collective)?;
+    let device = session.device().parse::<DeviceName>();
+    let device = device.map_err(|error| RoleError::Load(error.into()))?;
+    let way = Way::of(&config.learner, device).map_err(collective)?;
     let shards = config.learner.gradient_shards as usize;
     let at_work = AtWork::default();
     let ranks = Ranks::new(listener, deadlines(&config), shards, way, at_work.clone());

@@ -1,7 +1,9 @@
 //! What rollout workers and learners need for a base editor.
 
 use burn::tensor::DType;
+use retouch_settings::DeviceName;
 
+use super::gpu;
 use super::learner_memory::{self, Trunk};
 use super::memory::{MemoryLine, Workload};
 use crate::editor::{DECODED_PIXELS_MAX, Network, Outline};
@@ -31,15 +33,37 @@ pub(super) fn rollout(editor: &Outline, workload: &Workload) -> Vec<MemoryLine> 
             &[(targeted(editor, &workload.lora), "values"), (4, "B (f32)")],
         ));
     }
+    if workload.device == DeviceName::Cpu {
+        lines.push(passing_on_cpu(editor, workload));
+        return lines;
+    }
+    lines.extend(passing_on_gpu(editor, workload));
+    let held = gpu::held(&lines, &gpu::widest(editor, workload));
+    lines.extend(held);
+    lines
+}
+
+fn passing_on_cpu(editor: &Outline, workload: &Workload) -> MemoryLine {
     let samples = workload.group_size as u64;
     let sampling = tokens(editor, samples, SAMPLING_WIDTHS, "sampling a group");
-    let decoding = decoding(editor, workload);
-    lines.push(if sampling.bytes > decoding.bytes {
-        sampling
-    } else {
-        decoding
-    });
-    lines
+    larger(vec![sampling], vec![decoding(editor, workload)]).remove(0)
+}
+
+fn passing_on_gpu(editor: &Outline, workload: &Workload) -> Vec<MemoryLine> {
+    let image = (workload.size.height * workload.size.width) as u64;
+    let at_once =
+        (DECODED_PIXELS_MAX as u64 / image.max(1)).clamp(1, workload.group_size.max(1) as u64);
+    let decoding = vec![decoding(editor, workload), gpu::vae_scores(at_once, image)];
+    larger(vec![gpu::sampling(editor, workload)], decoding)
+}
+
+/// Of what is there one after the other, that which takes more.
+fn larger(one: Vec<MemoryLine>, other: Vec<MemoryLine>) -> Vec<MemoryLine> {
+    let bytes = |lines: &[MemoryLine]| lines.iter().map(|line| line.bytes).sum::<u64>();
+    match bytes(&one) > bytes(&other) {
+        true => one,
+        false => other,
+    }
 }
 
 pub(super) fn learner(editor: &Outline, workload: &Workload) -> Vec<MemoryLine> {

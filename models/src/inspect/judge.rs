@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
+use retouch_settings::DeviceName;
+
 use super::effort::{Effort, EffortLine, Unit};
+use super::gpu;
 use super::memory::{MemoryLine, Workload};
 use crate::image_processor::ImageProcessor;
 use crate::qwen2_5_vl::{Qwen2_5Vl, Qwen2_5VlConfig};
@@ -75,7 +78,13 @@ impl JudgeOutline {
         ];
         let decoder = MemoryLine::product("the decoder's hidden states", &decoder);
         let tower = MemoryLine::product("the vision tower's hidden states", &tower);
-        vec![
+        let inner = [
+            (edits, "edits"),
+            (TEXT_TOKENS + self.image_tokens, "tokens of the edit"),
+            (text.intermediate_size as u64, "wide"),
+            (workload.dtype.size() as u64, "B"),
+        ];
+        let mut lines = vec![
             MemoryLine::weights("model", self.parameters(), workload.dtype),
             MemoryLine::product("keys and values of the shared prefix", &cache),
             if tower.bytes > decoder.bytes {
@@ -83,7 +92,11 @@ impl JudgeOutline {
             } else {
                 decoder
             },
-        ]
+        ];
+        if workload.device != DeviceName::Cpu {
+            lines.extend(gpu::held(&lines, &inner));
+        }
+        lines
     }
 
     /// The prefix, with the source, is computed once for all edits of a group.

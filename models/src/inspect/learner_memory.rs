@@ -6,7 +6,9 @@
 //! products.
 
 use burn::tensor::DType;
+use retouch_settings::DeviceName;
 
+use super::gpu;
 use super::memory::{MemoryLine, Workload};
 use crate::lora::{Checkpointing, Projection, flat_len};
 
@@ -63,6 +65,9 @@ pub(super) struct Trunk<'a> {
 /// What is there at once in whichever moment needs more: halfway through a micro batch, or when the update is made
 /// and published.
 pub(super) fn learner(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {
+    if workload.device != DeviceName::Cpu {
+        return gpu::learner(trunk, workload);
+    }
     let [halfway, update] = [halfway(trunk, workload), update(trunk, workload)];
     let sum = |lines: &[MemoryLine]| lines.iter().map(|line| line.bytes).sum::<u64>();
     if sum(&halfway) > sum(&update) {
@@ -82,6 +87,7 @@ fn halfway(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {
     lines.push(copies("policy as leaves of graphs", lanes, "lanes"));
     lines.push(copies("gradient sums", workload.shards as u64, "shards"));
     lines.extend(activations(trunk, workload));
+    lines.push(held_back(trunk, workload));
     lines.extend(widened(trunk, workload));
     lines
 }
@@ -109,67 +115,95 @@ fn carried(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {
     ]
 }
 
-fn activations(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {
+/// What a micro batch keeps until it goes back, and what is on the way then.
+pub(super) fn activations(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {
     let (double, single) = (trunk.double_blocks, trunk.single_blocks);
-    let line = |what: &str, count: u64, widths: Widths| {
-        let factors = [
-            (lanes(workload) * workload.micro_batch_size as u64, "pairs"),
-            (trunk.tokens, "tokens (result, source, text)"),
-            (trunk.hidden, "wide"),
-            (count, "times"),
-            (widths.bytes(workload.dtype), "B"),
-        ];
-        MemoryLine::product(what, &factors)
-    };
-    // Norms keep what they saw in f32.
-    let widened = |widths: Widths| Widths {
-        wide: widths.wide + 1,
-        ..widths
-    };
+    let line = |what, count, widths| of_tokens(trunk, workload, what, count, widths);
     let input = Widths { wide: 0, narrow: 1 };
-    // All inputs are there as long as the last kind of blocks goes back.
-    let (last, passing) = if single > 0 {
-        (SINGLE, PASSING)
-    } else {
-        (DOUBLE, PASSING_TWO_STREAMS)
-    };
-    let one = match workload.dtype {
-        DType::F32 => last,
-        _ => widened(last),
-    };
     let mut lines = match workload.checkpointing {
         Checkpointing::None => vec![
             line(
                 "graphs of the double-stream blocks",
                 double,
-                widened(DOUBLE),
+                DOUBLE.widened(),
             ),
             line(
                 "graphs of the single-stream blocks",
                 single,
-                widened(SINGLE),
+                SINGLE.widened(),
             ),
         ],
         Checkpointing::Block => vec![
             line("inputs of the blocks", double + single, input),
-            line("graph of one block", 1, one),
+            line("graph of one block", 1, graph_of_one(trunk, workload)),
         ],
     };
-    lines.push(line("gradients on their way", 1, passing));
-    // Each thread's heap keeps for a while what tensors of one size left, while others come.
-    let passed = match workload.checkpointing {
-        Checkpointing::None => passing,
-        Checkpointing::Block => Widths {
-            wide: one.wide + passing.wide,
-            narrow: one.narrow + passing.narrow,
-        },
-    };
-    lines.push(line("held back by the allocator", 1, passed));
+    lines.push(line("gradients on their way", 1, passing(trunk)));
     lines.retain(|line| line.bytes > 0);
     lines
 }
 
+/// Each thread's heap keeps for a while what tensors of one size left, while others come.
+fn held_back(trunk: &Trunk<'_>, workload: &Workload) -> MemoryLine {
+    let passing = passing(trunk);
+    let passed = match workload.checkpointing {
+        Checkpointing::None => passing,
+        Checkpointing::Block => {
+            let one = graph_of_one(trunk, workload);
+            Widths {
+                wide: one.wide + passing.wide,
+                narrow: one.narrow + passing.narrow,
+            }
+        }
+    };
+    of_tokens(trunk, workload, "held back by the allocator", 1, passed)
+}
+
+/// All inputs are there as long as the last kind of blocks goes back.
+fn graph_of_one(trunk: &Trunk<'_>, workload: &Workload) -> Widths {
+    let last = match trunk.single_blocks {
+        0 => DOUBLE,
+        _ => SINGLE,
+    };
+    match workload.dtype {
+        DType::F32 => last,
+        _ => last.widened(),
+    }
+}
+
+fn passing(trunk: &Trunk<'_>) -> Widths {
+    match trunk.single_blocks {
+        0 => PASSING_TWO_STREAMS,
+        _ => PASSING,
+    }
+}
+
+fn of_tokens(
+    trunk: &Trunk<'_>,
+    workload: &Workload,
+    what: &str,
+    count: u64,
+    widths: Widths,
+) -> MemoryLine {
+    let factors = [
+        (lanes(workload) * workload.micro_batch_size as u64, "pairs"),
+        (trunk.tokens, "tokens (result, source, text)"),
+        (trunk.hidden, "wide"),
+        (count, "times"),
+        (widths.bytes(workload.dtype), "B"),
+    ];
+    MemoryLine::product(what, &factors)
+}
+
 impl Widths {
+    /// Norms keep what they saw in f32.
+    fn widened(self) -> Self {
+        Self {
+            wide: self.wide + 1,
+            ..self
+        }
+    }
+
     /// Bytes for each number of a token's width.
     fn bytes(self, dtype: DType) -> u64 {
         4 * self.wide + dtype.size() as u64 * self.narrow
@@ -190,7 +224,8 @@ fn widened(trunk: &Trunk<'_>, workload: &Workload) -> Option<MemoryLine> {
     (workload.dtype != DType::F32).then(|| MemoryLine::product("a weight as f32", &factors))
 }
 
-fn adapter(trunk: &Trunk<'_>, workload: &Workload) -> u64 {
+/// Values of the adapter.
+pub(super) fn adapter(trunk: &Trunk<'_>, workload: &Workload) -> u64 {
     flat_len(&workload.lora, trunk.projections) as u64
 }
 

@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::Path;
 
 use burn::tensor::DType;
+use retouch_settings::DeviceName;
 use serde::Serialize;
 
 use super::effort::Effort;
@@ -55,6 +56,8 @@ impl fmt::Display for Role {
 /// What a role has to do at once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Workload {
+    /// Where it computes: what is in memory there is what is told.
+    pub device: DeviceName,
     /// The float type of the weights.
     pub dtype: DType,
     /// Size of the edited images and of the source.
@@ -183,16 +186,24 @@ impl MemoryLine {
         }
     }
 
+    /// Whether it is a model's weights.
+    pub(super) fn is_weights(&self) -> bool {
+        self.what.ends_with(WEIGHTS)
+    }
+
     /// The weights of a model.
     pub(super) fn weights(what: &str, parameters: u64, dtype: DType) -> Self {
         let size = dtype.size() as u64;
         let unit = format!("B ({})", dtype_name(dtype));
         Self::product(
-            format!("{what} weights"),
+            format!("{what}{WEIGHTS}"),
             &[(parameters, "values"), (size, &unit)],
         )
     }
 }
+
+/// Ends the name of a line of weights.
+const WEIGHTS: &str = " weights";
 
 fn dtype_name(dtype: DType) -> String {
     format!("{dtype:?}").to_lowercase()

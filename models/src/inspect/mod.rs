@@ -9,6 +9,7 @@ mod editor_effort;
 mod editor_memory;
 mod effort;
 mod folder;
+mod gpu;
 mod judge;
 mod learner_memory;
 mod memory;

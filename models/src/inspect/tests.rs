@@ -2,6 +2,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device};
+use retouch_settings::DeviceName;
 
 use super::*;
 use crate::editor::{Editor, ImageSize, Parts};
@@ -58,6 +59,7 @@ fn load_error(folder: &Path) -> String {
 
 fn workload(dtype: DType) -> Workload {
     Workload {
+        device: DeviceName::Cpu,
         dtype,
         size: ImageSize::square(16),
         group_size: 3,
@@ -331,4 +333,136 @@ fn folders_that_are_something_else_say_what_they_are() {
     )
     .unwrap();
     assert!(error(root.path()).ends_with("a model of class \"LlamaForCausalLM\" is not supported as a judge; supported: Qwen2_5_VLForConditionalGeneration"));
+}
+
+const GIB: u64 = 1 << 30;
+
+/// A folder with nothing but the configurations of a published pipeline; plans read no more.
+fn published(class: &str, parts: &[(&str, &str)]) -> (tempfile::TempDir, Inspection) {
+    let tables = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tools/parity/tables");
+    let root = tempfile::tempdir().unwrap();
+    for (part, table) in parts {
+        let text = fs::read_to_string(tables.join(format!("{table}.json"))).unwrap();
+        let table: serde_json::Value = serde_json::from_str(&text).unwrap();
+        fs::create_dir_all(root.path().join(part)).unwrap();
+        fs::write(
+            root.path().join(part).join("config.json"),
+            table["config"].to_string(),
+        )
+        .unwrap();
+    }
+    let inspection = Inspection {
+        folder: root.path().to_owned(),
+        kind: FolderKind::Editor,
+        class: class.to_owned(),
+        components: Vec::new(),
+        problems: Vec::new(),
+        warnings: Vec::new(),
+    };
+    (root, inspection)
+}
+
+fn flux_kontext() -> (tempfile::TempDir, Inspection) {
+    let parts = [
+        ("transformer", "flux1-kontext-dev_transformer"),
+        ("vae", "flux1-kontext-dev_vae"),
+        ("text_encoder", "flux1-kontext-dev_text_encoder"),
+        ("text_encoder_2", "flux1-kontext-dev_text_encoder_2"),
+    ];
+    published("FluxKontextPipeline", &parts)
+}
+
+fn qwen_image_edit() -> (tempfile::TempDir, Inspection) {
+    let parts = [
+        ("transformer", "qwen-image-edit-2509_transformer"),
+        ("vae", "qwen-image-edit-2509_vae"),
+        ("text_encoder", "qwen2.5-vl-7b-instruct"),
+    ];
+    let (root, inspection) = published("QwenImageEditPlusPipeline", &parts);
+    let (_small_root, small) = qwen_pipeline("sequential");
+    let processor = root.path().join("processor");
+    copy(&small.join("processor"), &processor);
+    let file = processor.join("processor_config.json");
+    let text = fs::read_to_string(&file).unwrap();
+    let published = [
+        ("\"patch_size\": 4", "\"patch_size\": 14"),
+        ("\"longest_edge\": 4096", "\"longest_edge\": 12845056"),
+        ("\"shortest_edge\": 256", "\"shortest_edge\": 3136"),
+    ];
+    let text = published
+        .iter()
+        .fold(text, |text, (small, large)| text.replace(small, large));
+    fs::write(file, text).unwrap();
+    (root, inspection)
+}
+
+/// The published recipe on a card.
+fn recipe(side: usize) -> Workload {
+    Workload {
+        device: DeviceName::Cuda(0),
+        size: ImageSize::square(side),
+        group_size: 12,
+        max_sequence_length: if side > 512 { 512 } else { 128 },
+        micro_batch_size: 3,
+        lora: LoraConfig {
+            rank: 32,
+            alpha: 64.0,
+            target_modules: ["to_q", "to_k", "to_v", "to_out.0"]
+                .map(str::to_owned)
+                .to_vec(),
+        },
+        ..workload(DType::BF16)
+    }
+}
+
+#[test]
+fn published_models_sample_and_train_within_an_80_gb_card() {
+    for (_root, inspection) in [flux_kontext(), qwen_image_edit()] {
+        for side in [512, 1024] {
+            for role in [Role::RolloutWorker, Role::Learner] {
+                let plan = estimate(&inspection, role, &recipe(side)).unwrap();
+                let gib = plan.bytes as f64 / GIB as f64;
+                // What the driver of an H100 of 80 GB says it has.
+                assert!(
+                    plan.bytes < 79 * GIB,
+                    "{} {role} at {side}: {gib:.1} GiB",
+                    inspection.class
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_card_holds_no_scores_and_nothing_of_the_host() {
+    let (_root, inspection) = flux_kontext();
+    let plan = |workload: &Workload| estimate(&inspection, Role::Learner, workload).unwrap();
+    let names = |workload: &Workload| -> Vec<String> {
+        plan(workload)
+            .lines
+            .into_iter()
+            .map(|line| line.what)
+            .collect()
+    };
+    let card = names(&recipe(512)).join(", ");
+    assert!(
+        card.contains("the driver's context") && card.contains("block of queries"),
+        "{card}"
+    );
+    assert!(!card.contains("Adam") && !card.contains("blob"), "{card}");
+    let cpu = Workload {
+        device: DeviceName::Cpu,
+        ..recipe(512)
+    };
+    let cpu = names(&cpu).join(", ");
+    assert!(cpu.contains("Adam") && !cpu.contains("the driver"), "{cpu}");
+    // Four times the tokens are sixteen times the scores; what there is of them grows with the tokens alone.
+    let [small, large] = [512, 1024].map(|side| {
+        let lines = plan(&recipe(side)).lines;
+        let line = lines
+            .iter()
+            .find(|line| line.what.contains("block of queries"));
+        line.map(|line| line.bytes).unwrap()
+    });
+    assert!(large <= 2 * small, "{small} {large}");
 }

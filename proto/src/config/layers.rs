@@ -7,6 +7,7 @@ use figment::Figment;
 use figment::providers::Serialized;
 use toml::{Table, Value};
 
+use super::devices;
 use super::errors::{ConfigErrors, Problem};
 use super::lines::{join, lines};
 use super::preset::Preset;
@@ -48,6 +49,35 @@ pub fn load(
     env: impl IntoIterator<Item = (String, String)>,
     sets: &[String],
 ) -> Result<RunConfig, ConfigErrors> {
+    resolve(file, env, sets, |config, given| {
+        devices::follow(config, given);
+        Ok(())
+    })
+}
+
+/// [`load`] for a node whose cards may be asked for: it names those behind `cuda:*`, of which `cards` tells the number
+/// or why there are none.
+///
+/// # Errors
+/// As [`load`], and if `cuda:*` is asked for and there are no cards.
+pub fn load_on_node(
+    file: Option<&Path>,
+    env: impl IntoIterator<Item = (String, String)>,
+    sets: &[String],
+    cards: impl FnOnce() -> Result<usize, String>,
+) -> Result<RunConfig, ConfigErrors> {
+    resolve(file, env, sets, |config, given| {
+        devices::settle(config, given, cards)
+    })
+}
+
+/// All layers, `settle`d before they are checked: it is told which keys any layer gave.
+fn resolve(
+    file: Option<&Path>,
+    env: impl IntoIterator<Item = (String, String)>,
+    sets: &[String],
+    settle: impl FnOnce(&mut RunConfig, &dyn Fn(&str) -> bool) -> Result<(), ConfigErrors>,
+) -> Result<RunConfig, ConfigErrors> {
     let mut problems = Vec::new();
     let mut layers = Vec::new();
     match file.map(file_layer) {
@@ -60,7 +90,8 @@ pub fn load(
     problems.extend(layers.iter().flat_map(wrong_keys));
     ConfigErrors::check(problems)?;
     layers.insert(0, preset_layer(chosen_preset(&layers)));
-    let config = extract(&layers)?;
+    let mut config = extract(&layers)?;
+    settle(&mut config, &|key| is_given(&layers, key))?;
     ConfigErrors::check(validate::problems(&config, |key| origin(&layers, key)))?;
     Ok(config)
 }
@@ -90,6 +121,11 @@ fn origin(layers: &[Layer], key: &str) -> String {
         .rev()
         .find(gives)
         .map_or("default".to_owned(), |layer| layer.origin_of(key))
+}
+
+fn is_given(layers: &[Layer], key: &str) -> bool {
+    let mut given = layers.iter();
+    given.any(|layer| lookup(&layer.values, key).is_some())
 }
 
 fn lookup<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
@@ -249,6 +285,8 @@ fn wrong_key(key: &str, value: &Value) -> Option<String> {
 mod tests {
     use std::fs;
 
+    use retouch_settings::DeviceName;
+
     use super::*;
 
     fn load_text(text: &str, env: &[(&str, &str)], sets: &[&str]) -> Result<RunConfig, String> {
@@ -274,7 +312,7 @@ mod tests {
         ];
         let config = load_text(text, &env, &["seed=3", "reward.permute = true"]).unwrap();
         assert_eq!(config.preset, Preset::Tiny);
-        assert_eq!(config.model.device, "cpu");
+        assert_eq!(config.model.device, DeviceName::Cpu.into());
         assert_eq!(config.rollout.num_inference_steps, 3);
         assert_eq!(config.rollout.group_size, 6);
         assert_eq!(config.seed, 3);

@@ -1,8 +1,10 @@
 //! The run file's sections. Defaults are the published settings for FLUX.1-Kontext-dev.
 
 use retouch_settings::choice;
-pub use retouch_settings::{Checkpointing, Dtype, LoraConfig, Solver};
+pub use retouch_settings::{Checkpointing, DeviceName, Dtype, LoraConfig, Solver};
 use serde::{Deserialize, Serialize};
+
+use super::Devices;
 
 choice! {
     /// How the size of edited images follows from their source.
@@ -110,8 +112,8 @@ pub struct ModelConfig {
     pub max_sequence_length: u32,
     /// Number type of the weights.
     pub dtype: Dtype,
-    /// Where rollout workers compute: `cpu` or `cuda:0`.
-    pub device: String,
+    /// Where rollout workers compute: `cpu`, a card `cuda:N`, a list of cards, or `cuda:*` for all of a node.
+    pub device: Devices,
 }
 
 impl Default for ModelConfig {
@@ -123,7 +125,7 @@ impl Default for ModelConfig {
             width: 512,
             max_sequence_length: 128,
             dtype: Dtype::Bf16,
-            device: "cuda:0".into(),
+            device: DeviceName::Cuda(0).into(),
         }
     }
 }
@@ -187,8 +189,8 @@ pub struct RewardConfig {
     pub permute: bool,
     /// Number type of the judges' weights.
     pub dtype: Dtype,
-    /// Where reward workers compute: `cpu` or `cuda:0`.
-    pub device: String,
+    /// Where reward workers compute: `cpu`, a card `cuda:N`, a list of cards, or `cuda:*` for all of a node.
+    pub device: Devices,
     /// What is scored; a sample's reward is the weighted mean.
     pub terms: Vec<RewardTerm>,
 }
@@ -198,7 +200,7 @@ impl Default for RewardConfig {
         Self {
             permute: false,
             dtype: Dtype::Bf16,
-            device: "cuda:0".into(),
+            device: DeviceName::Cuda(0).into(),
             terms: vec![RewardTerm::default()],
         }
     }
@@ -294,7 +296,8 @@ impl Default for AdvantageConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LearnerConfig {
-    /// Learner processes.
+    /// Learner processes. Without a number, one for each card of a list in `device`, as far as `gradient_shards`
+    /// allows; else 1.
     pub ranks: u32,
     /// With fewer than these the run waits, however long they are missing.
     pub ranks_min: u32,
@@ -339,8 +342,8 @@ pub struct LearnerConfig {
     /// Whether sums over sockets carry tags that only the run's learners can make. Without, nobody
     /// else can take part either, but whoever is on the way could change gradients.
     pub seal_sums: bool,
-    /// Where learners compute: `cpu` or `cuda:0`.
-    pub device: String,
+    /// Where learners compute: `cpu`, a card `cuda:N`, a list of cards, or `cuda:*` for all of a node.
+    pub device: Devices,
 }
 
 impl Default for LearnerConfig {
@@ -368,7 +371,7 @@ impl Default for LearnerConfig {
             checkpoint_every: 10,
             collective: CollectiveKind::Tcp,
             seal_sums: true,
-            device: "cuda:0".into(),
+            device: DeviceName::Cuda(0).into(),
         }
     }
 }
@@ -418,9 +421,9 @@ pub struct CheckpointConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClusterConfig {
-    /// Rollout workers that `launch` starts.
+    /// Rollout workers that `launch` starts. Without a number, one for each card of `model.device`.
     pub rollout_workers: u32,
-    /// Reward workers that `launch` starts.
+    /// Reward workers that `launch` starts. Without a number, one for each card of `reward.device`.
     pub reward_workers: u32,
     /// Compute threads of each worker; 0 shares the cores among the workers.
     pub threads_per_worker: u32,

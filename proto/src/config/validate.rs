@@ -48,18 +48,6 @@ impl<F: Fn(&str) -> String> Checks<F> {
             "is empty",
         );
     }
-
-    fn device(&mut self, key: &str, value: &str) {
-        let cuda = value
-            .strip_prefix("cuda:")
-            .is_some_and(|index| index.parse::<u8>().is_ok());
-        self.must(
-            cuda || value == "cpu",
-            key,
-            format!("{value:?}"),
-            "is neither cpu nor cuda:N",
-        );
-    }
 }
 
 /// Checks that a section's value is in a range; names it once, for its key and its value.
@@ -109,7 +97,6 @@ fn model<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
         checks.must(pixels % 16 == 0, key, pixels, "is not a multiple of 16");
     }
     within!(checks, model.max_sequence_length, 1..=4096);
-    checks.device("model.device", &model.device);
 }
 
 fn rollout<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
@@ -126,7 +113,6 @@ fn rollout<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
 
 fn reward<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
     let terms = &config.reward.terms;
-    checks.device("reward.device", &config.reward.device);
     checks.within("reward.terms", terms.len(), 1..=TERMS_MAX);
     for term in terms {
         checks.text("reward.terms", &term.name);
@@ -207,13 +193,15 @@ fn learner<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
     );
     within!(checks, learner.ema_decay_max, 0.0..=1.0);
     within!(checks, learner.checkpoint_every, 1..=1_000_000);
-    checks.device("learner.device", &learner.device);
     let sums_on_gpus = learner.collective == CollectiveKind::Nccl;
     checks.must(
-        !sums_on_gpus || learner.device != "cpu",
+        !sums_on_gpus || learner.device.are_cards(),
         "learner.collective",
         learner.collective,
-        "sums on GPUs, which learner.device = \"cpu\" has none of: choose tcp, or a device cuda:N",
+        format!(
+            "sums on GPUs, which learner.device = {} has none of: choose tcp, or cards cuda:N",
+            learner.device
+        ),
     );
 }
 
@@ -297,6 +285,8 @@ fn evaluation<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>)
 
 #[cfg(test)]
 mod tests {
+    use retouch_settings::DeviceName;
+
     use super::*;
 
     #[test]
@@ -380,7 +370,7 @@ mod tests {
         config.learner.ranks = 3;
         config.learner.timestep_fraction = 0.1;
         config.learner.collective = CollectiveKind::Nccl;
-        config.learner.device = "cpu".into();
+        config.learner.device = DeviceName::Cpu.into();
         config.filter.tau_mean = f64::NAN;
         config.reward.terms.clear();
         config.cluster.listen = "here".into();

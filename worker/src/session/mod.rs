@@ -17,7 +17,7 @@ mod session;
 pub use address::CoordinatorAddress;
 pub use blobs::Blobs;
 pub use books::Work;
-pub use options::{Identity, WorkerOptions};
+pub use options::{CheckRoom, Identity, WorkerOptions};
 pub use session::{Session, SessionError};
 
 #[cfg(test)]

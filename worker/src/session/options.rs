@@ -7,7 +7,10 @@ use retouch_proto::{RunConfig, WorkerId, config::PathMove, worker::Role};
 use tokio_util::sync::CancellationToken;
 
 use super::address::CoordinatorAddress;
-use crate::{DeviceThread, blobs::FetchLimits};
+use crate::{DeviceThread, blobs::FetchLimits, role::BoxError};
+
+/// Whether a role's models fit on a device, by its name; what is wrong otherwise. It may block.
+pub type CheckRoom = fn(&RunConfig, Role, &str) -> Result<(), BoxError>;
 
 /// What the command line says about a worker.
 #[derive(Clone, Debug)]
@@ -32,6 +35,8 @@ pub struct WorkerOptions {
     pub paths: Vec<PathMove>,
     /// Compute threads instead of the run file's.
     pub threads: Option<u32>,
+    /// Asked before models are loaded: whether the device has room for them.
+    pub check_room: CheckRoom,
     /// Where this role computes: shared with the other roles of the process.
     pub device_thread: DeviceThread,
     /// Blobs beyond this go to files.
@@ -67,6 +72,7 @@ impl WorkerOptions {
             run_dir: None,
             paths: Vec::new(),
             threads: None,
+            check_room: |_, _, _| Ok(()),
             device_thread: DeviceThread::default(),
             memory_bytes_max: 2 << 30,
             disk_bytes_max: 64 << 30,

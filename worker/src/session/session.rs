@@ -5,11 +5,11 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use retouch_credentials::CredentialsError;
 use retouch_proto::{
     BlobAddress, LeaseId,
-    config::{ConfigErrors, RunConfig},
+    config::{ConfigErrors, RunConfig, SeveralDevices},
     files::is_lasting,
     limits::SLOTS_MAX,
     task::{TaskFailure, TaskOutcome},
-    worker::Registration,
+    worker::{Registration, Role},
 };
 use thiserror::Error;
 use tokio::{
@@ -25,7 +25,7 @@ use super::{
     books::{Books, Work},
     coordinator_grpc::CoordinatorCalls,
     link::{self, Command, Link, Pace},
-    options::{Identity, WorkerOptions},
+    options::{CheckRoom, Identity, WorkerOptions},
 };
 use crate::{
     DeviceThread, Hosted,
@@ -70,6 +70,9 @@ pub enum SessionError {
     /// The coordinator's run file can't be read.
     #[error("the coordinator's run file: {0}")]
     Config(#[from] ConfigErrors),
+    /// The run file leaves it open where this worker computes.
+    #[error(transparent)]
+    Device(#[from] SeveralDevices),
     /// Somebody wants this process to be started again.
     #[error("told to end and to be started again")]
     Restart,
@@ -86,7 +89,7 @@ impl SessionError {
     pub fn is_lasting(&self) -> bool {
         match self {
             Self::Store(BlobStoreError::Io { source, .. }) => is_lasting(source),
-            Self::Listen { .. } | Self::Config(_) | Self::Refused(_) => true,
+            Self::Listen { .. } | Self::Config(_) | Self::Device(_) | Self::Refused(_) => true,
             Self::Credentials(error) => error.is_lasting(),
             // A predecessor that was just killed may still hold the blob folder.
             Self::Store(_)
@@ -103,7 +106,9 @@ impl SessionError {
 pub struct Session {
     config: Arc<RunConfig>,
     run_dir: PathBuf,
+    role: Role,
     device: String,
+    check_room: CheckRoom,
     device_thread: DeviceThread,
     blobs: Blobs,
     work: mpsc::Receiver<Work>,
@@ -143,8 +148,10 @@ impl Session {
         let config = Arc::new(options.localized(config));
         tracing::info!(run = %registered.run, generation = %registered.generation, role = %identity.role, "joined");
 
-        let device = config.device_of(identity.role);
-        let device = options.device.clone().unwrap_or_else(|| device.to_owned());
+        let device = match &options.device {
+            Some(device) => device.clone(),
+            None => config.device_of(identity.role)?.to_string(),
+        };
         let run_dir = options.run_dir.clone();
         let run_dir = run_dir.unwrap_or_else(|| PathBuf::from(&config.run_dir));
         let client_options = BlobClientOptions {
@@ -172,7 +179,9 @@ impl Session {
         Ok(Self {
             config,
             run_dir,
+            role: identity.role,
             device,
+            check_room: options.check_room,
             device_thread: options.device_thread,
             blobs: Blobs { client, address },
             work,
@@ -208,7 +217,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// What `make` returns, as [`RoleError::Load`]; if it panics, or the compute threads can't be
+    /// If the device has no room, or what `make` returns, as [`RoleError::Load`]; if it panics, or the compute threads can't be
     /// started; [`SessionError::Stopped`] if the process is to end, which does not wait for `make`.
     pub async fn load<S: Send + 'static>(
         &self,
@@ -217,7 +226,11 @@ impl Session {
         // Not earlier: their number is in the run file, which comes with the registration.
         process::set_compute_threads(self.config.cluster.threads_per_worker)?;
         let (config, device) = (self.config.clone(), self.device.clone());
-        let loaded = self.device_thread.host(move || make(&config, &device));
+        let (role, check_room) = (self.role, self.check_room);
+        let loaded = self.device_thread.host(move || {
+            check_room(&config, role, &device)?;
+            make(&config, &device)
+        });
         tokio::select! {
             loaded = loaded => loaded?.map_err(RoleError::Load),
             // Weights may take minutes, and nothing is lost with them.

@@ -1,6 +1,6 @@
 //! Collective steps: all ranks or none (A8, A9).
 
-use retouch_proto::config::CollectiveKind;
+use retouch_proto::config::{CollectiveKind, DeviceName};
 use retouch_proto::status::{EventKind, RunState};
 use retouch_proto::task::{Task, TaskFailure, TaskOutcome, TrainTask};
 use retouch_proto::worker::Role;
@@ -57,7 +57,7 @@ fn minting() -> (Driver, Peer) {
     let mut config = config();
     config.learner.ranks = 2;
     config.learner.collective = CollectiveKind::Nccl;
-    config.learner.device = "cuda:0".into();
+    config.learner.device = DeviceName::Cuda(0).into();
     let mut driver = Driver::with_all_roles(config);
     let second = driver.join(Role::Learner, 1);
     driver.work_until_training(&[FIRST]);
@@ -86,6 +86,24 @@ fn every_rank_is_told_what_rank_0_minted_for_the_epoch() {
     driver.work_until_training(&[FIRST, second]);
     let later = training(&driver, second).collective;
     assert_eq!(later.unique_id, Some(minted.unique_id), "minted once");
+}
+
+#[test]
+fn a_rank_that_is_alone_mints_too() {
+    let mut config = config();
+    config.learner.ranks = 1;
+    config.learner.collective = CollectiveKind::Nccl;
+    config.learner.device = DeviceName::Cuda(0).into();
+    let mut driver = Driver::with_all_roles(config);
+    driver.work_until_training(&[FIRST]);
+    let (lease, task) = driver.tasks(FIRST).remove(0);
+    let TaskOutcome::Mint(minted) = driver.outcome(FIRST, &task) else {
+        panic!("{task:?}")
+    };
+    driver.end(FIRST, lease, TaskOutcome::Mint(minted));
+    driver.work_until_training(&[FIRST]);
+    let collective = training(&driver, FIRST).collective;
+    assert_eq!(collective.unique_id, Some(minted.unique_id));
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! One epoch's use of NCCL. Calls return at once.
 
-use std::ffi::{c_int, c_void};
+use std::{
+    ffi::{c_int, c_void},
+    sync::mpsc,
+    time::Duration,
+};
 
 use cudarc::{
     driver::{CudaStream, sys::CUdeviceptr},
@@ -13,6 +17,9 @@ use super::{
     library::{Config, Library},
 };
 
+/// How long NCCL may take to end what is under way.
+const ABORT_MAX: Duration = Duration::from_secs(20);
+
 /// This rank's end of NCCL.
 #[derive(Debug)]
 pub(super) struct Communicator {
@@ -24,6 +31,12 @@ pub(super) struct Communicator {
 // SAFETY: a communicator may be used by any thread, one at a time, which `&mut` and the
 // lack of `Sync` ensure.
 unsafe impl Send for Communicator {}
+
+/// A communicator on its way to the thread that aborts it.
+struct Raw(ncclComm_t);
+
+// SAFETY: a communicator may be aborted by any thread.
+unsafe impl Send for Raw {}
 
 /// f32 in a device's memory.
 #[derive(Clone, Copy, Debug)]
@@ -137,17 +150,32 @@ impl Communicator {
     }
 
     /// Ends everything under way and frees the communicator. Later calls do nothing.
+    ///
+    /// NCCL waits for its own threads meanwhile: where they hang, it is left alone with them after a while.
     pub(super) fn abort(&mut self) {
-        let raw = std::mem::replace(&mut self.raw, std::ptr::null_mut());
-        if !raw.is_null() {
-            // SAFETY: the communicator lives and is forgotten here.
-            let result = unsafe { (self.library.abort)(raw) };
-            if let Err(error) = self
-                .library
-                .check("ncclCommAbort", std::ptr::null_mut(), result)
-            {
-                tracing::warn!(%error, "NCCL was left as it is");
+        let raw = Raw(std::mem::replace(&mut self.raw, std::ptr::null_mut()));
+        if raw.0.is_null() {
+            return;
+        }
+        let (library, (done, is_done)) = (self.library, mpsc::channel());
+        let abort = move || {
+            // The whole of it goes to the thread, not only the pointer in it.
+            let raw = raw;
+            // SAFETY: the communicator lives, and nobody else has it any more.
+            let result = unsafe { (library.abort)(raw.0) };
+            let _ = done.send(library.check("ncclCommAbort", std::ptr::null_mut(), result));
+        };
+        let started = std::thread::Builder::new()
+            .name("nccl-abort".into())
+            .spawn(abort);
+        let aborted = started.map(|_| is_done.recv_timeout(ABORT_MAX));
+        match aborted {
+            Ok(Ok(Ok(_))) => {}
+            Ok(Ok(Err(error))) => tracing::warn!(%error, "NCCL was left as it is"),
+            Ok(Err(_)) => {
+                tracing::warn!("NCCL did not abort within {ABORT_MAX:?} and was left as it is")
             }
+            Err(error) => tracing::warn!(%error, "no thread to abort NCCL in"),
         }
     }
 

@@ -45,16 +45,26 @@ impl Gpu {
         self.context.ordinal()
     }
 
+    /// What no other card has, whatever number it goes by.
+    pub(super) fn identity(&self) -> Result<[u8; 16], NcclError> {
+        let uuid = self.context.uuid().map_err(on("asking for its identity"))?;
+        Ok(uuid.bytes.map(|byte| byte as u8))
+    }
+
     pub(super) fn stream(&self) -> &CudaStream {
         &self.stream
     }
 
-    /// Puts values into the buffer.
-    pub(super) fn upload(&mut self, values: &[f32]) -> Result<Buffer, NcclError> {
-        // NCCL's work belongs to the device that is current in the calling thread.
+    /// Makes the device current in this thread, to which NCCL's work belongs then.
+    pub(super) fn enter(&self) -> Result<(), NcclError> {
         self.context
             .bind_to_thread()
-            .map_err(on("taking the device"))?;
+            .map_err(on("taking the device"))
+    }
+
+    /// Puts values into the buffer.
+    pub(super) fn upload(&mut self, values: &[f32]) -> Result<Buffer, NcclError> {
+        self.enter()?;
         let mut flat = match self.flat.take().filter(|flat| flat.len() == values.len()) {
             Some(flat) => flat,
             None => (self.stream.alloc_zeros(values.len()))

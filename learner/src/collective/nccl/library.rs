@@ -5,6 +5,7 @@
 
 use std::{
     ffi::{CStr, c_char, c_int, c_void},
+    path::{Path, PathBuf},
     sync::OnceLock,
 };
 
@@ -173,6 +174,21 @@ impl Library {
         };
         Err(NcclError::Call { call, reason })
     }
+}
+
+/// The file that is mapped into this process: the loader looks in many places and says nothing.
+pub(super) fn path() -> Option<PathBuf> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let mut files = maps
+        .lines()
+        .filter_map(|line| line.find('/').map(|at| &line[at..]));
+    files
+        .find(|file| {
+            Path::new(file)
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("libnccl"))
+        })
+        .map(PathBuf::from)
 }
 
 fn version(get_version: GetVersion) -> u32 {

@@ -6,15 +6,17 @@
 //! without blocking, asked for errors while it works, and aborted when its time is up.
 //!
 //! In reading order: [`library`] finds NCCL's functions at run time, [`communicator`]
-//! is one epoch's use of them, [`gpu`] holds the flat gradient buffer, [`NcclCollective`]
-//! puts them together.
+//! is one epoch's use of them, [`gpu`] holds the flat gradient buffer, [`meet`] finds ranks
+//! that are on one card, [`NcclCollective`] puts them together.
 
 mod communicator;
 mod error;
 mod gpu;
 mod library;
+mod meet;
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -22,6 +24,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+#[cfg(feature = "cuda")]
+use burn::tensor::Tensor;
+#[cfg(feature = "cuda")]
+use retouch_models::device::memory::{self, CardMemory, NotInPlace};
 use retouch_proto::task::UniqueId;
 
 use self::{
@@ -63,13 +69,26 @@ pub struct NcclCollective {
     stopped: Arc<AtomicBool>,
 }
 
-/// NCCL's version as a number, 23007 for 2.30.7.
+/// The library that this process has loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its version as a number, 23007 for 2.30.7.
+    pub version: u32,
+    /// Its file, where the system tells.
+    pub path: Option<PathBuf>,
+}
+
+/// Loads NCCL and says which it is.
 ///
 /// # Errors
 ///
 /// If NCCL can't be loaded or is too old.
-pub fn version() -> Result<u32, NcclError> {
-    Ok(Library::get()?.version)
+pub fn find() -> Result<Found, NcclError> {
+    let library = Library::get()?;
+    Ok(Found {
+        version: library.version,
+        path: library::path(),
+    })
 }
 
 /// Makes what the ranks of a new epoch find each other by. This process has to be the
@@ -101,7 +120,12 @@ impl NcclCollective {
         let library = Library::get().map_err(failed)?;
         // Before anybody is met: who has no device says so at once.
         let gpu = Gpu::open(here.device).map_err(failed)?;
+        let identity = gpu.identity().map_err(failed)?;
         let mut control = TcpCollective::join(listener, membership, deadlines, aborter)?;
+        let identities = meet::identities(&mut control, identity)?;
+        if let Some((other, rank)) = meet::twins(&identities) {
+            return Err(control.fail(CollectiveError::SharedCard { rank, other }));
+        }
         let communicator = Communicator::start(library, &here.unique_id, rank, world)
             .map_err(|error| control.fail(failed(error)))?;
         let mut this = Self {
@@ -138,6 +162,46 @@ impl NcclCollective {
             // stream come past the operation or the communicator is aborted.
             unsafe { this.communicator.all_reduce(buffer, this.gpu.stream()) }
         })
+    }
+
+    /// As [`all_reduce`](Self::all_reduce), of sums on the card that computed them, `[len]` each: they are added there, and
+    /// read once.
+    ///
+    /// # Errors
+    ///
+    /// As [`all_reduce`](Self::all_reduce).
+    #[cfg(feature = "cuda")]
+    pub fn all_reduce_on_device(
+        &mut self,
+        shards: Vec<Tensor<1>>,
+    ) -> Result<Vec<f32>, CollectiveError> {
+        let Some(sum) = tree_sum_on_device(shards) else {
+            return Ok(Vec::new());
+        };
+        self.barrier()?;
+        let summed = memory::in_place(&sum, |CardMemory { pointer, elements }| {
+            let buffer = Buffer { pointer, elements };
+            self.carry_out(buffer, "ncclAllReduce", |this, buffer| {
+                // SAFETY: the memory is held until `carry_out` has seen the stream come past the operation; if it has not,
+                // the communicator is aborted below, and the tensor is alive until then.
+                unsafe { this.communicator.all_reduce(buffer, this.gpu.stream()) }
+            })
+        });
+        match summed {
+            Ok(Ok(())) => Ok(values(sum)),
+            Ok(Err(error)) => Err(self.fail(error)),
+            // Learners that compute elsewhere sum on a card all the same.
+            Err(NotInPlace::Elsewhere) => self.all_reduce(vec![values(sum)]),
+            Err(NotInPlace::Device(reason)) => {
+                let what = "reading the gradient's memory";
+                let error = failed(
+                    self.rank(),
+                    self.gpu.index(),
+                    NcclError::Cuda { what, reason },
+                );
+                Err(self.fail(error))
+            }
+        }
     }
 
     /// Gives every rank the values of rank `root`; all pass as many.
@@ -187,12 +251,24 @@ impl NcclCollective {
         let (rank, device) = (self.rank(), self.gpu.index());
         let failed = |source| failed(rank, device, source);
         let buffer = self.gpu.upload(values).map_err(failed)?;
+        self.carry_out(buffer, what, start)?;
+        self.gpu.download(values).map_err(failed)
+    }
+
+    /// Has NCCL do one operation on a buffer and waits until that is done.
+    fn carry_out(
+        &self,
+        buffer: Buffer,
+        what: &'static str,
+        start: impl FnOnce(&Self, Buffer) -> Result<(), NcclError>,
+    ) -> Result<(), CollectiveError> {
+        let failed = |source| failed(self.rank(), self.gpu.index(), source);
+        self.gpu.enter().map_err(failed)?;
         start(self, buffer).map_err(failed)?;
         // A mark may only follow once NCCL has put its work on the stream.
         self.wait(what, self.patience, || Ok(true))?;
         let mark = self.gpu.mark().map_err(failed)?;
-        self.wait(what, self.patience, || gpu::is_past(&mark))?;
-        self.gpu.download(values).map_err(failed)
+        self.wait(what, self.patience, || gpu::is_past(&mark))
     }
 
     /// Waits until NCCL has started what it was given and `done` holds.
@@ -224,6 +300,30 @@ impl NcclCollective {
         self.communicator.abort();
         self.control.fail(error)
     }
+}
+
+/// As [`tree_sum`], on a device.
+#[cfg(feature = "cuda")]
+fn tree_sum_on_device(mut parts: Vec<Tensor<1>>) -> Option<Tensor<1>> {
+    while parts.len() > 1 {
+        let mut level = Vec::with_capacity(parts.len().div_ceil(2));
+        let mut rest = parts.into_iter();
+        while let Some(left) = rest.next() {
+            level.push(match rest.next() {
+                Some(right) => left + right,
+                None => left,
+            });
+        }
+        parts = level;
+    }
+    parts.pop()
+}
+
+#[cfg(feature = "cuda")]
+fn values(tensor: Tensor<1>) -> Vec<f32> {
+    let data = tensor.into_data().convert::<f32>();
+    data.try_into_vec()
+        .expect("the values were just converted to f32")
 }
 
 fn failed(rank: usize, device: usize, source: NcclError) -> CollectiveError {

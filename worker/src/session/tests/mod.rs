@@ -10,7 +10,7 @@ use bytes::Bytes;
 use coordinator_grpc::FakeCoordinator;
 use retouch_proto::{
     BlobRef, ContentHash, Generation, GroupId, Iteration, LeaseId, RunId, WorkerId,
-    config::RunConfig,
+    config::{DeviceName, RunConfig},
     task::{Assignment, ScoreResult, ScoreTask, Task, TaskOutcome},
     worker::{Directive, Registered, Registration, Report, ReportReply, Role, WorkerState},
 };
@@ -223,7 +223,7 @@ async fn a_role_is_made_on_its_device_and_its_error_is_lasting() {
     let mut options = options(&coordinator, &folder);
     let mut registered = registered(1);
     let mut config = RunConfig::from_toml(&registered.config_toml).unwrap();
-    config.reward.device = "cuda:3".into();
+    config.reward.device = DeviceName::Cuda(3).into();
     registered.config_toml = config.to_toml();
     let (session, _) = connect(&mut coordinator, &options, registered.clone()).await;
     let made = session.load(|config, device| Ok((config.reward.dtype, device.to_owned())));
@@ -237,8 +237,16 @@ async fn a_role_is_made_on_its_device_and_its_error_is_lasting() {
 
     options.device = Some("cpu".into());
     options.data_dir = folder.path().join("again");
+    options.check_room = |_, role, device| Err(format!("{device} has no room for {role}").into());
     let (session, registration) = connect(&mut coordinator, &options, registered).await;
     assert_eq!((session.device(), &registration.device[..]), ("cpu", "cpu"));
+    let unmade = session.load::<()>(|_, _| panic!("there is no room")).await;
+    let error = unmade.unwrap_err();
+    assert!(
+        error.to_string().starts_with("cpu has no room for r"),
+        "{error}"
+    );
+    assert!(error.is_lasting());
 }
 
 #[tokio::test]

@@ -1,0 +1,181 @@
+//! What roles need of a GPU's memory.
+//!
+//! Other than on a CPU, scores of attention are never there: its kernel keeps none, and the way back computes them again
+//! in a workspace of bounded size. Activations are stored as the weights are, optimizer state and blobs are on the host,
+//! and memory comes in pages. Calculated from the code; what of it was measured on a card is in `models/COST.md`.
+
+use super::learner_memory::{self, Trunk, activations};
+use super::memory::{MemoryLine, Workload};
+use crate::editor::Outline;
+
+/// An f32.
+const F32: (u64, &str) = (4, "B (f32)");
+/// The driver's context, and the compiled kernels in it.
+const CONTEXT: u64 = 512 << 20;
+/// What the workspace of attention's way back is bounded by.
+const WORKSPACE_MAX: u64 = 512 << 20;
+/// Queries come in multiples of these.
+const WORKSPACE_QUERIES: u64 = 64;
+/// Numbers of a head in both published transformers.
+const HEAD_DIM: u64 = 128;
+/// Most tokens that the transformer is given at once while it only predicts (`editor/pipeline.rs`).
+const TOKENS_AT_ONCE: u64 = 1 << 15;
+/// Widths of a token that are there at once while it does: a block's input, its queries, keys and values before and after
+/// rotation, attention's output, and inner activations before and after GELU.
+const PREDICTING_WIDTHS: u64 = 20;
+/// Of these, the widest tensor's.
+const WIDEST: u64 = 5;
+/// Pages are as large as the largest tensor; at most so many of them are held and nearly empty.
+const IDLE_PAGES: u64 = 2;
+/// Weights fill pages whose size others decide: of so many bytes, one stays free.
+const PACKING: u64 = 25;
+/// Pixels for one position of the VAE's own attention, whose heads are too wide for a kernel that keeps no scores.
+const VAE_ATTENTION_PIXELS: u64 = 64;
+
+/// A learner at its fullest: halfway through a micro batch, or while it asks the policies that are not trained about as
+/// many pairs as are worth asking about at once.
+pub(super) fn learner(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {
+    let values = learner_memory::adapter(trunk, workload);
+    let copies =
+        |what: &str, count: u64| MemoryLine::product(what, &[(count, ""), (values, "values"), F32]);
+    let mut lines = vec![
+        MemoryLine::weights("transformer", trunk.parameters, workload.dtype),
+        copies("policy and old policy", 2),
+        copies(
+            "gradients of a micro batch and a shard, and their flat form",
+            3,
+        ),
+    ];
+    let pairs = workload.micro_batch_size.max(1) as u64;
+    let mut training = activations(trunk, workload);
+    training.push(workspace(trunk.hidden, pairs, trunk.tokens, workload));
+    let asked = predicting(
+        trunk.hidden,
+        pairs.max(at_once(trunk.tokens)),
+        trunk.tokens,
+        workload,
+    );
+    let asked = vec![MemoryLine {
+        what: "frozen policies' activations".to_owned(),
+        ..asked
+    }];
+    let bytes = |lines: &[MemoryLine]| lines.iter().map(|line| line.bytes).sum::<u64>();
+    let fuller = match bytes(&training) > bytes(&asked) {
+        true => training,
+        false => asked,
+    };
+    lines.extend(fuller);
+    let widest = [
+        (pairs, "pairs"),
+        (trunk.tokens, "tokens"),
+        (trunk.hidden, "wide"),
+        (WIDEST, "times"),
+        (workload.dtype.size() as u64, "B"),
+    ];
+    lines.extend(held(&lines, &widest));
+    lines
+}
+
+/// A rollout worker's transformer while it samples as many of a group's edits as it does at once.
+pub(super) fn sampling(editor: &Outline, workload: &Workload) -> MemoryLine {
+    let tokens = editor.tokens.all();
+    let samples = (workload.group_size as u64).min(at_once(tokens));
+    predicting(editor.hidden as u64, samples, tokens, workload)
+}
+
+/// Scores of the VAE's attention over the `images` that are decoded at once.
+pub(super) fn vae_scores(images: u64, pixels: u64) -> MemoryLine {
+    let positions = pixels.div_ceil(VAE_ATTENTION_PIXELS);
+    let factors = [
+        (images, "images"),
+        (positions, "queries"),
+        (positions, "keys"),
+        (2, "scores and softmax"),
+        F32,
+    ];
+    MemoryLine::product("the VAE's attention", &factors)
+}
+
+/// What every process holds of a card besides what it has in use: `widest` are the factors of its largest tensor.
+pub(super) fn held(used: &[MemoryLine], widest: &[(u64, &str)]) -> [MemoryLine; 3] {
+    let weights = used.iter().filter(|line| line.is_weights());
+    let weights: u64 = weights.map(|line| line.bytes).sum();
+    let pages: Vec<(u64, &str)> = [(IDLE_PAGES, "pages")]
+        .into_iter()
+        .chain(widest.iter().copied())
+        .collect();
+    [
+        MemoryLine::product("pages of the allocator, nearly empty", &pages),
+        MemoryLine::product(
+            "pages of weights, not quite full",
+            &[(weights / PACKING, "B")],
+        ),
+        MemoryLine::product("the driver's context and kernels", &[(CONTEXT, "B")]),
+    ]
+}
+
+/// The largest tensor of a rollout worker.
+pub(super) fn widest<'a>(editor: &Outline, workload: &Workload) -> [(u64, &'a str); 5] {
+    let tokens = editor.tokens.all();
+    [
+        ((workload.group_size as u64).min(at_once(tokens)), "samples"),
+        (tokens, "tokens"),
+        (editor.hidden as u64, "wide"),
+        (WIDEST, "times"),
+        (workload.dtype.size() as u64, "B"),
+    ]
+}
+
+/// Samples of so many tokens that the transformer is given at once.
+fn at_once(tokens: u64) -> u64 {
+    (TOKENS_AT_ONCE / tokens.max(1)).max(1)
+}
+
+fn predicting(hidden: u64, samples: u64, tokens: u64, workload: &Workload) -> MemoryLine {
+    let factors = [
+        (samples, "samples at once"),
+        (tokens, "tokens (result, source, text)"),
+        (hidden, "wide"),
+        (PREDICTING_WIDTHS, "times"),
+        (workload.dtype.size() as u64, "B"),
+    ];
+    MemoryLine::product("sampling", &factors)
+}
+
+fn workspace(hidden: u64, pairs: u64, tokens: u64, workload: &Workload) -> MemoryLine {
+    let heads = (hidden / HEAD_DIM).max(1);
+    let number = workload.dtype.size() as u64;
+    let bytes = attention_workspace_bytes(pairs, heads, tokens, tokens, number);
+    MemoryLine::product("attention's scores of a block of queries", &[(bytes, "B")])
+}
+
+/// Bytes that attention's way back takes beside inputs and results, for numbers of `number` bytes: scores and their
+/// gradients in f32 and as the inputs are stored, of as many queries as fit.
+fn attention_workspace_bytes(batch: u64, heads: u64, queries: u64, keys: u64, number: u64) -> u64 {
+    let row = batch * heads * keys * (8 + 2 * number);
+    let fit = WORKSPACE_MAX / row.max(1) / WORKSPACE_QUERIES * WORKSPACE_QUERIES;
+    queries.min(fit.max(WORKSPACE_QUERIES)) * row
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_workspace_of_attention_is_bounded_whatever_the_image() {
+        assert_eq!(attention_workspace_bytes(1, 2, 10, 10, 2), 10 * 2 * 10 * 12);
+        for tokens in [2176, 8704, 33_000] {
+            let bytes = attention_workspace_bytes(3, 24, tokens, tokens, 2);
+            let smallest = WORKSPACE_QUERIES * 3 * 24 * tokens * 12;
+            assert!(bytes <= WORKSPACE_MAX.max(smallest), "{tokens}: {bytes}");
+            assert!(bytes > WORKSPACE_MAX / 2, "{tokens}: {bytes}");
+        }
+    }
+
+    #[test]
+    fn larger_images_are_sampled_fewer_at_once() {
+        assert_eq!(at_once(2176), 15);
+        assert_eq!(at_once(8704), 3);
+        assert_eq!(at_once(100_000), 1);
+    }
+}
