@@ -6,6 +6,10 @@
 
 use std::ops::Range;
 
+use burn::tensor::Tensor;
+
+use crate::metrics::host;
+
 /// An error of whatever carries the sums between ranks.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -29,6 +33,17 @@ pub trait ShardReduce {
     ///
     /// If a peer is lost or disagrees about the lengths.
     fn all_reduce(&mut self, shards: Vec<Vec<f32>>) -> Result<Vec<f32>, BoxError>;
+
+    /// As [`all_reduce`](Self::all_reduce), of sums on the device that computed them: `[len]` each.
+    ///
+    /// Whoever can add them where they are does so here; for all others they are read.
+    ///
+    /// # Errors
+    ///
+    /// As [`all_reduce`](Self::all_reduce).
+    fn all_reduce_on_device(&mut self, shards: Vec<Tensor<1>>) -> Result<Vec<f32>, BoxError> {
+        self.all_reduce(shards.into_iter().map(host).collect())
+    }
 }
 
 /// One rank that holds all shards.
@@ -124,16 +139,16 @@ impl Ledger {
         self.len() == 0
     }
 
-    /// Appends the table with the row of `shard` to its gradient.
+    /// The table with the row of `shard`, for the end of its gradient.
     ///
     /// # Panics
     ///
     /// If `row` does not hold one value per slot.
-    pub fn append(&self, gradient: &mut Vec<f32>, shard: usize, row: &[f32]) {
+    pub fn table(&self, shard: usize, row: &[f32]) -> Vec<f32> {
         assert_eq!(row.len(), self.slots, "one value per slot");
-        let start = gradient.len() + shard * self.slots;
-        gradient.resize(gradient.len() + self.len(), 0.0);
-        gradient[start..start + self.slots].copy_from_slice(row);
+        let mut table = vec![0.0; self.len()];
+        table[shard * self.slots..][..self.slots].copy_from_slice(row);
+        table
     }
 
     /// Takes the rows off the end of a reduced sum, in shard order.
@@ -173,11 +188,7 @@ mod tests {
             shards: 3,
             slots: 2,
         };
-        let shard = |i: usize| {
-            let mut gradient = vec![1.0; 4];
-            ledger.append(&mut gradient, i, &[0.1 * i as f32, -7.3]);
-            gradient
-        };
+        let shard = |i: usize| [vec![1.0; 4], ledger.table(i, &[0.1 * i as f32, -7.3])].concat();
         let mut sum = tree_sum((0..3).map(shard).collect());
         let rows = ledger.split_off(&mut sum);
         assert_eq!(sum, vec![3.0; 4]);
