@@ -62,6 +62,10 @@ impl ShardReduce for Local {
     fn all_reduce(&mut self, shards: Vec<Vec<f32>>) -> Result<Vec<f32>, BoxError> {
         Ok(tree_sum(shards))
     }
+
+    fn all_reduce_on_device(&mut self, shards: Vec<Tensor<1>>) -> Result<Vec<f32>, BoxError> {
+        Ok(tree_sum_on_device(shards).map_or_else(Vec::new, host))
+    }
 }
 
 /// The part of `0..count` that belongs to part `index` of `parts`: contiguous
@@ -84,23 +88,36 @@ pub fn owned(shards: usize, rank: usize, world: usize) -> Range<usize> {
 /// # Panics
 ///
 /// If the lengths differ.
-pub fn tree_sum(mut parts: Vec<Vec<f32>>) -> Vec<f32> {
-    while parts.len() > 1 {
-        parts = add_neighbours(parts);
-    }
-    parts.pop().unwrap_or_default()
+pub fn tree_sum(parts: Vec<Vec<f32>>) -> Vec<f32> {
+    let sum = tree(parts, |mut left, right| {
+        add_into(&mut left, &right);
+        left
+    });
+    sum.unwrap_or_default()
 }
 
-fn add_neighbours(parts: Vec<Vec<f32>>) -> Vec<Vec<f32>> {
-    let mut level = Vec::with_capacity(parts.len().div_ceil(2));
-    let mut parts = parts.into_iter();
-    while let Some(mut left) = parts.next() {
-        if let Some(right) = parts.next() {
-            add_into(&mut left, &right);
+/// [`tree_sum`] of vectors on a device, where the sum stays; none of no vectors.
+///
+/// # Panics
+///
+/// If the lengths differ.
+pub fn tree_sum_on_device(parts: Vec<Tensor<1>>) -> Option<Tensor<1>> {
+    tree(parts, |left, right| left + right)
+}
+
+fn tree<T>(mut parts: Vec<T>, add: impl Fn(T, T) -> T) -> Option<T> {
+    while parts.len() > 1 {
+        let mut level = Vec::with_capacity(parts.len().div_ceil(2));
+        let mut rest = parts.into_iter();
+        while let Some(left) = rest.next() {
+            level.push(match rest.next() {
+                Some(right) => add(left, right),
+                None => left,
+            });
         }
-        level.push(left);
+        parts = level;
     }
-    level
+    parts.pop()
 }
 
 /// `sum += part`, element by element.
@@ -164,6 +181,8 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+
     use super::*;
 
     #[test]
@@ -180,6 +199,9 @@ mod tests {
         let s = |i: usize| shards[i][0];
         let expected = ((s(0) + s(1)) + (s(2) + s(3))) + s(4);
         assert_eq!(tree_sum(shards.clone()), vec![expected]);
+        let tensor = |shard: &Vec<f32>| Tensor::from_floats(&shard[..], &Device::flex());
+        let on_device = tree_sum_on_device(shards.iter().map(tensor).collect());
+        assert_eq!(host(on_device.unwrap()), vec![expected]);
     }
 
     #[test]
