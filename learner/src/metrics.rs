@@ -212,12 +212,12 @@ pub(crate) fn read(
 ) -> (Terms<Vec<f32>>, bool) {
     let [pairs] = terms.policy_loss.dims();
     let mut parts = terms.into_array().to_vec();
-    parts.extend(flag.map(|flag| flag.float().cast(DType::F32)));
+    parts.extend(flag.map(|flag| flag.bool_not().float().cast(DType::F32)));
     // In one piece: a device that is asked for eight is waited for more than once.
     let values = host(Tensor::cat(parts, 0));
-    let (terms, flag) = values.split_at(TERMS * pairs);
+    let (terms, unset) = values.split_at(TERMS * pairs);
     let terms = Terms::from_fn(|i| terms[i * pairs..][..pairs].to_vec());
-    (terms, flag.iter().all(|set| *set != 0.0))
+    (terms, unset.iter().all(|unset| *unset == 0.0))
 }
 
 /// A tensor's values on the host, in row-major order.
