@@ -11,10 +11,11 @@ use image::RgbImage;
 use retouch_models::{
     device::{self, DeviceError},
     editor::{
-        Condition, EditError, EditRequest, Editor, ImageSize, Parts, SampleOptions, SourceSize,
+        Condition, ConditionShape, EditError, EditRequest, Editor, ImageSize, Parts, SampleOptions,
+        SourceSize,
     },
     lora::{LoraAdapter, load_adapter},
-    noise,
+    memory, noise,
     weights::LoadError,
 };
 use retouch_proto::{
@@ -48,6 +49,9 @@ pub enum EvaluationError {
     #[error(transparent)]
     Score(#[from] ScoreError),
 }
+
+/// Before and after of some pairs, in their order.
+type ScoredBatch = Result<Vec<[Scored; 2]>, EvaluationError>;
 
 /// An editor with an adapter, and the judges of both.
 pub struct Evaluator {
@@ -83,7 +87,7 @@ impl Evaluator {
         })
     }
 
-    /// Edits every pair before and after, on all cores; outcomes are in the order of `pairs`.
+    /// Edits every pair before and after, on all cores or in batches on a GPU; outcomes are in the order of `pairs`.
     ///
     /// `progress` is called from any thread, once for each pair that is done.
     ///
@@ -94,37 +98,61 @@ impl Evaluator {
         pairs: Vec<Pair>,
         progress: &(dyn Fn() + Sync),
     ) -> Result<Vec<Outcome>, EvaluationError> {
+        let batches = self.batches(&pairs);
         let next = AtomicUsize::new(0);
-        // Pairs take unequal times, so threads draw the next one instead of having a share of their own.
-        let work = || -> Vec<(usize, Result<[Scored; 2], EvaluationError>)> {
+        // Batches take unequal times, so threads draw the next one instead of having a share of their own.
+        let work = || -> Vec<(usize, ScoredBatch)> {
             let draw = || next.fetch_add(1, Ordering::Relaxed);
             std::iter::from_fn(|| {
                 let index = draw();
-                let scored = self.before_and_after(index, pairs.get(index)?);
-                progress();
+                let batch = batches.get(index)?;
+                let scored = self.before_and_after(batch, &pairs);
+                batch.iter().for_each(|_| progress());
                 Some((index, scored))
             })
             .collect()
         };
+        // A GPU is what is parallel there, and a stream of work is a thread's.
+        let threads = match memory::is_host(self.editor.device()) {
+            true => thread::available_parallelism().map_or(1, usize::from),
+            false => 1,
+        };
         let mut scored = thread::scope(|scope| {
-            let threads = thread::available_parallelism().map_or(1, usize::from);
             let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
             let ended = threads.into_iter().map(|thread| thread.join());
             let ended = ended.map(|ended| ended.unwrap_or_else(|panic| resume_unwind(panic)));
             ended.flatten().collect::<Vec<_>>()
         });
         scored.sort_by_key(|(index, _)| *index);
-        let scored = pairs.into_iter().zip(scored);
-        scored
-            .map(|(pair, (_, scored))| {
-                let [before, after] = scored?;
-                Ok(Outcome {
-                    pair,
-                    before,
-                    after,
-                })
-            })
-            .collect()
+        let mut of_pairs: Vec<_> = pairs.iter().map(|_| None).collect();
+        for (index, scored) in scored {
+            for (pair, scored) in batches[index].iter().zip(scored?) {
+                of_pairs[*pair] = Some(scored);
+            }
+        }
+        let outcome = |(pair, scored): (Pair, Option<[Scored; 2]>)| {
+            let [before, after] = scored.expect("every pair is in a batch");
+            Outcome {
+                pair,
+                before,
+                after,
+            }
+        };
+        Ok(pairs.into_iter().zip(of_pairs).map(outcome).collect())
+    }
+
+    /// The pairs that are edited together, by index.
+    fn batches(&self, pairs: &[Pair]) -> Vec<Vec<usize>> {
+        let sizes: Vec<ImageSize> = pairs.iter().map(|p| ImageSize::of(&p.source)).collect();
+        batches(&sizes, |size| match memory::is_host(self.editor.device()) {
+            // Each core has pairs of its own.
+            true => 1,
+            false => self.editor.samples_at_once_of(ConditionShape {
+                size,
+                sources: 1,
+                max_sequence_length: self.max_sequence_length,
+            }),
+        })
     }
 
     /// Solver, steps and guidance, in words.
@@ -140,17 +168,34 @@ impl Evaluator {
         sampling
     }
 
-    fn before_and_after(&self, index: usize, pair: &Pair) -> Result<[Scored; 2], EvaluationError> {
-        let condition = self.editor.encode_request(&EditRequest {
-            prompt: &pair.prompt,
-            negative_prompt: self.options.negative_prompt(),
-            sources: std::slice::from_ref(&pair.source),
-            source_size: SourceSize::Result,
-            size: ImageSize::of(&pair.source),
-            max_sequence_length: self.max_sequence_length,
-        })?;
-        let before = self.edit(index, &condition, None)?;
-        let after = self.edit(index, &condition, Some(&self.adapter))?;
+    /// Edits and scores of some pairs of one size, in their order.
+    fn before_and_after(&self, batch: &[usize], pairs: &[Pair]) -> ScoredBatch {
+        let conditions = batch.iter().map(|&index| {
+            let pair = &pairs[index];
+            self.editor.encode_request(&EditRequest {
+                prompt: &pair.prompt,
+                negative_prompt: self.options.negative_prompt(),
+                sources: std::slice::from_ref(&pair.source),
+                source_size: SourceSize::Result,
+                size: ImageSize::of(&pair.source),
+                max_sequence_length: self.max_sequence_length,
+            })
+        });
+        let conditions: Vec<Condition> = conditions.collect::<Result<_, _>>()?;
+        let before = self.edit(batch, &conditions, None)?;
+        let after = self.edit(batch, &conditions, Some(&self.adapter))?;
+        let edits = before.into_iter().zip(after).zip(batch);
+        let scored =
+            edits.map(|((before, after), &index)| self.score(&pairs[index], before, after));
+        scored.collect()
+    }
+
+    fn score(
+        &self,
+        pair: &Pair,
+        before: RgbImage,
+        after: RgbImage,
+    ) -> Result<[Scored; 2], EvaluationError> {
         // One group of both: a judge scores them in one prefill.
         let group = Group {
             prompt: pair.prompt.clone(),
@@ -173,17 +218,53 @@ impl Evaluator {
     /// The noise depends on the pair alone, so that what differs before and after is the adapter's doing.
     fn edit(
         &self,
-        index: usize,
-        condition: &Condition,
+        batch: &[usize],
+        conditions: &[Condition],
         adapter: Option<&LoraAdapter>,
-    ) -> Result<RgbImage, EvaluationError> {
-        let [tokens, channels] = self.editor.latent_shape(condition.size);
-        let seed = derive(self.seed, Purpose::EvaluationNoise, 0, index as u32, 0, 0);
-        let noise = noise::normal(seed, [1, tokens, channels], self.editor.device());
-        let x0 = self
-            .editor
-            .sample(condition, noise, &self.options, adapter)?;
-        let mut images = self.editor.decode(x0, condition)?;
-        Ok(images.pop().expect("an image for each latent"))
+    ) -> Result<Vec<RgbImage>, EvaluationError> {
+        let seed = |&index: &usize| {
+            let (purpose, index) = (Purpose::EvaluationNoise, index as u32);
+            derive(self.seed, purpose, 0, index, 0, 0)
+        };
+        let seeds: Vec<u64> = batch.iter().map(seed).collect();
+        let shape = self.editor.latent_shape(conditions[0].size);
+        let noise = noise::normal_batch(&seeds, shape, self.editor.device());
+        let each: Vec<&Condition> = conditions.iter().collect();
+        let options = &self.options;
+        let x0 = self.editor.sample_each(&each, noise, options, adapter)?;
+        Ok(self.editor.decode(x0, &conditions[0])?)
+    }
+}
+
+/// Indices of equal sizes, together as many as `max` says for the size; batches begin in the order of their first.
+fn batches(sizes: &[ImageSize], max: impl Fn(ImageSize) -> usize) -> Vec<Vec<usize>> {
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    for (index, size) in sizes.iter().enumerate() {
+        let max = max(*size);
+        let open = batches
+            .iter_mut()
+            .find(|batch| sizes[batch[0]] == *size && batch.len() < max);
+        match open {
+            Some(batch) => batch.push(index),
+            None => batches.push(vec![index]),
+        }
+    }
+    batches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_are_of_one_size_and_hold_every_pair_once() {
+        let sizes = [8, 8, 16, 8, 16, 8, 8].map(ImageSize::square);
+        let max = |size: ImageSize| if size.height == 8 { 3 } else { 1 };
+        assert_eq!(
+            batches(&sizes, max),
+            [vec![0, 1, 3], vec![2], vec![4], vec![5, 6]]
+        );
+        let alone: Vec<Vec<usize>> = (0..7).map(|index| vec![index]).collect();
+        assert_eq!(batches(&sizes, |_| 1), alone);
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Mutex;
 
 use burn::tensor::Device;
 use rayon::ThreadPool;
+use retouch_models::memory;
 
 /// One-thread pools.
 #[derive(Debug)]
@@ -20,11 +21,9 @@ impl Lanes {
     /// As many lanes as the current rayon pool has threads on the CPU, and one
     /// elsewhere, where the device itself is what is parallel.
     pub fn for_device(device: &Device) -> Self {
-        let on_cpu = *device == Device::flex();
-        Self::new(if on_cpu {
-            rayon::current_num_threads()
-        } else {
-            1
+        Self::new(match memory::is_host(device) {
+            true => rayon::current_num_threads(),
+            false => 1,
         })
     }
 

@@ -6,6 +6,10 @@
 //! ranks and threads share it; [`collective`] adds their sums up. [`session`] is the role of a cluster's process, and
 //! [`dry_run`] an iteration before there is one, [`workload`] its size. [`sft`] is the other training.
 
+// What tests of the inside share with those of the outside names the crate as they do.
+#[cfg(test)]
+extern crate self as retouch_learner;
+
 pub mod adamw;
 pub mod clip;
 pub mod collective;

@@ -17,7 +17,9 @@
 //! The loss is a sum over (sample, timestep) pairs, not a mean: sums of parts add up to
 //! the sum of the whole, however samples are packed into batches, shards and ranks.
 
-use burn::tensor::{DType, FloatDType, Tensor, TensorData};
+use std::ops::Range;
+
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use retouch_proto::RunConfig;
 use retouch_proto::config::AdvMode;
 
@@ -87,6 +89,24 @@ pub struct NftBatch {
     pub advantages: Vec<f64>,
 }
 
+impl NftBatch {
+    /// Some of the pairs.
+    pub(crate) fn rows(&self, pairs: Range<usize>) -> Self {
+        Self {
+            x0: rows(&self.x0, &pairs),
+            x_t: rows(&self.x_t, &pairs),
+            t: self.t[pairs.clone()].to_vec(),
+            advantages: self.advantages[pairs].to_vec(),
+        }
+    }
+
+    /// The noise levels on the device of the latents: [B]
+    pub(crate) fn times(&self) -> Tensor<1> {
+        let [t] = on_device([self.t.clone()], &self.x_t.device());
+        t
+    }
+}
+
 /// What the three policies predict for a batch. All are [B, S, C].
 #[derive(Clone, Debug)]
 pub struct Velocities {
@@ -113,8 +133,9 @@ pub struct NftLoss {
 ///
 /// `x0` and `noise` are [B, S, C], `t` has B entries; [B, S, C] comes back.
 pub fn add_noise(x0: Tensor<3>, noise: Tensor<3>, t: &[f32]) -> Tensor<3> {
-    let t = per_sample(t.iter().copied(), &x0);
-    let clean = per_sample_complement(&t);
+    let [t] = on_device([t.to_vec()], &x0.device());
+    let t = per_sample(t);
+    let clean = t.clone().neg() + 1.0;
     x0 * clean + noise * t
 }
 
@@ -146,18 +167,19 @@ pub fn nft_loss(batch: &NftBatch, velocities: Velocities, config: &NftConfig) ->
     let v_pos = v_theta.clone() * beta + v_old.clone() * (1.0 - beta);
     let v_neg = v_old.clone() * (1.0 + beta) - v_theta.clone() * beta;
 
-    let t = per_sample(t.iter().copied(), x0);
+    let c = config.adv_clip_max;
+    let r = advantages.iter().map(|&a| config.positive_weight(a));
+    let r: Vec<f64> = r.collect();
+    let weights = |weight: fn(f64) -> f64| -> Vec<f32> {
+        r.iter().map(|&r| (c * weight(r) / beta) as f32).collect()
+    };
+    let lists = [t.clone(), weights(|r| r), weights(|r| 1.0 - r)];
+    let [t, positive, negative] = on_device(lists, &x0.device().inner());
+
+    let t = per_sample(t);
     let x0_hat = |v: Tensor<3>| x_t.clone() - v * t.clone();
     let l_pos = weighted_error(x0_hat(v_pos), x0);
     let l_neg = weighted_error(x0_hat(v_neg), x0);
-
-    let c = config.adv_clip_max;
-    let r: Vec<f64> = advantages
-        .iter()
-        .map(|&a| config.positive_weight(a))
-        .collect();
-    let positive = per_pair(r.iter().map(|r| c * r / beta), x0);
-    let negative = per_pair(r.iter().map(|r| c * (1.0 - r) / beta), x0);
     let policy_loss = l_pos * positive + l_neg * negative;
 
     let kl = match &v_ref {
@@ -193,35 +215,38 @@ pub(crate) fn mean_square(x: Tensor<3>) -> Tensor<1> {
     mean(x.clone() * x)
 }
 
-fn rows(x: Tensor<3>) -> Tensor<2> {
+fn flat(x: Tensor<3>) -> Tensor<2> {
     let [b, s, c] = x.dims();
     x.reshape([b, s * c])
 }
 
 fn mean(x: Tensor<3>) -> Tensor<1> {
-    rows(x).mean_dim(1).flatten(0, 1)
+    flat(x).mean_dim(1).flatten(0, 1)
 }
 
 fn max(x: Tensor<3>) -> Tensor<1> {
-    rows(x).max_dim(1).flatten(0, 1)
+    flat(x).max_dim(1).flatten(0, 1)
 }
 
 fn zeros(like: &Tensor<3>) -> Tensor<1> {
     Tensor::zeros([like.dims()[0]], (&like.device().inner(), DType::F32))
 }
 
-fn per_pair(values: impl Iterator<Item = f64>, like: &Tensor<3>) -> Tensor<1> {
-    let values: Vec<f32> = values.map(|v| v as f32).collect();
-    let n = values.len();
-    Tensor::from_data(TensorData::new(values, [n]), &like.device().inner())
+/// Lists of one length as tensors; they travel together.
+fn on_device<const N: usize>(lists: [Vec<f32>; N], device: &Device) -> [Tensor<1>; N] {
+    let len = lists[0].len();
+    let data = TensorData::new(lists.concat(), [N, len]);
+    let all = Tensor::<2>::from_data(data, device);
+    std::array::from_fn(|i| all.clone().narrow(0, i, 1).reshape([len]))
 }
 
-fn per_sample(values: impl Iterator<Item = f32>, like: &Tensor<3>) -> Tensor<3> {
-    let values: Vec<f32> = values.collect();
-    let n = values.len();
-    Tensor::from_data(TensorData::new(values, [n, 1, 1]), &like.device().inner())
+/// One value for each sample, for all of its elements.
+fn per_sample(values: Tensor<1>) -> Tensor<3> {
+    let [samples] = values.dims();
+    values.reshape([samples, 1, 1])
 }
 
-fn per_sample_complement(t: &Tensor<3>) -> Tensor<3> {
-    t.clone().neg() + 1.0
+/// Some of the samples.
+pub(crate) fn rows(x: &Tensor<3>, samples: &Range<usize>) -> Tensor<3> {
+    x.clone().narrow(0, samples.start, samples.len())
 }

@@ -6,6 +6,10 @@
 
 use std::ops::Range;
 
+use burn::tensor::Tensor;
+
+use crate::metrics::host;
+
 /// An error of whatever carries the sums between ranks.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -29,6 +33,17 @@ pub trait ShardReduce {
     ///
     /// If a peer is lost or disagrees about the lengths.
     fn all_reduce(&mut self, shards: Vec<Vec<f32>>) -> Result<Vec<f32>, BoxError>;
+
+    /// As [`all_reduce`](Self::all_reduce), of sums on the device that computed them: `[len]` each.
+    ///
+    /// Whoever can add them where they are does so here; for all others they are read.
+    ///
+    /// # Errors
+    ///
+    /// As [`all_reduce`](Self::all_reduce).
+    fn all_reduce_on_device(&mut self, shards: Vec<Tensor<1>>) -> Result<Vec<f32>, BoxError> {
+        self.all_reduce(shards.into_iter().map(host).collect())
+    }
 }
 
 /// One rank that holds all shards.
@@ -46,6 +61,10 @@ impl ShardReduce for Local {
 
     fn all_reduce(&mut self, shards: Vec<Vec<f32>>) -> Result<Vec<f32>, BoxError> {
         Ok(tree_sum(shards))
+    }
+
+    fn all_reduce_on_device(&mut self, shards: Vec<Tensor<1>>) -> Result<Vec<f32>, BoxError> {
+        Ok(tree_sum_on_device(shards).map_or_else(Vec::new, host))
     }
 }
 
@@ -69,23 +88,36 @@ pub fn owned(shards: usize, rank: usize, world: usize) -> Range<usize> {
 /// # Panics
 ///
 /// If the lengths differ.
-pub fn tree_sum(mut parts: Vec<Vec<f32>>) -> Vec<f32> {
-    while parts.len() > 1 {
-        parts = add_neighbours(parts);
-    }
-    parts.pop().unwrap_or_default()
+pub fn tree_sum(parts: Vec<Vec<f32>>) -> Vec<f32> {
+    let sum = tree(parts, |mut left, right| {
+        add_into(&mut left, &right);
+        left
+    });
+    sum.unwrap_or_default()
 }
 
-fn add_neighbours(parts: Vec<Vec<f32>>) -> Vec<Vec<f32>> {
-    let mut level = Vec::with_capacity(parts.len().div_ceil(2));
-    let mut parts = parts.into_iter();
-    while let Some(mut left) = parts.next() {
-        if let Some(right) = parts.next() {
-            add_into(&mut left, &right);
+/// [`tree_sum`] of vectors on a device, where the sum stays; none of no vectors.
+///
+/// # Panics
+///
+/// If the lengths differ.
+pub fn tree_sum_on_device(parts: Vec<Tensor<1>>) -> Option<Tensor<1>> {
+    tree(parts, |left, right| left + right)
+}
+
+fn tree<T>(mut parts: Vec<T>, add: impl Fn(T, T) -> T) -> Option<T> {
+    while parts.len() > 1 {
+        let mut level = Vec::with_capacity(parts.len().div_ceil(2));
+        let mut rest = parts.into_iter();
+        while let Some(left) = rest.next() {
+            level.push(match rest.next() {
+                Some(right) => add(left, right),
+                None => left,
+            });
         }
-        level.push(left);
+        parts = level;
     }
-    level
+    parts.pop()
 }
 
 /// `sum += part`, element by element.
@@ -124,16 +156,16 @@ impl Ledger {
         self.len() == 0
     }
 
-    /// Appends the table with the row of `shard` to its gradient.
+    /// The table with the row of `shard`, for the end of its gradient.
     ///
     /// # Panics
     ///
     /// If `row` does not hold one value per slot.
-    pub fn append(&self, gradient: &mut Vec<f32>, shard: usize, row: &[f32]) {
+    pub fn table(&self, shard: usize, row: &[f32]) -> Vec<f32> {
         assert_eq!(row.len(), self.slots, "one value per slot");
-        let start = gradient.len() + shard * self.slots;
-        gradient.resize(gradient.len() + self.len(), 0.0);
-        gradient[start..start + self.slots].copy_from_slice(row);
+        let mut table = vec![0.0; self.len()];
+        table[shard * self.slots..][..self.slots].copy_from_slice(row);
+        table
     }
 
     /// Takes the rows off the end of a reduced sum, in shard order.
@@ -149,6 +181,8 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+
     use super::*;
 
     #[test]
@@ -165,6 +199,9 @@ mod tests {
         let s = |i: usize| shards[i][0];
         let expected = ((s(0) + s(1)) + (s(2) + s(3))) + s(4);
         assert_eq!(tree_sum(shards.clone()), vec![expected]);
+        let tensor = |shard: &Vec<f32>| Tensor::from_floats(&shard[..], &Device::flex());
+        let on_device = tree_sum_on_device(shards.iter().map(tensor).collect());
+        assert_eq!(host(on_device.unwrap()), vec![expected]);
     }
 
     #[test]
@@ -173,11 +210,7 @@ mod tests {
             shards: 3,
             slots: 2,
         };
-        let shard = |i: usize| {
-            let mut gradient = vec![1.0; 4];
-            ledger.append(&mut gradient, i, &[0.1 * i as f32, -7.3]);
-            gradient
-        };
+        let shard = |i: usize| [vec![1.0; 4], ledger.table(i, &[0.1 * i as f32, -7.3])].concat();
         let mut sum = tree_sum((0..3).map(shard).collect());
         let rows = ledger.split_off(&mut sum);
         assert_eq!(sum, vec![3.0; 4]);

@@ -6,8 +6,8 @@
 //! 1. [`train_iteration`] plans, has the gradient computed, adds it up over all ranks, and updates the state.
 //! 2. `shard_sums` computes the gradients of this rank's shards, side by side.
 //! 3. `shard_sum` adds up one shard, micro batch by micro batch.
-//! 4. `micro_batch` draws the noise of some (sample, timestep) pairs.
-//! 5. [`pair_gradient`] asks the three policies and goes from the loss back to the adapter.
+//! 4. `ask` draws the noise of some (sample, timestep) pairs and asks the two policies that are frozen.
+//! 5. `train` asks the trained one and goes from the loss back to the adapter ([`pair_gradient`] does both).
 //! 6. [`update`] clips, makes AdamW's step, and lets the EMA and the old policy follow.
 //!
 //! The formulas are in [`nft`], [`adamw`](crate::adamw) and [`schedule`](crate::schedule); which pairs
@@ -15,9 +15,12 @@
 
 mod error;
 mod finding;
+mod frozen;
 mod input;
 mod progress;
 mod rank;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 
@@ -28,6 +31,7 @@ use retouch_models::noise;
 use retouch_proto::config::NotFinite;
 
 use self::finding::Finding;
+use self::frozen::Frozen;
 use self::progress::Progress;
 use self::rank::Rank;
 use crate::adamw::Moments;
@@ -80,7 +84,7 @@ pub fn train_iteration(
         let mut times = StageTimes::default();
         let sums = shard_sums(&rank, owned, &mut times, observe)?;
 
-        let reduced = timed(&mut times.all_reduce, || ranks.all_reduce(sums));
+        let reduced = timed(&mut times.all_reduce, || ranks.all_reduce_on_device(sums));
         let mut gradient = reduced.map_err(StepError::AllReduce)?;
         let rows = rank.ledger().split_off(&mut gradient);
         // Findings came with the sum, so that all ranks have the same and decide alike without another exchange.
@@ -123,13 +127,13 @@ pub fn train_iteration(
     }
 }
 
-/// The sums of the shards `owned`, each with its row of the ledger at the end.
+/// The sums of the shards `owned` on the device, each with its row of the ledger at the end.
 fn shard_sums(
     rank: &Rank<'_>,
     owned: Range<usize>,
     times: &mut StageTimes,
     observe: &mut Observer<'_>,
-) -> Result<Vec<Vec<f32>>, StepError> {
+) -> Result<Vec<Tensor<1>>, StepError> {
     let batches = |shard| (shard, rank.plan.shard_batches(shard));
     let work: Vec<(usize, Vec<MicroBatch>)> = owned.map(batches).collect();
     let pairs = work.iter().flat_map(|(_, batches)| batches).map(Vec::len);
@@ -147,58 +151,73 @@ fn shard_sums(
     Ok(sums)
 }
 
-/// The summed gradient of a shard, with its row of the ledger at the end.
+/// The summed gradient of a shard on the device, with its row of the ledger at the end.
 fn shard_sum(
     rank: &Rank<'_>,
     theta: &LoraAdapter,
     shard: usize,
     batches: &[MicroBatch],
     progress: &Progress<'_, '_>,
-) -> Result<(Vec<f32>, StageTimes), StepError> {
+) -> Result<(Tensor<1>, StageTimes), StepError> {
     let mut times = StageTimes::default();
     let mut sum = LoraGradient::zero(theta);
     let mut terms = Terms::default();
     let mut finding = None;
-    for batch in batches {
-        progress.advance(batch.len())?;
-        let part = micro_batch(rank, theta, batch, &mut times)?;
-        let x0 = rank.group(batch[0].sample.group)?.x0;
-        finding = Finding::of(batch, x0, &part, |pairs| {
-            Ok(micro_batch(rank, theta, pairs, &mut times)?.is_finite)
-        })?;
-        // The iteration ends or begins again, so the rest of this shard is of no use. It is no error yet: the other
-        // ranks wait for this shard's sum, and read in its row what happened.
-        if finding.is_some() {
-            break;
+    'shard: for run in rank.runs(batches)? {
+        let (mut asked, mut done) = (None, 0);
+        for batch in run {
+            progress.advance(batch.len())?;
+            let asked = match &asked {
+                Some(asked) => asked,
+                None => asked.insert(ask(rank, &run.concat(), &mut times)?),
+            };
+            let part = asked.rows(done..done + batch.len());
+            done += batch.len();
+            let part = train(rank, theta, part, &mut times)?;
+            let x0 = rank.group(batch[0].sample.group)?.x0;
+            finding = Finding::of(batch, x0, &part, |pairs| {
+                let asked = ask(rank, pairs, &mut times)?;
+                Ok(train(rank, theta, asked, &mut times)?.is_finite)
+            })?;
+            // The iteration ends or begins again, so the rest of this shard is of no use. It is no error yet: the other
+            // ranks wait for this shard's sum, and read in its row what happened.
+            if finding.is_some() {
+                break 'shard;
+            }
+            sum.add(part.gradient);
+            terms.add(&part.terms);
         }
-        sum.add(part.gradient);
-        terms.add(&part.terms);
     }
-    // The sum stays on the device until it is whole, so that it is read once.
-    let mut gradient = timed(&mut times.backward, || sum.into_flat());
     let row = [&terms.row()[..], &Finding::row(finding)].concat();
-    rank.ledger().append(&mut gradient, shard, &row);
-    Ok((gradient, times))
+    let gradient = sum.into_tensor();
+    let table = rank.ledger().table(shard, &row);
+    let table = Tensor::from_floats(&table[..], &gradient.device());
+    Ok((Tensor::cat(vec![gradient, table], 0), times))
 }
 
-/// The gradient of pairs of one group, at noise that depends on nothing but the pair (A9).
-fn micro_batch<'a>(
-    rank: &'a Rank<'_>,
-    theta: &'a LoraAdapter,
-    pairs: &[Pair],
-    times: &mut StageTimes,
-) -> Result<PairGradient<'a>, StepError> {
+/// Pairs of one group, and what the policies that are not trained say of them.
+struct Asked {
+    group: usize,
+    batch: NftBatch,
+    frozen: Frozen,
+}
+
+impl Asked {
+    /// Some of the pairs.
+    fn rows(&self, rows: Range<usize>) -> Self {
+        Self {
+            group: self.group,
+            batch: self.batch.rows(rows.clone()),
+            frozen: self.frozen.rows(rows),
+        }
+    }
+}
+
+/// Pairs of one group at noise that depends on nothing but the pair (A9).
+fn ask(rank: &Rank<'_>, pairs: &[Pair], times: &mut StageTimes) -> Result<Asked, StepError> {
     let SealedIteration { editor, config, .. } = rank.iteration;
-    let group = rank.group(pairs[0].sample.group)?;
-    let policies = Policies {
-        editor,
-        condition: &group.condition,
-        theta: Trained {
-            adapter: theta,
-            checkpointing: config.learner.activation_checkpointing,
-        },
-        old: group.old.as_ref(),
-    };
+    let position = pairs[0].sample.group;
+    let group = rank.group(position)?;
     let noised = || -> Result<NftBatch, StepError> {
         let ([_, tokens, channels], device) = (group.x0.dims(), group.x0.device());
         let steps = config.rollout.num_inference_steps as usize;
@@ -209,12 +228,10 @@ fn micro_batch<'a>(
         let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [pairs.len()]), &device);
         let x0 = group.x0.clone().select(0, rows);
         // Drawn on the host: devices have generators of their own, whose numbers differ.
-        let noise: Vec<f32> = pairs
-            .iter()
-            .flat_map(|pair| noise::normal_values(rank.plan.noise_seed(pair), tokens * channels))
-            .collect();
-        let noise = TensorData::new(noise, [pairs.len(), tokens, channels]);
-        let x_t = nft::add_noise(x0.clone(), Tensor::from_data(noise, &device), &t);
+        let seeds = pairs.iter().map(|pair| rank.plan.noise_seed(pair));
+        let seeds: Vec<u64> = seeds.collect();
+        let noise = noise::normal_batch(&seeds, [tokens, channels], &device);
+        let x_t = nft::add_noise(x0.clone(), noise, &t);
         let advantages = pairs.iter().map(|pair| group.advantages[pair.sample.index]);
         Ok(NftBatch {
             x0,
@@ -224,7 +241,35 @@ fn micro_batch<'a>(
         })
     };
     let batch = timed(&mut times.prepare, noised)?;
-    Ok(pair_gradient(policies, &batch, &rank.nft, times))
+    let old = group.old.as_ref();
+    let frozen = Frozen::ask(editor, &group.condition, old, &batch, &rank.nft, times);
+    Ok(Asked {
+        group: position,
+        batch,
+        frozen,
+    })
+}
+
+/// The gradient of pairs of one group.
+fn train<'a>(
+    rank: &'a Rank<'_>,
+    theta: &'a LoraAdapter,
+    asked: Asked,
+    times: &mut StageTimes,
+) -> Result<PairGradient<'a>, StepError> {
+    let SealedIteration { editor, config, .. } = rank.iteration;
+    let group = rank.group(asked.group)?;
+    let policies = Policies {
+        editor,
+        condition: &group.condition,
+        theta: Trained {
+            adapter: theta,
+            checkpointing: config.learner.activation_checkpointing,
+        },
+        old: group.old.as_ref(),
+    };
+    let Asked { batch, frozen, .. } = asked;
+    Ok(trained_gradient(policies, &batch, frozen, &rank.nft, times))
 }
 
 /// The three policies of the loss, under one condition. The reference is the editor without an adapter.
@@ -261,31 +306,29 @@ pub fn pair_gradient<'a>(
     let Policies {
         editor, condition, ..
     } = policies;
-    let (x_t, pairs) = (&batch.x_t, batch.t.len());
-    let t = TensorData::new(batch.t.clone(), [pairs]);
-    let t = Tensor::<1>::from_data(t, &x_t.device());
+    let frozen = Frozen::ask(editor, condition, policies.old, batch, config, times);
+    trained_gradient(policies, batch, frozen, config, times)
+}
 
-    // Left out where the trained policy would only be asked twice, as in the first iteration.
-    let v_old = policies.old.map(|old| {
-        times.evaluations.old += pairs;
-        timed(&mut times.v_old, || {
-            editor.velocity_of(x_t.clone(), t.clone(), condition, Some(old))
-        })
-    });
-    // Left out where the KL term has no weight.
-    let v_ref = (config.kl_beta != 0.0).then(|| {
-        times.evaluations.reference += pairs;
-        timed(&mut times.v_ref, || {
-            editor.velocity_of(x_t.clone(), t.clone(), condition, None)
-        })
-    });
+/// As [`pair_gradient`], with what the frozen policies say.
+fn trained_gradient<'a>(
+    policies: Policies<'a>,
+    batch: &NftBatch,
+    frozen: Frozen,
+    config: &NftConfig,
+    times: &mut StageTimes,
+) -> PairGradient<'a> {
+    let Policies {
+        editor, condition, ..
+    } = policies;
+    let (x_t, pairs) = (batch.x_t.clone(), batch.t.len());
     times.evaluations.theta += pairs;
     let (theta, loss) = timed(&mut times.forward, || {
-        let theta = editor.tracked_velocity_of(x_t.clone(), t, condition, policies.theta);
+        let theta = editor.tracked_velocity_of(x_t, batch.times(), condition, policies.theta);
         let velocities = Velocities {
             v_theta: theta.output(),
-            v_old,
-            v_ref,
+            v_old: frozen.v_old,
+            v_ref: frozen.v_ref,
         };
         (theta, nft::nft_loss(batch, velocities, config))
     });

@@ -6,6 +6,7 @@
 pub mod device;
 pub mod images;
 pub mod init;
+pub mod memory;
 pub mod noise;
 pub mod weights;
 

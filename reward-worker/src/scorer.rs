@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use burn::tensor::{DType, Device};
@@ -14,6 +14,7 @@ use retouch_models::{
     device,
     images::{self, ImageFileError},
     judge::{Judge, JudgeError, JudgeRequest, JudgeScore, Template, TemplateError},
+    memory,
 };
 use retouch_proto::{
     config::{RewardConfig, RewardKind, RewardTerm},
@@ -67,13 +68,25 @@ pub enum ScoreError {
         /// Why.
         source: Box<JudgeError>,
     },
+    /// A judge, which was let go of in between, can't be loaded again.
+    #[error("reward term {term}: the judge cannot be loaded again: {source}")]
+    Reload {
+        /// The term.
+        term: String,
+        /// Why.
+        source: Box<JudgeError>,
+    },
 }
 
 impl ScoreError {
     /// Whether another worker could do better: the same input gives the same error
-    /// everywhere, but numbers that are none may be this machine's fault.
+    /// everywhere, but numbers that are none may be this machine's fault, and so may files that were there.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Judge { source, .. } if matches!(**source, JudgeError::NotFinite { .. }))
+        match self {
+            Self::Image { .. } => false,
+            Self::Judge { source, .. } => matches!(**source, JudgeError::NotFinite { .. }),
+            Self::Reload { .. } => true,
+        }
     }
 }
 
@@ -137,6 +150,7 @@ pub struct Scored {
 #[derive(Debug)]
 pub struct Scorer {
     terms: Vec<Term>,
+    device: Device,
 }
 
 #[derive(Debug)]
@@ -144,8 +158,17 @@ struct Term {
     name: String,
     /// 0 for a term that is only watched.
     weight: f64,
-    judge: Arc<Judge>,
+    judge: Arc<Resident>,
     template: Option<Template>,
+}
+
+/// A judge that may leave the device while there is nothing to judge.
+#[derive(Debug)]
+struct Resident {
+    folder: PathBuf,
+    device: Device,
+    dtype: DType,
+    judge: Mutex<Option<Arc<Judge>>>,
 }
 
 /// A term and its scores, one per candidate.
@@ -167,7 +190,20 @@ impl Scorer {
             .map(|term| Term::load(term, device, dtype, &mut judges));
         Ok(Self {
             terms: terms.collect::<Result<_, _>>()?,
+            device: device.clone(),
         })
+    }
+
+    /// Where the judges are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Lets go of the judges, and of all memory that they have on the device. The next group takes some seconds more
+    /// for it.
+    pub fn rest(&self) {
+        self.terms.iter().for_each(|term| term.judge.clear());
+        memory::release(&self.device);
     }
 
     /// Scores a group: every term judges all edits in one call.
@@ -226,13 +262,13 @@ impl Term {
         term: &RewardTerm,
         device: &Device,
         dtype: DType,
-        judges: &mut HashMap<String, Arc<Judge>>,
+        judges: &mut HashMap<String, Arc<Resident>>,
     ) -> Result<Self, ScorerError> {
         let RewardKind::Mllm = term.kind;
         let judge = match judges.get(&term.path) {
             Some(judge) => judge.clone(),
             None => {
-                let judge = Arc::new(load_judge(term, device, dtype)?);
+                let judge = Arc::new(Resident::load(term, device, dtype)?);
                 judges.insert(term.path.clone(), judge.clone());
                 judge
             }
@@ -254,6 +290,10 @@ impl Term {
     }
 
     fn score(&self, group: &Group) -> Result<Vec<JudgeScore>, ScoreError> {
+        let judge = self.judge.get().map_err(|source| ScoreError::Reload {
+            term: self.name.clone(),
+            source: Box::new(source),
+        })?;
         let request = JudgeRequest {
             source: &group.source,
             edits: &group.edits,
@@ -261,7 +301,7 @@ impl Term {
             requirement: &group.requirement,
             template: self.template.as_ref(),
         };
-        let scores = self.judge.score(&request);
+        let scores = judge.score(&request);
         scores.map_err(|source| ScoreError::Judge {
             term: self.name.clone(),
             source: Box::new(source),
@@ -278,11 +318,34 @@ impl Term {
     }
 }
 
-fn load_judge(term: &RewardTerm, device: &Device, dtype: DType) -> Result<Judge, ScorerError> {
-    let path = PathBuf::from(&term.path);
-    Judge::load_as(&path, device, dtype).map_err(|source| ScorerError::Judge {
-        term: term.name.clone(),
-        path,
-        source: Box::new(source),
-    })
+impl Resident {
+    fn load(term: &RewardTerm, device: &Device, dtype: DType) -> Result<Self, ScorerError> {
+        let resident = Self {
+            folder: PathBuf::from(&term.path),
+            device: device.clone(),
+            dtype,
+            judge: Mutex::default(),
+        };
+        let loaded = resident.get().map(drop);
+        loaded.map_err(|source| ScorerError::Judge {
+            term: term.name.clone(),
+            path: resident.folder.clone(),
+            source: Box::new(source),
+        })?;
+        Ok(resident)
+    }
+
+    /// The judge, loaded if it is not there.
+    fn get(&self) -> Result<Arc<Judge>, JudgeError> {
+        let mut loaded = self.judge.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(judge) = &*loaded {
+            return Ok(judge.clone());
+        }
+        let judge = Arc::new(Judge::load_as(&self.folder, &self.device, self.dtype)?);
+        Ok(loaded.insert(judge).clone())
+    }
+
+    fn clear(&self) {
+        *self.judge.lock().unwrap_or_else(|e| e.into_inner()) = None;
+    }
 }

@@ -2,17 +2,18 @@
 
 use std::{
     sync::{Arc, OnceLock},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use retouch_models::device;
+use retouch_models::{device, memory};
 use retouch_proto::{
     config::RunConfig,
     task::{ScoreResult, ScoreTask, Task, TaskFailure, TaskOutcome},
     worker::Role,
 };
 use retouch_worker::{
-    Hosted, Identity, RoleError, Session, Work, WorkerOptions, blobs::Retention, session::Blobs,
+    AtWork, Hosted, Identity, RoleError, Session, Work, WorkerOptions, blobs::Retention,
+    session::Blobs,
 };
 
 use crate::{
@@ -22,6 +23,9 @@ use crate::{
 
 /// Groups at a time: while one is judged, the next one's images are fetched.
 const SLOTS: u32 = 2;
+
+/// How long a worker without groups keeps its judges on a GPU, where others may want the memory.
+const REST_AFTER: Duration = Duration::from_secs(10);
 
 /// Joins a run and scores groups until it ends.
 ///
@@ -44,11 +48,19 @@ pub async fn run(options: WorkerOptions) -> Result<(), RoleError> {
     );
     let scores = Arc::new(Scores {
         blobs: session.blobs(),
-        scorer,
+        scorer: scorer.clone(),
+        at_work: AtWork::default(),
     });
-    Ok(session
-        .serve(move |work| scores.clone().answer(work))
-        .await?)
+    let at_work = scores.at_work.clone();
+    let rest = |scorer: &mut Scorer| match memory::is_host(scorer.device()) {
+        true => {}
+        false => scorer.rest(),
+    };
+    let resting = at_work.rest_after(REST_AFTER, || scorer.run(rest));
+    tokio::select! {
+        ended = session.serve(move |work| scores.clone().answer(work)) => Ok(ended?),
+        never = resting => match never {},
+    }
 }
 
 /// What every scoring needs.
@@ -56,10 +68,12 @@ pub async fn run(options: WorkerOptions) -> Result<(), RoleError> {
 struct Scores {
     blobs: Blobs,
     scorer: Hosted<Scorer>,
+    at_work: AtWork,
 }
 
 impl Scores {
     async fn answer(self: Arc<Self>, work: Work) -> Result<TaskOutcome, TaskFailure> {
+        let _busy = self.at_work.begin();
         let Task::Score(task) = work.assignment.task else {
             let reason = "a reward worker was given another role's task";
             return Err(TaskFailure::lasting(reason));

@@ -177,3 +177,22 @@ fn a_watched_term_is_shown_and_no_part_of_the_reward_even_if_it_fails() {
     let error = counted.score(&group()).expect_err("no reward (A5)");
     assert!(error.is_retryable(), "{error}");
 }
+
+#[test]
+fn judges_that_rested_score_as_before() {
+    let folder = tempfile::tempdir().expect("a folder");
+    write_changed(folder.path(), |weight| weight);
+    let scorer = load(&[("edit", folder.path(), 1.0)]).expect("judges");
+    let before = scorer.score(&group()).expect("scores");
+    scorer.rest();
+    assert_eq!(scorer.score(&group()).expect("scores"), before);
+    scorer.rest();
+    fs::remove_file(folder.path().join("model.safetensors")).expect("removed");
+    let error = scorer.score(&group()).expect_err("the judge is gone");
+    assert!(error.is_retryable(), "{error}");
+    let error = error.to_string();
+    assert!(
+        error.contains("term edit: the judge cannot be loaded again"),
+        "{error}"
+    );
+}

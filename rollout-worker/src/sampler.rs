@@ -1,8 +1,8 @@
 //! From a source image and an instruction to candidates, on the device.
 
-use std::{path::Path, sync::Arc, time::Instant};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use image::RgbImage;
 use retouch_models::{
     device,
@@ -12,7 +12,7 @@ use retouch_models::{
     },
     exchange,
     lora::{LoraAdapter, LoraConfig, flat_len},
-    noise,
+    memory, noise,
     weights::LoadError,
 };
 use retouch_proto::{
@@ -36,6 +36,9 @@ pub enum SampleError {
     /// The instruction or image can't be encoded, or the outcome not decoded.
     #[error(transparent)]
     Edit(#[from] EditError),
+    /// The encoders, which were let go of in between, can't be loaded again.
+    #[error("the encoders cannot be loaded again: {0}")]
+    Encoders(#[from] LoadError),
     /// The adapter does not fit the model.
     #[error("adapter {hash}: {source}")]
     Adapter {
@@ -97,6 +100,9 @@ pub struct GroupOutput {
 #[derive(Debug)]
 pub struct Sampler {
     editor: Editor,
+    /// Where the encoders come from.
+    folder: PathBuf,
+    dtype: DType,
     device: Device,
     settings: Settings,
     conditions: Lru<(String, String), Condition>,
@@ -122,14 +128,12 @@ impl Sampler {
         device: Device,
         editors: &EditorSource,
     ) -> Result<Self, LoadError> {
-        let editor = editors.load(
-            Path::new(&config.model.path),
-            &device,
-            Parts::All,
-            device::float_type(config.model.dtype),
-        )?;
+        let folder = PathBuf::from(&config.model.path);
+        let dtype = device::float_type(config.model.dtype);
         Ok(Self {
-            editor,
+            editor: editors.load(&folder, &device, Parts::All, dtype)?,
+            folder,
+            dtype,
             device,
             settings: Settings::of(config),
             conditions: Lru::new(CONDITIONS_MAX),
@@ -145,6 +149,9 @@ impl Sampler {
     /// not finite.
     pub fn sample_group(&mut self, input: &GroupInput) -> Result<GroupOutput, SampleError> {
         let begin = Instant::now();
+        if !self.editor.has_encoders() {
+            self.editor.load_encoders(&self.folder, self.dtype)?;
+        }
         let condition = self.condition(input)?;
         let condition_bytes = condition.to_bytes();
         let encoded = Instant::now();
@@ -157,8 +164,10 @@ impl Sampler {
         let x0 =
             self.editor
                 .sample(&condition, noise, &self.settings.sample, adapter.as_deref())?;
-        let x0_bytes = exchange::latents_to_bytes(x0.clone());
-        check_finite(input.group, &x0)?;
+        // On the host from here on: bytes and check need the values, and a device is waited for once.
+        let values = x0.to_data().convert::<f32>();
+        check_finite(input, &values)?;
+        let x0_bytes = exchange::latents_to_bytes(values);
         let sampled = Instant::now();
         let edits = self.editor.decode(x0, &condition)?;
         let timings = RolloutTimings {
@@ -172,6 +181,18 @@ impl Sampler {
             edits,
             timings,
         })
+    }
+
+    /// Where it samples.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Lets go of the encoders, and of all memory of the device that is not the transformer's. The next group takes
+    /// some seconds more for it.
+    pub fn rest(&mut self) {
+        self.editor.unload_encoders();
+        memory::release(&self.device);
     }
 
     fn condition(&mut self, input: &GroupInput) -> Result<Condition, SampleError> {
@@ -212,20 +233,12 @@ impl Sampler {
     fn noise(&self, input: &GroupInput) -> Tensor<3> {
         let [tokens, channels] = self.editor.latent_shape(ImageSize::of(&input.source));
         let GroupId { iteration, index } = input.group;
-        let values = (0..input.group_size).flat_map(|sample| {
-            let (run_seed, sample) = (self.settings.run_seed, sample as u32);
-            let seed = seed::derive(
-                run_seed,
-                Purpose::RolloutNoise,
-                iteration.0,
-                index,
-                sample,
-                0,
-            );
-            noise::normal_values(seed, tokens * channels)
-        });
-        let data = TensorData::new(values.collect(), [input.group_size, tokens, channels]);
-        Tensor::from_data(data, &self.device)
+        let seed = |sample| {
+            let (run_seed, purpose) = (self.settings.run_seed, Purpose::RolloutNoise);
+            seed::derive(run_seed, purpose, iteration.0, index, sample as u32, 0)
+        };
+        let seeds: Vec<u64> = (0..input.group_size).map(seed).collect();
+        noise::normal_batch(&seeds, [tokens, channels], &self.device)
     }
 }
 
@@ -245,13 +258,15 @@ impl Settings {
     }
 }
 
-fn check_finite(group: GroupId, x0: &Tensor<3>) -> Result<(), SampleError> {
-    let broken = |&sample: &usize| {
-        let latent = x0.clone().narrow(0, sample, 1);
-        !latent.is_finite().all().into_scalar::<bool>()
-    };
-    let sample = (0..x0.dims()[0]).find(broken);
+/// # Shapes
+/// * x0: f32 `[K, S, C]`
+fn check_finite(input: &GroupInput, x0: &TensorData) -> Result<(), SampleError> {
+    let values = x0.as_slice::<f32>().expect("x0 is f32");
+    let latents = values.chunks((values.len() / input.group_size.max(1)).max(1));
+    let broken = |latent: &[f32]| !latent.iter().all(|value| value.is_finite());
+    let sample = latents.into_iter().position(broken);
     sample.map_or(Ok(()), |sample| {
+        let group = input.group;
         Err(SampleError::NotFinite { group, sample })
     })
 }

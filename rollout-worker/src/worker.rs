@@ -1,11 +1,16 @@
 //! The role: assignments in, blobs out.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use image::{ImageFormat, RgbImage};
 use retouch_models::{
     device,
     editor::{EditorSource, SizeRule},
+    memory,
 };
 use retouch_proto::{
     BlobRef,
@@ -15,7 +20,8 @@ use retouch_proto::{
     worker::Role,
 };
 use retouch_worker::{
-    Hosted, Identity, RoleError, Session, Work, WorkerOptions, blobs::Retention, session::Blobs,
+    AtWork, Hosted, Identity, RoleError, Session, Work, WorkerOptions, blobs::Retention,
+    session::Blobs,
 };
 use tokio::task::spawn_blocking;
 use tonic::service::Routes;
@@ -28,6 +34,10 @@ use crate::{
 /// Groups at a time: while one is on the device, the next one's source and adapter
 /// are fetched and the last one's images compressed.
 const SLOTS: u32 = 2;
+
+/// How long a worker without groups keeps its encoders on a GPU, where others may want the memory. Between the groups
+/// of an iteration it is never without one.
+const REST_AFTER: Duration = Duration::from_secs(10);
 
 /// Joins a run and samples groups until it ends, with an editor from `editors`.
 ///
@@ -45,10 +55,17 @@ pub async fn run(options: WorkerOptions, editors: EditorSource) -> Result<(), Ro
     let sampler = session.load(load).await?;
     let config = session.config();
     tracing::info!(model = config.model.path, "the base model is loaded");
-    let rollouts = Arc::new(Rollouts::new(config, session.blobs(), sampler));
-    Ok(session
-        .serve(move |work| rollouts.clone().answer(work))
-        .await?)
+    let rollouts = Arc::new(Rollouts::new(config, session.blobs(), sampler.clone()));
+    let at_work = rollouts.at_work.clone();
+    let rest = |sampler: &mut Sampler| match memory::is_host(sampler.device()) {
+        true => {}
+        false => sampler.rest(),
+    };
+    let resting = at_work.rest_after(REST_AFTER, || sampler.run(rest));
+    tokio::select! {
+        ended = session.serve(move |work| rollouts.clone().answer(work)) => Ok(ended?),
+        never = resting => match never {},
+    }
 }
 
 /// What every rollout needs.
@@ -58,6 +75,7 @@ struct Rollouts {
     rule: SizeRule,
     blobs: Blobs,
     sampler: Hosted<Sampler>,
+    at_work: AtWork,
 }
 
 impl Rollouts {
@@ -67,10 +85,12 @@ impl Rollouts {
             rule: source::size_rule(&config.model),
             blobs,
             sampler,
+            at_work: AtWork::default(),
         }
     }
 
     async fn answer(self: Arc<Self>, work: Work) -> Result<TaskOutcome, TaskFailure> {
+        let _busy = self.at_work.begin();
         let Task::Rollout(task) = work.assignment.task else {
             let reason = "a rollout worker was given another role's task";
             return Err(TaskFailure::lasting(reason));

@@ -89,6 +89,29 @@ fn another_worker_makes_the_same_group() {
 }
 
 #[test]
+fn a_sampler_that_rested_makes_the_same_group() {
+    // Two roles of one process: that one rests is nothing to the other.
+    let editors = EditorSource::shared();
+    let load = || Sampler::load(&config(), Device::flex(), &editors).expect("the pipeline");
+    let (mut resting, mut other) = (load(), load());
+    let before = resting.sample_group(&input(0, 2)).expect("a group");
+    resting.rest();
+    for sampler in [&mut other, &mut resting] {
+        let made = sampler.sample_group(&input(0, 2)).expect("a group");
+        assert_eq!((&made.x0, &made.edits), (&before.x0, &before.edits));
+    }
+    // A new prompt takes the text encoders again.
+    let [after, apart] = [&mut resting, &mut other].map(|sampler| {
+        let input = GroupInput {
+            prompt: "add a blue dot".into(),
+            ..input(1, 1)
+        };
+        sampler.sample_group(&input).expect("a group").condition
+    });
+    assert_eq!(after, apart);
+}
+
+#[test]
 fn candidates_differ_and_latents_are_what_was_decoded() {
     let made = sampler().sample_group(&input(0, 3)).expect("a group");
     let device = Device::flex();

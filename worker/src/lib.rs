@@ -9,6 +9,7 @@
 pub mod blobs;
 mod device;
 mod failure;
+mod idle;
 pub mod panics;
 pub mod process;
 mod role;
@@ -17,6 +18,7 @@ pub mod session;
 pub mod telemetry;
 
 pub use device::{DeviceError, DeviceThread, Hosted};
+pub use idle::{AtWork, Busy};
 pub use panics::panic_message;
 pub use role::{BoxError, RoleError};
 pub use session::{Identity, Session, SessionError, Work, WorkerOptions};

@@ -16,6 +16,7 @@ use retouch_models::{
     editor::{Condition, Editor, EditorSource, Parts},
     exchange,
     lora::{LoraAdapter, flat_len},
+    memory,
     weights::LoadError,
 };
 use retouch_proto::{
@@ -220,7 +221,7 @@ impl Trainer {
                 ControlFlow::Continue(())
             }
         };
-        self.ranks.with(
+        let output = self.ranks.with(
             lease,
             &inputs.task.collective,
             cancel,
@@ -233,7 +234,12 @@ impl Trainer {
                     &mut observe,
                 )?)
             },
-        )
+        );
+        // Activations leave a device that other roles may compute on until the next iteration.
+        if !memory::is_host(&self.device) {
+            memory::release(&self.device);
+        }
+        output
     }
 
     fn sealed_groups(

@@ -346,15 +346,9 @@ fn losses(
 }
 
 fn noise_of(batch: &Batch, draws: &[Draw]) -> Tensor<3> {
-    let [rows, tokens, channels] = batch.x0.dims();
-    let values: Vec<f32> = draws
-        .iter()
-        .flat_map(|draw| noise::normal_values(draw.noise_seed, tokens * channels))
-        .collect();
-    Tensor::from_data(
-        TensorData::new(values, [rows, tokens, channels]),
-        &batch.x0.device(),
-    )
+    let [_, tokens, channels] = batch.x0.dims();
+    let seeds: Vec<u64> = draws.iter().map(|draw| draw.noise_seed).collect();
+    noise::normal_batch(&seeds, [tokens, channels], &batch.x0.device())
 }
 
 fn finite(what: &'static str, value: f64, step: u64) -> Result<(), SftError> {

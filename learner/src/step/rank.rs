@@ -1,12 +1,13 @@
 use burn::tensor::{Device, Tensor};
 use retouch_models::editor::Prepared;
 use retouch_models::lora::LoraAdapter;
+use retouch_models::memory;
 
 use super::finding::Finding;
 use super::{SealedGroup, SealedIteration, StepError};
 use crate::metrics;
 use crate::nft::NftConfig;
-use crate::plan::Plan;
+use crate::plan::{MicroBatch, Plan};
 use crate::shards::Ledger;
 use crate::state::LearnerState;
 
@@ -16,7 +17,7 @@ pub(super) struct Rank<'a> {
     pub(super) plan: Plan,
     pub(super) nft: NftConfig,
     theta: &'a [f32],
-    groups: Vec<Option<RankGroup<'a>>>,
+    pub(super) groups: Vec<Option<RankGroup<'a>>>,
 }
 
 /// A group whose samples this rank has.
@@ -28,6 +29,8 @@ pub(super) struct RankGroup<'a> {
     pub(super) condition: Prepared,
     /// The policy that made the samples; `None` if it is the trained one.
     pub(super) old: Option<LoraAdapter>,
+    /// Most pairs that the frozen policies are asked about at once, unless a micro batch has more.
+    pub(super) frozen_pairs_max: usize,
 }
 
 impl<'a> Rank<'a> {
@@ -65,6 +68,11 @@ impl<'a> Rank<'a> {
                 advantages: &group.advantages,
                 condition: editor.prepare(&[&data.condition], config.rollout.guidance_scale),
                 old,
+                // On a CPU a larger batch gains nothing and leaves the caches.
+                frozen_pairs_max: match memory::is_host(editor.device()) {
+                    true => 1,
+                    false => editor.samples_at_once(&data.condition),
+                },
             })
         };
         self.iteration.groups.iter().map(&mut load).collect()
@@ -74,6 +82,29 @@ impl<'a> Rank<'a> {
     pub(super) fn group(&self, position: usize) -> Result<&RankGroup<'a>, StepError> {
         let group = self.groups[position].as_ref();
         group.ok_or_else(|| StepError::MissingData(self.iteration.groups[position].group))
+    }
+
+    /// Neighbouring micro batches of one group for which the frozen policies are asked at once. They keep no
+    /// activations, so they can take more than a micro batch, and a GPU does more with that.
+    pub(super) fn runs<'b>(
+        &self,
+        batches: &'b [MicroBatch],
+    ) -> Result<Vec<&'b [MicroBatch]>, StepError> {
+        let (mut runs, mut rest) = (Vec::new(), batches);
+        while let Some(first) = rest.first() {
+            let group = first[0].sample.group;
+            let max = self.group(group)?.frozen_pairs_max;
+            let mut pairs = 0;
+            let fits = |batch: &&MicroBatch| {
+                pairs += batch.len();
+                batch[0].sample.group == group && pairs <= max
+            };
+            let len = rest.iter().take_while(fits).count().max(1);
+            let (run, after) = rest.split_at(len);
+            runs.push(run);
+            rest = after;
+        }
+        Ok(runs)
     }
 
     /// The trained adapter as new leaves on the autodiff device; the frozen base stays on the plain one, so that it

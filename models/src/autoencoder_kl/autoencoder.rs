@@ -1,5 +1,5 @@
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use super::AutoencoderKlConfig;
 use super::decoder::Decoder;
@@ -55,26 +55,29 @@ impl AutoencoderKl {
     /// Mean and log-variance of the latents, before shift and scale.
     ///
     /// # Shapes
-    /// * pixels in -1..1: `[B, 3, H, W]`
-    /// * output: `[B, 2C, h, w]`
+    /// * pixels in -1..1, f32: `[B, 3, H, W]`
+    /// * output, f32: `[B, 2C, h, w]`
     pub fn encode(&self, pixels: Tensor<4>) -> Tensor<4> {
-        let moments = self.encoder.forward(pixels);
-        match &self.quant_conv {
+        let moments = self.encoder.forward(pixels.cast(self.encoder.dtype()));
+        let moments = match &self.quant_conv {
             Some(conv) => conv.forward(moments),
             None => moments,
-        }
+        };
+        moments.cast(DType::F32)
     }
 
     /// The image of latents without shift and scale.
     ///
     /// # Shapes
-    /// * latents: `[B, C, h, w]`
-    /// * output, about -1..1: `[B, 3, H, W]`
+    /// * latents, f32: `[B, C, h, w]`
+    /// * output, about -1..1, f32: `[B, 3, H, W]`
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
-        match &self.post_quant_conv {
+        let latents = latents.cast(self.decoder.dtype());
+        let pixels = match &self.post_quant_conv {
             Some(conv) => self.decoder.forward(conv.forward(latents)),
             None => self.decoder.forward(latents),
-        }
+        };
+        pixels.cast(DType::F32)
     }
 
     /// The most likely latents of images, shifted and scaled as diffusion models see them.

@@ -1,5 +1,5 @@
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use super::AutoencoderKlConfig;
 use super::mid_block::MidBlock;
@@ -42,6 +42,11 @@ impl Encoder {
             conv_norm_out: GroupNorm::init(config.norm_num_groups, lowest, EPS, init),
             conv_out: Conv2d::init_same([lowest, 2 * config.latent_channels], 3, init),
         }
+    }
+
+    /// The float type that it computes in.
+    pub(super) fn dtype(&self) -> DType {
+        self.conv_in.weight.val().dtype()
     }
 
     /// # Shapes

@@ -1,4 +1,4 @@
-use burn::tensor::{DType, Device};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::*;
 use crate::golden::Case;
@@ -15,6 +15,34 @@ fn the_autoencoder_equals_the_reference() {
         let vae = vae.unwrap();
         case.check("out.moments", vae.encode(case.tensor("in.pixels")), 1e-4);
         case.check("out.decoded", vae.decode(case.tensor("in.latents")), 1e-4);
+    }
+}
+
+/// As diffusers' pipelines compute it on GPUs.
+#[test]
+fn half_precision_gives_nearly_the_same_in_f32() {
+    for case in Case::all("autoencoder_kl") {
+        let config = read_config(&case.path("config.json")).unwrap();
+        let [wide, narrow] = [DType::F32, DType::BF16].map(|dtype| {
+            let (weights, device) = (case.weights(), Device::flex());
+            let vae = AutoencoderKl::from_weights(&config, &weights, &device, dtype).unwrap();
+            let latents: Tensor<4> = case.tensor("in.latents");
+            let pixels: Tensor<4> = case.tensor("in.pixels");
+            (vae.encode(pixels), vae.decode(latents))
+        });
+        for (wide, narrow) in [(wide.0, narrow.0), (wide.1, narrow.1)] {
+            assert_eq!(narrow.dtype(), DType::F32);
+            let dot = |a: &Tensor<4>, b: &Tensor<4>| -> f32 {
+                (a.clone() * b.clone()).sum().into_scalar()
+            };
+            let cosine = dot(&wide, &narrow) / (dot(&wide, &wide) * dot(&narrow, &narrow)).sqrt();
+            assert!(cosine > 0.999, "{cosine}");
+            assert_ne!(
+                wide.into_data(),
+                narrow.into_data(),
+                "the second is no narrower"
+            );
+        }
     }
 }
 

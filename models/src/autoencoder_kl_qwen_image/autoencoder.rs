@@ -1,5 +1,5 @@
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::AutoencoderKlQwenImageConfig;
 use super::causal_conv::CausalConv3d;
@@ -64,20 +64,23 @@ impl AutoencoderKlQwenImage {
     /// Mean and log-variance of the latents, before shift and scale.
     ///
     /// # Shapes
-    /// * pixels in -1..1: `[B, 3, H, W]`
-    /// * output: `[B, 2C, h, w]`
+    /// * pixels in -1..1, f32: `[B, 3, H, W]`
+    /// * output, f32: `[B, 2C, h, w]`
     pub fn encode(&self, pixels: Tensor<4>) -> Tensor<4> {
-        self.quant_conv.forward(self.encoder.forward(pixels))
+        let pixels = pixels.cast(self.encoder.dtype());
+        let moments = self.quant_conv.forward(self.encoder.forward(pixels));
+        moments.cast(DType::F32)
     }
 
     /// The image of latents without shift and scale.
     ///
     /// # Shapes
-    /// * latents: `[B, C, h, w]`
-    /// * output in -1..1: `[B, 3, H, W]`
+    /// * latents, f32: `[B, C, h, w]`
+    /// * output in -1..1, f32: `[B, 3, H, W]`
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
+        let latents = latents.cast(self.decoder.dtype());
         let pixels = self.decoder.forward(self.post_quant_conv.forward(latents));
-        pixels.clamp(-1.0, 1.0)
+        pixels.cast(DType::F32).clamp(-1.0, 1.0)
     }
 
     /// The most likely latents of images, normalised per channel as diffusion models see them.

@@ -1,5 +1,5 @@
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::init::Init;
 use crate::ops;
@@ -26,6 +26,11 @@ impl CausalConv3d {
             weight: init.fan_in([to, from, frames, height, width]),
             bias: init.zeros([to]),
         }
+    }
+
+    /// The float type that it computes in.
+    pub(super) fn dtype(&self) -> DType {
+        self.weight.val().dtype()
     }
 
     /// # Shapes

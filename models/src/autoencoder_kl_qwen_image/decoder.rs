@@ -1,5 +1,5 @@
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use super::AutoencoderKlQwenImageConfig;
 use super::causal_conv::CausalConv3d;
@@ -39,6 +39,11 @@ impl Decoder {
             norm_out: ChannelNorm::init(highest, init),
             conv_out: CausalConv3d::init([highest, config.input_channels], 3, init),
         }
+    }
+
+    /// The float type that it computes in.
+    pub(super) fn dtype(&self) -> DType {
+        self.conv_in.dtype()
     }
 
     /// # Shapes

@@ -1,5 +1,5 @@
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use super::AutoencoderKlQwenImageConfig;
 use super::causal_conv::CausalConv3d;
@@ -50,6 +50,11 @@ impl Encoder {
             norm_out: ChannelNorm::init(from, init),
             conv_out: CausalConv3d::init([from, moments], 3, init),
         }
+    }
+
+    /// The float type that it computes in.
+    pub(super) fn dtype(&self) -> DType {
+        self.conv_in.dtype()
     }
 
     /// # Shapes

@@ -1,5 +1,5 @@
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::init::Init;
 use crate::ops;
@@ -7,7 +7,7 @@ use crate::ops;
 /// Shortest vector that is still told from zero, the reference's.
 const LENGTH_MIN: f64 = 1e-12;
 
-/// Every pixel's channels brought to root mean square 1, then scaled (`QwenImageRMS_norm`). `D` is 4 where the
+/// Every pixel's channels brought to root mean square 1 in f32, then scaled (`QwenImageRMS_norm`). `D` is 4 where the
 /// reference normalises videos, 3 where it normalises images; that is all they differ in.
 #[derive(Module, Debug)]
 pub(super) struct ChannelNorm<const D: usize> {
@@ -27,10 +27,13 @@ impl<const D: usize> ChannelNorm<D> {
     /// # Shapes
     /// * x and output: `[B, C, H, W]`
     pub(super) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [_, channels, ..] = x.dims();
+        let ([_, channels, ..], dtype) = (x.dims(), x.dtype());
+        let wide = |x: Tensor<4>| x.cast(DType::F32);
+        let x = wide(x);
         let length = (x.clone() * x.clone()).sum_dim(1).sqrt();
-        let gamma = self.gamma.val().reshape([1, channels, 1, 1]);
-        x / length.clamp_min(LENGTH_MIN) * (gamma * (channels as f64).sqrt())
+        let gamma = wide(self.gamma.val().reshape([1, channels, 1, 1]));
+        let x = x / length.clamp_min(LENGTH_MIN) * (gamma * (channels as f64).sqrt());
+        x.cast(dtype)
     }
 
     /// `silu` of [`ChannelNorm::forward`].

@@ -1,4 +1,4 @@
-use burn::tensor::{DType, Device};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::*;
 use crate::golden::Case;
@@ -32,6 +32,35 @@ fn small() -> AutoencoderKlQwenImage {
         ..Default::default()
     };
     AutoencoderKlQwenImage::init(&config, &Init::new(1, &Device::flex()))
+}
+
+/// As diffusers' pipelines compute it on GPUs.
+#[test]
+fn half_precision_gives_nearly_the_same_in_f32() {
+    for case in Case::all("autoencoder_kl_qwen_image") {
+        let config = read_config(&case.path("config.json")).unwrap();
+        let [wide, narrow] = [DType::F32, DType::BF16].map(|dtype| {
+            let (weights, device) = (case.weights(), Device::flex());
+            let vae =
+                AutoencoderKlQwenImage::from_weights(&config, &weights, &device, dtype).unwrap();
+            let latents: Tensor<4> = case.tensor::<5>("in.latents").squeeze_dim(2);
+            let pixels: Tensor<4> = case.tensor::<5>("in.pixels").squeeze_dim(2);
+            (vae.encode(pixels), vae.decode(latents))
+        });
+        for (wide, narrow) in [(wide.0, narrow.0), (wide.1, narrow.1)] {
+            assert_eq!(narrow.dtype(), DType::F32);
+            let dot = |a: &Tensor<4>, b: &Tensor<4>| -> f32 {
+                (a.clone() * b.clone()).sum().into_scalar()
+            };
+            let cosine = dot(&wide, &narrow) / (dot(&wide, &wide) * dot(&narrow, &narrow)).sqrt();
+            assert!(cosine > 0.999, "{cosine}");
+            assert_ne!(
+                wide.into_data(),
+                narrow.into_data(),
+                "the second is no narrower"
+            );
+        }
+    }
 }
 
 #[test]

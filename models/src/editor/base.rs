@@ -153,6 +153,18 @@ impl Base {
         }
     }
 
+    pub(super) fn has_encoders(&self) -> bool {
+        each!(self, model => model.encoders.is_some())
+    }
+
+    pub(super) fn load_encoders(&mut self, files: Files<'_>) -> Result<(), LoadError> {
+        each!(self, model => model.load_encoders(files))
+    }
+
+    pub(super) fn unload_encoders(&mut self) {
+        each!(self, model => model.encoders = None);
+    }
+
     pub(super) fn save(&self, folder: &Path) -> Result<(), LoadError> {
         each!(self, model => model.save(folder))
     }

@@ -16,6 +16,7 @@ use super::{
 use crate::dit::Transformer;
 use crate::init::Init;
 use crate::lora::LoraAdapter;
+use crate::memory;
 use crate::weights::{LoadError, Pretrained, PretrainedConfig};
 
 /// A part of a pipeline folder, as `model_index.json` lists it.
@@ -128,7 +129,8 @@ type ConfigOf<M> = <M as Pretrained>::Config;
 
 /// What turns texts and images into what a transformer sees, and back.
 pub trait Encoders: Clone + Debug {
-    /// The encoders of a diffusers pipeline folder; the text encoders' weights become `dtype`, the VAE's f32.
+    /// The encoders of a diffusers pipeline folder; the text encoders' weights become `dtype`, the VAE's what
+    /// [`vae_type`] says.
     ///
     /// # Errors
     /// If a part can't be loaded, or they do not fit each other.
@@ -160,6 +162,15 @@ pub trait Encoders: Clone + Debug {
 
     /// The encoders with other parameters in the text encoders.
     fn map_text<M: ModuleMapper>(self, mapper: &mut M) -> Self;
+}
+
+/// The float type of an autoencoder beside large models of `dtype`. diffusers' pipelines compute it in theirs; on a CPU
+/// convolutions of narrow types are slower than those of f32.
+pub(super) fn vae_type(device: &Device, dtype: DType) -> DType {
+    match memory::is_host(device) {
+        true => DType::F32,
+        false => dtype,
+    }
 }
 
 /// Widths of what text encoders give to the transformer, where they are known.
@@ -200,19 +211,16 @@ impl<P: Pipeline> BaseModel<P> {
         let format = P::format(folder)?;
         let transformer = folder.join("transformer");
         let transformer = P::Transformer::load_as(&transformer, device, files.dtype)?;
-        // No gradient ever reaches them: they stay off the autodiff device.
-        let plain = device.clone().without_autodiff();
-        let encoders = match files.parts {
-            Parts::All => Some(P::Encoders::load(folder, &plain, files.dtype)?),
-            Parts::Transformer => None,
-        };
-        let model = Self {
+        let mut model = Self {
             pipeline: P::default(),
             transformer: transformer.no_grad(),
-            encoders,
+            encoders: None,
             format,
         };
-        model.check(folder)?;
+        match files.parts {
+            Parts::All => model.load_encoders(files)?,
+            Parts::Transformer => model.check(folder)?,
+        }
         Ok(model)
     }
 
@@ -251,6 +259,14 @@ impl<P: Pipeline> BaseModel<P> {
         self.transformer.save(&folder.join("transformer"))?;
         encoders.save(folder)?;
         save_index(folder, P::CLASS)
+    }
+
+    /// Takes the encoders of a pipeline folder, whose transformer fits this one's.
+    pub(super) fn load_encoders(&mut self, files: Files<'_>) -> Result<(), LoadError> {
+        // No gradient ever reaches them: they stay off the autodiff device.
+        let plain = files.device.clone().without_autodiff();
+        self.encoders = Some(P::Encoders::load(files.folder, &plain, files.dtype)?);
+        self.check(files.folder)
     }
 
     pub(super) fn encoders(&self) -> Result<&P::Encoders, EditError> {

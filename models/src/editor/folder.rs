@@ -50,6 +50,30 @@ impl Editor {
         Self::beside(base, folder, device)
     }
 
+    /// Whether the encoders are loaded.
+    pub fn has_encoders(&self) -> bool {
+        self.base.has_encoders()
+    }
+
+    /// Loads the encoders of a diffusers pipeline folder, of the editor's own one as a rule.
+    ///
+    /// # Errors
+    /// As [`Editor::load_as`].
+    pub fn load_encoders(&mut self, folder: &Path, dtype: DType) -> Result<(), LoadError> {
+        let device = self.device().clone();
+        self.base.load_encoders(Files {
+            folder,
+            device: &device,
+            parts: Parts::All,
+            dtype,
+        })
+    }
+
+    /// Lets go of the encoders. What memory they had is free where no clone of the editor has them too.
+    pub fn unload_encoders(&mut self) {
+        self.base.unload_encoders();
+    }
+
     /// An editor with a transformer that has learned nothing, in f32; of it, the folder needs only the configuration.
     ///
     /// # Errors

@@ -5,8 +5,8 @@ use image::RgbImage;
 use super::base::Context;
 use super::pixels::{fit, lanczos, size_of, to_images, to_tensor};
 use super::{
-    Base, Condition, ConditionBatch, EditError, ImageSize, LatentFormat, Prompt, PromptBatch,
-    PromptInput, SourceSize, TrainedPart,
+    Base, Condition, ConditionBatch, ConditionShape, EditError, ImageSize, LatentFormat, Prompt,
+    PromptBatch, PromptInput, SourceSize, TrainedPart,
 };
 use crate::dit::Evaluation;
 use crate::lora::{LoraAdapter, Projection, Tracked, Trained};
@@ -15,6 +15,10 @@ use crate::solver::{self, Solver};
 
 /// Most pixels that are decoded at once; more images go one batch after another.
 pub(crate) const DECODED_PIXELS_MAX: usize = 1 << 20;
+
+/// Most tokens of all samples that the transformer is given at once where nothing else bounds them. A GPU gains nothing
+/// from more; a group of 12 at a megapixel has three times as many.
+const TOKENS_MAX: usize = 1 << 15;
 
 /// The negative prompt that published results were made with.
 pub const NEGATIVE_PROMPT: &str = " ";
@@ -91,6 +95,49 @@ struct Guided {
     scale: f64,
 }
 
+/// A policy under conditions, ready to sample.
+struct Sampler<'a> {
+    policy: Editor,
+    /// What is not merged into it.
+    adapter: Option<LoraAdapter>,
+    prepared: Prepared,
+    options: &'a SampleOptions,
+}
+
+impl<'a> Sampler<'a> {
+    fn new(
+        editor: &Editor,
+        conditions: &[&Condition],
+        options: &'a SampleOptions,
+        adapter: Option<&LoraAdapter>,
+    ) -> Self {
+        let adapter = adapter.map(Module::valid);
+        // A narrow base would round small changes away: there the adapter stays apart.
+        let (policy, adapter) = match adapter {
+            Some(adapter) if editor.base.dtype() == DType::F32 => (editor.merged(&adapter), None),
+            adapter => (editor.without_encoders(), adapter),
+        };
+        Self {
+            prepared: policy.prepare_guided(conditions, options),
+            policy,
+            adapter,
+            options,
+        }
+    }
+
+    fn sample(&self, noise: Tensor<3>) -> Result<Tensor<3>, EditError> {
+        let ([batch, tokens, _], policy) = (noise.dims(), &self.policy);
+        let steps = self.options.num_inference_steps;
+        let sigmas = policy.scheduler.sigmas(steps, tokens)?;
+        let velocity = |x, sigma| {
+            let t = Tensor::full([batch], sigma, (&policy.device, DType::F32));
+            policy.velocity_of(x, t, &self.prepared, self.adapter.as_ref())
+        };
+        let solver = self.options.solver;
+        Ok(solver::sample(solver, &sigmas, noise.inner(), velocity))
+    }
+}
+
 impl Editor {
     /// An editor of a base model.
     pub fn new(base: impl Into<Base>, scheduler: FlowMatchScheduler, device: &Device) -> Self {
@@ -139,6 +186,22 @@ impl Editor {
     /// Number S of tokens of an image and the width C of each.
     pub fn latent_shape(&self, size: ImageSize) -> [usize; 2] {
         self.base.format().shape(size)
+    }
+
+    /// How many samples under a condition are worth evaluating at once, at least one: with more, activations take more
+    /// memory and no less time.
+    pub fn samples_at_once(&self, condition: &Condition) -> usize {
+        let [text, _] = condition.prompt.tokens.dims();
+        let [source, _] = condition.image_latents.dims();
+        let [own, _] = self.latent_shape(condition.size);
+        samples_within(TOKENS_MAX, text + source + own)
+    }
+
+    /// As [`Editor::samples_at_once`], before there is a condition.
+    pub fn samples_at_once_of(&self, shape: ConditionShape) -> usize {
+        let [own, _] = self.latent_shape(shape.size);
+        let images = (1 + shape.sources) * own;
+        samples_within(TOKENS_MAX, images + self.prompt_shape(shape).tokens)
     }
 
     /// Encodes an instruction and a source image, cropped and resized to the result's size.
@@ -306,23 +369,25 @@ impl Editor {
         }
     }
 
-    /// As [`Editor::prepare`] of one condition, with classifier-free guidance if the options ask for it.
-    fn prepare_guided(&self, condition: &Condition, options: &SampleOptions) -> Prepared {
-        let prepare = |condition: &Condition| self.prepare(&[condition], options.guidance_scale);
-        let prepared = prepare(condition);
+    /// As [`Editor::prepare`], with classifier-free guidance if the options ask for it.
+    fn prepare_guided(&self, conditions: &[&Condition], options: &SampleOptions) -> Prepared {
+        let prepared = self.prepare(conditions, options.guidance_scale);
         if options.negative_prompt().is_none() {
             return prepared;
         }
-        let negative = condition.negative_prompt.clone();
-        let negative = Condition {
-            prompt: negative
+        let negative = |condition: &&Condition| Condition {
+            prompt: condition
+                .negative_prompt
+                .clone()
                 .expect("a condition for classifier-free guidance has a negative prompt"),
-            ..condition.clone()
+            ..(*condition).clone()
         };
+        let negative: Vec<Condition> = conditions.iter().map(negative).collect();
+        let negative = self.prepare(&negative.iter().collect::<Vec<_>>(), options.guidance_scale);
         Prepared {
             // The sources' latents are the same on both sides: only the context is kept.
             guided: Some(Guided {
-                context: prepare(&negative).context,
+                context: negative.context,
                 scale: options.true_cfg_scale,
             }),
             ..prepared
@@ -384,7 +449,8 @@ impl Editor {
         self.base.evaluation(hidden_states, tokens, t, context)
     }
 
-    /// Samples edits of one condition from noise, all as one batch, without gradients.
+    /// Samples edits of one condition from noise, without gradients; as many at once as
+    /// [`Editor::samples_at_once`] says, on which no sample depends.
     ///
     /// # Shapes
     /// * noise: `[K, S, C]`
@@ -402,26 +468,45 @@ impl Editor {
         options: &SampleOptions,
         adapter: Option<&LoraAdapter>,
     ) -> Result<Tensor<3>, EditError> {
-        let adapter = adapter.map(Module::valid);
-        // A narrow base would round small changes away: there the adapter stays apart.
-        let (policy, apart) = match adapter {
-            Some(adapter) if self.base.dtype() == DType::F32 => (self.merged(&adapter), None),
-            adapter => (self.without_encoders(), adapter),
-        };
-        let prepared = policy.prepare_guided(condition, options);
-        let [batch, tokens, _] = noise.dims();
-        let steps = options.num_inference_steps;
-        let sigmas = self.scheduler.sigmas(steps, tokens)?;
-        let velocity = |x, sigma| {
-            let t = Tensor::full([batch], sigma, (&policy.device, DType::F32));
-            policy.velocity_of(x, t, &prepared, apart.as_ref())
-        };
-        Ok(solver::sample(
-            options.solver,
-            &sigmas,
-            noise.inner(),
-            velocity,
-        ))
+        let at_once = self.samples_at_once(condition);
+        self.sample_in_parts(at_once, condition, noise, options, adapter)
+    }
+
+    /// As [`Editor::sample`], in parts of nearly one size that have at most `at_once` samples.
+    pub(super) fn sample_in_parts(
+        &self,
+        at_once: usize,
+        condition: &Condition,
+        noise: Tensor<3>,
+        options: &SampleOptions,
+        adapter: Option<&LoraAdapter>,
+    ) -> Result<Tensor<3>, EditError> {
+        let [samples, ..] = noise.dims();
+        let sampler = Sampler::new(self, &[condition], options, adapter);
+        let parts = samples.div_ceil(at_once);
+        if parts < 2 {
+            return sampler.sample(noise);
+        }
+        let parts = noise.split(samples.div_ceil(parts), 0).into_iter();
+        let parts = parts.map(|noise| sampler.sample(noise));
+        Ok(Tensor::cat(parts.collect::<Result<_, _>>()?, 0))
+    }
+
+    /// As [`Editor::sample`], one edit of each of some conditions of equal sizes, all at once.
+    ///
+    /// # Errors
+    /// As [`Editor::sample`].
+    ///
+    /// # Panics
+    /// As [`Editor::sample`] and [`Editor::prepare`].
+    pub fn sample_each(
+        &self,
+        conditions: &[&Condition],
+        noise: Tensor<3>,
+        options: &SampleOptions,
+        adapter: Option<&LoraAdapter>,
+    ) -> Result<Tensor<3>, EditError> {
+        Sampler::new(self, conditions, options, adapter).sample(noise)
     }
 
     /// The editor of a policy that is not being trained, without encoders and off the autodiff
@@ -487,6 +572,11 @@ impl Editor {
             ..self
         }
     }
+}
+
+/// How many samples of some tokens have no more than `max` together; at least one.
+fn samples_within(max: usize, tokens: usize) -> usize {
+    (max / tokens).max(1)
 }
 
 /// The tokens of all images, one after the other.

@@ -50,11 +50,10 @@ pub(super) fn to_tensor(image: &RgbImage, device: &Device) -> Tensor<4> {
 /// * pixels in 0..1: `[B, 3, H, W]`
 pub(super) fn to_images(pixels: Tensor<4>) -> Vec<RgbImage> {
     let [_, _, height, width] = pixels.dims();
-    let bytes = pixels.permute([0, 2, 3, 1]).into_data();
-    let bytes: Vec<u8> = bytes
-        .iter::<f32>()
-        .map(|value| (value * 255.0).round_ties_even() as u8)
-        .collect();
+    let values = pixels.permute([0, 2, 3, 1]).into_data().convert::<f32>();
+    let values = values.as_slice::<f32>().expect("just converted");
+    let byte = |value: &f32| (value * 255.0).round_ties_even() as u8;
+    let bytes: Vec<u8> = values.iter().map(byte).collect();
     let image = |raw: &[u8]| RgbImage::from_raw(width as u32, height as u32, raw.to_vec());
     let images = bytes.chunks(3 * height * width).map(image);
     images

@@ -14,12 +14,12 @@ pub enum EditorSource {
     /// Each for one role alone, and no more of it than it needs.
     #[default]
     Own,
-    /// One whole editor for all roles of the process: it is loaded by the first that asks, and the
-    /// others' weights are the same memory.
+    /// One transformer for all roles of the process: it is loaded by the first that asks, and the others' weights are
+    /// the same memory. Encoders are a role's own, which may let go of them when it has nothing to do.
     Shared(Arc<Mutex<Option<Loaded>>>),
 }
 
-/// A whole editor, and what it was loaded from.
+/// An editor without encoders, and what it was loaded from.
 #[derive(Debug)]
 pub struct Loaded {
     from: (PathBuf, Device, DType),
@@ -48,11 +48,11 @@ impl EditorSource {
         };
         let mut loaded = shared.lock().unwrap_or_else(|e| e.into_inner());
         let from = (folder.to_owned(), device.clone(), dtype);
-        let editor = match &*loaded {
+        let mut editor = match &*loaded {
             Some(loaded) if loaded.from == from => loaded.editor.clone(),
             Some(_) => return Editor::load_as(folder, device, parts, dtype),
             None => {
-                let editor = Editor::load_as(folder, device, Parts::All, dtype)?;
+                let editor = Editor::load_as(folder, device, Parts::Transformer, dtype)?;
                 *loaded = Some(Loaded {
                     from,
                     editor: editor.clone(),
@@ -60,9 +60,9 @@ impl EditorSource {
                 editor
             }
         };
-        Ok(match parts {
-            Parts::All => editor,
-            Parts::Transformer => editor.without_encoders(),
-        })
+        if parts == Parts::All {
+            editor.load_encoders(folder, dtype)?;
+        }
+        Ok(editor)
     }
 }

@@ -1,5 +1,5 @@
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use image::RgbImage;
 
 use super::*;
@@ -124,6 +124,128 @@ fn a_condition_serves_a_batch_as_it_serves_each_sample() {
     let prepared = editor.prepare(&[&condition, &condition, &condition], 2.5);
     let each = editor.velocity_of(x, t, &prepared, None);
     assert!(largest(each - all) < 1e-5);
+}
+
+/// Sampled in parts of any size, samples have the bits that they have all together (A9).
+#[test]
+fn no_sample_depends_on_what_is_sampled_beside_it() {
+    let device = Device::flex();
+    let cases =
+        ["kontext_pipeline", "qwen_image_edit_pipeline"].map(|kind| Case::all(kind).remove(1));
+    for (case, dtype) in cases
+        .iter()
+        .flat_map(|case| [DType::F32, DType::BF16].map(|d| (case, d)))
+    {
+        let folder = case.path("pipeline");
+        let editor = Editor::load_as(&folder, &device, Parts::Transformer, dtype).unwrap();
+        let unit = editor.latent_format().unit();
+        let shape = ConditionShape {
+            size: ImageSize {
+                height: 2 * unit,
+                width: 3 * unit,
+            },
+            sources: 1,
+            max_sequence_length: 5,
+        };
+        let condition = editor.random_condition(shape, 1);
+        let config = LoraConfig {
+            rank: 2,
+            alpha: 4.0,
+            target_modules: vec!["to_q".into(), "to_out.0".into()],
+        };
+        let projections = editor.projections();
+        let flat = noise::normal_values(3, flat_len(&config, projections));
+        let adapter = LoraAdapter::from_flat(&config, projections, &flat, &device);
+        let options = SampleOptions {
+            num_inference_steps: 3,
+            solver: Solver::Dpm2,
+            guidance_scale: 2.5,
+            true_cfg_scale: 1.0,
+        };
+        let [tokens, channels] = editor.latent_shape(condition.size);
+        let noise = noise::normal(2, [5, tokens, channels], &device);
+        let sample = |at_once| {
+            let noise = noise.clone();
+            editor.sample_in_parts(at_once, &condition, noise, &options, Some(&adapter))
+        };
+        let whole = sample(5).unwrap();
+        for at_once in 1..5 {
+            let parts = sample(at_once).unwrap();
+            assert_eq!(parts.into_data(), whole.to_data(), "{at_once} of {dtype:?}");
+        }
+        let all = editor.sample(&condition, noise.clone(), &options, Some(&adapter));
+        assert_eq!(all.unwrap().into_data(), whole.into_data());
+        assert_eq!(
+            editor.samples_at_once(&condition),
+            editor.samples_at_once_of(shape)
+        );
+    }
+}
+
+/// A group of 12 goes through FLUX.1-Kontext at once at 512 x 512 pixels, and in four parts at a megapixel.
+#[test]
+fn what_is_worth_sampling_at_once_is_bounded_by_tokens() {
+    let (_, editor, _) = small();
+    let tokens_of = |size, max_sequence_length| {
+        let shape = ConditionShape {
+            size,
+            sources: 1,
+            max_sequence_length,
+        };
+        editor.samples_at_once_of(shape)
+    };
+    let unit = editor.latent_format().unit();
+    let square = |side: usize| ImageSize::square(side * unit);
+    assert_eq!(tokens_of(square(32), 512), 12);
+    assert_eq!(tokens_of(square(64), 512), 3);
+    assert_eq!(tokens_of(square(1000), 512), 1);
+}
+
+#[test]
+fn edits_of_several_conditions_are_those_of_each() {
+    let device = Device::flex();
+    for kind in ["kontext_pipeline", "qwen_image_edit_pipeline"] {
+        let case = Case::all(kind).remove(1);
+        let editor = editor(&case, Parts::All);
+        let unit = editor.latent_format().unit();
+        let size = ImageSize {
+            height: 2 * unit,
+            width: 3 * unit,
+        };
+        let (width, height) = (size.width as u32, size.height as u32);
+        let sources =
+            [20, 200].map(|red| RgbImage::from_pixel(width, height, image::Rgb([red, 9, 80])));
+        let encode = |(prompt, source): (&str, &RgbImage)| {
+            let request = EditRequest {
+                prompt,
+                negative_prompt: Some(" "),
+                sources: std::slice::from_ref(source),
+                source_size: SourceSize::Result,
+                size,
+                max_sequence_length: 7,
+            };
+            editor.encode_request(&request).unwrap()
+        };
+        let conditions = [("add a red dot", &sources[0]), ("remove it", &sources[1])].map(encode);
+        let options = SampleOptions {
+            num_inference_steps: 2,
+            solver: Solver::Euler,
+            guidance_scale: 2.5,
+            true_cfg_scale: 2.0,
+        };
+        let [tokens, channels] = editor.latent_shape(size);
+        let noise = noise::normal(2, [2, tokens, channels], &device);
+        let together = editor.sample_each(&conditions.each_ref(), noise.clone(), &options, None);
+        let together = together.unwrap();
+        for (row, condition) in conditions.iter().enumerate() {
+            let noise = noise.clone().narrow(0, row, 1);
+            let alone = editor.sample(condition, noise, &options, None).unwrap();
+            let error = largest(alone - together.clone().narrow(0, row, 1));
+            assert!(error < 1e-4, "{kind}, {row}: {error}");
+        }
+        let apart = largest(together.clone().narrow(0, 0, 1) - together.narrow(0, 1, 1));
+        assert!(apart > 1e-2, "the conditions make no difference");
+    }
 }
 
 #[test]

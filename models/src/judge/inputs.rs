@@ -4,13 +4,30 @@
 //! What follows is a suffix row per edit. Prefixes are padded on the left and suffixes on the right, so that the real
 //! keys of a row are contiguous.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use std::ops::Range;
+
+use burn::tensor::{Tensor, TensorData};
 
 use super::template::ImageRole;
 use crate::image_processor::Patches;
 use crate::ops::AttentionMask;
 use crate::qwen2_5_vl::{
     Grid, ImageTokens, PrefixCache, Qwen2_5Vl, Sequence, Slot, TokenRows, rows,
+};
+
+/// How much goes through the model at once: what a group of large images takes in memory is bounded by it, and a GPU
+/// gains nothing from more.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AtOnce {
+    /// Patches of images, unless one image has more.
+    pub(super) patches: usize,
+    /// Tokens of rows and of the prefixes that they see, unless one row has more.
+    pub(super) tokens: usize,
+}
+
+const AT_ONCE: AtOnce = AtOnce {
+    patches: 1 << 14,
+    tokens: 1 << 15,
 };
 
 /// One judgement, tokenised.
@@ -105,11 +122,26 @@ impl JudgeInputs {
     /// # Shapes
     /// * output: `[rows, ids.len()]`
     pub fn answer_logits(&self, model: &Qwen2_5Vl, ids: &[u32]) -> Tensor<2> {
-        let last: Vec<usize> = self.suffix.real.iter().map(|real| real - 1).collect();
-        let hidden = model
-            .language_model
-            .last_hidden(self.sequence(model), &last);
-        model.logits_of(hidden, ids)
+        self.answer_logits_in_parts(AT_ONCE, model, ids)
+    }
+
+    /// As [`JudgeInputs::answer_logits`]. No edit's logits depend on what goes through the model beside it.
+    pub(super) fn answer_logits_in_parts(
+        &self,
+        at_once: AtOnce,
+        model: &Qwen2_5Vl,
+        ids: &[u32],
+    ) -> Tensor<2> {
+        let features = self.features(at_once, model);
+        let prefix = self.prefix_cache(model, &features);
+        let parts = parts(&vec![self.tokens_per_row(); self.rows()], at_once.tokens);
+        let logits = parts.into_iter().map(|rows| {
+            let last = &self.suffix.real[rows.clone()];
+            let last: Vec<usize> = last.iter().map(|real| real - 1).collect();
+            let sequence = self.sequence(model, &features, prefix.as_ref(), rows);
+            model.logits_of(model.language_model.last_hidden(sequence, &last), ids)
+        });
+        joined(logits.collect())
     }
 
     /// The logits of the tokens `ids` after each token of the edited images as well; what the answer will be is
@@ -123,7 +155,10 @@ impl JudgeInputs {
             self.edited_tokens.iter().all(|other| *other == tokens),
             "the edited images of a batch have one size"
         );
-        let hidden = model.language_model.hidden(self.sequence(model));
+        let features = self.features(AT_ONCE, model);
+        let prefix = self.prefix_cache(model, &features);
+        let sequence = self.sequence(model, &features, prefix.as_ref(), 0..self.rows());
+        let hidden = model.language_model.hidden(sequence);
         let [rows_count, length, features] = hidden.dims();
         let edited_hidden = hidden.clone().narrow(1, 0, tokens);
         let edited = edited_hidden.clone();
@@ -139,24 +174,32 @@ impl JudgeInputs {
         }
     }
 
-    /// The suffix rows behind their prefixes.
-    fn sequence(&self, model: &Qwen2_5Vl) -> Sequence<'_> {
-        let pixels = self.pixels(&model.language_model.embedding().device());
-        let features = model.visual.forward(pixels, &self.grids);
-        let prefix = (self.prefix.length > 0).then(|| self.prefix_cache(model, &features));
+    /// Some suffix rows behind their prefixes.
+    fn sequence(
+        &self,
+        model: &Qwen2_5Vl,
+        features: &Tensor<2>,
+        prefix: Option<&PrefixCache>,
+        rows: Range<usize>,
+    ) -> Sequence<'_> {
+        let length = self.suffix.length;
         Sequence {
-            embeds: self.suffix.embeds(model, &features),
-            positions: &self.suffix.positions,
-            mask: self.suffix_mask(),
-            prefix,
+            embeds: self.suffix.embeds(model, features, rows.clone()),
+            positions: &self.suffix.positions[rows.start * length..rows.end * length],
+            mask: self.suffix_mask(rows.clone()),
+            prefix: prefix.map(|prefix| prefix.rows(&self.groups[rows])),
         }
     }
 
-    fn prefix_cache(&self, model: &Qwen2_5Vl, features: &Tensor<2>) -> PrefixCache {
+    /// Keys and values of every judgement's prefix, where they have any.
+    fn prefix_cache(&self, model: &Qwen2_5Vl, features: &Tensor<2>) -> Option<PrefixCache> {
         let prefix = &self.prefix;
+        if prefix.length == 0 {
+            return None;
+        }
         let start = prefix.real.iter().map(|real| prefix.length - real);
         let sequence = Sequence {
-            embeds: prefix.embeds(model, features),
+            embeds: prefix.embeds(model, features, 0..prefix.real.len()),
             positions: &prefix.positions,
             mask: AttentionMask::CausalKeyRange {
                 start: start.collect(),
@@ -164,26 +207,56 @@ impl JudgeInputs {
             },
             prefix: None,
         };
-        model.language_model.prefill(sequence).rows(&self.groups)
+        Some(model.language_model.prefill(sequence))
     }
 
-    fn pixels(&self, device: &Device) -> Tensor<2> {
-        let patches: usize = self.grids.iter().map(Grid::patches).sum();
-        let shape = [patches, self.pixel_values.len() / patches];
-        Tensor::from_data(TensorData::new(self.pixel_values.clone(), shape), device)
+    /// What the vision tower makes of all images: `[image tokens, hidden]`
+    fn features(&self, at_once: AtOnce, model: &Qwen2_5Vl) -> Tensor<2> {
+        let device = model.language_model.embedding().device();
+        let patches: Vec<usize> = self.grids.iter().map(Grid::patches).collect();
+        let width = self.pixel_values.len() / patches.iter().sum::<usize>();
+        let mut done = 0;
+        let features = parts(&patches, at_once.patches).into_iter().map(|images| {
+            let count: usize = patches[images.clone()].iter().sum();
+            let values = &self.pixel_values[done * width..(done + count) * width];
+            done += count;
+            let pixels = TensorData::new(values.to_vec(), [count, width]);
+            let pixels = Tensor::from_data(pixels, &device);
+            model.visual.forward(pixels, &self.grids[images])
+        });
+        joined(features.collect())
     }
 
-    fn suffix_mask(&self) -> AttentionMask {
+    fn suffix_mask(&self, rows: Range<usize>) -> AttentionMask {
         let (prefix, suffix) = (&self.prefix, &self.suffix);
         let start = |group: &usize| prefix.length - prefix.real.get(*group).unwrap_or(&0);
+        let real = suffix.real[rows.clone()].iter();
         AttentionMask::CausalKeyRange {
-            start: self.groups.iter().map(start).collect(),
-            end: suffix
-                .real
-                .iter()
-                .map(|real| prefix.length + real)
-                .collect(),
+            start: self.groups[rows].iter().map(start).collect(),
+            end: real.map(|real| prefix.length + real).collect(),
         }
+    }
+}
+
+/// Neighbours that are no larger than `max` together, unless one alone is.
+fn parts(sizes: &[usize], max: usize) -> Vec<Range<usize>> {
+    let (mut parts, mut start, mut sum) = (Vec::new(), 0, 0);
+    for (index, size) in sizes.iter().enumerate() {
+        if index > start && sum + size > max {
+            parts.push(start..index);
+            (start, sum) = (index, 0);
+        }
+        sum += size;
+    }
+    parts.push(start..sizes.len());
+    parts
+}
+
+/// The rows of all parts; one part is taken as it is.
+fn joined(parts: Vec<Tensor<2>>) -> Tensor<2> {
+    match <[_; 1]>::try_from(parts) {
+        Ok([whole]) => whole,
+        Err(parts) => Tensor::cat(parts, 0),
     }
 }
 
@@ -199,11 +272,12 @@ impl Rows {
     }
 
     /// # Shapes
-    /// * output: `[rows, length, hidden]`
-    fn embeds(&self, model: &Qwen2_5Vl, features: &Tensor<2>) -> Tensor<3> {
-        let embeds = model.embed(&self.slots, Some(features.clone()));
+    /// * output: `[rows.len(), length, hidden]`
+    fn embeds(&self, model: &Qwen2_5Vl, features: &Tensor<2>, rows: Range<usize>) -> Tensor<3> {
+        let slots = &self.slots[rows.start * self.length..rows.end * self.length];
+        let embeds = model.embed(slots, Some(features.clone()));
         let [_, hidden] = embeds.dims();
-        embeds.reshape([self.real.len(), self.length, hidden])
+        embeds.reshape([rows.len(), self.length, hidden])
     }
 
     fn padded(rows: Vec<Row>, padding: Padding) -> Self {

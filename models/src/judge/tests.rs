@@ -1,3 +1,4 @@
+use super::inputs::AtOnce;
 use super::*;
 use crate::image_processor::{ImageProcessor, ImageProcessorConfig};
 use crate::init::Init;
@@ -191,6 +192,21 @@ fn a_shared_prefix_changes_nothing() {
         }
     }
     assert_eq!(inputs.rows(), row);
+}
+
+#[test]
+fn a_group_in_parts_is_judged_as_it_is_at_once() {
+    let judge = judge(&Device::flex());
+    let groups = Groups::new();
+    let inputs = judge.processor.prepare(&groups.requests()).unwrap();
+    let at_once = judge.digit_logits(&inputs).into_data();
+    let row = inputs.tokens_per_row();
+    for (patches, tokens) in [(1, 1), (30, 2 * row), (1000, 3 * row)] {
+        let limits = AtOnce { patches, tokens };
+        let (model, ids) = (&judge.model, judge.processor.digit_ids());
+        let parts = inputs.answer_logits_in_parts(limits, model, ids);
+        assert_eq!(parts.into_data(), at_once, "{limits:?}");
+    }
 }
 
 #[test]

@@ -120,6 +120,16 @@ impl LoraAdapter {
         LoraGradient::new(self, gradients).into_flat()
     }
 
+    /// The device of the factors, without autodiff.
+    ///
+    /// # Panics
+    /// If there are no factors.
+    pub(super) fn plain_device(&self) -> Device {
+        let pair = self.pairs.iter().flatten().next();
+        let pair = pair.expect("an adapter has factors");
+        pair.a.val().device().without_autodiff()
+    }
+
     /// The slots of the model's projections.
     pub(super) fn slots(&self) -> Range<usize> {
         0..self.pairs.len()

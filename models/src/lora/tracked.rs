@@ -58,7 +58,7 @@ impl<'a> Tracked<'a> {
     pub fn gradient(self, gradients: &Gradients) -> LoraGradient<'a> {
         let Self { output, back } = self;
         drop(output);
-        back(gradients)
+        back(gradients).merged()
     }
 }
 

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 
 use super::config::TextConfig;
-use super::layers::{LayerInit, Mlp, rows};
+use super::layers::{LayerInit, Mlp, row_indices, rows};
 use super::rope::{RopeTable, TextRope};
 use crate::init::Init;
 use crate::layers::{Embedding, Linear, RmsNorm};
@@ -256,7 +256,8 @@ impl LanguageModel {
 impl PrefixCache {
     /// The cache with a row for each of `rows`, which names rows of this one.
     pub fn rows(&self, indices: &[usize]) -> Self {
-        let select = |x: &Tensor<4>| rows(x.clone(), indices);
+        let indices = row_indices(indices, &self.layers[0].k.device());
+        let select = |x: &Tensor<4>| x.clone().select(0, indices.clone());
         let layers = self.layers.iter().map(|layer| KeyValue {
             k: select(&layer.k),
             v: select(&layer.v),

@@ -1,7 +1,7 @@
 //! What the vision tower and the language model share.
 
 use burn::module::Module;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::init::Init;
 use crate::layers::{Linear, RmsNorm};
@@ -75,8 +75,12 @@ impl LayerInit<'_> {
 /// * x: `[N, D..]`
 /// * output: `[indices.len(), D..]`
 pub(crate) fn rows<const D: usize>(x: Tensor<D>, indices: &[usize]) -> Tensor<D> {
-    let values: Vec<i64> = indices.iter().map(|index| *index as i64).collect();
-    let data = TensorData::new(values, [indices.len()]);
-    let indices = Tensor::<1, Int>::from_data(data, &x.device());
+    let indices = row_indices(indices, &x.device());
     x.select(0, indices)
+}
+
+/// What [`rows`] selects by, for those who select by it more than once.
+pub(super) fn row_indices(indices: &[usize], device: &Device) -> Tensor<1, Int> {
+    let values: Vec<i64> = indices.iter().map(|index| *index as i64).collect();
+    Tensor::from_data(TensorData::new(values, [indices.len()]), device)
 }

@@ -1,11 +1,11 @@
 //! The vision tower: `Qwen2_5_VisionTransformerPretrainedModel`.
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Int, Tensor};
 
 use super::config::VisionConfig;
 use super::grid::{Grid, Layout, Run, inverse, is_identity, patch_positions};
-use super::layers::{LayerInit, Mlp, rows};
+use super::layers::{LayerInit, Mlp, row_indices};
 use super::rope::RopeTable;
 use crate::init::Init;
 use crate::layers::{Linear, RmsNorm};
@@ -97,35 +97,46 @@ impl VisionTower {
         let windows = Segments::new(&layout, &layout, grids, &self.config, &x);
         let whole = Layout::frames(grids, &self.config);
         let frames = Segments::new(&whole, &layout, grids, &self.config, &x);
-        let mut x = gathered(x, &layout.order);
+        let device = x.device();
+        let mut x = gathered(x, &Order::new(&layout.order, &device));
         for (index, block) in self.blocks.iter().enumerate() {
             let full = self.config.fullatt_block_indexes.contains(&index);
             x = block.forward(x, if full { &frames } else { &windows });
         }
         let merged = self.merger.forward(x, self.config.merge_unit());
-        gathered(merged, &layout.places())
+        gathered(merged, &Order::new(&layout.places(), &device))
     }
 }
 
-/// Brings the rows of each merged token into `order`.
+/// An order of the merged tokens, on the device once for all layers; none where it changes nothing.
+struct Order(Option<Tensor<1, Int>>);
+
+impl Order {
+    fn new(order: &[usize], device: &Device) -> Self {
+        Self((!is_identity(order)).then(|| row_indices(order, device)))
+    }
+}
+
+/// Brings the rows of each merged token into another order.
 ///
 /// # Shapes
 /// * x and output: `[order.len() * n, D]`, n rows to a token
-fn gathered(x: Tensor<2>, order: &[usize]) -> Tensor<2> {
-    if is_identity(order) {
+fn gathered(x: Tensor<2>, order: &Order) -> Tensor<2> {
+    let Order(Some(order)) = order else {
         return x;
-    }
-    let [all, features] = x.dims();
-    let x = x.reshape([order.len(), all / order.len() * features]);
-    rows(x, order).reshape([all, features])
+    };
+    let ([all, features], [tokens]) = (x.dims(), order.dims());
+    let x = x.reshape([tokens, all / tokens * features]);
+    x.select(0, order.clone()).reshape([all, features])
 }
 
 /// Which patches attend to each other, and their positions.
 struct Segments {
     runs: Vec<Run>,
     rope: RopeTable,
-    /// From the order of the hidden states to the segments' own.
-    order: Vec<usize>,
+    /// From the order of the hidden states to the segments' own, and back.
+    there: Order,
+    back: Order,
 }
 
 impl Segments {
@@ -145,10 +156,13 @@ impl Segments {
             .copied()
             .collect();
         let places = base.places();
+        let order: Vec<usize> = layout.order.iter().map(|token| places[*token]).collect();
+        let device = x.device();
         Self {
             runs: layout.runs.clone(),
-            rope: RopeTable::vision(&positions, config.head_dim(), &x.device(), x.dtype()),
-            order: layout.order.iter().map(|token| places[*token]).collect(),
+            rope: RopeTable::vision(&positions, config.head_dim(), &device, x.dtype()),
+            there: Order::new(&order, &device),
+            back: Order::new(&inverse(&order), &device),
         }
     }
 }
@@ -206,7 +220,7 @@ impl VisionAttention {
     /// # Shapes
     /// * x and output: `[N, hidden]`
     fn forward(&self, x: Tensor<2>, segments: &Segments) -> Tensor<2> {
-        let qkv = self.qkv.forward(gathered(x, &segments.order));
+        let qkv = self.qkv.forward(gathered(x, &segments.there));
         let mut first = 0;
         let attended = segments.runs.iter().map(|run| {
             let attended = self.attend(qkv.clone(), &segments.rope, first, *run);
@@ -218,7 +232,7 @@ impl VisionAttention {
             Ok([whole]) => whole,
             Err(parts) => Tensor::cat(parts, 0),
         };
-        gathered(self.proj.forward(out), &inverse(&segments.order))
+        gathered(self.proj.forward(out), &segments.back)
     }
 
     /// Attention within each segment of a run, whose first patch is `first`.

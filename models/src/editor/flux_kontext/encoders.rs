@@ -6,6 +6,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use super::format_of;
 use crate::autoencoder_kl::AutoencoderKl;
 use crate::clip::ClipText;
+use crate::editor::base_model::vae_type;
 use crate::editor::{EditError, Encoders, LatentFormat, PromptBatch, PromptInput, TextWidths};
 use crate::init::Init;
 use crate::t5::T5Encoder;
@@ -31,7 +32,7 @@ impl Encoders for FluxKontextEncoders {
     fn load(folder: &Path, device: &Device, dtype: DType) -> Result<Self, LoadError> {
         let part = |name: &str| folder.join(name);
         Ok(Self {
-            vae: AutoencoderKl::load(&part("vae"), device)?,
+            vae: AutoencoderKl::load_as(&part("vae"), device, vae_type(device, dtype))?,
             text_encoder: ClipText::load_as(&part("text_encoder"), device, dtype)?,
             text_encoder_2: T5Encoder::load_as(&part("text_encoder_2"), device, dtype)?,
             tokenizer: Tokenizer::load(&folder.join("tokenizer"))?,

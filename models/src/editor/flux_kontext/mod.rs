@@ -119,8 +119,9 @@ impl Pipeline for FluxKontextPipeline {
             encoder_hidden_states: prompts.tokens,
             pooled_projections: prompts.pooled.expect("FLUX's prompts are pooled"),
             guidance: guided.then(|| Tensor::full([1], guidance_scale, (device, DType::F32))),
-            img_ids: image_ids(grids, device),
-            txt_ids: Tensor::zeros([text, 3], device),
+            // Positions become tables on the host, so that is where they stay: a device would be waited for.
+            img_ids: image_ids(grids),
+            txt_ids: Tensor::zeros([text, 3], &Device::flex()),
         }
     }
 }
@@ -137,14 +138,14 @@ fn format_of(vae: &AutoencoderKlConfig) -> LatentFormat {
 ///
 /// # Shapes
 /// * output: `[S + R, 3]`
-fn image_ids(grids: &[[usize; 2]], device: &Device) -> Tensor<2> {
+fn image_ids(grids: &[[usize; 2]]) -> Tensor<2> {
     let mut ids = Vec::new();
     for (image, [rows, columns]) in grids.iter().enumerate() {
         let places = (0..*rows).flat_map(|row| (0..*columns).map(move |column| (row, column)));
         ids.extend(places.flat_map(|(row, column)| [image as f32, row as f32, column as f32]));
     }
     let count = ids.len() / 3;
-    Tensor::from_data(TensorData::new(ids, [count, 3]), device)
+    Tensor::from_data(TensorData::new(ids, [count, 3]), &Device::flex())
 }
 
 #[cfg(test)]
@@ -153,7 +154,7 @@ mod tests {
 
     #[test]
     fn ids_tell_result_and_source_apart() {
-        let ids = image_ids(&[[1, 2], [1, 1]], &Device::flex()).into_data();
+        let ids = image_ids(&[[1, 2], [1, 1]]).into_data();
         let ids: Vec<f32> = ids.iter().collect();
         assert_eq!(ids, [0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0]);
     }

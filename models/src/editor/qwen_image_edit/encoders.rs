@@ -7,6 +7,7 @@ use image::RgbImage;
 use super::format_of;
 use super::template::{DROPPED_TOKENS, ImageMarkup, render};
 use crate::autoencoder_kl_qwen_image::AutoencoderKlQwenImage;
+use crate::editor::base_model::vae_type;
 use crate::editor::pixels::{lanczos, size_of};
 use crate::editor::size::area_size;
 use crate::editor::{EditError, Encoders, LatentFormat, Prompt, PromptInput, TextWidths};
@@ -72,7 +73,7 @@ impl Encoders for QwenImageEditEncoders {
             false => folder.join("tokenizer"),
         };
         Self::new(
-            AutoencoderKlQwenImage::load(&folder.join("vae"), device)?,
+            AutoencoderKlQwenImage::load_as(&folder.join("vae"), device, vae_type(device, dtype))?,
             Qwen2_5Vl::load_as(&folder.join("text_encoder"), device, dtype)?,
             Tokenizer::load(&tokenizer)?,
             ImageProcessor::load(&processor)?,
