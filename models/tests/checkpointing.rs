@@ -1,4 +1,6 @@
-//! Gradients that come back a block at a time are those of one graph, bit for bit.
+//! Gradients that come back a block at a time are those of one graph: bit for bit on our own ops, on the CPU.
+//!
+//! `RETOUCH_TEST_DEVICE` names the device, by default `cpu`.
 
 use burn::tensor::{DType, Device, Tensor};
 use retouch_models::dit::Transformer;
@@ -30,6 +32,11 @@ const ATTENTION: [&str; 8] = [
     "to_add_out",
 ];
 
+fn device() -> Device {
+    let name = std::env::var("RETOUCH_TEST_DEVICE");
+    retouch_models::device::parse(name.as_deref().unwrap_or("cpu")).unwrap()
+}
+
 /// A transformer with what one condition's evaluations share.
 struct Network<T: Transformer> {
     model: T,
@@ -39,7 +46,7 @@ struct Network<T: Transformer> {
 impl<T: Transformer> Network<T> {
     /// A random transformer whose weights are stored as `dtype`.
     fn new(config: &T::Config, dtype: DType, condition: T::Condition) -> Self {
-        let (folder, device) = (tempfile::tempdir().unwrap(), Device::flex());
+        let (folder, device) = (tempfile::tempdir().unwrap(), device());
         let random = T::init(config, &Init::new(1, &device));
         random.save(folder.path()).unwrap();
         let model = T::load_as(folder.path(), &device, dtype).unwrap();
@@ -58,7 +65,7 @@ impl<T: Transformer> Network<T> {
 }
 
 fn flux(dtype: DType) -> Network<FluxTransformer> {
-    let device = Device::flex();
+    let device = device();
     let config = FluxTransformerConfig {
         in_channels: CHANNELS,
         num_layers: 3,
@@ -106,12 +113,12 @@ fn qwen(dtype: DType) -> Network<QwenImageTransformer> {
 }
 
 fn text(rows: usize) -> Tensor<3> {
-    noise::normal(2, [rows, TEXT_TOKENS, TEXT_WIDTH], &Device::flex())
+    noise::normal(2, [rows, TEXT_TOKENS, TEXT_WIDTH], &device())
 }
 
 /// The loss of a velocity and its flat gradient.
 fn gradient(network: &Network<impl Transformer>, trained: Trained<'_>) -> (f32, Vec<f32>) {
-    let device = Device::flex();
+    let device = device();
     let x = noise::normal(6, [BATCH, IMAGE_TOKENS, CHANNELS], &device);
     let t = Tensor::from_floats([0.5, 0.25], &device);
     let tracked = network.track(x, t, trained);
@@ -129,7 +136,7 @@ fn adapter(network: &Network<impl Transformer>, targets: &[&str]) -> LoraAdapter
     };
     let projections = network.model.projections();
     let flat = noise::normal_values(5, flat_len(&config, projections));
-    LoraAdapter::from_flat(&config, projections, &flat, &Device::flex().autodiff())
+    LoraAdapter::from_flat(&config, projections, &flat, &device().autodiff())
 }
 
 /// The share of an adapter's factors that a loss reaches.
@@ -140,6 +147,10 @@ fn reached(gradient: &[f32]) -> f64 {
 
 fn ways_agree<T: Transformer>(new: fn(DType) -> Network<T>, targets: &[&[&str]]) {
     for dtype in [DType::F32, DType::BF16] {
+        if !device().supports_dtype(dtype) {
+            println!("left out: {dtype:?}");
+            continue;
+        }
         let network = new(dtype);
         for targets in targets {
             let adapter = adapter(&network, targets);
@@ -152,9 +163,21 @@ fn ways_agree<T: Transformer>(new: fn(DType) -> Network<T>, targets: &[&[&str]])
             };
             let (whole, by_block) = (of(Checkpointing::None), of(Checkpointing::Block));
             assert!(reached(&whole.1) > 0.7, "{targets:?} {dtype:?}");
-            assert!(whole == by_block, "{targets:?} {dtype:?}");
+            assert_agree(whole, by_block, &format!("{targets:?} {dtype:?}"));
         }
     }
+}
+
+/// The same bits on the CPU. Elsewhere kernels differ from graph to graph: the same direction, and loss.
+fn assert_agree(whole: (f32, Vec<f32>), by_block: (f32, Vec<f32>), what: &str) {
+    if device() == Device::flex() {
+        return assert!(whole == by_block, "{what}");
+    }
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+    let (a, b) = (&whole.1, &by_block.1);
+    let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+    assert!(cosine > 0.999, "{what}: {cosine}");
+    assert!((whole.0 / by_block.0 - 1.0).abs() < 1e-2, "{what}");
 }
 
 #[test]
@@ -217,7 +240,7 @@ fn a_forward_pass_by_block_has_no_graph_below_its_output() {
         adapter: &adapter,
         checkpointing: Checkpointing::Block,
     };
-    let device = Device::flex();
+    let device = device();
     let x = noise::normal(6, [BATCH, IMAGE_TOKENS, CHANNELS], &device);
     let t = Tensor::from_floats([0.5, 0.25], &device);
     let tracked = network.track(x, t, trained);

@@ -104,6 +104,50 @@ def round_to_bf16(module):
     return module
 
 
+def to_bf16(module):
+    """Makes parameters bf16 and leaves buffers f32, as `from_pretrained(dtype=torch.bfloat16)` does."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    return module
+
+
+def cast(tensors, dtype, names):
+    """The tensors with some of them in another type."""
+    return {name: tensor.to(dtype) if name in names else tensor for name, tensor in tensors.items()}
+
+
+def assert_survives_bf16(outputs, exact):
+    """Fails unless outputs computed in bf16 are those of f32 arithmetic to half of what a test allows.
+
+    A model too deep or too small for its outputs to survive rounding would prove nothing.
+    """
+    assert outputs.keys() == exact.keys()
+    for name, output in outputs.items():
+        found, wanted = [tensor.detach().double().flatten() for tensor in (output, exact[name])]
+        cosine = torch.nn.functional.cosine_similarity(found, wanted, dim=0).item()
+        norm = (found.norm() / wanted.norm()).item()
+        assert cosine > 0.9995 and abs(norm - 1) < 0.015, f"{name}: bf16 has a cosine of {cosine}, a norm of {norm}"
+
+
+@torch.no_grad()
+def write_bf16(component, variant, model, config, compute, inputs, stored=(), weights=torch.nn.Module.state_dict):
+    """A case whose storage and arithmetic are bf16.
+
+    `compute(model, **inputs)` gives the outputs by name; `stored` are the inputs that come in the model's type, and
+    `weights` gives the tensors as they are published.
+    """
+    inputs = cast(inputs, torch.bfloat16, stored)
+    exact = compute(round_to_bf16(model), **cast(inputs, torch.float32, stored))
+    outputs = compute(to_bf16(model), **inputs)
+    assert_survives_bf16(outputs, exact)
+    case = Case(component, variant, dtype="bf16", min_cosine=0.999)
+    case.config(config)
+    case.weights(weights(model))
+    case.inputs(**inputs)
+    case.outputs(outputs)
+    case.save()
+
+
 def public_config(module):
     """A diffusers config as `save_config` writes it."""
     return json.loads(module.to_json_string())

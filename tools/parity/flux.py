@@ -3,7 +3,7 @@
 import torch
 from diffusers import FluxTransformer2DModel
 
-from common import Case, generator, public_config, randn, randomise, round_to_bf16
+from common import Case, generator, public_config, randn, randomise, round_to_bf16, write_bf16
 
 
 def ids(first, height, width, top=0, left=0):
@@ -44,6 +44,10 @@ def write(variant, model, tensors, dtype=torch.float32):
     case.save()
 
 
+STORED = ["hidden_states", "encoder_hidden_states", "pooled_projections"]
+"""Inputs that pipelines keep in the transformer's type; times, scales and positions are f32."""
+
+
 def make():
     model = transformer(
         11, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
@@ -65,3 +69,15 @@ def make():
     )
     tokens = torch.cat([ids(0, 5, 7, top=3, left=11), ids(1, 2, 3)])
     write("odd_sizes", model, inputs(model, 32, 3, 1, tokens, [0.02, 0.5, 0.731]))
+
+    model = transformer(
+        41, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=24, pooled_projection_dim=20, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
+    )
+    tokens = torch.cat([ids(0, 4, 5), ids(1, 3, 4)])
+    # Times and scales whose thousandfold is a bf16 number: diffusers rounds there, to four of a thousand.
+    tensors = {**inputs(model, 42, 2, 6, tokens, [0.5, 0.25]), "guidance": torch.tensor([2.0, 4.0])}
+    write_bf16(
+        "flux_transformer", "computed_in_bf16", model, public_config(model),
+        lambda model, **tensors: {"sample": model(**tensors).sample}, tensors, STORED,
+    )

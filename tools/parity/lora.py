@@ -1,11 +1,14 @@
 """peft_folder and nft_step: peft's LoRA over FluxTransformer2DModel, and one whole optimizer step of the method."""
 
+import copy
 import json
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
-from common import Case, generator, public_config, randn, round_to_bf16, write_json, write_tensors
+from common import (
+    Case, assert_survives_bf16, generator, public_config, randn, round_to_bf16, to_bf16, write_json, write_tensors,
+)
 from flux import ids, inputs, transformer
 from method import nft_loss
 
@@ -88,6 +91,7 @@ class Step:
     """One iteration of training on a batch of (sample, timestep) pairs: v_old, v_ref, v_theta, loss, AdamW, old, EMA."""
 
     def __init__(self, base, seed, rank, alpha):
+        self.dtype = base.dtype
         self.model = adapted(base, seed, rank, alpha)
         self.theta = {name: factor.clone() for name, factor in get_peft_model_state_dict(self.model).items()}
         self.old = {
@@ -96,15 +100,18 @@ class Step:
         }
 
     def velocity(self, batch):
-        """v of the noised tokens; the source image's tokens behind them are only attended to."""
+        """v of the noised tokens; the source image's tokens behind them are only attended to.
+
+        The transformer computes in its own type, all else in f32.
+        """
         t, x0 = batch["t"], batch["x0"]
         x_t = (1 - t[:, None, None]) * x0 + t[:, None, None] * batch["noise"]
-        names = ["encoder_hidden_states", "pooled_projections", "guidance", "img_ids", "txt_ids"]
+        stored = {name: batch[name].to(self.dtype) for name in ["encoder_hidden_states", "pooled_projections"]}
         sample = self.model(
-            hidden_states=torch.cat([x_t, batch["image_latents"]], dim=1), timestep=t,
-            **{name: batch[name] for name in names if name in batch},
+            hidden_states=torch.cat([x_t, batch["image_latents"]], dim=1).to(self.dtype), timestep=t, **stored,
+            **{name: batch[name] for name in ["guidance", "img_ids", "txt_ids"] if name in batch},
         ).sample
-        return sample[:, : x0.shape[1]]
+        return sample[:, : x0.shape[1]].float()
 
     def run(self, batch, parameters):
         with torch.no_grad():
@@ -152,22 +159,49 @@ def batch_of(base, seed, advantages, valid, t, grid, source_grid, text_tokens):
     return {**batch, "t": torch.tensor(t), "advantages": torch.tensor(advantages), "valid": torch.tensor(valid)}
 
 
+def step_outputs(base, seed, batch, parameters):
+    """(outputs, gradients, the step itself)"""
+    step = Step(base, seed, parameters["rank"], parameters["alpha"])
+    loss = step.run(batch, parameters)
+    gradients = {name: factor.grad.clone() for name, factor in step.factors().items()}
+    step.update(parameters)
+    theta = step.factors()
+    outputs = {"loss": loss.float()[None]}
+    outputs |= {f"theta.{name}": factor.detach() for name, factor in theta.items()}
+    outputs |= {f"old.{name}": factor for name, factor in mix(parameters["eta"], step.old, theta).items()}
+    outputs |= {f"ema.{name}": factor for name, factor in mix(parameters["ema_decay"], step.theta, theta).items()}
+    return outputs, gradients, step
+
+
 def write_step(variant, base, seed, batch, parameters, dtype=torch.float32):
     case = Case("nft_step", variant, **parameters)
     case.config(public_config(base))
     case.weights({name: weight.to(dtype) for name, weight in base.state_dict().items()})
-    step = Step(base, seed, parameters["rank"], parameters["alpha"])
+    fill_step(case, batch, *step_outputs(base, seed, batch, parameters))
+
+
+def write_step_bf16(variant, base, seed, batch, parameters):
+    """The base in bf16, factors, loss and optimizer in f32."""
+    exact_outputs, exact_gradients, _ = step_outputs(round_to_bf16(copy.deepcopy(base)), seed, batch, parameters)
+    case = Case("nft_step", variant, dtype="bf16", min_cosine=0.999, **parameters)
+    case.config(public_config(base))
+    base = to_bf16(base)
+    case.weights(base.state_dict())
+    outputs, gradients, step = step_outputs(base, seed, batch, parameters)
+    assert_survives_bf16(outputs, exact_outputs)
+    assert_survives_bf16(gradients, exact_gradients)
+    for name, factor in step.factors().items():
+        cosine = torch.cosine_similarity(factor.flatten(), step.theta[name].flatten(), dim=0)
+        assert cosine < 0.997, f"{name}: a step that changes so little ({cosine}) would pass if it were left out"
+    fill_step(case, batch, outputs, gradients, step)
+
+
+def fill_step(case, batch, outputs, gradients, step):
     write_tensors(case.path("lora_theta.safetensors"), step.theta)
     write_tensors(case.path("lora_old.safetensors"), step.old)
-    loss = step.run(batch, parameters)
     case.inputs(**batch)
-    case.outputs(loss=loss.float()[None])
-    case.gradients({name: factor.grad for name, factor in step.factors().items()})
-    step.update(parameters)
-    theta = step.factors()
-    case.outputs({f"theta.{name}": factor for name, factor in theta.items()})
-    case.outputs({f"old.{name}": factor for name, factor in mix(parameters["eta"], step.old, theta).items()})
-    case.outputs({f"ema.{name}": factor for name, factor in mix(parameters["ema_decay"], step.theta, theta).items()})
+    case.outputs(outputs)
+    case.gradients(gradients)
     case.save()
 
 
@@ -199,3 +233,17 @@ def make_steps():
         base, 832, [1.3, -0.7, 0.4, -2.2, 0.0], [1.0, 1.0, 0.0, 1.0, 1.0], [0.9, 0.6, 0.5, 0.3, 0.75], (2, 5), (4, 2), 3
     )
     write_step("every_term_bf16", base, 833, batch, parameters, torch.bfloat16)
+
+    # A step as long as theta: its direction is the gradient's where the epsilon is large.
+    base = transformer(
+        871, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=24, pooled_projection_dim=16, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
+    )
+    parameters = {
+        "beta": 0.5, "kl_beta": 0.2, "adv_clip_max": 2.0, "adv_mode": "all", "rank": 4, "alpha": 8.0,
+        "learning_rate": 12.0, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 0.1, "weight_decay": 0.01,
+        "max_grad_norm": 0.3, "eta": 0.5, "ema_decay": 0.5,
+    }
+    batch = batch_of(base, 872, [1.3, -0.7, -2.2], [1.0] * 3, [0.5, 0.25, 0.125], (6, 6), (5, 4), 6)
+    batch["guidance"] = torch.tensor([2.0, 4.0, 1.0])
+    write_step_bf16("computed_in_bf16", base, 873, batch, parameters)

@@ -5,8 +5,9 @@ import math
 import numpy
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from peft import LoraConfig, get_peft_model
 
-from common import Case, generator, public_config, randn, write_tensors
+from common import Case, assert_survives_bf16, generator, public_config, randn, write_tensors
 
 
 def flow_sigmas(scheduler, num_inference_steps, image_seq_len):
@@ -257,6 +258,46 @@ def write_lora_linear(variant, seed, batch, tokens, inputs, outputs, rank, alpha
     case.save()
 
 
+class Projection(torch.nn.Module):
+    """What peft adapts."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.to_q = torch.nn.Linear(*weight.shape[::-1], bias=False)
+        self.to_q.weight.data = weight
+
+    def forward(self, x):
+        return self.to_q(x)
+
+
+def lora_linear(base, lora_a, lora_b, alpha, x, dy):
+    """Output and gradients of peft's layer, whose factors stay f32 beside a base of any type."""
+    model = get_peft_model(Projection(base), LoraConfig(r=len(lora_a), lora_alpha=alpha, target_modules=["to_q"]))
+    layer = model.base_model.model.to_q
+    factors = {"lora_A": layer.lora_A["default"].weight, "lora_B": layer.lora_B["default"].weight}
+    factors["lora_A"].data, factors["lora_B"].data = lora_a, lora_b
+    x = x.clone().requires_grad_()
+    y = model(x)
+    y.backward(dy)
+    return {"y": y}, {"x": x.grad, **{name: factor.grad for name, factor in factors.items()}}
+
+
+def write_lora_linear_bf16(variant, seed, batch, tokens, inputs, outputs, rank, alpha):
+    base = randn(seed, outputs, inputs, std=inputs**-0.5).bfloat16()
+    lora_a, lora_b = randn(seed + 1, rank, inputs, std=inputs**-0.5), randn(seed + 2, outputs, rank, std=rank**-0.5)
+    x, dy = randn(seed + 3, batch, tokens, inputs).bfloat16(), randn(seed + 4, batch, tokens, outputs).bfloat16()
+    y, gradients = lora_linear(base, lora_a, lora_b, alpha, x, dy)
+    exact = lora_linear(base.float(), lora_a, lora_b, alpha, x.float(), dy.float())
+    assert_survives_bf16({**y, **gradients}, {**exact[0], **exact[1]})
+    case = Case("lora_linear", variant, dtype="bf16", min_cosine=0.999, rank=rank, alpha=alpha)
+    write_tensors(case.path("weights.safetensors"), {"base": base, "lora_A": lora_a, "lora_B": lora_b})
+    case.inputs(x=x, dy=dy)
+    case.outputs(y)
+    case.gradients(gradients)
+    case.save()
+
+
 def make_lora_linears():
     write_lora_linear("rank_four", 701, 2, 7, 24, 40, 4, 8.0)
     write_lora_linear("rank_one_odd", 711, 3, 5, 17, 11, 1, 0.5)
+    write_lora_linear_bf16("computed_in_bf16", 721, 2, 19, 48, 40, 4, 8.0)

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
 import words
-from common import Case, generator, image, public_config, randn, randomise, round_to_bf16, write_json
+from common import Case, generator, image, public_config, randn, randomise, round_to_bf16, write_bf16, write_json
 from qwen_vl import PUBLISHED_PROCESSOR, nested
 
 
@@ -23,23 +23,36 @@ def padded_at_the_end(lengths):
     return torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
 
 
-def write_transformer(variant, model, seed, shapes, mask, timestep, dtype=torch.float32):
+def transformer_inputs(model, seed, shapes, mask, timestep):
     """`mask` tells the real text tokens of each row; the rest is padding, and padding is noise too."""
     batch, longest = mask.shape
     tokens = sum(frames * height * width for frames, height, width in shapes)
-    inputs = {
+    return {
         "hidden_states": randn(seed, batch, tokens, model.config.in_channels),
         "encoder_hidden_states": randn(seed + 1, batch, longest, model.config.joint_attention_dim),
         "encoder_hidden_states_mask": mask.long(),
         "timestep": torch.tensor(timestep),
+        "img_shapes": torch.tensor([shapes] * batch),
     }
+
+
+def write_transformer(variant, model, seed, shapes, mask, timestep, dtype=torch.float32):
+    inputs = transformer_inputs(model, seed, shapes, mask, timestep)
     case = Case("qwen_image_transformer", variant)
     case.config(public_config(model))
     case.weights({name: weight.to(dtype) for name, weight in model.state_dict().items()})
     with torch.no_grad():
-        case.outputs(sample=model(**inputs, img_shapes=[shapes] * batch).sample)
-    case.inputs(**inputs, img_shapes=torch.tensor([shapes] * batch))
+        case.outputs(sample(model, **inputs))
+    case.inputs(**inputs)
     case.save()
+
+
+STORED = ["hidden_states", "encoder_hidden_states"]
+"""Inputs that the pipeline keeps in the transformer's type; times are f32."""
+
+
+def sample(model, img_shapes, **inputs):
+    return {"sample": model(**inputs, img_shapes=img_shapes.tolist()).sample}
 
 
 def make_transformer():
@@ -62,6 +75,15 @@ def make_transformer():
     )
     mask = torch.tensor([[0, 0, 0, 1, 0], [1, 1, 1, 1, 1], [0, 1, 0, 0, 1]])
     write_transformer("no_source_padding_between", model, 622, [(1, 3, 11)], mask, [0.02, 0.5, 0.731])
+
+    model = transformer(
+        651, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=24, axes_dims_rope=(4, 6, 6),
+    )
+    shapes = [(1, 4, 5), (1, 3, 4)]
+    # Times that are bf16 numbers: diffusers rounds there.
+    inputs = transformer_inputs(model, 652, shapes, padded_at_the_end([8, 5]), [0.75, 0.25])
+    write_bf16("qwen_image_transformer", "computed_in_bf16", model, public_config(model), sample, inputs, STORED)
 
 
 def autoencoder(seed, **config):

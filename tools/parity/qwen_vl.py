@@ -12,7 +12,7 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLCo
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from common import Case, image, randn, randomise, round_to_bf16, write_json
+from common import Case, image, randn, randomise, round_to_bf16, write_bf16, write_json
 from text import config_of, token_ids
 
 VISION = {
@@ -28,8 +28,8 @@ def patches(seed, grid, config):
     return randn(seed, count, 3 * config.temporal_patch_size * config.patch_size**2)
 
 
-def image_embeds(vision, pixel_values, grid):
-    return vision(pixel_values, grid_thw=grid).pooler_output
+def image_embeds(vision, pixel_values, image_grid_thw):
+    return {"image_embeds": vision(pixel_values, grid_thw=image_grid_thw).pooler_output}
 
 
 @torch.no_grad()
@@ -52,11 +52,21 @@ def make_vision():
     case.weights({f"visual.{name}": weight.to(torch.bfloat16) for name, weight in model.state_dict().items()})
     write_vision(case, model, 212, torch.tensor([[1, 10, 8], [1, 12, 14]]))
 
+    model = randomise(Qwen2_5_VisionTransformerPretrainedModel(Qwen2_5_VLVisionConfig(**VISION)), 311)
+    write_bf16(
+        "qwen2_5_vl_vision", "computed_in_bf16", model, config_of(model), image_embeds,
+        vision_inputs(model, 312, torch.tensor([[1, 6, 10], [1, 2, 14]])),
+    )
+
+
+def vision_inputs(model, seed, grid):
+    return {"pixel_values": patches(seed, grid.tolist(), model.config), "image_grid_thw": grid}
+
 
 def write_vision(case, model, seed, grid):
-    pixel_values = patches(seed, grid.tolist(), model.config)
-    case.inputs(pixel_values=pixel_values, image_grid_thw=grid)
-    case.outputs(image_embeds=image_embeds(model, pixel_values, grid))
+    inputs = vision_inputs(model, seed, grid)
+    case.inputs(**inputs)
+    case.outputs(image_embeds(model, **inputs))
     case.save()
 
 
@@ -127,21 +137,34 @@ def pad(rows, side):
     return ids, mask
 
 
+def model_inputs(model, ids, mask, grid, seed):
+    pixel_values = patches(seed, grid, model.config.vision_config)
+    return {
+        "input_ids": ids, "attention_mask": mask, "pixel_values": pixel_values, "image_grid_thw": torch.tensor(grid)
+    }
+
+
+def model_outputs(model, input_ids, attention_mask, pixel_values, image_grid_thw):
+    tokens = (input_ids == model.config.image_token_id).int()
+    position_ids, _ = model.model.get_rope_index(
+        input_ids, tokens, image_grid_thw=image_grid_thw, attention_mask=attention_mask
+    )
+    logits = model(
+        input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values, image_grid_thw=image_grid_thw,
+        mm_token_type_ids=tokens,
+    ).logits
+    last = attention_mask.shape[1] - 1 - attention_mask.flip(1).argmax(1)
+    return {"position_ids": position_ids, "logits": logits[torch.arange(len(input_ids)), last]}
+
+
 @torch.no_grad()
 def write_model(variant, model, config, ids, mask, grid, seed, dtype=torch.float32):
-    grid = torch.tensor(grid)
-    pixel_values = patches(seed, grid.tolist(), model.config.vision_config)
-    tokens = (ids == model.config.image_token_id).int()
-    position_ids, _ = model.model.get_rope_index(ids, tokens, image_grid_thw=grid, attention_mask=mask)
-    logits = model(
-        input_ids=ids, attention_mask=mask, pixel_values=pixel_values, image_grid_thw=grid, mm_token_type_ids=tokens
-    ).logits
-    last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
+    inputs = model_inputs(model, ids, mask, grid, seed)
     case = Case("qwen2_5_vl", variant)
     case.config(config)
     case.weights({name: weight.to(dtype) for name, weight in saved_weights(model).items()})
-    case.inputs(input_ids=ids, attention_mask=mask, pixel_values=pixel_values, image_grid_thw=grid)
-    case.outputs(position_ids=position_ids, logits=logits[torch.arange(len(ids)), last])
+    case.inputs(**inputs)
+    case.outputs(model_outputs(model, **inputs))
     case.save()
 
 
@@ -178,6 +201,16 @@ def make_model():
     write_model(
         "published_config_bf16", model, config, ids, mask, [(1, 4, 4), (1, 4, 4)], 263, torch.bfloat16
     )
+
+    # Grouped queries under padding on either side, in bf16.
+    for side, seed in [("left", 321), ("right", 331)]:
+        model = nested(seed, {})
+        rows = [prompt(seed + 1, 97, [(1, 4, 6)], [3, 5]), prompt(seed + 4, 97, [(1, 6, 4)], [7, 12])]
+        inputs = model_inputs(model, *pad(rows, side), [(1, 4, 6), (1, 6, 4)], seed + 7)
+        write_bf16(
+            "qwen2_5_vl", f"{side}_padded_in_bf16", model, config_of(model), model_outputs, inputs,
+            weights=saved_weights,
+        )
 
 
 def write_processor(variant, processor, config, pixels, tolerance):

@@ -5,7 +5,7 @@ import json
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from common import Case, generator, randomise, round_to_bf16
+from common import Case, generator, randomise, round_to_bf16, write_bf16
 
 
 def config_of(model):
@@ -17,13 +17,17 @@ def token_ids(seed, low, high, *shape):
     return torch.randint(low, high, shape, generator=generator(seed))
 
 
+def t5_weights(model):
+    weights = dict(model.state_dict())
+    weights.pop("encoder.embed_tokens.weight", None)  # tied to shared.weight, published once
+    return weights
+
+
 @torch.no_grad()
 def write_t5(variant, model, ids, mask, dtype=torch.float32):
     case = Case("t5_encoder", variant)
     case.config(config_of(model))
-    weights = {name: weight.to(dtype) for name, weight in model.state_dict().items()}
-    weights.pop("encoder.embed_tokens.weight", None)  # tied to shared.weight, published once
-    case.weights(weights)
+    case.weights({name: weight.to(dtype) for name, weight in t5_weights(model).items()})
     case.inputs(input_ids=ids)
     if mask is not None:
         case.inputs(attention_mask=mask)
@@ -46,15 +50,31 @@ def make_t5():
     mask = (torch.arange(29)[None, :] < torch.tensor([29, 11, 3])[:, None]).long()
     write_t5("masked_bf16", round_to_bf16(model), token_ids(82, 0, 60, 3, 29) * mask, mask, torch.bfloat16)
 
+    model = t5(111, vocab_size=70, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
+    mask = (torch.arange(23)[None, :] < torch.tensor([23, 9])[:, None]).long()
+    write_bf16(
+        "t5_encoder", "computed_in_bf16", model, config_of(model),
+        lambda model, **inputs: {"last_hidden_state": model(**inputs).last_hidden_state},
+        {"input_ids": token_ids(112, 0, 70, 2, 23) * mask, "attention_mask": mask}, weights=t5_weights,
+    )
+
+
+def clip_outputs(model, input_ids):
+    output = model(input_ids=input_ids)
+    return {"last_hidden_state": output.last_hidden_state, "pooler_output": output.pooler_output}
+
+
+def clip_weights(model, prefix="text_model."):
+    return {prefix + name: weight for name, weight in model.state_dict().items()}
+
 
 @torch.no_grad()
 def write_clip(variant, model, ids, prefix):
     case = Case("clip_text", variant)
     case.config(config_of(model))
-    case.weights({prefix + name: weight for name, weight in model.state_dict().items()})
-    output = model(input_ids=ids)
+    case.weights(clip_weights(model, prefix))
     case.inputs(input_ids=ids)
-    case.outputs(last_hidden_state=output.last_hidden_state, pooler_output=output.pooler_output)
+    case.outputs(clip_outputs(model, ids))
     case.save()
 
 
@@ -86,3 +106,13 @@ def make_clip():
     ids = padded_prompts(102, 70, 68, 67, 67, 13, [2, 11])
     ids[0, 2] = 69
     write_clip("gelu_first_eos", model, ids, "")
+
+    config = CLIPTextConfig(
+        vocab_size=80, hidden_size=32, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=15, hidden_act="quick_gelu", bos_token_id=0, eos_token_id=2, pad_token_id=1,
+    )
+    model = randomise(CLIPTextModel(config), 121)
+    write_bf16(
+        "clip_text", "computed_in_bf16", model, config_of(model), clip_outputs,
+        {"input_ids": padded_prompts(122, 80, 78, 79, 79, 15, [6, 13, 2])}, weights=clip_weights,
+    )

@@ -3,7 +3,7 @@
 import torch
 from diffusers import AutoencoderKL
 
-from common import Case, public_config, randn, randomise, round_to_bf16
+from common import Case, public_config, randn, randomise, round_to_bf16, write_bf16
 
 
 def autoencoder(seed, block_out_channels, **config):
@@ -17,16 +17,26 @@ def autoencoder(seed, block_out_channels, **config):
     return randomise(model, seed)
 
 
+def inputs(model, seed, batch, height, width):
+    factor = 2 ** (len(model.config.block_out_channels) - 1)
+    return {
+        "pixels": randn(seed, batch, 3, height, width).clamp(-2, 2) / 2,
+        "latents": randn(seed + 1, batch, model.config.latent_channels, height // factor, width // factor),
+    }
+
+
+def outputs(model, pixels, latents):
+    return {"moments": model.encode(pixels).latent_dist.parameters, "decoded": model.decode(latents).sample}
+
+
 @torch.no_grad()
 def write(variant, model, seed, batch, height, width, dtype=torch.float32):
-    factor = 2 ** (len(model.config.block_out_channels) - 1)
-    pixels = randn(seed, batch, 3, height, width).clamp(-2, 2) / 2
-    latents = randn(seed + 1, batch, model.config.latent_channels, height // factor, width // factor)
+    tensors = inputs(model, seed, batch, height, width)
     case = Case("autoencoder_kl", variant)
     case.config(public_config(model))
     case.weights({name: weight.to(dtype) for name, weight in model.state_dict().items()})
-    case.inputs(pixels=pixels, latents=latents)
-    case.outputs(moments=model.encode(pixels).latent_dist.parameters, decoded=model.decode(latents).sample)
+    case.inputs(**tensors)
+    case.outputs(outputs(model, **tensors))
     case.save()
 
 
@@ -42,3 +52,7 @@ def make():
         61, (6, 12, 12), layers_per_block=1, latent_channels=2, norm_num_groups=3, mid_block_add_attention=False
     )
     write("quant_convs_no_attention", model, 62, 1, 20, 28)
+
+    model = autoencoder(71, (8, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4, **flux)
+    tensors = inputs(model, 72, 1, 20, 28)
+    write_bf16("autoencoder_kl", "computed_in_bf16", model, public_config(model), outputs, tensors, list(tensors))

@@ -1,6 +1,7 @@
+use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use retouch_models::weights::Weights;
 use serde::de::DeserializeOwned;
@@ -9,13 +10,44 @@ use toml::{Table, Value};
 
 /// What a case may differ by if it says nothing else.
 const TOLERANCE: f64 = 1e-4;
+const MIN_COSINE: f64 = 0.999;
+const MAX_NORM_ERROR: f64 = 0.03;
+
+/// How close each output has to be to the expected one.
+#[derive(Clone, Copy)]
+pub(crate) enum Bound {
+    /// The largest difference over the largest expected value is at most this.
+    Difference(f64),
+    /// For bf16, whose roundings differ from one implementation to the next, the angle and the length.
+    Direction {
+        min_cosine: f64,
+        /// How far the ratio of the Euclidean norms may be from 1.
+        max_norm_error: f64,
+    },
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Difference(tolerance) => write!(f, "tolerance {tolerance:.0e}"),
+            Self::Direction {
+                min_cosine,
+                max_norm_error,
+            } => write!(
+                f,
+                "expected a cosine of at least {min_cosine} and a norm within {max_norm_error:.0e}"
+            ),
+        }
+    }
+}
 
 /// One case folder, read.
 pub(crate) struct Case {
     folder: PathBuf,
     pub(crate) component: String,
-    /// The largest difference over the largest expected value, for each output.
-    pub(crate) tolerance: f64,
+    /// Of weights and arithmetic.
+    pub(crate) dtype: DType,
+    pub(crate) bound: Bound,
     parameters: Table,
     io: Weights,
 }
@@ -25,13 +57,12 @@ impl Case {
         let text = std::fs::read_to_string(folder.join("case.toml"))?;
         let parameters: Table = text.parse().context("case.toml")?;
         let component = parameters.get("component").and_then(Value::as_str);
+        let dtype = dtype(&parameters)?;
         Ok(Self {
             folder: folder.to_owned(),
             component: component.context("case.toml has no component")?.to_owned(),
-            tolerance: parameters
-                .get("tolerance")
-                .map_or(Some(TOLERANCE), number)
-                .context("tolerance is no number")?,
+            dtype,
+            bound: bound(&parameters, dtype)?,
             io: Weights::from_file(&folder.join("io.safetensors"))?,
             parameters,
         })
@@ -131,7 +162,17 @@ impl Case {
             .with_context(|| format!("io.safetensors has no readable {name}"))
     }
 
-    /// Float input `name` of rank `D`.
+    /// Float input `name` of rank `D` in the type that the case computes in.
+    pub(crate) fn narrow_input<const D: usize>(
+        &self,
+        name: &str,
+        device: &Device,
+    ) -> anyhow::Result<Tensor<D>> {
+        let data = self.input_of_rank(name, D)?.convert_dtype(self.dtype);
+        Ok(Tensor::from_data(data, (device, self.dtype)))
+    }
+
+    /// Float input `name` of rank `D`, in f32.
     pub(crate) fn input<const D: usize>(
         &self,
         name: &str,
@@ -186,6 +227,31 @@ impl Case {
         );
         Ok(data)
     }
+}
+
+fn dtype(parameters: &Table) -> anyhow::Result<DType> {
+    match parameters.get("dtype").map(Value::as_str) {
+        None | Some(Some("f32")) => Ok(DType::F32),
+        Some(Some("bf16")) => Ok(DType::BF16),
+        Some(_) => bail!(
+            "dtype is {}, expected \"f32\" or \"bf16\"",
+            parameters["dtype"]
+        ),
+    }
+}
+
+fn bound(parameters: &Table, dtype: DType) -> anyhow::Result<Bound> {
+    let number = |name: &str, default: f64| {
+        let value = parameters.get(name).map_or(Some(default), number);
+        value.with_context(|| format!("{name} is no number"))
+    };
+    Ok(match dtype {
+        DType::F32 => Bound::Difference(number("tolerance", TOLERANCE)?),
+        _ => Bound::Direction {
+            min_cosine: number("min_cosine", MIN_COSINE)?,
+            max_norm_error: number("max_norm_error", MAX_NORM_ERROR)?,
+        },
+    })
 }
 
 fn number(value: &Value) -> Option<f64> {

@@ -1,4 +1,5 @@
 use anyhow::bail;
+use burn::tensor::Device;
 
 use crate::case::Case;
 use crate::compare::Outputs;
@@ -24,32 +25,42 @@ mod vae;
 #[path = "words.rs"]
 mod words;
 
-/// Computes what the case's component computes.
-///
-/// # Errors
-/// If the component is unknown or its inputs can't be read.
-pub(crate) fn run(case: &Case) -> anyhow::Result<Outputs> {
-    match case.component.as_str() {
-        "flux_transformer" => flux::transformer(case),
-        "peft_folder" => flux::peft_folder(case),
-        "tokenizer" => words::tokenizer(case),
-        "advantage" => method::advantage(case),
-        "kontext_pipeline" => pipeline::kontext_pipeline(case),
-        "lora_linear" => lora::linear(case),
-        "scheduler" => method::scheduler(case),
-        "solver" => method::solver(case),
-        "autoencoder_kl" => vae::autoencoder_kl(case),
-        "qwen_image_transformer" => qwen_image::transformer(case),
-        "autoencoder_kl_qwen_image" => qwen_image::autoencoder(case),
-        "qwen_image_edit_pipeline" => qwen_image::pipeline(case),
-        "t5_encoder" => text::t5_encoder(case),
-        "clip_text" => text::clip_text(case),
-        "qwen2_5_vl_vision" => qwen_vl::vision(case),
-        "qwen2_5_vl" => qwen_vl::model(case),
-        "image_processor" => qwen_vl::image_processor(case),
-        "judge_chat" => qwen_vl::judge_chat(case),
-        "nft_loss" => method::nft_loss(case),
-        "nft_step" => step::nft_step(case),
-        unknown => bail!("unknown component {unknown:?}: no such component is tested here"),
+/// What computes a component's outputs.
+pub(crate) enum Component {
+    /// On the device under test.
+    OnDevice(fn(&Case, &Device) -> anyhow::Result<Outputs>),
+    /// On the CPU, whatever device trains.
+    OnHost(fn(&Case) -> anyhow::Result<Outputs>),
+}
+
+use Component::{OnDevice, OnHost};
+
+impl Component {
+    /// # Errors
+    /// If there is no such component.
+    pub(crate) fn named(name: &str) -> anyhow::Result<Self> {
+        Ok(match name {
+            "flux_transformer" => OnDevice(flux::transformer),
+            "peft_folder" => OnDevice(flux::peft_folder),
+            "tokenizer" => OnHost(words::tokenizer),
+            "advantage" => OnHost(method::advantage),
+            "kontext_pipeline" => OnDevice(pipeline::kontext_pipeline),
+            "lora_linear" => OnDevice(lora::linear),
+            "scheduler" => OnHost(method::scheduler),
+            "solver" => OnDevice(method::solver),
+            "autoencoder_kl" => OnDevice(vae::autoencoder_kl),
+            "qwen_image_transformer" => OnDevice(qwen_image::transformer),
+            "autoencoder_kl_qwen_image" => OnDevice(qwen_image::autoencoder),
+            "qwen_image_edit_pipeline" => OnDevice(qwen_image::pipeline),
+            "t5_encoder" => OnDevice(text::t5_encoder),
+            "clip_text" => OnDevice(text::clip_text),
+            "qwen2_5_vl_vision" => OnDevice(qwen_vl::vision),
+            "qwen2_5_vl" => OnDevice(qwen_vl::model),
+            "image_processor" => OnHost(qwen_vl::image_processor),
+            "judge_chat" => OnHost(qwen_vl::judge_chat),
+            "nft_loss" => OnDevice(method::nft_loss),
+            "nft_step" => OnDevice(step::nft_step),
+            unknown => bail!("unknown component {unknown:?}: no such component is tested here"),
+        })
     }
 }

@@ -11,13 +11,12 @@ use crate::case::Case;
 use crate::compare::Outputs;
 
 /// The reference masks pairs; here they are left out before the loss sees them.
-pub(crate) fn nft_loss(case: &Case) -> anyhow::Result<Outputs> {
-    let device = Device::flex();
+pub(crate) fn nft_loss(case: &Case, device: &Device) -> anyhow::Result<Outputs> {
     let valid = valid(case)?;
     let count = valid.len() as f64;
     let rows: Vec<i64> = valid.iter().map(|&row| row as i64).collect();
-    let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [valid.len()]), &device);
-    let input = |name: &str| anyhow::Ok(case.input::<3>(name, &device)?.select(0, rows.clone()));
+    let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [valid.len()]), device);
+    let input = |name: &str| anyhow::Ok(case.input::<3>(name, device)?.select(0, rows.clone()));
     let v_theta = case
         .input::<3>("v_theta", &device.clone().autodiff())?
         .require_grad();
@@ -90,25 +89,21 @@ pub(crate) fn scheduler(case: &Case) -> anyhow::Result<Outputs> {
         .list("out.sigmas", sigmas))
 }
 
-pub(crate) fn solver(case: &Case) -> anyhow::Result<Outputs> {
-    let device = Device::flex();
+pub(crate) fn solver(case: &Case, device: &Device) -> anyhow::Result<Outputs> {
     let solver = case.text("solver")?.parse()?;
     let sigmas: Vec<f32> = case
         .values("sigmas")?
         .into_iter()
         .map(|sigma| sigma as f32)
         .collect();
-    let (a, b) = (
-        case.input::<1>("a", &device)?,
-        case.input::<1>("b", &device)?,
-    );
+    let (a, b) = (case.input::<1>("a", device)?, case.input::<1>("b", device)?);
     let mut latents = Vec::new();
     let velocity = |x: Tensor<3>, sigma: f32| {
         latents.push(x.clone());
         let slope = a.clone().unsqueeze::<3>();
         (x * slope).tanh() + b.clone().unsqueeze::<3>() * sigma
     };
-    let x0 = solver::sample(solver, &sigmas, case.input("z", &device)?, velocity);
+    let x0 = solver::sample(solver, &sigmas, case.input("z", device)?, velocity);
     latents.push(x0);
     Ok(Outputs::default().float("out.latents", Tensor::stack::<4>(latents, 0)))
 }

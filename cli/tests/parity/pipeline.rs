@@ -9,9 +9,8 @@ use super::qwen_vl::image;
 use crate::case::Case;
 use crate::compare::Outputs;
 
-pub(crate) fn kontext_pipeline(case: &Case) -> anyhow::Result<Outputs> {
-    let device = Device::flex();
-    let editor = Editor::load(&case.path("pipeline"), &device, Parts::All)?;
+pub(crate) fn kontext_pipeline(case: &Case, device: &Device) -> anyhow::Result<Outputs> {
+    let editor = Editor::load_as(&case.path("pipeline"), device, Parts::All, case.dtype)?;
     let asked = ImageSize {
         height: case.count("height")?,
         width: case.count("width")?,
@@ -39,7 +38,7 @@ pub(crate) fn kontext_pipeline(case: &Case) -> anyhow::Result<Outputs> {
         guidance_scale: case.number("guidance_scale")?,
         true_cfg_scale: 1.0,
     };
-    let latents = editor.sample(&condition, case.input("latents", &device)?, &options, None)?;
+    let latents = editor.sample(&condition, case.input("latents", device)?, &options, None)?;
     let pixels = editor.decode_pixels(latents.clone(), &condition)?;
     Ok(Outputs::default()
         .float("out.latents", latents)

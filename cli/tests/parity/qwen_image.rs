@@ -15,17 +15,16 @@ use super::qwen_vl::image;
 use crate::case::Case;
 use crate::compare::{Outputs, compare};
 
-pub(crate) fn transformer(case: &Case) -> anyhow::Result<Outputs> {
-    let device = Device::flex();
-    let model = QwenImageTransformer::load(case.model_folder()?.path(), &device)?;
-    let sample = model.forward(input(case, &device)?, None);
+pub(crate) fn transformer(case: &Case, device: &Device) -> anyhow::Result<Outputs> {
+    let model = QwenImageTransformer::load_as(case.model_folder()?.path(), device, case.dtype)?;
+    let sample = model.forward(input(case, device)?, None);
     Ok(Outputs::default().float("out.sample", sample))
 }
 
 fn input(case: &Case, device: &Device) -> anyhow::Result<QwenImageInput> {
     Ok(QwenImageInput {
-        hidden_states: case.input("hidden_states", device)?,
-        encoder_hidden_states: case.input("encoder_hidden_states", device)?,
+        hidden_states: case.narrow_input("hidden_states", device)?,
+        encoder_hidden_states: case.narrow_input("encoder_hidden_states", device)?,
         encoder_hidden_states_mask: case
             .has_input("encoder_hidden_states_mask")
             .then(|| text_mask(case))
@@ -52,10 +51,9 @@ fn img_shapes(case: &Case) -> anyhow::Result<Vec<ImageShape>> {
     Ok(sides.chunks_exact(3).take(images).map(shape).collect())
 }
 
-pub(crate) fn autoencoder(case: &Case) -> anyhow::Result<Outputs> {
-    let device = Device::flex();
-    let vae = AutoencoderKlQwenImage::load(case.model_folder()?.path(), &device)?;
-    let frame = |name| Ok::<_, anyhow::Error>(case.input::<5>(name, &device)?.squeeze_dim(2));
+pub(crate) fn autoencoder(case: &Case, device: &Device) -> anyhow::Result<Outputs> {
+    let vae = AutoencoderKlQwenImage::load_as(case.model_folder()?.path(), device, case.dtype)?;
+    let frame = |name| Ok::<_, anyhow::Error>(case.narrow_input::<5>(name, device)?.squeeze_dim(2));
     let (moments, decoded) = (vae.encode(frame("pixels")?), vae.decode(frame("latents")?));
     Ok(Outputs::default()
         .float("out.moments", moments.unsqueeze_dim::<5>(2))
@@ -64,15 +62,15 @@ pub(crate) fn autoencoder(case: &Case) -> anyhow::Result<Outputs> {
 
 /// A case that does not say how its text encoder took the positions of images was made by diffusers with either
 /// release of transformers, 4 or 5: it must agree with one of the two.
-pub(crate) fn pipeline(case: &Case) -> anyhow::Result<Outputs> {
+pub(crate) fn pipeline(case: &Case, device: &Device) -> anyhow::Result<Outputs> {
     if case.has("text_positions") {
-        return run(case, positions(case.text("text_positions")?)?);
+        return run(case, device, positions(case.text("text_positions")?)?);
     }
-    let outputs = run(case, TextPositions::Multimodal)?;
+    let outputs = run(case, device, TextPositions::Multimodal)?;
     if compare(case, &outputs).is_ok() {
         return Ok(outputs);
     }
-    let others = run(case, TextPositions::Sequential)?;
+    let others = run(case, device, TextPositions::Sequential)?;
     let agree = compare(case, &others).is_ok();
     Ok(if agree { others } else { outputs })
 }
@@ -85,9 +83,8 @@ fn positions(name: &str) -> anyhow::Result<TextPositions> {
     }
 }
 
-fn run(case: &Case, text_positions: TextPositions) -> anyhow::Result<Outputs> {
-    let device = Device::flex();
-    let mut editor = Editor::load(&case.path("pipeline"), &device, Parts::All)?;
+fn run(case: &Case, device: &Device, text_positions: TextPositions) -> anyhow::Result<Outputs> {
+    let mut editor = Editor::load_as(&case.path("pipeline"), device, Parts::All, case.dtype)?;
     let Base::QwenImageEdit(base) = &mut editor.base else {
         bail!("the pipeline is a {}", editor.class());
     };
@@ -107,7 +104,7 @@ fn run(case: &Case, text_positions: TextPositions) -> anyhow::Result<Outputs> {
         size: size(case, &editor)?,
         max_sequence_length: 0,
     })?;
-    let latents = editor.sample(&condition, case.input("latents", &device)?, &options, None)?;
+    let latents = editor.sample(&condition, case.input("latents", device)?, &options, None)?;
     let pixels = editor.decode_pixels(latents.clone(), &condition)?;
     Ok(Outputs::default()
         .float("out.latents", latents)

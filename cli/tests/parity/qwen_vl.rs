@@ -1,7 +1,7 @@
 //! Qwen2.5-VL: vision tower, whole model, image processor, the judge's conversation.
 
 use anyhow::{Context, ensure};
-use burn::tensor::{DType, Device, TensorData};
+use burn::tensor::{Device, TensorData};
 use image::RgbImage;
 use retouch_models::image_processor::{ImageProcessor, ImageProcessorConfig};
 use retouch_models::judge::{JudgeProcessor, JudgeRequest};
@@ -13,11 +13,10 @@ use retouch_models::weights::{Pretrained, PretrainedConfig, Weights, read_config
 use crate::case::Case;
 use crate::compare::Outputs;
 
-pub(crate) fn vision(case: &Case) -> anyhow::Result<Outputs> {
-    let device = Device::flex();
+pub(crate) fn vision(case: &Case, device: &Device) -> anyhow::Result<Outputs> {
     let weights = Weights::from_file(&case.path("weights.safetensors"))?;
-    let tower = VisionTower::from_weights(&vision_config(case)?, &weights, &device, DType::F32)?;
-    let embeds = tower.forward(case.input("pixel_values", &device)?, &grids(case)?);
+    let tower = VisionTower::from_weights(&vision_config(case)?, &weights, device, case.dtype)?;
+    let embeds = tower.forward(case.input("pixel_values", device)?, &grids(case)?);
     Ok(Outputs::default().float("out.image_embeds", embeds))
 }
 
@@ -38,9 +37,8 @@ fn grids(case: &Case) -> anyhow::Result<Vec<Grid>> {
     Ok(sizes.chunks_exact(3).map(grid).collect())
 }
 
-pub(crate) fn model(case: &Case) -> anyhow::Result<Outputs> {
-    let device = Device::flex();
-    let model = Qwen2_5Vl::load(case.model_folder()?.path(), &device)?;
+pub(crate) fn model(case: &Case, device: &Device) -> anyhow::Result<Outputs> {
+    let model = Qwen2_5Vl::load_as(case.model_folder()?.path(), device, case.dtype)?;
     let (tokens, grids) = (
         tokens(case)?,
         if case.has_input("image_grid_thw") {
@@ -51,7 +49,7 @@ pub(crate) fn model(case: &Case) -> anyhow::Result<Outputs> {
     );
     let pixels = case
         .has_input("pixel_values")
-        .then(|| case.input("pixel_values", &device));
+        .then(|| case.input("pixel_values", device));
     let positions = tokens.rope_index(&grids, model.image_tokens());
     Ok(Outputs::default()
         .float(

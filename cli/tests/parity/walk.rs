@@ -21,6 +21,26 @@ pub(crate) fn case_folders(roots: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
+/// The folders whose names contain one of the comma separated parts of `only`; all of them if that is empty.
+///
+/// # Errors
+/// If there are none: a mistyped name must not look like a passed test.
+pub(crate) fn selected(mut folders: Vec<PathBuf>, only: &str) -> anyhow::Result<Vec<PathBuf>> {
+    let parts: Vec<&str> = only.split(',').filter(|part| !part.is_empty()).collect();
+    if parts.is_empty() {
+        return Ok(folders);
+    }
+    folders.retain(|folder| {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        parts.iter().any(|part| name.contains(part))
+    });
+    ensure!(
+        !folders.is_empty(),
+        "no case has a name with any of {only:?}"
+    );
+    Ok(folders)
+}
+
 fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> anyhow::Result<()> {
     if folder.join("case.toml").is_file() {
         found.push(folder.to_owned());
