@@ -5,10 +5,12 @@
 mod chaos;
 mod chaos_command;
 mod circles;
+mod gpu;
 mod mutations;
 mod nccl;
 mod s3;
 mod tidy;
+mod wheel;
 
 use std::{
     path::{Path, PathBuf},
@@ -40,6 +42,7 @@ fn main() -> anyhow::Result<()> {
         Some("ci") => ci(),
         Some("tidy") => tidy::check(&root()),
         Some("cuda") => cuda(),
+        Some("gpu") => gpu::run(&root(), &arguments[1..]),
         Some("nccl") => nccl(),
         Some("s3") => s3(),
         Some("tiny") => tiny(&arguments[1..]),
