@@ -9,8 +9,10 @@ use super::double::Counts;
 const FILE: &str = "tools/gpu/bounds.toml";
 const MIB: u64 = 1 << 20;
 
+type Measure = (&'static str, fn(&Counts) -> u64);
+
 /// What is bounded of a program, by its name in the file.
-const MEASURES: [(&str, fn(&Counts) -> u64); 4] = [
+const MEASURES: [Measure; 4] = [
     ("launches", |counts| counts.launches),
     ("syncs", |counts| counts.syncs),
     ("copies_to_host", |counts| counts.device_to_host),

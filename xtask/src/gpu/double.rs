@@ -60,7 +60,7 @@ impl Double {
     pub(crate) fn get(root: &Path) -> anyhow::Result<Self> {
         let folder = root.join(FOLDER);
         let packages = folder.join("cuda");
-        wheel::file(&packages, LIBDEVICE_PACKAGE, LIBDEVICE)?;
+        libdevice(root)?;
         let double = Self {
             library: folder.join("lib/libcuda.so.1"),
             cuda: packages.join(CUDA),
@@ -107,7 +107,8 @@ impl Double {
         &self.cache
     }
 
-    fn apply(&self, command: &mut Command, folder: &Path) {
+    /// The environment of a program on it.
+    pub(super) fn apply(&self, command: &mut Command, folder: &Path) {
         let libraries = self.library.parent().unwrap_or(Path::new("."));
         command
             .env("LD_LIBRARY_PATH", library_path(libraries))
@@ -167,6 +168,14 @@ impl Double {
     }
 }
 
+pub(super) fn libdevice(root: &Path) -> anyhow::Result<PathBuf> {
+    wheel::file(
+        &root.join(FOLDER).join("cuda"),
+        LIBDEVICE_PACKAGE,
+        LIBDEVICE,
+    )
+}
+
 /// A program given on the command line, with its own output, and a table of what it did.
 pub(crate) fn command(root: &Path, devices: u32, program: &[&str]) -> anyhow::Result<()> {
     let (name, arguments) = program
@@ -215,7 +224,7 @@ fn files(folder: &Path, extension: &str) -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn clear(folder: &Path) -> anyhow::Result<()> {
+pub(super) fn clear(folder: &Path) -> anyhow::Result<()> {
     if folder.exists() {
         std::fs::remove_dir_all(folder)?;
     }

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod build;
+mod card;
 mod debian;
 mod double;
 mod llvm;
@@ -63,6 +64,9 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> anyhow::Result<()> {
         ["wgpu", "--all"] => wgpu::check(root, wgpu::Extent::All),
         ["wgpu", "--smoke"] => wgpu::smoke(root),
         ["wgpu", ref program @ ..] => wgpu::command(root, without_dashes(program)),
+        ["pack"] => card::pack(root),
+        ["run"] => card::run(root),
+        ["run", "--rehearse"] => card::rehearse(root),
         ["help" | "--help" | "-h"] | [] => {
             println!("{USAGE}");
             Ok(())
