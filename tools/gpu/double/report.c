@@ -96,17 +96,13 @@ static void write_counters(FILE *file) {
 }
 
 void report_now(int finished) {
-    static double begin;
     char path[4096], partial[4200];
-    if (begin == 0)
-        begin = seconds();
     snprintf(path, sizeof path, "%s/%d.json", double_folder(), (int)getpid());
     snprintf(partial, sizeof partial, "%s.partial", path);
     pthread_mutex_lock(&double_lock);
     FILE *file = fopen(partial, "w");
     if (file) {
-        fprintf(file, "{\n  \"pid\": %d,\n  \"finished\": %s,\n  \"seconds\": %.3f,\n", (int)getpid(), finished ? "true" : "false",
-                seconds() - begin);
+        fprintf(file, "{\n  \"pid\": %d,\n  \"finished\": %s,\n", (int)getpid(), finished ? "true" : "false");
         write_command(file);
         write_counters(file);
         write_devices(file);

@@ -77,24 +77,28 @@ impl Double {
         std::fs::create_dir_all(folder)?;
         // A running program keeps the file that it has open.
         let partial = self.library.with_extension("partial");
-        let mut compiler = Command::new("cc");
-        compiler.args([
-            "-std=gnu11",
-            "-O2",
-            "-Wall",
-            "-Wextra",
-            "-Werror",
-            "-shared",
-            "-fPIC",
-            "-pthread",
-            "-o",
-        ]);
-        compiler
-            .arg(&partial)
-            .args(SOURCES.map(|source| sources.join(source)));
-        let status = compiler.status().context("can't run cc, a C compiler")?;
-        ensure!(status.success(), "cc can't build the driver double");
+        compile(sources, &SOURCES, &["-shared", "-fPIC"], &partial)?;
         Ok(std::fs::rename(partial, &self.library)?)
+    }
+
+    /// Whether it keeps to its own rules.
+    pub(crate) fn test(&self, root: &Path) -> anyhow::Result<()> {
+        let folder = root.join(FOLDER).join("double/test");
+        clear(&folder)?;
+        let program = folder.join("test");
+        let sources = [&SOURCES[..], &["test.c"]].concat();
+        compile(&root.join("tools/gpu/double"), &sources, &[], &program)?;
+        let mut test = Command::new(program);
+        test.env("RETOUCH_DOUBLE_DIR", &folder)
+            .env("RETOUCH_DOUBLE_DEVICES", "2");
+        let output = test.output().context("can't run the double's test")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "the driver double is wrong:\n{said}"
+        );
+        print!("{}", String::from_utf8_lossy(&output.stdout));
+        Ok(())
     }
 
     /// Where its kernels stay; a fresh one makes every process tune and compile.
@@ -166,6 +170,24 @@ impl Double {
         counts.seconds = began.elapsed().as_secs_f64();
         Ok(counts)
     }
+}
+
+fn compile(folder: &Path, sources: &[&str], options: &[&str], to: &Path) -> anyhow::Result<()> {
+    let mut compiler = Command::new("cc");
+    compiler.args([
+        "-std=gnu11",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-pthread",
+        "-o",
+    ]);
+    compiler.arg(to).args(options);
+    compiler.args(sources.iter().map(|source| folder.join(source)));
+    let status = compiler.status().context("can't run cc, a C compiler")?;
+    ensure!(status.success(), "cc can't build the driver double");
+    Ok(())
 }
 
 pub(super) fn libdevice(root: &Path) -> anyhow::Result<PathBuf> {

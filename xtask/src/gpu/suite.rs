@@ -40,6 +40,7 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<()> {
     }
     let double = Double::get(root)?.with_cache(cache);
     std::fs::create_dir_all(double.cache())?;
+    double.test(root)?;
     let cases = cases(root, &folder.join("check"))?;
     let mut files = Vec::new();
     let mut problems = Vec::new();
