@@ -103,7 +103,7 @@ struct event {
 struct device {
     struct context context;
     struct stream default_stream;
-    int retained;
+    int retained, used; // Holders of the context now; whether there ever was one.
     uint64_t bytes, bytes_peak, allocations, frees, refused;
     atomic_ullong launches;
 };

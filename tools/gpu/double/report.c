@@ -60,7 +60,7 @@ static void write_devices(FILE *file) {
     const char *separator = "\n";
     for (int i = 0; i < double_device_count(); i++) {
         const struct device *d = &double_devices[i];
-        if (!d->retained)
+        if (!d->used)
             continue;
         fprintf(file,
                 "%s    {\"ordinal\": %d, \"launches\": %llu, \"bytes\": %llu, \"bytes_peak\": %llu, \"allocations\": %llu, "

@@ -157,13 +157,25 @@ CUresult cuDevicePrimaryCtxRetain(struct context **context, CUdevice device) {
     struct device *d = &double_devices[device];
     int fits = d->retained || cards_take(device, CONTEXT_BYTES);
     d->retained += fits;
+    d->used |= fits;
     pthread_mutex_unlock(&double_lock);
     *context = &d->context;
     return fits ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
-// A real context ends with its last holder. Programs that release theirs exit soon after: it stays here.
-CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) { return is_device(device) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE; }
+// The last holder's release gives the context's own memory back. Allocations that a real one would free, too, stay:
+// a program that has some left is about to end.
+CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
+    if (!is_device(device))
+        return CUDA_ERROR_INVALID_DEVICE;
+    pthread_mutex_lock(&double_lock);
+    struct device *d = &double_devices[device];
+    int held = d->retained > 0;
+    if (held && --d->retained == 0)
+        cards_give(device, CONTEXT_BYTES);
+    pthread_mutex_unlock(&double_lock);
+    return held ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
+}
 
 CUresult cuCtxSetCurrent(struct context *context) {
     current = context;

@@ -7,6 +7,7 @@
 
 CUresult cuInit(unsigned);
 CUresult cuDevicePrimaryCtxRetain(struct context **, int);
+CUresult cuDevicePrimaryCtxRelease_v2(int);
 CUresult cuCtxSetCurrent(struct context *);
 CUresult cuMemAlloc_v2(CUdeviceptr *, size_t);
 CUresult cuMemFree_v2(CUdeviceptr);
@@ -119,6 +120,13 @@ int main(void) {
     EXPECT(one == milliseconds(kernel, stream, 1, 100), 1);
     EXPECT(one < milliseconds(kernel, stream, 1, 1000000), 1);
     EXPECT(1.9f * one < milliseconds(kernel, stream, 2, 100), 1);
+
+    // The last holder of a context gives its memory back.
+    EXPECT(cuDevicePrimaryCtxRelease_v2(1), CUDA_SUCCESS);
+    EXPECT(cards_used(1) == CONTEXT_BYTES, 1);
+    EXPECT(cuDevicePrimaryCtxRelease_v2(1), CUDA_SUCCESS);
+    EXPECT(cards_used(1) == 0, 1);
+    EXPECT(cuDevicePrimaryCtxRelease_v2(1), CUDA_ERROR_INVALID_CONTEXT);
 
     // A graph is one call of the host.
     unsigned long long before = double_counters.launches;

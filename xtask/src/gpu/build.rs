@@ -29,6 +29,19 @@ pub(crate) fn build(root: &Path, profile: Profile) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Of the workspace alone, in the same folder: build scripts and macros are those of the build.
+pub(crate) fn clippy(root: &Path) -> anyhow::Result<()> {
+    llvm::provide(root)?;
+    let what = [
+        "clippy",
+        "--package",
+        "retouch-cli",
+        "--features",
+        "cuda,wgpu",
+    ];
+    crate::cargo(&[&what[..], &["--", "--deny", "warnings"]].concat())
+}
+
 /// The program that [`build`] made.
 pub(crate) fn built(root: &Path) -> anyhow::Result<PathBuf> {
     let binary = binary(root, Profile::Dev);

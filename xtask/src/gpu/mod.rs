@@ -24,6 +24,7 @@ usage: cargo xtask gpu COMMAND
 
   build [--release]     retouch with the devices `cuda:N` and `wgpu`; needs neither a GPU nor CUDA. LLVM, which cubecl compiles
                         kernels with, comes from its release page or, where that is out of reach, from Debian's packages
+  clippy                warnings in what only that build has are errors
   double [--devices N] [--] PROGRAM ...
                         runs a program on a driver double: a libcuda.so.1 that answers as an H100's driver does and counts
                         launches, syncs, copies and bytes, while nothing is computed. `retouch` is the one that `build` made
@@ -50,6 +51,7 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> anyhow::Result<()> {
     match words[..] {
         ["build"] => build::build(root, build::Profile::Dev),
         ["build", "--release"] => build::build(root, build::Profile::Release),
+        ["clippy"] => build::clippy(root),
         ["double", "--check"] => suite::check(root),
         ["double", "--flux"] => size::measure(root, &size::FLUX),
         ["double", "--qwen"] => size::measure(root, &size::QWEN),
@@ -73,6 +75,14 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> anyhow::Result<()> {
         }
         _ => bail!("unknown: gpu {}\n\n{USAGE}", words.join(" ")),
     }
+}
+
+/// What CI checks: all that fits its time. `wgpu --all` and `double --flux` have the rest.
+pub(crate) fn prove(root: &Path) -> anyhow::Result<()> {
+    build::build(root, build::Profile::Dev)?;
+    build::clippy(root)?;
+    suite::check(root)?;
+    wgpu::check(root, wgpu::Extent::Subset)
 }
 
 fn without_dashes<'a>(words: &'a [&'a str]) -> &'a [&'a str] {
