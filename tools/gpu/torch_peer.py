@@ -40,6 +40,10 @@ def frozen(inner, outer):
     return nn.Linear(inner, outer).requires_grad_(False).bfloat16()
 
 
+def frozen_norm(width):
+    return nn.RMSNorm(width, eps=1e-6).requires_grad_(False).bfloat16()
+
+
 def rotate(x, cos, sin):
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
@@ -52,7 +56,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.q, self.k, self.v = (LoraLinear(width, width) for _ in range(3))
-        self.norm_q, self.norm_k = (nn.RMSNorm(width // heads, eps=1e-6).requires_grad_(False).bfloat16() for _ in range(2))
+        self.norm_q, self.norm_k = (frozen_norm(width // heads) for _ in range(2))
 
     def forward(self, x):
         q, k, v = (part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
@@ -115,7 +119,9 @@ class Transformer(nn.Module):
         self.out = frozen(width, latent_width)
 
     def forward(self, image, text, time, rope):
-        run = (lambda block, *inputs: checkpoint(block, *inputs, use_reentrant=False)) if torch.is_grad_enabled() else (lambda block, *inputs: block(*inputs))
+        def run(block, *inputs):
+            return checkpoint(block, *inputs, use_reentrant=False) if torch.is_grad_enabled() else block(*inputs)
+
         text, image = self.text_in(text), self.image_in(image)
         tokens = image.shape[1]
         for block in self.doubles:
@@ -157,7 +163,9 @@ class Clock:
 
 
 def card_rates(clock, device, batch, heads, tokens, side):
-    make = lambda *shape: torch.randn(*shape, device=device, dtype=torch.bfloat16)
+    def make(*shape):
+        return torch.randn(*shape, device=device, dtype=torch.bfloat16)
+
     a, b = make(side, side), make(side, side)
     product = clock.seconds(lambda: a @ b, 10, 3)
     copy = clock.seconds(lambda: a.clone(), 10, 3)
@@ -196,7 +204,8 @@ def main():
         model = Transformer(width, heads, doubles, singles, 4096, 64)
         angle = torch.rand(tokens, 64) * 2 * math.pi
         rope = (angle.cos(), angle.sin())
-        inputs = [torch.randn(arguments.batch, *shape, dtype=torch.bfloat16) for shape in ((image_tokens, 64), (TEXT_TOKENS, 4096), (width,))]
+        shapes = [(image_tokens, 64), (TEXT_TOKENS, 4096), (width,)]
+        inputs = [torch.randn(arguments.batch, *shape, dtype=torch.bfloat16) for shape in shapes]
     clock.peak_gib()
 
     def forward():
