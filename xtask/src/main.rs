@@ -1,14 +1,16 @@
-//! Developer commands: `cargo xtask ci | tidy | cuda | nccl | s3 | tiny | sim | mutations | swarm | chaos`.
+//! Developer commands: `cargo xtask ci | tidy | gpu | nccl | s3 | tiny | sim | mutations | swarm | chaos`.
 //!
 //! This crate depends on nothing of the workspace, so that it builds in seconds and the checks can run cheapest first.
 
 mod chaos;
 mod chaos_command;
 mod circles;
+mod gpu;
 mod mutations;
 mod nccl;
 mod s3;
 mod tidy;
+mod wheel;
 
 use std::{
     path::{Path, PathBuf},
@@ -20,10 +22,11 @@ use anyhow::{Context, bail};
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  ci          every check, cheapest first: formatting, tidy, clippy with warnings as errors, cuda, nccl, s3, all tests
+  ci          every check, cheapest first: formatting, tidy, clippy with warnings as errors, nccl, s3, what is proved of
+              GPUs without one, all tests
   tidy        checks of the source tree that no lint makes: file length, leftovers, invariants A1 and A2,
               modules that import one another in circles
-  cuda        clippy of what only GPU builds have; needs neither a GPU nor CUDA
+  gpu         the GPU path, proved without a GPU and measured on one: build, double, wgpu, pack, run; --help says more
   nccl        tests with NCCL's real library, which is fetched with pip unless $RETOUCH_NCCL names it; needs no GPU
   s3          tests of checkpoints at a URL against a real S3 server on loopback, which is installed with pip
   tiny        makes the tiny assets anew: dataset, editor, judge (an hour or more on two cores)
@@ -39,7 +42,7 @@ fn main() -> anyhow::Result<()> {
     match arguments.first().map(String::as_str) {
         Some("ci") => ci(),
         Some("tidy") => tidy::check(&root()),
-        Some("cuda") => cuda(),
+        Some("gpu") => gpu::run(&root(), &arguments[1..]),
         Some("nccl") => nccl(),
         Some("s3") => s3(),
         Some("tiny") => tiny(&arguments[1..]),
@@ -68,9 +71,9 @@ fn ci() -> anyhow::Result<()> {
         "warnings",
     ])?;
     simulator()?;
-    cuda()?;
     nccl()?;
     s3()?;
+    gpu::prove(&root())?;
     cargo(&["test", "--workspace"])
 }
 
@@ -79,14 +82,6 @@ fn simulator() -> anyhow::Result<()> {
     let which = ["clippy", "--package", "retouch-coordinator", "--features"];
     let how = ["simulator", "--all-targets", "--", "--deny", "warnings"];
     cargo(&[&which[..], &how].concat())
-}
-
-/// The build scripts of burn's CUDA backend fetch a compiler, except for documentation: types can
-/// be checked without it. The folder of its own keeps the features from rebuilding each other.
-fn cuda() -> anyhow::Result<()> {
-    let arguments = ["clippy", "--package", "retouch-cli", "--features", "cuda"];
-    let folder = ["--target-dir", "target/cuda", "--", "--deny", "warnings"];
-    execute(cargo_command(&[&arguments[..], &folder].concat()).env("DOCS_RS", "1"))
 }
 
 fn nccl() -> anyhow::Result<()> {
