@@ -2,7 +2,7 @@
 
 use burn::backend::Cube;
 use burn::tensor::{DType, Tensor};
-use burn_cubecl::CubeBackend;
+use retouch_kernels::CubeBackend;
 use cubecl::cuda::CudaRuntime;
 use cubecl::future::block_on;
 use cubecl_runtime::runtime::Runtime;
