@@ -6,8 +6,9 @@
 //     RETOUCH_DOUBLE_CARD      h100 or a100 [h100]
 //
 // What it keeps to:
-//   D1. Results of kernels are whatever memory holds: zeros at first. Copies of at most SMALL_COPY bytes are
-//       really made, so that shapes and indices come back; larger ones are counted alone.
+//   D1. Results are zeros: what comes back from a card is zeros, but for at most SMALL_COPY bytes that were copied
+//       there after the last launch. Otherwise a result might be the bits of whatever was in its memory before, and
+//       not a number.
 //   D2. What the driver refuses is refused with the driver's error: grids, blocks and shared memory over the
 //       card's limits, copies outside allocations, more memory than the card has. The cards' memory is shared by
 //       all processes that have the same RETOUCH_DOUBLE_DIR, as it is on a machine.

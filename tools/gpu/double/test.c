@@ -42,8 +42,8 @@ static size_t free_bytes(void) {
     return free;
 }
 
-// D1: small copies come back; a large one reads as zeros.
-static void copies(void) {
+// D1: small copies come back until something is launched; large ones read as zeros.
+static void copies(struct kernel *kernel) {
     CUdeviceptr memory;
     static char large[SMALL_COPY + 1], back[SMALL_COPY + 1];
     memset(large, 7, sizeof large);
@@ -51,6 +51,9 @@ static void copies(void) {
     EXPECT(cuMemcpyHtoD_v2(memory, "shape", 6), CUDA_SUCCESS);
     EXPECT(cuMemcpyDtoH_v2(back, memory, 6), CUDA_SUCCESS);
     EXPECT(strcmp(back, "shape"), 0);
+    EXPECT(cuLaunchKernel(kernel, 1, 1, 1, 32, 1, 1, 0, NULL, NULL, NULL), CUDA_SUCCESS);
+    EXPECT(cuMemcpyDtoH_v2(back, memory, 6), CUDA_SUCCESS);
+    EXPECT(back[0], 0);
     EXPECT(cuMemcpyHtoD_v2(memory, large, sizeof large), CUDA_SUCCESS);
     EXPECT(cuMemcpyDtoH_v2(back, memory, sizeof back), CUDA_SUCCESS);
     EXPECT(back[0], 0);
@@ -101,12 +104,12 @@ int main(void) {
     EXPECT(cuDevicePrimaryCtxRetain(&second, 2), CUDA_ERROR_INVALID_DEVICE);
     EXPECT(cuDevicePrimaryCtxRetain(&second, 1), CUDA_SUCCESS);
     EXPECT(cuCtxSetCurrent(first), CUDA_SUCCESS);
-    copies();
-    memory(first, second);
-
     EXPECT(cuModuleLoadData(&module, "\177ELF"), CUDA_ERROR_INVALID_IMAGE);
     EXPECT(cuModuleLoadData(&module, ".version 9.0\n"), CUDA_SUCCESS);
     EXPECT(cuModuleGetFunction(&kernel, module, "kernel"), CUDA_SUCCESS);
+    copies(kernel);
+    memory(first, second);
+
     EXPECT(cuStreamCreate(&stream, 1), CUDA_SUCCESS);
     EXPECT(cuLaunchKernel(kernel, 1, 65536, 1, 32, 1, 1, 0, stream, NULL, NULL), CUDA_ERROR_INVALID_VALUE);
     EXPECT(cuLaunchKernel(kernel, 1, 1, 1, 1025, 1, 1, 0, stream, NULL, NULL), CUDA_ERROR_INVALID_VALUE);

@@ -130,27 +130,19 @@ struct Bench {
 }
 
 impl Bench {
-    /// The second of two runs, after one that tunes and compiles; with what it printed.
+    /// Runs a program on the double, with what it printed.
     fn run(&self, name: &str, arguments: &[&str]) -> anyhow::Result<(Counts, String)> {
-        let once = |turn: &str| {
-            let mut command = Command::new(&self.retouch);
-            command.args(arguments);
-            let folder = self.folder.join(format!("{name}-{turn}"));
-            let counts = self.double.run(Program {
-                name,
-                command,
-                folder: folder.clone(),
-                limit: LIMIT,
-            })?;
-            anyhow::Ok((counts, std::fs::read_to_string(folder.join("stdout"))?))
-        };
-        let (first, _) = once("first")?;
-        let (counts, text) = once("second")?;
-        eprintln!(
-            "{name}: {:.1} s, with tuning {:.1} s",
-            counts.seconds, first.seconds
-        );
-        Ok((counts, text))
+        let mut command = Command::new(&self.retouch);
+        command.args(arguments);
+        let folder = self.folder.join(name);
+        let counts = self.double.run(Program {
+            name,
+            command,
+            folder: folder.clone(),
+            limit: LIMIT,
+        })?;
+        eprintln!("{name}: {:.1} s", counts.seconds);
+        Ok((counts, std::fs::read_to_string(folder.join("stdout"))?))
     }
 
     fn forward(&self, model: &Path, picture: &Path) -> anyhow::Result<Row> {
@@ -176,6 +168,8 @@ impl Bench {
             let (counts, _) = self.run(&format!("edit-{steps}"), &words)?;
             anyhow::Ok(counts)
         };
+        // The first tunes and compiles.
+        edit(1)?;
         let [few, many] = [edit(STEPS[0])?, edit(STEPS[1])?];
         let forwards = (STEPS[1] - STEPS[0]) as f64;
         let each = |of: fn(&Counts) -> f64| (of(&many) - of(&few)) / forwards;
@@ -202,6 +196,7 @@ impl Bench {
             "--set",
             "learner.device=cuda:0",
         ];
+        self.run(&format!("step-{micro_batch}-tuning"), &words)?;
         let (counts, text) = self.run(&format!("step-{micro_batch}"), &words)?;
         let report: Value =
             serde_json::from_str(&text).context("launch --dry-run --json printed no JSON")?;
