@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use device::TestDevice;
+use retouch_models::ops;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 #[path = "parity/case.rs"]
@@ -26,14 +27,6 @@ mod device;
 mod report;
 #[path = "parity/walk.rs"]
 mod walk;
-
-/// Which implementation of the ops computes here, `fused` or `plain`.
-fn ops_path() -> &'static str {
-    match std::env::var("RETOUCH_OPS").as_deref() {
-        Ok("plain") => "plain",
-        _ => "fused",
-    }
-}
 
 fn own_cases() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tools/parity/cases")
@@ -57,7 +50,7 @@ fn every_case_agrees_with_its_reference() {
         "{report}, {} by RETOUCH_PARITY_ONLY; device: {}, ops: {}",
         found - folders.len(),
         device.name,
-        ops_path()
+        ops::path_name()
     );
     assert!(report.failures.is_empty(), "{}", report.failures.join("\n"));
 }

@@ -17,6 +17,7 @@ use retouch_models::editor::{
 use retouch_models::lora::{
     Checkpointing, LoraAdapter, LoraGradient, LoraPair, Projection, Trained,
 };
+use retouch_models::ops;
 use retouch_models::scheduler::FlowMatchScheduler;
 use retouch_models::weights::Weights;
 
@@ -28,7 +29,7 @@ use crate::compare::{Outputs, compare};
 pub(crate) fn nft_step(case: &Case, device: &Device) -> anyhow::Result<Outputs> {
     let whole = step(case, device, Checkpointing::None)?;
     let by_block = step(case, device, Checkpointing::Block)?;
-    if *device == Device::flex() && crate::ops_path() == "fused" {
+    if *device == Device::flex() && ops::path_name() == "fused" {
         ensure!(
             by_block == whole,
             "with activation checkpointing the step is another one"
