@@ -21,6 +21,29 @@ const MEASURES: [Measure; 4] = [
     }),
 ];
 
+/// What is measured may be this much more before it is a regression, in thousandths.
+const SLACK: u64 = 30;
+const HEAD: &str = "\
+# How much programs may ask of the driver, by `cargo xtask gpu double --check`, beside what they asked when this was
+# written by `cargo xtask gpu double --bounds`. Raise a bound where a change is meant to cost more.
+";
+
+/// Writes the file anew from what was counted.
+pub(crate) fn write(root: &Path, programs: &[(&str, Counts)]) -> anyhow::Result<()> {
+    let mut text = String::from(HEAD);
+    for (program, counts) in programs {
+        text.push_str(&format!("\n[{program}]\n"));
+        for (measure, of) in MEASURES {
+            let measured = of(counts);
+            let most = measured + measured * SLACK / 1000;
+            text.push_str(&format!(
+                "{measure} = {{ measured = {measured}, max = {most} }}\n"
+            ));
+        }
+    }
+    Ok(std::fs::write(root.join(FILE), text)?)
+}
+
 /// Bounds by program and measure.
 pub(crate) struct Bounds(BTreeMap<String, BTreeMap<String, u64>>);
 

@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 
 use super::{
     FOLDER,
-    bounds::Bounds,
+    bounds::{self, Bounds},
     build,
     double::{self, Counts, Double, Program},
     ptx, size,
@@ -29,8 +29,20 @@ struct Case {
     arguments: Vec<String>,
 }
 
-pub(crate) fn check(root: &Path) -> anyhow::Result<()> {
-    let bounds = Bounds::read(root)?;
+/// What is done with what the programs count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Each has to be within its bound.
+    Check,
+    /// Bounds are written anew.
+    Bound,
+}
+
+pub(crate) fn run(root: &Path, mode: Mode) -> anyhow::Result<()> {
+    let bounds = match mode {
+        Mode::Check => Some(Bounds::read(root)?),
+        Mode::Bound => None,
+    };
     let retouch = build::built(root)?;
     let folder = root.join(FOLDER).join("double");
     // Tuned and compiled kernels of other runs would hide what this one does.
@@ -43,7 +55,7 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<()> {
     double.test(root)?;
     let cases = cases(root, &folder.join("check"))?;
     let mut files = Vec::new();
-    let mut problems = Vec::new();
+    let (mut problems, mut counted) = (Vec::new(), Vec::new());
     for case in &cases {
         let run = |turn: &str| {
             let mut command = Command::new(&retouch);
@@ -69,7 +81,9 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<()> {
         );
         files.extend(double::ptx(&tuned)?);
         files.extend(double::ptx(&folder)?);
-        if let Err(error) = bounds.check(case.name, &counts) {
+        if let Some(bounds) = &bounds
+            && let Err(error) = bounds.check(case.name, &counts)
+        {
             problems.push(error.to_string());
         }
         if counts.refused > 0 {
@@ -84,6 +98,10 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<()> {
                 problems.push(error.to_string());
             }
         }
+        counted.push((case.name, counts));
+    }
+    if mode == Mode::Bound {
+        bounds::write(root, &counted)?;
     }
     ptx::assemble(root, &distinct(files), &["sm_80", "sm_90a"])?;
     ensure!(problems.is_empty(), "{}", problems.join("\n"));
