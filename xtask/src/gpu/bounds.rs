@@ -21,6 +21,41 @@ const MEASURES: [Measure; 4] = [
     }),
 ];
 
+const HEAD: &str = "\
+# How much programs may ask of the driver, by `cargo xtask gpu double --check`, beside what they asked when this was
+# written by `cargo xtask gpu double --bounds`. Raise a bound where a change is meant to cost more.
+";
+
+/// What a program counted.
+pub(crate) struct Measured {
+    pub(crate) program: &'static str,
+    pub(crate) counts: Counts,
+    pub(crate) repeats: bool,
+}
+
+impl Measured {
+    /// What is no regression yet, in hundredths: programs that share work as it comes have more of it.
+    fn slack(&self) -> u64 {
+        if self.repeats { 3 } else { 20 }
+    }
+}
+
+/// Writes the file anew.
+pub(crate) fn write(root: &Path, programs: &[Measured]) -> anyhow::Result<()> {
+    let mut text = String::from(HEAD);
+    for program in programs {
+        text.push_str(&format!("\n[{}]\n", program.program));
+        for (measure, of) in MEASURES {
+            let measured = of(&program.counts);
+            let most = measured + (measured * program.slack()).div_ceil(100);
+            text.push_str(&format!(
+                "{measure} = {{ measured = {measured}, max = {most} }}\n"
+            ));
+        }
+    }
+    Ok(std::fs::write(root.join(FILE), text)?)
+}
+
 /// Bounds by program and measure.
 pub(crate) struct Bounds(BTreeMap<String, BTreeMap<String, u64>>);
 

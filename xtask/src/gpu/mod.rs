@@ -30,6 +30,7 @@ usage: cargo xtask gpu COMMAND
                         launches, syncs, copies and bytes, while nothing is computed. `retouch` is the one that `build` made
   double --check        an edit, an NFT step and a whole run on the double; counts may not exceed tools/gpu/bounds.toml, two
                         runs must count the same, and ptxas must take every kernel for sm_80 and sm_90a
+  double --bounds       the same, and writes tools/gpu/bounds.toml anew
   double --flux, --qwen launches, syncs, GiB and seconds of the host at the published size of FLUX.1-Kontext or
                         Qwen-Image-Edit: a frozen forward and a training pair, as a table
   wgpu [--all]          ops and golden cases on wgpu, through Mesa's Vulkan on the CPU; --all runs those left out of CI, too
@@ -52,7 +53,8 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> anyhow::Result<()> {
         ["build"] => build::build(root, build::Profile::Dev),
         ["build", "--release"] => build::build(root, build::Profile::Release),
         ["clippy"] => build::clippy(root),
-        ["double", "--check"] => suite::check(root),
+        ["double", "--check"] => suite::run(root, suite::Mode::Check),
+        ["double", "--bounds"] => suite::run(root, suite::Mode::Bound),
         ["double", "--flux"] => size::measure(root, &size::FLUX),
         ["double", "--qwen"] => size::measure(root, &size::QWEN),
         ["double", "--devices", count, ref program @ ..] => {
@@ -81,7 +83,7 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> anyhow::Result<()> {
 pub(crate) fn prove(root: &Path) -> anyhow::Result<()> {
     build::build(root, build::Profile::Dev)?;
     build::clippy(root)?;
-    suite::check(root)?;
+    suite::run(root, suite::Mode::Check)?;
     wgpu::check(root, wgpu::Extent::Subset)
 }
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{
     FOLDER, build,
-    double::{Counts, Double, Program},
+    double::{Counts, Double, End, Program},
     table,
 };
 
@@ -140,6 +140,7 @@ impl Bench {
             command,
             folder: folder.clone(),
             limit: LIMIT,
+            end: End::Well,
         })?;
         eprintln!("{name}: {:.1} s", counts.seconds);
         Ok((counts, std::fs::read_to_string(folder.join("stdout"))?))

@@ -10,190 +10,210 @@ use anyhow::{Context, ensure};
 
 use super::{
     FOLDER,
-    bounds::Bounds,
+    bounds::{self, Bounds},
     build,
-    double::{self, Counts, Double, Program},
+    double::{self, Counts, Double, End, Program},
     ptx, size,
 };
 
-/// The quickstart's editor and the smoke run take seconds; the rest is room for slow machines.
+/// Each takes seconds; the rest is room for slow machines.
 const LIMIT: Duration = Duration::from_secs(600);
-const DEVICES: [&str; 3] = ["model.device", "learner.device", "reward.device"];
+/// Where the cases' own files lie, below the double's folder.
+const FOLDER_OF_CASES: &str = "double/check";
+const PICTURE: &str = "assets/tiny/dataset/images/test_00000.png";
+const EDITOR: &str = "assets/tiny/editor";
+/// All rewards are equal where all results are zeros.
+const NOTHING_LEARNED: End =
+    End::Failure("nothing was learned: the judge gives all samples of a group the same reward");
 
-/// A program of the suite.
+/// What is done with what the programs count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Each has to be within its bound.
+    Check,
+    /// Bounds are written anew.
+    Bound,
+}
+
+/// A program of the suite, as `retouch` is called in the root.
+#[derive(Debug, Clone)]
 struct Case {
     name: &'static str,
     card: &'static str,
-    /// Whether all that it does is in one thread after another: then two runs count the same.
-    repeats: bool,
     arguments: Vec<String>,
+    /// Whether two runs count the same; not where several processes share the work as it comes.
+    repeats: bool,
+    /// The folder of a run, which would go on where it stopped.
+    run_dir: Option<PathBuf>,
+    end: End,
 }
 
-pub(crate) fn check(root: &Path) -> anyhow::Result<()> {
-    let bounds = Bounds::read(root)?;
-    let retouch = build::built(root)?;
-    let folder = root.join(FOLDER).join("double");
-    // Tuned and compiled kernels of other runs would hide what this one does.
-    let cache = folder.join("check/cache");
-    if cache.exists() {
-        std::fs::remove_dir_all(&cache)?;
-    }
-    let double = Double::get(root)?.with_cache(cache);
-    std::fs::create_dir_all(double.cache())?;
-    double.test(root)?;
-    let cases = cases(root, &folder.join("check"))?;
-    let mut files = Vec::new();
-    let mut problems = Vec::new();
-    for case in &cases {
-        let run = |turn: &str| {
-            let mut command = Command::new(&retouch);
-            command
-                .args(&case.arguments)
-                .current_dir(root)
-                .env("RETOUCH_DOUBLE_CARD", case.card);
-            let folder = folder.join(format!("check/{}-{turn}", case.name));
-            let counts = double.run(Program {
-                name: case.name,
-                command,
-                folder: folder.clone(),
-                limit: LIMIT,
-            })?;
-            anyhow::Ok((counts, folder))
-        };
+pub(crate) fn run(root: &Path, mode: Mode) -> anyhow::Result<()> {
+    let bounds = match mode {
+        Mode::Check => Some(Bounds::read(root)?),
+        Mode::Bound => None,
+    };
+    let suite = Suite::new(root)?;
+    let (mut files, mut problems, mut counted) = (Vec::new(), Vec::new(), Vec::new());
+    for case in cases(root)? {
         // The first process tunes and compiles. What counts is what all others do.
-        let (first, tuned) = run("first")?;
-        let (counts, folder) = run("second")?;
+        let first = suite.run(&case, "first")?;
+        let counts = suite.run(&case, "second")?;
         println!(
             "{} ({}): {:.1} s, with tuning {:.1} s",
             case.name, case.card, counts.seconds, first.seconds
         );
-        files.extend(double::ptx(&tuned)?);
-        files.extend(double::ptx(&folder)?);
-        if let Err(error) = bounds.check(case.name, &counts) {
+        for turn in ["first", "second"] {
+            files.extend(double::ptx(&suite.folder(&case, turn))?);
+        }
+        if let Some(bounds) = &bounds
+            && let Err(error) = bounds.check(case.name, &counts)
+        {
             problems.push(error.to_string());
         }
         if counts.refused > 0 {
-            problems.push(format!(
-                "{}: the driver refuses {} calls",
-                case.name, counts.refused
-            ));
+            let refused = counts.refused;
+            problems.push(format!("{}: the driver refuses {refused} calls", case.name));
         }
-        if case.repeats {
-            let (again, _) = run("third")?;
-            if let Err(error) = same(case.name, &counts, &again) {
-                problems.push(error.to_string());
-            }
+        if case.repeats
+            && let Err(error) = same(case.name, &counts, &suite.run(&case, "third")?)
+        {
+            problems.push(error.to_string());
         }
+        counted.push(bounds::Measured {
+            program: case.name,
+            counts,
+            repeats: case.repeats,
+        });
+    }
+    if mode == Mode::Bound {
+        bounds::write(root, &counted)?;
     }
     ptx::assemble(root, &distinct(files), &["sm_80", "sm_90a"])?;
     ensure!(problems.is_empty(), "{}", problems.join("\n"));
     Ok(())
 }
 
-fn cases(root: &Path, folder: &Path) -> anyhow::Result<Vec<Case>> {
-    std::fs::create_dir_all(folder)?;
-    let text = |path: PathBuf| {
-        path.to_str()
-            .map(String::from)
-            .context("the path is not UTF-8")
-    };
-    let picture = text(root.join("assets/tiny/dataset/images/test_00000.png"))?;
-    let editor = text(root.join("assets/tiny/editor"))?;
-    let edit = |name, card, dtype: &str| {
-        let out = text(folder.join(format!("{name}.png")))?;
-        let words = [
-            "edit",
-            "--device",
-            "cuda:0",
-            "--dtype",
-            dtype,
-            "--seed",
-            "1",
-            "--model",
-            &editor,
-            "-o",
-            &out,
-            &picture,
-            "make it red",
-        ];
-        anyhow::Ok(Case {
-            name,
-            card,
-            repeats: true,
-            arguments: words.map(Into::into).to_vec(),
+struct Suite {
+    root: PathBuf,
+    retouch: PathBuf,
+    double: Double,
+}
+
+impl Suite {
+    fn new(root: &Path) -> anyhow::Result<Self> {
+        let retouch = build::built(root)?;
+        let folder = root.join(FOLDER).join(FOLDER_OF_CASES);
+        double::clear(&folder)?;
+        // Tuned and compiled kernels of other runs would hide what these do.
+        let cache = folder.join("cache");
+        std::fs::create_dir_all(&cache)?;
+        let double = Double::get(root)?.with_cache(cache);
+        double.test(root)?;
+        Ok(Self {
+            root: root.into(),
+            retouch,
+            double,
         })
+    }
+
+    fn folder(&self, case: &Case, turn: &str) -> PathBuf {
+        let folder = self.root.join(FOLDER).join(FOLDER_OF_CASES);
+        folder.join(format!("{}-{turn}", case.name))
+    }
+
+    fn run(&self, case: &Case, turn: &str) -> anyhow::Result<Counts> {
+        if let Some(run_dir) = &case.run_dir
+            && run_dir.exists()
+        {
+            std::fs::remove_dir_all(run_dir)?;
+        }
+        let mut command = Command::new(&self.retouch);
+        command.args(&case.arguments).current_dir(&self.root);
+        command.env("RETOUCH_DOUBLE_CARD", case.card);
+        self.double.run(Program {
+            name: case.name,
+            command,
+            folder: self.folder(case, turn),
+            limit: LIMIT,
+            end: case.end,
+        })
+    }
+}
+
+fn cases(root: &Path) -> anyhow::Result<Vec<Case>> {
+    let folder = root.join(FOLDER).join(FOLDER_OF_CASES);
+    let out = text(&folder.join("out.png"))?;
+    let run_dir = folder.join("run");
+    let edit = |name, card, dtype| {
+        let how = [
+            "edit", "--device", "cuda:0", "--dtype", dtype, "--seed", "1",
+        ];
+        let what = ["--model", EDITOR, "-o", &out, PICTURE, "make it red"];
+        Case::new(name, card, &[&how[..], &what].concat())
     };
     let small = size::FLUX.folder(root, size::Layers::One)?;
-    let step_of_flux = size::FLUX.run_file(root, &small, &folder.join("flux"))?;
-    let on_card = |name, arguments: &[&str]| {
-        let mut arguments: Vec<String> = arguments.iter().map(|word| String::from(*word)).collect();
-        for device in DEVICES {
-            arguments.extend(["--set".into(), format!("{device}=cuda:0")]);
-        }
-        Case {
-            name,
-            card: "h100",
-            repeats: true,
-            arguments,
-        }
+    let run_file = text(&size::FLUX.run_file(root, &small, &folder.join("flux"))?)?;
+    let step = |name, file: &str, setting| {
+        let words = ["launch", file, "--dry-run", "--set", setting];
+        let device = ["--set", "learner.device=cuda:0"];
+        Case::new(name, "h100", &[&words[..], &device].concat())
     };
-    let run_dir = folder.join("smoke");
-    if run_dir.exists() {
-        std::fs::remove_dir_all(&run_dir)?;
+    let run_setting = format!("run_dir={}", text(&run_dir)?);
+    let mut smoke = vec!["launch", "examples/smoke.toml", "--set", &run_setting];
+    for setting in [
+        "learner.ranks=1",
+        "model.device=cuda:0",
+        "learner.device=cuda:0",
+        "reward.device=cuda:0",
+    ] {
+        smoke.extend(["--set", setting]);
     }
-    let run_dir = format!("run_dir={}", text(run_dir)?);
-    // Runs go on where their folder says; each of these begins anew.
-    let fresh = |name, arguments: &[&str]| Case {
+    let smoke = Case {
         repeats: false,
-        ..on_card(name, arguments)
+        run_dir: Some(run_dir.clone()),
+        end: NOTHING_LEARNED,
+        ..Case::new("smoke", "h100", &smoke)
     };
+    let report = Case::new("report", "h100", &["report", &text(&run_dir)?]);
     Ok(vec![
-        edit("edit", "h100", "f32")?,
-        edit("edit-bf16", "h100", "bf16")?,
-        edit("edit-a100", "a100", "bf16")?,
-        on_card(
-            "step",
-            &[
-                "launch",
-                "examples/quickstart.toml",
-                "--dry-run",
-                "--set",
-                "model.dtype=bf16",
-            ],
-        ),
-        on_card(
-            "step-flux",
-            &[
-                "launch",
-                &text(step_of_flux)?,
-                "--dry-run",
-                "--set",
-                "learner.micro_batch_size=3",
-            ],
-        ),
-        fresh(
-            "smoke",
-            &[
-                "launch",
-                "examples/smoke.toml",
-                "--set",
-                &run_dir,
-                "--set",
-                "learner.ranks=1",
-                "--set",
-                "name=smoke",
-            ],
-        ),
+        edit("edit", "h100", "f32"),
+        edit("edit-bf16", "h100", "bf16"),
+        edit("edit-a100", "a100", "bf16"),
+        step("step", "examples/quickstart.toml", "model.dtype=bf16"),
+        step("step-flux", &run_file, "learner.micro_batch_size=3"),
+        smoke,
+        // What a run that learned something does at its end.
+        Case {
+            repeats: false,
+            ..report
+        },
     ])
 }
 
+impl Case {
+    fn new(name: &'static str, card: &'static str, arguments: &[&str]) -> Self {
+        Self {
+            name,
+            card,
+            arguments: arguments.iter().map(|word| String::from(*word)).collect(),
+            repeats: true,
+            run_dir: None,
+            end: End::Well,
+        }
+    }
+}
+
+fn text(path: &Path) -> anyhow::Result<String> {
+    let text = path.to_str();
+    let text = text.with_context(|| format!("{} is not UTF-8", path.display()))?;
+    Ok(text.to_owned())
+}
+
+/// How many kernels are loaded, and when memory is given back, depends on threads. All else must not.
 fn same(name: &str, one: &Counts, other: &Counts) -> anyhow::Result<()> {
-    let without_time = |counts: &Counts| Counts {
-        seconds: 0.0,
-        ..counts.clone()
-    };
     ensure!(
-        without_time(one) == without_time(other),
+        one.asked() == other.asked(),
         "{name}: two runs count differently\n  {one:?}\n  {other:?}"
     );
     Ok(())
@@ -219,17 +239,19 @@ mod tests {
     }
 
     #[test]
-    fn time_alone_may_differ() {
+    fn time_and_loading_alone_may_differ() {
         let one = Counts {
             launches: 1,
             seconds: 1.0,
+            modules: 70,
             ..Counts::default()
         };
         let other = Counts {
             seconds: 2.0,
+            modules: 72,
             ..one.clone()
         };
-        same("x", &one, &other).expect("they count the same");
+        same("x", &one, &other).expect("they ask the same");
         let other = Counts {
             launches: 2,
             ..one.clone()
