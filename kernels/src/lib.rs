@@ -6,6 +6,8 @@
 //!
 //! Kernels are compiled where they first run, for the sizes that are marked `#[comptime]`.
 
+#![cfg(feature = "cube")]
+
 mod activation;
 mod attention;
 mod cube;
@@ -17,8 +19,8 @@ mod norm;
 mod product;
 mod rope;
 mod rows;
-#[allow(missing_docs)]
-pub mod tests;
+#[cfg(all(test, any(feature = "wgpu", feature = "cuda")))]
+mod tests;
 
 pub use burn_cubecl::CubeBackend;
 pub use burn_cubecl::fusion::CubeFusionHandle;

@@ -92,8 +92,8 @@ fn plain_normalize(x: &[f64], width: usize, centered: bool, eps: f64) -> Vec<f64
     x.chunks_exact(width).flat_map(row).collect()
 }
 
-#[cfg_attr(test, test)]
-pub fn rows_are_normal_modulated_or_affine() {
+#[test]
+fn rows_are_normal_modulated_or_affine() {
     for (width, batch, length) in [(48, 2, 5), (7, 1, 3), (600, 2, 2)] {
         let x = numbers(batch * length * width, 1);
         let (scale, shift, grad) = (
@@ -147,8 +147,8 @@ pub fn rows_are_normal_modulated_or_affine() {
     }
 }
 
-#[cfg_attr(test, test)]
-pub fn activations_and_their_slopes() {
+#[test]
+fn activations_and_their_slopes() {
     let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
     let x: Vec<f32> = numbers(1000, 1).iter().map(|x| x * 4.0).collect();
     let grad = numbers(1000, 2);
@@ -194,8 +194,8 @@ pub fn activations_and_their_slopes() {
     );
 }
 
-#[cfg_attr(test, test)]
-pub fn gates_are_of_a_batch_row() {
+#[test]
+fn gates_are_of_a_batch_row() {
     let (batch, length, width) = (2, 3, 20);
     let (x, y, gate) = (
         numbers(120, 1),
@@ -247,8 +247,8 @@ fn plain_heads(
     y
 }
 
-#[cfg_attr(test, test)]
-pub fn heads_are_normal_and_turned() {
+#[test]
+fn heads_are_normal_and_turned() {
     for [batch, length, heads_count, width] in [[2, 3, 3, 8], [1, 5, 2, 6], [1, 2, 4, 128]] {
         let sizes = [batch, length, heads_count, width];
         let (x, weight) = (
@@ -284,8 +284,8 @@ pub fn heads_are_normal_and_turned() {
     }
 }
 
-#[cfg_attr(test, test)]
-pub fn halves_are_turned_and_turned_back() {
+#[test]
+fn halves_are_turned_and_turned_back() {
     let [batch, heads_count, length, width] = [2, 3, 5, 8];
     let x = numbers(240, 1);
     let (cos, sin) = (numbers(length * width, 2), numbers(length * width, 3));
@@ -324,8 +324,8 @@ pub fn halves_are_turned_and_turned_back() {
     assert_close("gradient", dx, &slope(&wide(&x), &wide(&grad), f));
 }
 
-#[cfg_attr(test, test)]
-pub fn adapters_are_added_in_f32() {
+#[test]
+fn adapters_are_added_in_f32() {
     for (rows, width, rank) in [(70, 300, 4), (3, 10, 33), (33, 129, 1)] {
         let (base, bias) = (numbers(rows * width, 1), numbers(width, 2));
         let (down, up) = (numbers(rows * rank, 3), numbers(width * rank, 4));
@@ -364,8 +364,8 @@ pub fn adapters_are_added_in_f32() {
     }
 }
 
-#[cfg_attr(test, test)]
-pub fn groups_of_channels_are_normal() {
+#[test]
+fn groups_of_channels_are_normal() {
     let [batch, channels, pixels, groups] = [2, 6, 35, 3];
     let x = numbers(batch * channels * pixels, 1);
     let (weight, bias) = (numbers(channels, 2), numbers(channels, 3));
@@ -526,8 +526,8 @@ impl Problem {
     }
 }
 
-#[cfg_attr(test, test)]
-pub fn attention_keeps_no_scores_and_is_the_same() {
+#[test]
+fn attention_keeps_no_scores_and_is_the_same() {
     let all = Problem {
         batch: 2,
         heads: 2,
@@ -560,8 +560,8 @@ pub fn attention_keeps_no_scores_and_is_the_same() {
     .check();
 }
 
-#[cfg_attr(test, test)]
-pub fn queries_see_their_range_of_keys() {
+#[test]
+fn queries_see_their_range_of_keys() {
     let causal: Vec<[usize; 2]> = (0..2).flat_map(|_| (0..20).map(|i| [0, i + 5])).collect();
     let sizes = Problem {
         batch: 2,
@@ -601,13 +601,11 @@ pub fn queries_see_their_range_of_keys() {
     .check();
 }
 
-#[cfg_attr(test, test)]
-pub fn workspaces_are_bounded_and_whole_where_they_fit() {
+#[test]
+fn workspaces_are_bounded_and_whole_where_they_fit() {
     // FLUX.1-Kontext at 512 x 512, and at a megapixel.
     let small = attention_workspace_bytes(1, 24, 2176, 2176, 2);
     assert_eq!(small, 24 * 2176 * 2176 * 12);
     let large = attention_workspace_bytes(1, 24, 8320, 8320, 2);
     assert!(large <= 3 << 29 && large > 1 << 30, "{large} bytes");
 }
-
-pub const ALL: &[(&str, fn())] = &[("rows_are_normal_modulated_or_affine", rows_are_normal_modulated_or_affine), ("activations_and_their_slopes", activations_and_their_slopes), ("gates_are_of_a_batch_row", gates_are_of_a_batch_row), ("heads_are_normal_and_turned", heads_are_normal_and_turned), ("halves_are_turned_and_turned_back", halves_are_turned_and_turned_back), ("adapters_are_added_in_f32", adapters_are_added_in_f32), ("groups_of_channels_are_normal", groups_of_channels_are_normal), ("attention_keeps_no_scores_and_is_the_same", attention_keeps_no_scores_and_is_the_same), ("queries_see_their_range_of_keys", queries_see_their_range_of_keys), ("workspaces_are_bounded_and_whole_where_they_fit", workspaces_are_bounded_and_whole_where_they_fit)];

@@ -2,8 +2,8 @@
 //! queries, and its units have the scores where the tensor cores' `mma.m16n8k16` puts them (PTX ISA, "Matrix fragments
 //! for mma.m16n8k16"). Where there are none, units compute the same numbers from shared memory.
 
-use burn_backend::cubecl::dtype_to_elem_type;
 use burn_backend::DType;
+use burn_backend::cubecl::dtype_to_elem_type;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};

@@ -32,6 +32,9 @@ pub use listener::Listener;
 pub use seal::Sealing;
 pub use tcp::{Aborter, Deadlines, Membership, TcpCollective};
 
+use burn::tensor::Tensor;
+
+use crate::metrics::host;
 use crate::shards::{BoxError, Local, ShardReduce};
 
 /// The ways of adding gradients over ranks.
@@ -105,6 +108,15 @@ impl ShardReduce for Collective {
             Self::Tcp(tcp) => Ok(tcp.all_reduce(shards)?),
             #[cfg(feature = "nccl")]
             Self::Nccl(nccl) => Ok(nccl.all_reduce(shards)?),
+        }
+    }
+
+    fn all_reduce_on_device(&mut self, shards: Vec<Tensor<1>>) -> Result<Vec<f32>, BoxError> {
+        match self {
+            Self::Local(local) => local.all_reduce_on_device(shards),
+            #[cfg(feature = "cuda")]
+            Self::Nccl(nccl) => Ok(nccl.all_reduce_on_device(shards)?),
+            other => other.all_reduce(shards.into_iter().map(host).collect()),
         }
     }
 }

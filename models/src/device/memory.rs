@@ -2,10 +2,10 @@
 
 use burn::backend::Cube;
 use burn::tensor::{DType, Tensor};
-use retouch_kernels::CubeBackend;
 use cubecl::cuda::CudaRuntime;
 use cubecl::future::block_on;
 use cubecl_runtime::runtime::Runtime;
+use retouch_kernels::CubeBackend;
 
 type Server = <CudaRuntime as Runtime>::Server;
 

@@ -12,12 +12,12 @@ mod norm;
 mod ranges;
 mod rope;
 
+use burn::backend::TensorMetadata;
 use burn::backend::fusion::custom::{
     CustomOpIr, HandleContainer, OperationFn, OperationIr, StreamId, TensorIr,
 };
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
-use burn::backend::TensorMetadata;
 use burn::tensor::{DType, Shape};
 use retouch_kernels::{CubeBackend, CubeFusionHandle, CubeTensor};
 
