@@ -2,8 +2,8 @@
 //!
 //! Going back a block at a time needs no graph through the stack. The forward pass runs off the autodiff device and
 //! keeps what each block was given. On the way back, from the last block to the first, a block is computed again with
-//! its input and its factors as leaves; the gradient of `sum(output * gradient of the output)` is what the block's
-//! factors get and what the block below goes on with. Nothing outside of the blocks is trained
+//! its input and its factors as leaves; a number whose gradient by the block's output is the one that came back
+//! ([`ops::surrogate`]) gives what the block's factors get and what the block below goes on with. Nothing outside of the blocks is trained
 //! ([`Blocks::slots`]), and what is given to all of them, as the embedded time, is constant.
 
 use std::fmt;
@@ -13,6 +13,7 @@ use burn::module::Module;
 use burn::tensor::{Gradients, Tensor};
 
 use crate::lora::{Checkpointing, LoraAdapter, LoraGradient, Projection, Tracked, Trained};
+use crate::ops;
 
 /// What goes from block to block.
 #[derive(Debug, Clone)]
@@ -222,11 +223,11 @@ impl Tokens {
             (Some(self.x), gradients.x),
             (self.context, gradients.context),
         ];
-        let products = pairs.into_iter().filter_map(|(tokens, gradient)| {
+        let numbers = pairs.into_iter().filter_map(|(tokens, gradient)| {
             let (tokens, gradient) = (tokens?, gradient?);
-            Some((tokens * Tensor::from_inner(gradient)).sum())
+            Some(ops::surrogate(tokens, Tensor::from_inner(gradient)))
         });
-        products.reduce(|a, b| a + b)
+        numbers.reduce(|a, b| a + b)
     }
 }
 

@@ -25,6 +25,7 @@ mod product;
 mod rope;
 mod scratch;
 mod simd;
+mod surrogate;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -41,6 +42,7 @@ pub use mask::AttentionMask;
 pub use norm::{layer_norm, layer_norm_modulate, rms_norm};
 pub use path::path_name;
 pub use rope::{rms_norm_rope, rope_half};
+pub(crate) use surrogate::surrogate;
 
 /// `[B, S, heads * hd]` to `[B, heads, S, hd]`.
 pub fn split_heads(x: Tensor<3>, heads: usize) -> Tensor<4> {

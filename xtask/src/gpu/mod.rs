@@ -1,7 +1,7 @@
 //! `cargo xtask gpu`: what is proved of the GPU path on machines without a GPU, and measured on one that has it.
 
 mod bounds;
-mod build;
+pub(crate) mod build;
 mod card;
 mod debian;
 mod double;
@@ -24,7 +24,8 @@ usage: cargo xtask gpu COMMAND
 
   build [--release]     retouch with the devices `cuda:N` and `wgpu`; needs neither a GPU nor CUDA. LLVM, which cubecl compiles
                         kernels with, comes from its release page or, where that is out of reach, from Debian's packages
-  clippy                warnings in what only that build has are errors
+  clippy                warnings in what only GPU builds have are errors; types alone, without LLVM. CI does this
+  prove                 build, double --check and wgpu, one after the other: an hour from nothing on two cores
   double [--devices N] [--] PROGRAM ...
                         runs a program on a driver double: a libcuda.so.1 that answers as an H100's driver does and counts
                         launches, syncs, copies and bytes, while nothing is computed. `retouch` is the one that `build` made
@@ -33,7 +34,7 @@ usage: cargo xtask gpu COMMAND
   double --bounds       the same, and writes tools/gpu/bounds.toml anew
   double --flux, --qwen launches, syncs, GiB and seconds of the host at the published size of FLUX.1-Kontext or
                         Qwen-Image-Edit: a frozen forward and a training pair, as a table
-  wgpu [--all]          ops and golden cases on wgpu, through Mesa's Vulkan on the CPU; --all runs those left out of CI, too
+  wgpu [--all]          kernels, ops and golden cases on wgpu, through Mesa's Vulkan on the CPU; without --all, the fast ones
   wgpu --smoke          the same for examples/smoke.toml, a whole run
   wgpu [--] PROGRAM ... runs a program so that it finds that Vulkan
   pack                  makes target/gpu/card: all that a bare machine with one H100 needs, at most 64 MiB
@@ -52,7 +53,8 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> anyhow::Result<()> {
     match words[..] {
         ["build"] => build::build(root, build::Profile::Dev),
         ["build", "--release"] => build::build(root, build::Profile::Release),
-        ["clippy"] => build::clippy(root),
+        ["clippy"] => build::clippy(),
+        ["prove"] => prove(root),
         ["double", "--check"] => suite::run(root, suite::Mode::Check),
         ["double", "--bounds"] => suite::run(root, suite::Mode::Bound),
         ["double", "--flux"] => size::measure(root, &size::FLUX),
@@ -79,10 +81,9 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> anyhow::Result<()> {
     }
 }
 
-/// What CI checks: all that fits its time. `wgpu --all` and `double --flux` have the rest.
-pub(crate) fn prove(root: &Path) -> anyhow::Result<()> {
+/// What needs a build for GPUs, which takes longer than CI has. `wgpu --all` and `double --flux` have the rest.
+fn prove(root: &Path) -> anyhow::Result<()> {
     build::build(root, build::Profile::Dev)?;
-    build::clippy(root)?;
     suite::run(root, suite::Mode::Check)?;
     wgpu::check(root, wgpu::Extent::Subset)
 }

@@ -16,7 +16,16 @@ type Function<'a> = &'a (dyn Fn(&[Tensor<1>]) -> Tensor<1> + Sync);
 
 /// The output and the gradient of every tracked input under a random upstream gradient.
 fn evaluate(function: Function, inputs: &[Vec<f32>], tracked: &[bool]) -> Vec<Vec<f32>> {
-    let device = Device::flex().autodiff();
+    evaluate_on(Device::flex(), function, inputs, tracked)
+}
+
+fn evaluate_on(
+    device: Device,
+    function: Function,
+    inputs: &[Vec<f32>],
+    tracked: &[bool],
+) -> Vec<Vec<f32>> {
+    let device = device.autodiff();
     let inputs: Vec<Tensor<1>> = inputs
         .iter()
         .zip(tracked)
@@ -35,6 +44,12 @@ fn evaluate(function: Function, inputs: &[Vec<f32>], tracked: &[bool]) -> Vec<Ve
         results.push(host(input.grad(&grads).expect("a tracked input")));
     }
     results
+}
+
+/// Where fused ops are tested: `$RETOUCH_TEST_DEVICE`, the CPU by default. What they are compared with runs on the CPU.
+fn device() -> Device {
+    let name = std::env::var("RETOUCH_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+    crate::device::parse(&name).expect("$RETOUCH_TEST_DEVICE is a device of this build")
 }
 
 fn host(tensor: Tensor<1>) -> Vec<f32> {
@@ -69,7 +84,7 @@ fn assert_close(name: &str, ours: &[Vec<f32>], reference: &[Vec<f32>]) {
     }
 }
 
-/// Compares `fused` with `plain` with all inputs tracked and with each tracked alone, then under several thread pools.
+/// Compares `fused` with `plain` with all inputs tracked and with each tracked alone, then on the CPU under several thread pools.
 fn check(name: &str, lens: &[usize], fused: Function, plain: Function) {
     check_tracked(name, lens, &vec![true; lens.len()], fused, plain);
 }
@@ -78,8 +93,11 @@ fn check(name: &str, lens: &[usize], fused: Function, plain: Function) {
 fn check_tracked(name: &str, lens: &[usize], trackable: &[bool], fused: Function, plain: Function) {
     let inputs: Vec<Vec<f32>> = (1..).zip(lens).map(|(i, &len)| numbers(len, i)).collect();
     let expected = evaluate(plain, &inputs, trackable);
-    let ours = evaluate(fused, &inputs, trackable);
+    let ours = evaluate_on(device(), fused, &inputs, trackable);
     assert_close(name, &ours, &expected);
+    if device() != Device::flex() {
+        return;
+    }
     let tracked = (0..lens.len()).filter(|i| trackable[*i]);
     for (next, i) in (1..).zip(tracked) {
         let alone: Vec<bool> = (0..lens.len()).map(|j| i == j).collect();
