@@ -11,6 +11,8 @@
 mod activation;
 mod attention;
 mod cube;
+#[cfg(all(test, any(feature = "wgpu", feature = "cuda")))]
+mod device_tests;
 mod gate;
 mod group_norm;
 mod heads;
@@ -19,8 +21,6 @@ mod norm;
 mod product;
 mod rope;
 mod rows;
-#[cfg(all(test, any(feature = "wgpu", feature = "cuda")))]
-mod tests;
 
 pub use burn_cubecl::CubeBackend;
 pub use burn_cubecl::fusion::CubeFusionHandle;

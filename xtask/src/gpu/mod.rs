@@ -34,7 +34,8 @@ usage: cargo xtask gpu COMMAND
   double --bounds       the same, and writes tools/gpu/bounds.toml anew
   double --flux, --qwen launches, syncs, GiB and seconds of the host at the published size of FLUX.1-Kontext or
                         Qwen-Image-Edit: a frozen forward and a training pair, as a table
-  wgpu [--all]          kernels, ops and golden cases on wgpu, through Mesa's Vulkan on the CPU; without --all, the fast ones
+  wgpu [--all]          kernels and ops on wgpu, through Mesa's Vulkan on the CPU; --all has golden cases and training by block
+                        besides, which takes hours
   wgpu --smoke          the same for examples/smoke.toml, a whole run
   wgpu [--] PROGRAM ... runs a program so that it finds that Vulkan
   pack                  makes target/gpu/card: all that a bare machine with one H100 needs, at most 64 MiB
@@ -66,7 +67,7 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> anyhow::Result<()> {
             double::command(root, devices, without_dashes(program))
         }
         ["double", ref program @ ..] => double::command(root, 1, without_dashes(program)),
-        ["wgpu"] => wgpu::check(root, wgpu::Extent::Subset),
+        ["wgpu"] => wgpu::check(root, wgpu::Extent::Kernels),
         ["wgpu", "--all"] => wgpu::check(root, wgpu::Extent::All),
         ["wgpu", "--smoke"] => wgpu::smoke(root),
         ["wgpu", ref program @ ..] => wgpu::command(root, without_dashes(program)),
@@ -85,7 +86,7 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> anyhow::Result<()> {
 fn prove(root: &Path) -> anyhow::Result<()> {
     build::build(root, build::Profile::Dev)?;
     suite::run(root, suite::Mode::Check)?;
-    wgpu::check(root, wgpu::Extent::Subset)
+    wgpu::check(root, wgpu::Extent::Kernels)
 }
 
 fn without_dashes<'a>(words: &'a [&'a str]) -> &'a [&'a str] {

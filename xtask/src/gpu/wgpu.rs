@@ -8,35 +8,30 @@ use super::{build, mesa::Mesa};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Extent {
-    /// What CI has time for.
-    Subset,
+    /// Kernels and ops.
+    Kernels,
+    /// Golden cases and training by block, too: hours, most of them of tuning.
     All,
 }
 
 pub(crate) fn check(root: &Path, extent: Extent) -> anyhow::Result<()> {
     let mesa = Mesa::get(root)?;
-    let ops = [
-        "test",
-        "--package",
-        "retouch-models",
-        "--features",
-        "cuda,wgpu",
-        "--lib",
-    ];
-    let which: &[&str] = match extent {
-        Extent::Subset => &["--", "ops"],
-        Extent::All => &[],
-    };
-    cargo(&mesa, &[&ops[..], which].concat())?;
-    let parity = [
+    // Of the whole workspace each time: a part of it would have its dependencies built with other features.
+    let test = [
         "test",
         "--workspace",
         "--features",
         "retouch-cli/cuda,retouch-cli/wgpu",
-        "--test",
-        "parity",
     ];
-    cargo(&mesa, &parity)
+    let device = ["--lib", "--", "device_tests::", "ops::tests::"];
+    cargo(&mesa, &[&test[..], &device].concat())?;
+    if extent == Extent::Kernels {
+        return Ok(());
+    }
+    cargo(
+        &mesa,
+        &[&test[..], &["--test", "parity", "--test", "checkpointing"]].concat(),
+    )
 }
 
 /// The smoke run with all roles on `wgpu`.
