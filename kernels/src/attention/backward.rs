@@ -59,7 +59,6 @@ fn block(row_bytes: usize, queries: usize) -> usize {
 /// # Shapes
 /// - q, k, v, output and log_sums as [`attention`](super::attention) took and gave them
 /// - grad: `[B, S, H * hd]`
-#[allow(clippy::too_many_arguments)]
 pub fn attention_backward(
     q: CubeTensor,
     k: CubeTensor,
@@ -189,7 +188,6 @@ struct Steps {
 }
 
 /// Probabilities, and the gradients of the products of q and k.
-#[allow(clippy::too_many_arguments)]
 fn score_grads(
     scores: CubeTensor,
     p_grads: CubeTensor,

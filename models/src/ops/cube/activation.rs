@@ -1,5 +1,5 @@
 use burn::tensor::Shape;
-use retouch_kernels::{self as kernels};
+use retouch_kernels as kernels;
 
 use super::super::activation::{Activation, Gated};
 use super::super::fused::FusedOp;
