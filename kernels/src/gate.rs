@@ -81,7 +81,7 @@ fn gate_kernel<X: Float, Y: Float, P: Float, N: Size>(
     #[comptime] units: usize,
     #[define(X, Y, P)] _types: [ElemType; 3],
 ) {
-    let row = CUBE_POS as usize;
+    let row = CUBE_POS;
     if row >= rows {
         terminate!();
     }

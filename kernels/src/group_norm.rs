@@ -81,7 +81,7 @@ fn group_norm_kernel<X: Float, P: Float, N: Size>(
     #[comptime] steps: Steps,
     #[define(X, P)] _types: [ElemType; 2],
 ) {
-    let index = CUBE_POS as usize;
+    let index = CUBE_POS;
     if index >= all {
         terminate!();
     }

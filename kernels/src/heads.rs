@@ -107,7 +107,7 @@ fn heads_kernel<X: Float, W: Float, N: Size>(
     #[comptime] steps: Steps,
     #[define(X, W)] _types: [ElemType; 2],
 ) {
-    let row = CUBE_POS as usize;
+    let row = CUBE_POS;
     if row >= rows {
         terminate!();
     }
@@ -268,7 +268,7 @@ fn heads_grad_kernel<X: Float, W: Float, G: Float, N: Size>(
     #[comptime] steps: Steps,
     #[define(X, W, G)] _types: [ElemType; 3],
 ) {
-    let row = CUBE_POS as usize;
+    let row = CUBE_POS;
     if row >= rows {
         terminate!();
     }

@@ -251,7 +251,7 @@ fn lora_add_kernel<X: Float, P: Float, L: Float, U: Float, N: Size>(
             #[unroll]
             for i in 0..ROWS_PER_UNIT {
                 let row = below + comptime!(i * DOWN);
-                sums[i] = sums[i] + Vector::new(down_tile[row * RANKS + k]) * up;
+                sums[i] += Vector::new(down_tile[row * RANKS + k]) * up;
             }
         }
     }

@@ -109,7 +109,7 @@ fn normalize_kernel<X: Float, P: Float, N: Size>(
     #[comptime] steps: Steps,
     #[define(X, P)] _types: [ElemType; 2],
 ) {
-    let row = CUBE_POS as usize;
+    let row = CUBE_POS;
     if row >= rows {
         terminate!();
     }
@@ -170,7 +170,7 @@ fn scale_of<N: Size>(
         #[unroll]
         for i in 0..steps.vectors_per_unit {
             if UNIT_POS as usize + comptime!(i * steps.units) < steps.vectors {
-                values[i] = values[i] - Vector::new(mean);
+                values[i] -= Vector::new(mean);
             }
         }
     }
@@ -253,7 +253,7 @@ fn normalize_grad_kernel<X: Float, P: Float, G: Float, N: Size>(
     #[comptime] steps: Steps,
     #[define(X, P, G)] _types: [ElemType; 3],
 ) {
-    let row = CUBE_POS as usize;
+    let row = CUBE_POS;
     if row >= rows {
         terminate!();
     }
@@ -274,9 +274,9 @@ fn normalize_grad_kernel<X: Float, P: Float, G: Float, N: Size>(
     for i in 0..steps.vectors_per_unit {
         let at = UNIT_POS as usize + comptime!(i * steps.units);
         if at < steps.vectors {
-            values[i] = values[i] * Vector::new(normal);
+            values[i] *= Vector::new(normal);
             if comptime!(steps.has_scale) {
-                grads[i] = grads[i] * factor::<P, N>(scale[batch * scale_stride + at], steps);
+                grads[i] *= factor::<P, N>(scale[batch * scale_stride + at], steps);
             }
             sum += grads[i];
             along += grads[i] * values[i];

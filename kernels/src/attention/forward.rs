@@ -106,9 +106,9 @@ fn has_tensor_cores(x: &CubeTensor) -> bool {
     };
     let narrow = ElemType::Float(kind);
     let config = MmaConfig {
-        a_type: narrow.into(),
-        b_type: narrow.into(),
-        cd_type: ElemType::Float(FloatKind::F32).into(),
+        a_type: narrow,
+        b_type: narrow,
+        cd_type: ElemType::Float(FloatKind::F32),
         m: 16,
         n: 8,
         k: 16,
@@ -259,8 +259,8 @@ fn attention_kernel<E: Float, N: Size>(
             #[unroll]
             for i in 0..2usize {
                 let (at_a, at_b) = (comptime!(column * 4 + i), comptime!(column * 4 + 2 + i));
-                out[at_a] = out[at_a] * shrink_a;
-                out[at_b] = out[at_b] * shrink_b;
+                out[at_a] *= shrink_a;
+                out[at_b] *= shrink_b;
             }
         }
         add_values::<E>(
