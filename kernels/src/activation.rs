@@ -6,7 +6,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use crate::rows::{address_type, cubes, empty, vector_size};
+use crate::rows::{Parameter, address_type, cubes, empty, vector_size};
 
 const UNITS: usize = 256;
 
@@ -23,38 +23,27 @@ pub enum Activation {
     Silu,
 }
 
+/// `activation(x + bias)`
+///
 /// # Shapes
-/// - x and output: any
-pub fn activate(x: CubeTensor, activation: Activation) -> CubeTensor {
-    let x = into_contiguous(x);
-    let y = empty(&x, x.shape(), x.dtype);
-    let work = Work::of(&x, &[&x]);
-    activate_kernel::launch(
-        &x.client.clone(),
-        work.cubes,
-        work.cube_dim,
-        address_type(&[&x]),
-        work.vector,
-        x.clone().into_buffer_arg(),
-        y.clone().into_buffer_arg(),
-        activation,
-        dtype_to_elem_type(x.dtype),
-    );
-    y
+/// - x and output: `[.., D]`
+/// - bias: `[D]`
+pub fn activate(x: CubeTensor, bias: Option<CubeTensor>, activation: Activation) -> CubeTensor {
+    run(x, bias, None, Function::Value(activation))
 }
 
-#[cube(launch, address_type = "dynamic")]
-fn activate_kernel<X: Float, N: Size>(
-    x: &[Vector<X, N>],
-    y: &mut [Vector<X, N>],
-    #[comptime] activation: Activation,
-    #[define(X)] _type: ElemType,
-) {
-    let at = ABSOLUTE_POS;
-    if at >= y.len() {
-        terminate!();
-    }
-    y[at] = Vector::cast_from(value::<N>(Vector::cast_from(x[at]), activation));
+/// The gradient of x, from that of `activation(x + bias)`.
+///
+/// # Shapes
+/// - x, grad and output: `[.., D]`
+/// - bias: `[D]`
+pub fn activate_grad(
+    x: CubeTensor,
+    bias: Option<CubeTensor>,
+    grad: CubeTensor,
+    activation: Activation,
+) -> CubeTensor {
+    run(x, bias, Some(grad), Function::Slope(activation))
 }
 
 /// `activation(x) y`
@@ -62,97 +51,105 @@ fn activate_kernel<X: Float, N: Size>(
 /// # Shapes
 /// - x, y and output: any, the same
 pub fn activate_mul(x: CubeTensor, y: CubeTensor, activation: Activation) -> CubeTensor {
-    let (x, y) = (into_contiguous(x), into_contiguous(y));
-    let product = empty(&x, x.shape(), x.dtype);
-    let work = Work::of(&x, &[&x, &y]);
-    activate_mul_kernel::launch(
-        &x.client.clone(),
-        work.cubes,
-        work.cube_dim,
-        address_type(&[&x]),
-        work.vector,
-        x.clone().into_buffer_arg(),
-        y.clone().into_buffer_arg(),
-        product.clone().into_buffer_arg(),
-        activation,
-        [x.dtype, y.dtype].map(dtype_to_elem_type),
-    );
-    product
+    run(x, None, Some(y), Function::Value(activation))
 }
 
-#[cube(launch, address_type = "dynamic")]
-fn activate_mul_kernel<X: Float, Y: Float, N: Size>(
-    x: &[Vector<X, N>],
-    y: &[Vector<Y, N>],
-    product: &mut [Vector<X, N>],
-    #[comptime] activation: Activation,
-    #[define(X, Y)] _types: [ElemType; 2],
-) {
-    let at = ABSOLUTE_POS;
-    if at >= product.len() {
-        terminate!();
-    }
-    let active = value::<N>(Vector::cast_from(x[at]), activation);
-    product[at] = Vector::cast_from(active * Vector::cast_from(y[at]));
-}
-
-/// The gradient of x, from that of `activation(x)`.
+/// `x + bias`
 ///
 /// # Shapes
-/// - x, grad and output: any, the same
-pub fn activate_grad(x: CubeTensor, grad: CubeTensor, activation: Activation) -> CubeTensor {
-    let (x, grad) = (into_contiguous(x), into_contiguous(grad));
-    let dx = empty(&x, x.shape(), x.dtype);
-    let work = Work::of(&x, &[&x, &grad]);
-    activate_grad_kernel::launch(
-        &x.client.clone(),
-        work.cubes,
-        work.cube_dim,
-        address_type(&[&x]),
-        work.vector,
-        x.clone().into_buffer_arg(),
-        grad.clone().into_buffer_arg(),
-        dx.clone().into_buffer_arg(),
-        activation,
-        [x.dtype, grad.dtype].map(dtype_to_elem_type),
-    );
-    dx
+/// - x and output: `[.., D]`
+/// - bias: `[D]`
+pub fn add_bias(x: CubeTensor, bias: CubeTensor) -> CubeTensor {
+    run(x, Some(bias), None, Function::Identity)
 }
 
-#[cube(launch, address_type = "dynamic")]
-fn activate_grad_kernel<X: Float, G: Float, N: Size>(
-    x: &[Vector<X, N>],
-    grad: &[Vector<G, N>],
-    dx: &mut [Vector<X, N>],
-    #[comptime] activation: Activation,
-    #[define(X, G)] _types: [ElemType; 2],
-) {
-    let at = ABSOLUTE_POS;
-    if at >= dx.len() {
-        terminate!();
-    }
-    let slope = slope::<N>(Vector::cast_from(x[at]), activation);
-    dx[at] = Vector::cast_from(slope * Vector::cast_from(grad[at]));
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Function {
+    Identity,
+    Value(Activation),
+    Slope(Activation),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Steps {
+    function: Function,
+    has_bias: bool,
+    has_factor: bool,
+    /// Vectors of a row, each with its part of the bias.
+    vectors: usize,
+}
+
+/// `function(x + bias) factor`
+fn run(
+    x: CubeTensor,
+    bias: Option<CubeTensor>,
+    factor: Option<CubeTensor>,
+    function: Function,
+) -> CubeTensor {
+    let has_factor = factor.is_some();
+    let x = into_contiguous(x);
+    let factor = factor.map_or_else(|| x.clone(), into_contiguous);
+    let bias = Parameter::of(bias, &x);
+    let (client, shape) = (x.client.clone(), x.shape());
+    let y = empty(&x, shape.clone(), x.dtype);
+    let numbers = shape.num_elements();
+    let types = [x.dtype, bias.tensor.dtype, factor.dtype];
+    // Without a bias, rows do not matter.
+    let width = if bias.given {
+        shape[shape.num_dims() - 1]
+    } else {
+        numbers
+    };
+    let vector = vector_size(&client, &types, &[], &[width]);
+    let steps = Steps {
+        function,
+        has_bias: bias.given,
+        has_factor,
+        vectors: if bias.given { width / vector } else { 1 },
+    };
+    activate_kernel::launch(
+        &client,
+        cubes(&client, (numbers / vector).div_ceil(UNITS)),
+        CubeDim::new_1d(UNITS as u32),
+        address_type(&[&x]),
+        vector,
+        x.into_buffer_arg(),
+        bias.tensor.into_buffer_arg(),
+        factor.into_buffer_arg(),
+        y.clone().into_buffer_arg(),
+        steps,
+        types.map(dtype_to_elem_type),
+    );
+    y
 }
 
 /// Every unit has one vector of contiguous tensors.
-struct Work {
-    cubes: CubeCount,
-    cube_dim: CubeDim,
-    vector: usize,
-}
-
-impl Work {
-    fn of(like: &CubeTensor, tensors: &[&CubeTensor]) -> Self {
-        let numbers = like.shape().num_elements();
-        let types: Vec<_> = tensors.iter().map(|tensor| tensor.dtype).collect();
-        let vector = vector_size(&like.client, &types, &[], &[numbers]);
-        Self {
-            cubes: cubes(&like.client, (numbers / vector).div_ceil(UNITS)),
-            cube_dim: CubeDim::new_1d(UNITS as u32),
-            vector,
-        }
+#[cube(launch, address_type = "dynamic")]
+fn activate_kernel<X: Float, B: Float, F: Float, N: Size>(
+    x: &[Vector<X, N>],
+    bias: &[Vector<B, N>],
+    factor: &[Vector<F, N>],
+    y: &mut [Vector<X, N>],
+    #[comptime] steps: Steps,
+    #[define(X, B, F)] _types: [ElemType; 3],
+) {
+    let at = ABSOLUTE_POS;
+    if at >= y.len() {
+        terminate!();
     }
+    let mut value = Vector::<f32, N>::cast_from(x[at]);
+    if comptime!(steps.has_bias) {
+        value += Vector::cast_from(bias[at % steps.vectors]);
+    }
+    match comptime!(steps.function) {
+        Function::Identity => {}
+        Function::Value(activation) => value = value_of::<N>(value, activation),
+        Function::Slope(activation) => value = slope_of::<N>(value, activation),
+    }
+    if comptime!(steps.has_factor) {
+        value *= Vector::cast_from(factor[at]);
+    }
+    y[at] = Vector::cast_from(value);
 }
 
 /// sqrt(2 / pi)
@@ -171,7 +168,7 @@ fn sigmoid<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
 }
 
 #[cube]
-pub(crate) fn value<N: Size>(
+pub(crate) fn value_of<N: Size>(
     x: Vector<f32, N>,
     #[comptime] activation: Activation,
 ) -> Vector<f32, N> {
@@ -188,7 +185,7 @@ pub(crate) fn value<N: Size>(
 }
 
 #[cube]
-fn slope<N: Size>(x: Vector<f32, N>, #[comptime] activation: Activation) -> Vector<f32, N> {
+fn slope_of<N: Size>(x: Vector<f32, N>, #[comptime] activation: Activation) -> Vector<f32, N> {
     let (one, half) = (Vector::<f32, N>::new(1.0f32), Vector::<f32, N>::new(0.5f32));
     match activation {
         Activation::GeluTanh => {

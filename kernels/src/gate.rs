@@ -9,43 +9,69 @@ use crate::rows::{Parameter, Rows, address_type, cubes, empty, units, vector_siz
 
 const UNITS_MAX: usize = 256;
 
-/// `x + y gate`
+/// `x + (y + bias) gate`
 ///
 /// # Shapes
 /// - x, y and output: `[B, S, D]`
+/// - bias: `[D]`
 /// - gate: `[B, 1, D]`
-pub fn gate_add(x: CubeTensor, y: CubeTensor, gate: CubeTensor) -> CubeTensor {
-    launch(Some(x), y, gate)
+pub fn gate_add(
+    x: CubeTensor,
+    y: CubeTensor,
+    bias: Option<CubeTensor>,
+    gate: CubeTensor,
+) -> CubeTensor {
+    launch(Some(x), y, bias, gate)
 }
 
-/// The gradient of y in `x + y gate`, from that of the sum.
+/// The gradient of y in [`gate_add`], from that of the sum.
 ///
 /// # Shapes
 /// - grad and output: `[B, S, D]`
 /// - gate: `[B, 1, D]`
 pub fn gate_input_grad(grad: CubeTensor, gate: CubeTensor) -> CubeTensor {
-    launch(None, grad, gate)
+    launch(None, grad, None, gate)
 }
 
-fn launch(x: Option<CubeTensor>, y: CubeTensor, gate: CubeTensor) -> CubeTensor {
+/// What a kernel does with a row, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Steps {
+    has_x: bool,
+    has_bias: bool,
+    vectors: usize,
+    units: usize,
+}
+
+fn launch(
+    x: Option<CubeTensor>,
+    y: CubeTensor,
+    bias: Option<CubeTensor>,
+    gate: CubeTensor,
+) -> CubeTensor {
     let (shape, client) = (y.shape(), y.client.clone());
     let (y, rows) = Rows::of(y);
     let has_x = x.is_some();
     let (x, x_rows) = Rows::like(x.unwrap_or_else(|| y.clone()), &rows);
-    let gate = Parameter::of(Some(gate), &y);
+    let (bias, gate) = (Parameter::of(bias, &y), Parameter::of(Some(gate), &y));
     let sum = empty(&x, shape, x.dtype);
-    let types = [x.dtype, y.dtype, gate.tensor.dtype];
+    let types = [x.dtype, y.dtype, bias.tensor.dtype, gate.tensor.dtype];
     let vector = vector_size(&client, &types, &[rows, x_rows], &[gate.batch_stride]);
     let vectors = rows.width / vector;
-    let units = units(&client, vectors, UNITS_MAX);
+    let steps = Steps {
+        has_x,
+        has_bias: bias.given,
+        vectors,
+        units: units(&client, vectors, UNITS_MAX),
+    };
     gate_kernel::launch(
         &client,
         cubes(&client, rows.count()),
-        CubeDim::new_1d(units as u32),
+        CubeDim::new_1d(steps.units as u32),
         address_type(&[&x, &y]),
         vector,
         x.into_buffer_arg(),
         y.into_buffer_arg(),
+        bias.tensor.into_buffer_arg(),
         gate.tensor.into_buffer_arg(),
         sum.clone().into_buffer_arg(),
         rows.count(),
@@ -55,18 +81,17 @@ fn launch(x: Option<CubeTensor>, y: CubeTensor, gate: CubeTensor) -> CubeTensor 
         rows.batch_stride / vector,
         rows.row_stride / vector,
         gate.batch_stride / vector,
-        has_x,
-        vectors,
-        units,
+        steps,
         types.map(dtype_to_elem_type),
     );
     sum
 }
 
 #[cube(launch, address_type = "dynamic")]
-fn gate_kernel<X: Float, Y: Float, P: Float, N: Size>(
+fn gate_kernel<X: Float, Y: Float, B: Float, P: Float, N: Size>(
     x: &[Vector<X, N>],
     y: &[Vector<Y, N>],
+    bias: &[Vector<B, N>],
     gate: &[Vector<P, N>],
     sum: &mut [Vector<X, N>],
     rows: usize,
@@ -76,10 +101,8 @@ fn gate_kernel<X: Float, Y: Float, P: Float, N: Size>(
     batch_stride: usize,
     row_stride: usize,
     gate_stride: usize,
-    #[comptime] has_x: bool,
-    #[comptime] vectors: usize,
-    #[comptime] units: usize,
-    #[define(X, Y, P)] _types: [ElemType; 3],
+    #[comptime] steps: Steps,
+    #[define(X, Y, B, P)] _types: [ElemType; 4],
 ) {
     let row = CUBE_POS;
     if row >= rows {
@@ -87,17 +110,20 @@ fn gate_kernel<X: Float, Y: Float, P: Float, N: Size>(
     }
     let (batch, position) = (row / length, row % length);
     #[unroll]
-    for i in 0..comptime!(vectors.div_ceil(units)) {
-        let at = UNIT_POS as usize + comptime!(i * units);
-        if at < vectors {
-            let y =
-                Vector::<f32, N>::cast_from(y[batch * batch_stride + position * row_stride + at]);
-            let mut value = y * Vector::cast_from(gate[batch * gate_stride + at]);
-            if comptime!(has_x) {
-                value +=
-                    Vector::cast_from(x[batch * x_batch_stride + position * x_row_stride + at]);
+    for i in 0..comptime!(steps.vectors.div_ceil(steps.units)) {
+        let at = UNIT_POS as usize + comptime!(i * steps.units);
+        if at < steps.vectors {
+            let from = batch * batch_stride + position * row_stride + at;
+            let mut value = Vector::<f32, N>::cast_from(y[from]);
+            if comptime!(steps.has_bias) {
+                value += Vector::cast_from(bias[at]);
             }
-            sum[row * vectors + at] = Vector::cast_from(value);
+            value *= Vector::cast_from(gate[batch * gate_stride + at]);
+            if comptime!(steps.has_x) {
+                let from = batch * x_batch_stride + position * x_row_stride + at;
+                value += Vector::cast_from(x[from]);
+            }
+            sum[row * steps.vectors + at] = Vector::cast_from(value);
         }
     }
 }

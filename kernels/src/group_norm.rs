@@ -6,7 +6,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use crate::activation::{Activation, value};
+use crate::activation::{Activation, value_of};
 use crate::cube::cube_sum;
 use crate::rows::{address_type, cubes, empty, units, vector_size};
 
@@ -117,7 +117,7 @@ fn group_norm_kernel<X: Float, P: Float, N: Size>(
             let mut result =
                 centered * Vector::new(scale) + Vector::new(f32::cast_from(bias[channel]));
             if comptime!(steps.silu) {
-                result = value::<N>(result, Activation::Silu);
+                result = value_of::<N>(result, Activation::Silu);
             }
             y[first + at] = Vector::cast_from(result);
         }

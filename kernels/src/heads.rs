@@ -6,7 +6,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use crate::rows::{Rows, address_type, cubes, empty, units, vector_size};
+use crate::rows::{Parameter, Rows, address_type, cubes, empty, units, vector_size};
 
 const UNITS_MAX: usize = 256;
 
@@ -26,6 +26,7 @@ pub struct Rotation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Steps {
     heads: usize,
+    has_bias: bool,
     /// Vectors of a head.
     vectors: usize,
     units: usize,
@@ -41,14 +42,16 @@ impl Steps {
     }
 }
 
-/// `rotate(rms_norm(x) weight)` of every head.
+/// `rotate(rms_norm(x + bias) weight)` of every head.
 ///
 /// # Shapes
 /// - x: `[B, S, heads * hd]`
+/// - bias: `[heads * hd]`
 /// - weight: `[hd]`
 /// - output: `[B, heads, S, hd]`
 pub fn heads(
     x: CubeTensor,
+    bias: Option<CubeTensor>,
     weight: CubeTensor,
     rotation: Rotation,
     heads: usize,
@@ -63,10 +66,12 @@ pub fn heads(
         into_contiguous(rotation.cos),
         into_contiguous(rotation.sin),
     );
-    let types = [x.dtype, weight.dtype];
+    let bias = Parameter::of(bias, &x);
+    let types = [x.dtype, bias.tensor.dtype, weight.dtype];
     let vector = vector_size(&client, &types, &[rows], &[width]);
     let steps = Steps {
         heads,
+        has_bias: bias.given,
         vectors: width / vector,
         units: units(&client, rows.width / vector, UNITS_MAX),
     };
@@ -77,6 +82,7 @@ pub fn heads(
         address_type(&[&x, &y]),
         vector,
         x.into_buffer_arg(),
+        bias.tensor.into_buffer_arg(),
         weight.into_buffer_arg(),
         cos.into_buffer_arg(),
         sin.into_buffer_arg(),
@@ -93,8 +99,9 @@ pub fn heads(
 }
 
 #[cube(launch, address_type = "dynamic")]
-fn heads_kernel<X: Float, W: Float, N: Size>(
+fn heads_kernel<X: Float, B: Float, W: Float, N: Size>(
     x: &[Vector<X, N>],
+    bias: &[Vector<B, N>],
     weight: &[Vector<W, N>],
     cos: &[f32],
     sin: &[f32],
@@ -105,7 +112,7 @@ fn heads_kernel<X: Float, W: Float, N: Size>(
     row_stride: usize,
     eps: f32,
     #[comptime] steps: Steps,
-    #[define(X, W)] _types: [ElemType; 2],
+    #[define(X, B, W)] _types: [ElemType; 3],
 ) {
     let row = CUBE_POS;
     if row >= rows {
@@ -120,6 +127,9 @@ fn heads_kernel<X: Float, W: Float, N: Size>(
         let at = UNIT_POS as usize + comptime!(i * steps.units);
         if at < comptime!(steps.all()) {
             values[i] = Vector::cast_from(x[from + at]);
+            if comptime!(steps.has_bias) {
+                values[i] += Vector::cast_from(bias[at]);
+            }
             sums[at] = Vector::vector_sum(values[i] * values[i]);
         }
     }
@@ -196,6 +206,7 @@ fn rotate<N: Size>(
 /// - grad: `[B, heads, S, hd]`
 pub fn heads_grad(
     x: CubeTensor,
+    bias: Option<CubeTensor>,
     weight: CubeTensor,
     rotation: Rotation,
     grad: CubeTensor,
@@ -215,11 +226,13 @@ pub fn heads_grad(
         into_contiguous(rotation.cos),
         into_contiguous(rotation.sin),
     );
-    let types = [x.dtype, weight.dtype, grad.dtype];
+    let bias = Parameter::of(bias, &x);
+    let types = [x.dtype, bias.tensor.dtype, weight.dtype, grad.dtype];
     let strides: Vec<usize> = grad.meta.strides()[..3].to_vec();
     let vector = vector_size(&client, &types, &[rows], &[&strides[..], &[width]].concat());
     let steps = Steps {
         heads,
+        has_bias: bias.given,
         vectors: width / vector,
         units: units(&client, rows.width / vector, UNITS_MAX),
     };
@@ -230,6 +243,7 @@ pub fn heads_grad(
         address_type(&[&x, &grad]),
         vector,
         x.into_buffer_arg(),
+        bias.tensor.into_buffer_arg(),
         weight.into_buffer_arg(),
         cos.into_buffer_arg(),
         sin.into_buffer_arg(),
@@ -250,8 +264,9 @@ pub fn heads_grad(
 }
 
 #[cube(launch, address_type = "dynamic")]
-fn heads_grad_kernel<X: Float, W: Float, G: Float, N: Size>(
+fn heads_grad_kernel<X: Float, B: Float, W: Float, G: Float, N: Size>(
     x: &[Vector<X, N>],
+    bias: &[Vector<B, N>],
     weight: &[Vector<W, N>],
     cos: &[f32],
     sin: &[f32],
@@ -266,7 +281,7 @@ fn heads_grad_kernel<X: Float, W: Float, G: Float, N: Size>(
     grad_row_stride: usize,
     eps: f32,
     #[comptime] steps: Steps,
-    #[define(X, W, G)] _types: [ElemType; 3],
+    #[define(X, B, W, G)] _types: [ElemType; 4],
 ) {
     let row = CUBE_POS;
     if row >= rows {
@@ -284,6 +299,9 @@ fn heads_grad_kernel<X: Float, W: Float, G: Float, N: Size>(
         if at < comptime!(steps.all()) {
             let (head, inner) = (at / steps.vectors, at % steps.vectors);
             values[i] = Vector::cast_from(x[from + at]);
+            if comptime!(steps.has_bias) {
+                values[i] += Vector::cast_from(bias[at]);
+            }
             let at_grad =
                 batch * grad_batch_stride + head * grad_head_stride + position * grad_row_stride;
             let upstream = Vector::<f32, N>::cast_from(grad[at_grad + inner]);

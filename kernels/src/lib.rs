@@ -18,6 +18,7 @@ mod device_tests;
 mod gate;
 mod group_norm;
 mod heads;
+mod linear;
 mod lora;
 mod norm;
 mod product;
@@ -28,13 +29,12 @@ pub use burn_cubecl::CubeBackend;
 pub use burn_cubecl::fusion::CubeFusionHandle;
 pub use burn_cubecl::tensor::CubeTensor;
 
-pub use activation::{Activation, activate, activate_grad, activate_mul};
-pub use attention::{
-    AttentionGrads, Keys, attention, attention_backward, attention_workspace_bytes,
-};
+pub use activation::{Activation, activate, activate_grad, activate_mul, add_bias};
+pub use attention::{AttentionGrads, Keys, attention, attention_backward};
 pub use gate::{gate_add, gate_input_grad};
 pub use group_norm::group_norm;
 pub use heads::{Rotation, heads, heads_grad};
+pub use linear::{FEW_ROWS, linear, linear_grad};
 pub use lora::{lora_add, lora_grads, lora_linear};
 pub use norm::{Normalization, normalize, normalize_grad};
 pub use product::product;

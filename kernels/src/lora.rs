@@ -1,13 +1,12 @@
 //! What a low-rank adapter adds to a product.
 
 use burn_backend::cubecl::dtype_to_elem_type;
-use burn_backend::{DType, Shape, TensorMetadata};
+use burn_backend::{DType, TensorMetadata};
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::reshape;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use crate::product::product;
+use crate::product::{like_rows, matrix, product, transposed};
 use crate::rows::{Parameter, address_type, cubes, empty, vector_size};
 
 const SCALE_UNITS: usize = 256;
@@ -74,27 +73,6 @@ pub fn lora_grads(
         like_rows(lora_add(base, None, down_grad, a, true, 1.0), &shape)
     });
     ([a_grad, b_grad], dx)
-}
-
-/// All but the last dimension as rows.
-fn matrix(x: CubeTensor) -> CubeTensor {
-    let shape = x.shape();
-    let width = shape[shape.num_dims() - 1];
-    let rows = shape.num_elements() / width;
-    reshape(x, [rows, width].into())
-}
-
-/// The rows of a matrix with the leading dimensions of `shape`.
-fn like_rows(x: CubeTensor, shape: &Shape) -> CubeTensor {
-    let (mut shape, last) = (shape.clone(), shape.num_dims() - 1);
-    shape[last] = x.shape()[1];
-    reshape(x, shape)
-}
-
-fn transposed(mut x: CubeTensor) -> CubeTensor {
-    x.meta.shape.swap(0, 1);
-    x.meta.strides.swap(0, 1);
-    x
 }
 
 /// `scale x` as `dtype`, without gaps.

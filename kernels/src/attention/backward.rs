@@ -15,10 +15,6 @@ use crate::cube::cube_sum;
 use crate::product::product;
 use crate::rows::{address_type, empty, units, vector_size};
 
-/// How much of scores, probabilities and the gradients of both exists at once.
-const WORKSPACE_BYTES: usize = 3 << 29;
-/// Blocks of queries are multiples of it.
-const QUERIES: usize = 64;
 const UNITS_MAX: usize = 256;
 
 /// The gradients of an attention's inputs.
@@ -35,26 +31,7 @@ pub struct AttentionGrads {
     pub v: CubeTensor,
 }
 
-/// Bytes that [`attention_backward`] takes beside inputs and results, for numbers of `number` bytes.
-pub fn attention_workspace_bytes(
-    batch: usize,
-    heads: usize,
-    queries: usize,
-    keys: usize,
-    number: usize,
-) -> usize {
-    let row = batch * heads * keys * (8 + 2 * number);
-    block(row, queries).min(queries) * row
-}
-
-/// Queries of a block.
-fn block(row_bytes: usize, queries: usize) -> usize {
-    let fit = WORKSPACE_BYTES / row_bytes.max(1) / QUERIES * QUERIES;
-    let blocks = queries.div_ceil(fit.max(QUERIES));
-    queries.div_ceil(blocks).next_multiple_of(QUERIES)
-}
-
-/// The gradients of an attention with as many key heads as query heads, from that of its output.
+/// The gradients of an attention with as many key heads as query heads, from that of its output: `at_once` queries after another.
 ///
 /// # Shapes
 /// - q, k, v, output and log_sums as [`attention`](super::attention) took and gave them
@@ -68,26 +45,19 @@ pub fn attention_backward(
     grad: CubeTensor,
     keys: Option<&Keys>,
     scale: f32,
+    at_once: usize,
 ) -> AttentionGrads {
     let (q, k, v) = (dense_heads(q), dense_heads(k), dense_heads(v));
     let sizes = Sizes::of(&q, &k);
     let (output, grad) = (heads_apart(output, &sizes), heads_apart(grad, &sizes));
-    let row_bytes = sizes.batch * sizes.heads * sizes.keys * (8 + 2 * q.dtype.size());
-    let step = block(row_bytes, sizes.queries);
     let dtype = q.dtype;
+    let whole = at_once >= sizes.queries;
     // Sums over several blocks are f32 until the last is in.
-    let (whole, sums) = (
-        step >= sizes.queries,
-        if step >= sizes.queries {
-            dtype
-        } else {
-            DType::F32
-        },
-    );
+    let sums = if whole { dtype } else { DType::F32 };
     let mut dq = (!whole).then(|| empty(&q, q.shape(), dtype));
     let (mut dk, mut dv): (Option<CubeTensor>, Option<CubeTensor>) = (None, None);
-    for first in (0..sizes.queries).step_by(step) {
-        let rows = step.min(sizes.queries - first);
+    for first in (0..sizes.queries).step_by(at_once) {
+        let rows = at_once.min(sizes.queries - first);
         let part = |x: &CubeTensor| queries_of(x, first, rows);
         let (q_part, output_part, grad_part) = (part(&q), part(&output), part(&grad));
         let scores = product(q_part.clone(), transposed(&k), DType::F32);

@@ -9,7 +9,7 @@ use burn_backend::TensorMetadata;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
-pub use backward::{AttentionGrads, attention_backward, attention_workspace_bytes};
+pub use backward::{AttentionGrads, attention_backward};
 pub use forward::attention;
 
 /// Which keys a query sees: a range for each, that moves with the query in one direction alone.

@@ -166,10 +166,10 @@ fn activations_and_their_slopes() {
         let f = |x: &[f64]| x.iter().map(|&x| plain(x)).collect::<Vec<_>>();
         assert_close(
             "output",
-            activate(tensor(&x, [10, 100]), activation),
+            activate(tensor(&x, [10, 100]), None, activation),
             &f(&wide(&x)),
         );
-        let dx = activate_grad(tensor(&x, [1000]), tensor(&grad, [1000]), activation);
+        let dx = activate_grad(tensor(&x, [1000]), None, tensor(&grad, [1000]), activation);
         let expected: Vec<f64> = wide(&x)
             .iter()
             .zip(&wide(&grad))
@@ -188,12 +188,86 @@ fn activations_and_their_slopes() {
         );
     }
     // Half of it lies below zero, and at one 0.8413 of it does.
-    let y = activate(tensor(&[0.0, 1.0, -1.0], [3]), Activation::GeluErf);
+    let y = activate(tensor(&[0.0, 1.0, -1.0], [3]), None, Activation::GeluErf);
     assert_close(
         "by the error function",
         y,
         &[0.0, 0.841344746, -0.158655254],
     );
+}
+
+#[test]
+fn a_bias_goes_in_first() {
+    let (x, bias, grad) = (numbers(60, 1), numbers(12, 2), numbers(60, 3));
+    let sum = |x: &[f64]| -> Vec<f64> {
+        let numbers = x.iter().enumerate();
+        numbers.map(|(i, x)| x + f64::from(bias[i % 12])).collect()
+    };
+    let f = |x: &[f64]| -> Vec<f64> { sum(x).iter().map(|x| x / (1.0 + (-x).exp())).collect() };
+    let (given, of_row) = (|| tensor(&x, [5, 12]), || tensor(&bias, [12]));
+    assert_close("sum", add_bias(given(), of_row()), &sum(&wide(&x)));
+    let y = activate(given(), Some(of_row()), Activation::Silu);
+    assert_close("output", y, &f(&wide(&x)));
+    let dx = activate_grad(
+        given(),
+        Some(of_row()),
+        tensor(&grad, [5, 12]),
+        Activation::Silu,
+    );
+    assert_close("gradient", dx, &slope(&wide(&x), &wide(&grad), f));
+}
+
+#[test]
+fn linear_layers_of_few_and_of_many_rows() {
+    for (rows, width, features) in [
+        (1, 300, 70),
+        (FEW_ROWS, 64, 9),
+        (3, 7, 20),
+        (FEW_ROWS + 1, 64, 20),
+    ] {
+        let (x, weights) = (numbers(rows * width, 1), numbers(features * width, 2));
+        let bias = numbers(features, 3);
+        let product = |row: usize, feature: usize| -> f64 {
+            let pairs = x[row * width..][..width]
+                .iter()
+                .zip(&weights[feature * width..][..width]);
+            pairs.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
+        };
+        let all = (0..rows).flat_map(|row| (0..features).map(move |feature| (row, feature)));
+        let products: Vec<f64> = all.map(|(row, feature)| product(row, feature)).collect();
+        let sums = products.iter().enumerate();
+        let sums: Vec<f64> = sums
+            .map(|(i, y)| y + f64::from(bias[i % features]))
+            .collect();
+        let given = || {
+            (
+                tensor(&x, [1, rows, width]),
+                tensor(&weights, [features, width]),
+            )
+        };
+        let (x, weight) = given();
+        assert_close("without a bias", linear(x, weight, None), &products);
+        let (x, weight) = given();
+        assert_close(
+            "with a bias",
+            linear(x, weight.clone(), Some(tensor(&bias, [features]))),
+            &sums,
+        );
+        let grad = numbers(rows * features, 4);
+        let of = |i: usize| {
+            let terms = (0..features).map(|o| {
+                f64::from(grad[i / width * features + o])
+                    * f64::from(weights[o * width + i % width])
+            });
+            terms.sum::<f64>()
+        };
+        let expected: Vec<f64> = (0..rows * width).map(of).collect();
+        assert_close(
+            "gradient",
+            linear_grad(tensor(&grad, [rows, features]), weight),
+            &expected,
+        );
+    }
 }
 
 #[test]
@@ -212,10 +286,16 @@ fn gates_are_of_a_batch_row() {
     let sum: Vec<f64> = (0..120)
         .map(|i| f64::from(x[i]) + f64::from(y[i]) * of(i))
         .collect();
+    let of_three = |bias| gate_add(tensor(&x, shape), tensor(&y, shape), bias, middle.clone());
+    assert_close("sum", of_three(None), &sum);
+    let bias = numbers(width, 4);
+    let biased = sum.iter().enumerate();
+    let biased = biased.map(|(i, sum)| sum + f64::from(bias[i % width]) * of(i));
+    let biased: Vec<f64> = biased.collect();
     assert_close(
-        "sum",
-        gate_add(tensor(&x, shape), tensor(&y, shape), middle.clone()),
-        &sum,
+        "with a bias",
+        of_three(Some(tensor(&bias, [width]))),
+        &biased,
     );
     let dy: Vec<f64> = (0..120).map(|i| f64::from(y[i]) * of(i)).collect();
     assert_close("gradient", gate_input_grad(tensor(&y, shape), middle), &dy);
@@ -264,19 +344,28 @@ fn heads_are_normal_and_turned() {
             sin: tensor(&sin, [length, width / 2]),
         };
         let shape = [batch, length, heads_count * width];
+        let features = heads_count * width;
+        let bias_values = numbers(features, 5);
+        let bias = || Some(tensor(&bias_values, [features]));
         let y = heads(
             tensor(&x, shape),
+            bias(),
             tensor(&weight, [width]),
             rotation(),
             heads_count,
             1e-6,
         );
-        let f = |x: &[f64]| plain_heads(x, &weight, &cos, &sin, sizes);
+        let f = |x: &[f64]| {
+            let biased = x.iter().enumerate();
+            let biased = biased.map(|(i, x)| x + f64::from(bias_values[i % features]));
+            plain_heads(&biased.collect::<Vec<_>>(), &weight, &cos, &sin, sizes)
+        };
         assert_close("output", y, &f(&wide(&x)));
         let grad = numbers(x.len(), 4);
         let upstream = tensor(&grad, [batch, heads_count, length, width]);
         let dx = heads_grad(
             tensor(&x, shape),
+            bias(),
             tensor(&weight, [width]),
             rotation(),
             upstream,

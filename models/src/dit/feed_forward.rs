@@ -2,7 +2,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 
 use crate::lora::{LoraAdapter, LoraLinear, Scope};
-use crate::ops;
+use crate::ops::{self, LinearOutput};
 
 /// Two linear layers, four times as wide between them, with a GELU (tanh).
 #[derive(Module, Debug)]
@@ -21,8 +21,8 @@ impl FeedForward {
 
     /// # Shapes
     /// * x and output: `[B, S, D]`
-    pub(crate) fn forward(&self, x: Tensor<3>, adapter: Option<&LoraAdapter>) -> Tensor<3> {
-        let hidden = ops::gelu_tanh(self.proj_in.forward(x, adapter));
-        self.proj_out.forward(hidden, adapter)
+    pub(crate) fn forward(&self, x: Tensor<3>, adapter: Option<&LoraAdapter>) -> LinearOutput<3> {
+        let hidden = ops::gelu_tanh(self.proj_in.output(x, adapter));
+        self.proj_out.output(hidden, adapter)
     }
 }

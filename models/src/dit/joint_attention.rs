@@ -6,7 +6,7 @@ use super::rotary::JointRotary;
 use super::stream::Stream;
 use crate::layers::RmsNorm;
 use crate::lora::{LoraAdapter, LoraLinear, Scope};
-use crate::ops::AttentionMask;
+use crate::ops::{AttentionMask, LinearOutput};
 
 /// Attention of a double-stream block: both streams have their own weights and attend to both.
 #[derive(Module, Debug)]
@@ -58,7 +58,7 @@ impl JointAttention {
         context: Tensor<3>,
         rotary: JointRotary<'_>,
         adapter: Option<&LoraAdapter>,
-    ) -> (Tensor<3>, Tensor<3>) {
+    ) -> (LinearOutput<3>, LinearOutput<3>) {
         let [[_, image, _], [_, text, _]] = [x.dims(), context.dims()];
         let added = self
             .text_stream()
@@ -69,8 +69,8 @@ impl JointAttention {
         let context = joint.clone().narrow(1, 0, text);
         let x = joint.narrow(1, text, image);
         (
-            self.to_out.forward(x, adapter),
-            self.to_add_out.forward(context, adapter),
+            self.to_out.output(x, adapter),
+            self.to_add_out.output(context, adapter),
         )
     }
 
@@ -86,7 +86,7 @@ impl JointAttention {
         rotary: JointRotary<'_>,
         mask: &AttentionMask,
         adapter: Option<&LoraAdapter>,
-    ) -> (Tensor<3>, Tensor<3>) {
+    ) -> (LinearOutput<3>, LinearOutput<3>) {
         let [[_, image, _], [_, text, _]] = [x.dims(), context.dims()];
         let own = self.image_stream().qkv(x, &(0..image), rotary.img, adapter);
         let added = self
@@ -97,8 +97,8 @@ impl JointAttention {
         let x = joint.clone().narrow(1, 0, image);
         let context = joint.narrow(1, image, text);
         (
-            self.to_out.forward(x, adapter),
-            self.to_add_out.forward(context, adapter),
+            self.to_out.output(x, adapter),
+            self.to_add_out.output(context, adapter),
         )
     }
 
@@ -115,11 +115,11 @@ impl JointAttention {
         rotary: JointRotary<'_>,
         mask: &AttentionMask,
         adapter: Option<&LoraAdapter>,
-    ) -> Tensor<3> {
+    ) -> LinearOutput<3> {
         let own = self.image_stream().qkv(x, &(0..kept), rotary.img, adapter);
         let added = self.text_stream().key_value(context, rotary.txt, adapter);
         let x = own.with_keys(added).attend(mask);
-        self.to_out.forward(x, adapter)
+        self.to_out.output(x, adapter)
     }
 
     fn image_stream(&self) -> Stream<'_> {

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use crate::init::Init;
 use crate::layers::Linear;
 use crate::lora::{LoraAdapter, LoraLinear, Scope};
-use crate::ops;
+use crate::ops::{self, LinearOutput};
 
 pub(crate) const EPS: f64 = 1e-6;
 
@@ -31,7 +31,7 @@ impl Modulation {
     ///
     /// # Shapes
     /// * x, y and output: `[B, S, D]`
-    pub(crate) fn gate_add(&self, x: Tensor<3>, y: Tensor<3>) -> Tensor<3> {
+    pub(crate) fn gate_add(&self, x: Tensor<3>, y: LinearOutput<3>) -> Tensor<3> {
         ops::gate_add(x, y, self.gate.clone())
     }
 }

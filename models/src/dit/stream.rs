@@ -78,7 +78,7 @@ impl Stream<'_> {
         adapter: Option<&LoraAdapter>,
     ) -> Tensor<4> {
         let (cos, sin) = (table.cos.clone(), table.sin.clone());
-        let x = linear.forward(x, adapter);
+        let x = linear.output(x, adapter);
         ops::rms_norm_rope(x, norm.weight.val(), cos, sin, self.heads, norm.eps)
     }
 }

@@ -48,9 +48,9 @@ impl FluxSingleTransformerBlock {
         let [modulation] = self.norm.forward(silu_temb, adapter);
         let keep = |x: Tensor<3>| x.narrow(1, kept.start, kept.len());
         let norm_x = modulation.normalize(x.clone());
-        let mlp = self.proj_mlp.forward(keep(norm_x.clone()), adapter);
+        let mlp = self.proj_mlp.output(keep(norm_x.clone()), adapter);
         let attention = self.attn.forward(norm_x, kept, rotary, adapter);
         let both = Tensor::cat(vec![attention, ops::gelu_tanh(mlp)], 2);
-        modulation.gate_add(keep(x), self.proj_out.forward(both, adapter))
+        modulation.gate_add(keep(x), self.proj_out.output(both, adapter))
     }
 }

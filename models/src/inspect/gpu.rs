@@ -7,15 +7,12 @@
 use super::learner_memory::{self, Trunk, activations};
 use super::memory::{MemoryLine, Workload};
 use crate::editor::Outline;
+use crate::ops::Scores;
 
 /// An f32.
 const F32: (u64, &str) = (4, "B (f32)");
 /// The driver's context, and the compiled kernels in it.
 const CONTEXT: u64 = 512 << 20;
-/// What the workspace of attention's way back is bounded by.
-const WORKSPACE_MAX: u64 = 512 << 20;
-/// Queries come in multiples of these.
-const WORKSPACE_QUERIES: u64 = 64;
 /// Numbers of a head in both published transformers.
 const HEAD_DIM: u64 = 128;
 /// Most tokens that the transformer is given at once while it only predicts (`editor/pipeline.rs`).
@@ -143,34 +140,20 @@ fn predicting(hidden: u64, samples: u64, tokens: u64, workload: &Workload) -> Me
 }
 
 fn workspace(hidden: u64, pairs: u64, tokens: u64, workload: &Workload) -> MemoryLine {
-    let heads = (hidden / HEAD_DIM).max(1);
-    let number = workload.dtype.size() as u64;
-    let bytes = attention_workspace_bytes(pairs, heads, tokens, tokens, number);
+    let scores = Scores {
+        batch: pairs as usize,
+        heads: (hidden / HEAD_DIM).max(1) as usize,
+        queries: tokens as usize,
+        keys: tokens as usize,
+        number: workload.dtype.size(),
+    };
+    let bytes = scores.workspace_bytes() as u64;
     MemoryLine::product("attention's scores of a block of queries", &[(bytes, "B")])
-}
-
-/// Bytes that attention's way back takes beside inputs and results, for numbers of `number` bytes: scores and their
-/// gradients in f32 and as the inputs are stored, of as many queries as fit.
-fn attention_workspace_bytes(batch: u64, heads: u64, queries: u64, keys: u64, number: u64) -> u64 {
-    let row = batch * heads * keys * (8 + 2 * number);
-    let fit = WORKSPACE_MAX / row.max(1) / WORKSPACE_QUERIES * WORKSPACE_QUERIES;
-    queries.min(fit.max(WORKSPACE_QUERIES)) * row
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_workspace_of_attention_is_bounded_whatever_the_image() {
-        assert_eq!(attention_workspace_bytes(1, 2, 10, 10, 2), 10 * 2 * 10 * 12);
-        for tokens in [2176, 8704, 33_000] {
-            let bytes = attention_workspace_bytes(3, 24, tokens, tokens, 2);
-            let smallest = WORKSPACE_QUERIES * 3 * 24 * tokens * 12;
-            assert!(bytes <= WORKSPACE_MAX.max(smallest), "{tokens}: {bytes}");
-            assert!(bytes > WORKSPACE_MAX / 2, "{tokens}: {bytes}");
-        }
-    }
 
     #[test]
     fn larger_images_are_sampled_fewer_at_once() {

@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 
 use super::LoraAdapter;
 use crate::init::Init;
-use crate::ops;
+use crate::ops::{self, LinearOutput};
 
 /// A layer that an adapter may change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,14 +40,26 @@ impl LoraLinear {
         x: Tensor<D>,
         adapter: Option<&LoraAdapter>,
     ) -> Tensor<D> {
+        self.output(x, adapter).into_tensor()
+    }
+
+    /// [`LoraLinear::forward`], for an op that adds the bias if it is missing.
+    ///
+    /// # Shapes
+    /// As [`LoraLinear::forward`].
+    pub(crate) fn output<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        adapter: Option<&LoraAdapter>,
+    ) -> LinearOutput<D> {
         let pair = adapter.and_then(|adapter| Some((adapter.pair(self.slot)?, adapter.scale())));
         let bias = Some(self.bias.val());
         let Some((pair, scale)) = pair else {
-            return ops::linear(x, self.weight.val(), bias);
+            return ops::linear_output(x, self.weight.val(), bias);
         };
         // The factors stay f32 beside a half-precision base: the op takes both.
         let (a, b) = (pair.a.val(), pair.b.val());
-        ops::lora_linear(x, self.weight.val(), bias, a, b, scale)
+        ops::lora_linear(x, self.weight.val(), bias, a, b, scale).into()
     }
 }
 

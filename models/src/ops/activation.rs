@@ -3,13 +3,14 @@
 use burn::prelude::*;
 use burn_flex::FlexTensor;
 
+use super::LinearOutput;
 use super::fused::{self, Flex, FusedOp};
 use super::plain;
 use super::simd::{Simd, simd_fn};
 use super::values::{dense, map, tensor_like, values};
 
 /// GELU in its tanh approximation.
-pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+pub fn gelu_tanh<const D: usize>(x: impl Into<LinearOutput<D>>) -> Tensor<D> {
     activate(Activation::GeluTanh, x)
 }
 
@@ -46,10 +47,18 @@ pub(crate) enum Activation {
     Silu,
 }
 
-fn activate<const D: usize>(activation: Activation, x: Tensor<D>) -> Tensor<D> {
-    match fused::apply(activation, [x.into_dispatch()]) {
+fn activate<const D: usize>(activation: Activation, x: impl Into<LinearOutput<D>>) -> Tensor<D> {
+    let (x, bias) = x.into().apart();
+    let op = Activate {
+        activation,
+        bias: bias.clone(),
+    };
+    match fused::apply(op, [x.into_dispatch()]) {
         Ok(y) => Tensor::from_dispatch(y),
-        Err([x]) => plain_activation(activation, Tensor::from_dispatch(x)),
+        Err([x]) => {
+            let x = LinearOutput::of((Tensor::from_dispatch(x), bias));
+            plain_activation(activation, x.into_tensor())
+        }
     }
 }
 
@@ -78,19 +87,27 @@ fn plain_activation<const D: usize>(activation: Activation, x: Tensor<D>) -> Ten
     }
 }
 
-impl FusedOp<Flex, 1> for Activation {
+/// One of them, of a linear layer's output.
+#[derive(Clone, Debug)]
+pub(super) struct Activate {
+    pub(super) activation: Activation,
+    /// To be added to x; the CPU's outputs have it.
+    pub(super) bias: Option<Tensor<1>>,
+}
+
+impl FusedOp<Flex, 1> for Activate {
     type Saved = Option<FlexTensor>;
 
     fn forward(&self, [x]: [FlexTensor; 1], [tracked]: [bool; 1]) -> (FlexTensor, Self::Saved) {
         let x = dense(x);
-        let y = map([values(&x)], |[x], y| forward(*self, x, y));
+        let y = map([values(&x)], |[x], y| forward(self.activation, x, y));
         (tensor_like(y, &x), tracked.then_some(x))
     }
 
     fn backward(&self, x: Self::Saved, grad: FlexTensor, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
         let (x, grad) = (x.expect("saved"), dense(grad));
         let dx = map([values(&x), values(&grad)], |[x, grad], dx| {
-            backward(*self, x, grad, dx)
+            backward(self.activation, x, grad, dx)
         });
         [Some(tensor_like(dx, &x))]
     }

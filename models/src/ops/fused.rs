@@ -15,6 +15,8 @@ use burn::backend::{
     Autodiff, Backend, BackendTensor, DispatchAutodiffContext, DispatchKindConversion,
     DispatchTensor, DispatchTensorKind, GradientCheckpointingStrategy, TensorMetadata,
 };
+#[cfg(feature = "cube")]
+use burn::tensor::Tensor;
 use burn::tensor::{DType, Shape};
 use std::fmt::Debug;
 
@@ -185,6 +187,27 @@ where
     <DispatchTensor as DispatchKindConversion<B>>::try_into_backend(tensor)
         .expect("a tensor of this backend")
         .float()
+}
+
+/// The numbers of a tensor on a CubeCL device for which ops have kernels of ours, if no gradient goes through it.
+#[cfg(feature = "cube")]
+pub(crate) fn cube_constant<const D: usize>(tensor: Tensor<D>) -> Option<FloatTensor<Cube>> {
+    fn untracked(tensor: Recorded<Cube>) -> Option<FloatTensor<Cube>> {
+        (!tensor.is_tracked()).then(|| tensor.into_primitive())
+    }
+    let tensor = tensor.into_dispatch();
+    let Some(Place::Cube) = place(std::slice::from_ref(&tensor)) else {
+        return None;
+    };
+    match tensor.autodiff {
+        DispatchAutodiffContext::Disabled => Some(plain::<Cube>(tensor)),
+        DispatchAutodiffContext::Enabled(GradientCheckpointingStrategy::Disabled) => {
+            untracked(lifted::<Cube, NoCheckpointing>(tensor))
+        }
+        DispatchAutodiffContext::Enabled(GradientCheckpointingStrategy::Balanced) => {
+            untracked(lifted::<Cube, BalancedCheckpointing>(tensor))
+        }
+    }
 }
 
 /// A tensor of a plain device takes part as a constant.

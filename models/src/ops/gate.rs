@@ -3,6 +3,7 @@
 use burn::prelude::*;
 use burn_flex::FlexTensor;
 
+use super::LinearOutput;
 use super::fused::{self, Flex, FusedOp};
 use super::plain;
 use super::simd::{Simd, simd_fn};
@@ -15,21 +16,26 @@ use super::values::{
 /// # Shapes
 /// - x, y and output: `[B, S, D]`
 /// - gate: `[B, 1, D]`
-pub fn gate_add(x: Tensor<3>, y: Tensor<3>, gate: Tensor<3>) -> Tensor<3> {
+pub fn gate_add(x: Tensor<3>, y: impl Into<LinearOutput<3>>, gate: Tensor<3>) -> Tensor<3> {
+    let (y, bias) = y.into().apart();
     let [batch, _, features] = x.dims();
     assert_eq!(x.dims(), y.dims(), "a residual is as large as its input");
     assert_eq!(gate.dims(), [batch, 1, features], "one gate per batch row");
-    match fused::apply(GateAdd, [x, y, gate].map(Tensor::into_dispatch)) {
+    let op = GateAdd { bias: bias.clone() };
+    match fused::apply(op, [x, y, gate].map(Tensor::into_dispatch)) {
         Ok(y) => Tensor::from_dispatch(y),
         Err(inputs) => {
             let [x, y, gate] = inputs.map(Tensor::from_dispatch);
-            plain::gate_add(x, y, gate)
+            plain::gate_add(x, LinearOutput::of((y, bias)).into_tensor(), gate)
         }
     }
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct GateAdd;
+pub(super) struct GateAdd {
+    /// To be added to y; the CPU's outputs have it.
+    pub(super) bias: Option<Tensor<1>>,
+}
 
 /// The inputs that the gradients need.
 #[derive(Clone, Debug)]

@@ -5,6 +5,7 @@
 
 mod activation;
 mod attention;
+mod attention_blocks;
 mod attention_kernels;
 mod conv;
 mod conv_direct;
@@ -16,6 +17,7 @@ mod gate;
 mod group_norm;
 mod heads;
 mod linear;
+mod linear_output;
 mod mask;
 mod norm;
 mod norm_kernels;
@@ -34,10 +36,12 @@ use burn::prelude::*;
 
 pub use activation::{gelu_erf, gelu_tanh, gelu_tanh_mul, quick_gelu, silu, silu_mul};
 pub use attention::{attention, attention_with_bias};
+pub(crate) use attention_blocks::Scores;
 pub use conv::conv2d;
 pub use gate::gate_add;
 pub use group_norm::{group_norm, group_norm_silu};
 pub use linear::{linear, lora_linear};
+pub use linear_output::{LinearOutput, linear_output};
 pub use mask::AttentionMask;
 pub use norm::{layer_norm, layer_norm_modulate, rms_norm};
 pub use path::path_name;

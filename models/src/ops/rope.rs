@@ -4,6 +4,7 @@ use burn::prelude::*;
 use burn_flex::FlexTensor;
 use std::ops::Range;
 
+use super::LinearOutput;
 use super::fused::{self, Flex, FusedOp};
 use super::heads::Heads;
 use super::plain;
@@ -20,13 +21,14 @@ use super::values::{
 /// - cos, sin: `[S, hd / 2]`
 /// - output: `[B, heads, S, hd]`
 pub fn rms_norm_rope(
-    x: Tensor<3>,
+    x: impl Into<LinearOutput<3>>,
     weight: Tensor<1>,
     cos: Tensor<2>,
     sin: Tensor<2>,
     heads: usize,
     eps: f64,
 ) -> Tensor<4> {
+    let (x, bias) = x.into().apart();
     let [_, length, features] = x.dims();
     let head_dim = features / heads;
     assert_eq!(
@@ -38,6 +40,7 @@ pub fn rms_norm_rope(
     assert_eq!(cos.dims(), [length, head_dim / 2], "one angle per pair");
     assert_eq!(sin.dims(), [length, head_dim / 2], "one angle per pair");
     let op = RmsNormRope {
+        bias: bias.clone(),
         heads,
         eps: eps as f32,
     };
@@ -50,7 +53,7 @@ pub fn rms_norm_rope(
     match fused::apply(op, inputs) {
         Ok(y) => Tensor::from_dispatch(y),
         Err([x, weight, cos, sin]) => plain::rms_norm_rope(
-            Tensor::from_dispatch(x),
+            LinearOutput::of((Tensor::from_dispatch(x), bias)).into_tensor(),
             Tensor::from_dispatch(weight),
             Tensor::from_dispatch(cos),
             Tensor::from_dispatch(sin),
@@ -92,6 +95,8 @@ pub fn rope_half(x: Tensor<4>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<4> {
 /// Inputs: x, weight, cos, sin; the angles get no gradient.
 #[derive(Clone, Debug)]
 pub(super) struct RmsNormRope {
+    /// To be added to x; the CPU's outputs have it.
+    pub(super) bias: Option<Tensor<1>>,
     pub(super) heads: usize,
     pub(super) eps: f32,
 }

@@ -1,9 +1,9 @@
 use burn::tensor::Shape;
 use retouch_kernels as kernels;
 
-use super::super::activation::{Activation, Gated};
+use super::super::activation::{Activate, Activation, Gated};
 use super::super::fused::FusedOp;
-use super::{Cube, CubeFloat, launch_one, like, named};
+use super::{Cube, CubeFloat, launch_one, like, named, with_bias};
 
 impl From<Activation> for kernels::Activation {
     fn from(activation: Activation) -> Self {
@@ -16,25 +16,34 @@ impl From<Activation> for kernels::Activation {
     }
 }
 
-impl FusedOp<Cube, 1> for Activation {
-    type Saved = Option<CubeFloat>;
+impl FusedOp<Cube, 1> for Activate {
+    /// x and, where there is one, the bias.
+    type Saved = Vec<CubeFloat>;
 
     fn forward(&self, [x]: [CubeFloat; 1], [tracked]: [bool; 1]) -> (CubeFloat, Self::Saved) {
-        let activation = (*self).into();
-        let (result, saved) = (like(&x), tracked.then(|| x.clone()));
-        let y = launch_one("activate", vec![x], result, move |inputs| {
-            let [x] = named(inputs);
-            kernels::activate(x, activation)
+        let (activation, result) = (self.activation.into(), like(&x));
+        let inputs = with_bias(vec![x], &self.bias);
+        let saved = if tracked { inputs.clone() } else { Vec::new() };
+        let y = launch_one("activate", inputs, result, move |inputs| {
+            let mut inputs = inputs.into_iter();
+            let x = inputs.next().expect("x");
+            kernels::activate(x, inputs.next(), activation)
         });
         (y, saved)
     }
 
-    fn backward(&self, x: Self::Saved, grad: CubeFloat, _: [bool; 1]) -> [Option<CubeFloat>; 1] {
-        let (activation, x) = ((*self).into(), x.expect("saved"));
-        let result = like(&x);
-        let dx = launch_one("activate_grad", vec![x, grad], result, move |inputs| {
-            let [x, grad] = named(inputs);
-            kernels::activate_grad(x, grad, activation)
+    fn backward(
+        &self,
+        saved: Self::Saved,
+        grad: CubeFloat,
+        _: [bool; 1],
+    ) -> [Option<CubeFloat>; 1] {
+        let (activation, result) = (self.activation.into(), like(&saved[0]));
+        let inputs = [vec![grad], saved].concat();
+        let dx = launch_one("activate_grad", inputs, result, move |inputs| {
+            let mut inputs = inputs.into_iter();
+            let [grad, x] = std::array::from_fn(|_| inputs.next().expect("two inputs"));
+            kernels::activate_grad(x, inputs.next(), grad, activation)
         });
         [Some(dx)]
     }

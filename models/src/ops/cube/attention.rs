@@ -3,6 +3,7 @@ use burn::tensor::{DType, Shape};
 use retouch_kernels::{self as kernels, AttentionGrads, CubeTensor, Keys};
 
 use super::super::attention::Attention;
+use super::super::attention_blocks::Scores;
 use super::super::fused::FusedOp;
 use super::super::mask::Lengths;
 use super::ranges::{Ranges, ranges};
@@ -58,13 +59,23 @@ impl FusedOp<Cube, 3> for Attention {
     fn backward(&self, saved: Saved, grad: CubeFloat, _: [bool; 3]) -> [Option<CubeFloat>; 3] {
         let scale = self.scale;
         let results = saved.inputs.each_ref().map(like);
+        let (q, k) = (&results[0].0, &results[1].0);
+        let scores = Scores {
+            batch: q[0],
+            heads: q[1],
+            queries: q[2],
+            keys: k[2],
+            number: results[0].1.size(),
+        };
+        let at_once = scores.queries_at_once();
         let [q, k, v] = saved.inputs;
         let given = vec![q, k, v, saved.output, saved.log_sums, grad];
         let given = with_ranges(given, &saved.ranges);
         launch("attention_backward", given, results, move |given| {
             let ([q, k, v, output, log_sums, grad], keys) = apart(given);
             let keys = keys.as_ref();
-            let grads = kernels::attention_backward(q, k, v, output, log_sums, grad, keys, scale);
+            let grads =
+                kernels::attention_backward(q, k, v, output, log_sums, grad, keys, scale, at_once);
             let AttentionGrads { q, k, v } = grads;
             [q, k, v]
         })

@@ -4,7 +4,7 @@ use retouch_kernels as kernels;
 use super::super::fused::FusedOp;
 use super::super::gate::GateAdd;
 use super::norm::summed_over_rows;
-use super::{Cube, CubeFloat, launch_one, like, named};
+use super::{Cube, CubeFloat, biased, launch_one, like, named, with_bias};
 
 /// The gate, and what it was multiplied with where that is needed.
 pub(crate) type Saved = (CubeFloat, Option<CubeFloat>);
@@ -13,11 +13,13 @@ impl FusedOp<Cube, 3> for GateAdd {
     type Saved = Saved;
 
     fn forward(&self, [x, y, gate]: [CubeFloat; 3], tracked: [bool; 3]) -> (CubeFloat, Saved) {
-        let saved = (gate.clone(), tracked[2].then(|| y.clone()));
         let result = like(&x);
-        let sum = launch_one("gate_add", vec![x, y, gate], result, |inputs| {
-            let [x, y, gate] = named(inputs);
-            kernels::gate_add(x, y, gate)
+        let inputs = with_bias(vec![x, y.clone(), gate.clone()], &self.bias);
+        let saved = (gate, tracked[2].then(|| biased(y, &self.bias)));
+        let sum = launch_one("gate_add", inputs, result, |inputs| {
+            let mut inputs = inputs.into_iter();
+            let [x, y, gate] = std::array::from_fn(|_| inputs.next().expect("three inputs"));
+            kernels::gate_add(x, y, inputs.next(), gate)
         });
         (sum, saved)
     }

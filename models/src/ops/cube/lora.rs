@@ -3,25 +3,9 @@ use burn::tensor::{DType, Shape};
 use retouch_kernels::{self as kernels, CubeTensor};
 
 use super::super::fused::FusedOp;
-use super::super::linear::{Linear, LoraLinear};
+use super::super::linear::LoraLinear;
+use super::linear::with_width;
 use super::{Cube, CubeFloat, launch, like, named};
-
-impl<const N: usize> FusedOp<Cube, N> for Linear {
-    type Saved = ();
-
-    /// burn's product with what burn's fusion adds to it is all that is wanted.
-    fn takes(&self, _: &[Shape; N], _: [bool; N]) -> bool {
-        false
-    }
-
-    fn forward(&self, _: [CubeFloat; N], _: [bool; N]) -> (CubeFloat, ()) {
-        unreachable!("never taken")
-    }
-
-    fn backward(&self, (): (), _: CubeFloat, _: [bool; N]) -> [Option<CubeFloat>; N] {
-        unreachable!("never taken")
-    }
-}
 
 /// What the way back needs; `down` is `x (scale a)^T`.
 #[derive(Clone, Debug)]
@@ -44,13 +28,7 @@ impl<const N: usize> FusedOp<Cube, N> for LoraLinear {
     fn forward(&self, inputs: [CubeFloat; N], _: [bool; N]) -> (CubeFloat, Saved) {
         let [x, weight, a, b]: [CubeFloat; 4] = std::array::from_fn(|i| inputs[i].clone());
         let scale = self.scale;
-        let with_width = |width: usize| {
-            let mut shape = x.shape();
-            let last = shape.num_dims() - 1;
-            shape[last] = width;
-            (shape, x.dtype())
-        };
-        let results = [with_width(weight.shape()[0]), with_width(a.shape()[0])];
+        let results = [&weight, &a].map(|layer| with_width(&x, layer.shape()[0]));
         let [y, down] = launch("lora_linear", inputs.into(), results, move |inputs| {
             let mut inputs = inputs.into_iter();
             let [x, weight, a, b] = std::array::from_fn(|_| inputs.next().expect("four inputs"));

@@ -7,6 +7,7 @@ mod activation;
 mod attention;
 mod gate;
 mod group_norm;
+mod linear;
 mod lora;
 mod norm;
 mod ranges;
@@ -18,10 +19,10 @@ use burn::backend::fusion::custom::{
 };
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::{DType, Shape};
+use burn::tensor::{DType, Shape, Tensor};
 use retouch_kernels::{CubeBackend, CubeFusionHandle, CubeTensor};
 
-use super::fused::OpBackend;
+use super::fused::{OpBackend, cube_constant};
 
 pub(crate) use burn::backend::Cube;
 
@@ -80,6 +81,28 @@ pub(super) fn launch_one(
 /// Shape and type of a tensor.
 pub(super) fn like(tensor: &CubeFloat) -> Result {
     (tensor.shape(), tensor.dtype())
+}
+
+/// An op's inputs, and after them the bias that it still has to add.
+pub(super) fn with_bias(mut inputs: Vec<CubeFloat>, bias: &Option<Tensor<1>>) -> Vec<CubeFloat> {
+    inputs.extend(bias.clone().map(constant));
+    inputs
+}
+
+/// `x + bias`, where something else than the op's kernel needs it.
+pub(super) fn biased(x: CubeFloat, bias: &Option<Tensor<1>>) -> CubeFloat {
+    let Some(bias) = bias.clone().map(constant) else {
+        return x;
+    };
+    let result = like(&x);
+    launch_one("add_bias", vec![x, bias], result, |inputs| {
+        let [x, bias] = named(inputs);
+        retouch_kernels::add_bias(x, bias)
+    })
+}
+
+fn constant(bias: Tensor<1>) -> CubeFloat {
+    cube_constant(bias).expect("a linear layer left its bias to an op only if it is one")
 }
 
 /// A kernel's inputs by name.

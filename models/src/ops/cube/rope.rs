@@ -4,10 +4,11 @@ use retouch_kernels::{self as kernels, Rotation};
 
 use super::super::fused::FusedOp;
 use super::super::rope::{RmsNormRope, RopeHalf};
-use super::{Cube, CubeFloat, launch_one, like, named};
+use super::{Cube, CubeFloat, launch_one, like, named, with_bias};
 
 impl FusedOp<Cube, 4> for RmsNormRope {
-    type Saved = [CubeFloat; 4];
+    /// The inputs and, where there is one, the bias.
+    type Saved = Vec<CubeFloat>;
 
     /// Weights of norms are trained with everything else or not at all, in plain ops then.
     fn takes(&self, _: &[Shape; 4], tracked: [bool; 4]) -> bool {
@@ -16,15 +17,22 @@ impl FusedOp<Cube, 4> for RmsNormRope {
 
     fn forward(&self, inputs: [CubeFloat; 4], tracked: [bool; 4]) -> (CubeFloat, Self::Saved) {
         assert!(!tracked[2] && !tracked[3], "angles have no gradient");
-        let Self { heads, eps } = *self;
-        let saved = inputs.clone();
+        let Self { heads, eps, .. } = *self;
         let shape = inputs[0].shape();
         let [batch, length, features] = [shape[0], shape[1], shape[2]];
         let shape = Shape::from([batch, heads, length, features / heads]);
         let result = (shape, inputs[0].dtype());
-        let y = launch_one("heads", inputs.into(), result, move |inputs| {
-            let [x, weight, cos, sin] = named(inputs);
-            kernels::heads(x, weight, Rotation { cos, sin }, heads, eps)
+        let inputs = with_bias(inputs.into(), &self.bias);
+        let saved = if tracked[0] {
+            inputs.clone()
+        } else {
+            Vec::new()
+        };
+        let y = launch_one("heads", inputs, result, move |inputs| {
+            let mut inputs = inputs.into_iter();
+            let [x, weight, cos, sin] =
+                std::array::from_fn(|_| inputs.next().expect("four inputs"));
+            kernels::heads(x, inputs.next(), weight, Rotation { cos, sin }, heads, eps)
         });
         (y, saved)
     }
@@ -35,12 +43,15 @@ impl FusedOp<Cube, 4> for RmsNormRope {
         grad: CubeFloat,
         tracked: [bool; 4],
     ) -> [Option<CubeFloat>; 4] {
-        let (eps, result) = (self.eps, like(&saved[0]));
+        let eps = self.eps;
         let dx = tracked[0].then(|| {
-            let inputs = [saved.to_vec(), vec![grad]].concat();
+            let result = like(&saved[0]);
+            let inputs = [vec![grad], saved].concat();
             launch_one("heads_grad", inputs, result, move |inputs| {
-                let [x, weight, cos, sin, grad] = named(inputs);
-                kernels::heads_grad(x, weight, Rotation { cos, sin }, grad, eps)
+                let mut inputs = inputs.into_iter();
+                let mut next = || inputs.next().expect("five inputs");
+                let [grad, x, weight, cos, sin] = std::array::from_fn(|_| next());
+                kernels::heads_grad(x, inputs.next(), weight, Rotation { cos, sin }, grad, eps)
             })
         });
         [dx, None, None, None]
