@@ -12,6 +12,7 @@ use std::ops::Range;
 use burn::module::Module;
 use burn::tensor::{Gradients, Tensor};
 
+use super::stream::kept_tokens;
 use crate::lora::{Checkpointing, LoraAdapter, LoraGradient, Projection, Tracked, Trained};
 use crate::ops;
 
@@ -193,11 +194,7 @@ impl Tokens {
     /// # Shapes
     /// * output: `[B, kept, D]`
     pub(crate) fn kept(self, kept: usize) -> Tensor<3> {
-        let [_, tokens, _] = self.x.dims();
-        match tokens > kept {
-            true => self.x.narrow(1, 0, kept),
-            false => self.x,
-        }
+        kept_tokens(self.x, &(0..kept))
     }
 
     /// The same numbers as leaves of a new graph.

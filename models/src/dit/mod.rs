@@ -16,6 +16,6 @@ pub(crate) use feed_forward::FeedForward;
 pub(crate) use joint_attention::JointAttention;
 pub(crate) use modulation::{AdaLayerNormContinuous, AdaLayerNormZero, EPS};
 pub(crate) use rotary::{JointRotary, RotaryTable};
-pub(crate) use stream::Stream;
+pub(crate) use stream::{Stream, kept_tokens};
 pub(crate) use timestep::{TimestepEmbedding, sinusoids};
 pub use transformer::Transformer;

@@ -48,7 +48,7 @@ impl Stream<'_> {
     ) -> Qkv {
         // Dropped tokens are attended to but ask nothing: norm and rotation act on each token alone, so the kept queries
         // have the bits that they would have among all.
-        let x_kept = x.clone().narrow(1, kept.start, kept.len());
+        let x_kept = kept_tokens(x.clone(), kept);
         let q = self.rotated(x_kept, self.q, &rotary.range(kept), adapter);
         let KeyValue { k, v } = self.key_value(x, rotary, adapter);
         Qkv { q, k, v }
@@ -80,6 +80,19 @@ impl Stream<'_> {
         let (cos, sin) = (table.cos.clone(), table.sin.clone());
         let x = linear.output(x, adapter);
         ops::rms_norm_rope(x, norm.weight.val(), cos, sin, self.heads, norm.eps)
+    }
+}
+
+/// The tokens `kept` of x.
+///
+/// # Shapes
+/// * x: `[B, S, D]`
+/// * output: `[B, kept, D]`
+pub(crate) fn kept_tokens(x: Tensor<3>, kept: &Range<usize>) -> Tensor<3> {
+    // Where all are, as in most blocks, there is nothing to undo on the way back either.
+    match x.dims()[1] == kept.len() {
+        true => x,
+        false => x.narrow(1, kept.start, kept.len()),
     }
 }
 

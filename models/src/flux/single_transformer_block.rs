@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use super::FluxTransformerConfig;
 use super::attention::SingleAttention;
 use super::rotary::Rotary;
-use crate::dit::AdaLayerNormZero;
+use crate::dit::{AdaLayerNormZero, kept_tokens};
 use crate::lora::{LoraAdapter, LoraLinear, Scope};
 use crate::ops;
 
@@ -46,7 +46,7 @@ impl FluxSingleTransformerBlock {
         adapter: Option<&LoraAdapter>,
     ) -> Tensor<3> {
         let [modulation] = self.norm.forward(silu_temb, adapter);
-        let keep = |x: Tensor<3>| x.narrow(1, kept.start, kept.len());
+        let keep = |x: Tensor<3>| kept_tokens(x, kept);
         let norm_x = modulation.normalize(x.clone());
         let mlp = self.proj_mlp.output(keep(norm_x.clone()), adapter);
         let attention = self.attn.forward(norm_x, kept, rotary, adapter);

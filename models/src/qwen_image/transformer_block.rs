@@ -2,7 +2,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 
 use super::QwenImageTransformerConfig;
-use crate::dit::{AdaLayerNormZero, FeedForward, JointAttention, JointRotary};
+use crate::dit::{AdaLayerNormZero, FeedForward, JointAttention, JointRotary, kept_tokens};
 use crate::lora::{LoraAdapter, Scope};
 use crate::ops::AttentionMask;
 
@@ -92,7 +92,7 @@ impl QwenImageTransformerBlock {
             given.mask,
             adapter,
         );
-        let x = msa.gate_add(x.narrow(1, 0, kept), attn_x);
+        let x = msa.gate_add(kept_tokens(x, &(0..kept)), attn_x);
         let ff_x = self.img_mlp.forward(mlp.normalize(x.clone()), adapter);
         mlp.gate_add(x, ff_x)
     }

@@ -1,6 +1,9 @@
 //! The build with both GPU backends, which serves the driver double, Mesa and real cards alike.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::ensure;
 
@@ -12,21 +15,39 @@ pub(crate) enum Profile {
     Release,
 }
 
+/// What is built in the development profile, tests included: another selection of packages or targets would have the
+/// dependencies built again with other features.
+const SELECTION: [&str; 4] = [
+    "test",
+    "--workspace",
+    "--features",
+    "retouch-cli/cuda,retouch-cli/wgpu",
+];
+const TARGETS: [&str; 6] = [
+    "--lib",
+    "--bins",
+    "--test",
+    "parity",
+    "--test",
+    "checkpointing",
+];
+
 pub(crate) fn build(root: &Path, profile: Profile) -> anyhow::Result<()> {
     llvm::provide(root)?;
-    let mut arguments = vec![
-        "build",
-        "--package",
-        "retouch-cli",
-        "--features",
-        "cuda,wgpu",
-    ];
-    if profile == Profile::Release {
-        arguments.push("--release");
+    match profile {
+        Profile::Dev => crate::execute(&mut tests(&TARGETS, &["--no-run"]))?,
+        Profile::Release => {
+            let what = ["build", "--package", "retouch-cli", "--release"];
+            crate::cargo(&[&what[..], &["--features", "cuda,wgpu"]].concat())?;
+        }
     }
-    crate::cargo(&arguments)?;
     println!("built {}", binary(root, profile).display());
     Ok(())
+}
+
+/// Tests of that build: those `targets` of it, with further `arguments` of cargo.
+pub(crate) fn tests(targets: &[&str], arguments: &[&str]) -> Command {
+    crate::cargo_command(&[&SELECTION[..], targets, arguments].concat())
 }
 
 /// Build scripts of burn's CUDA backend provide LLVM, except for documentation: types can be checked without it. The folder of

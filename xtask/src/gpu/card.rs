@@ -218,20 +218,8 @@ fn bytes(folder: &Path) -> anyhow::Result<u64> {
 
 /// What cargo says of each test program that it built.
 fn test_programs(root: &Path) -> anyhow::Result<Vec<Value>> {
-    let mut cargo = crate::cargo_command(&[
-        "test",
-        "--workspace",
-        "--features",
-        "retouch-cli/cuda,retouch-cli/wgpu",
-    ]);
-    cargo.args([
-        "--lib",
-        "--test",
-        "parity",
-        "--no-run",
-        "--message-format",
-        "json-render-diagnostics",
-    ]);
+    let what = ["--no-run", "--message-format", "json-render-diagnostics"];
+    let mut cargo = build::tests(&["--lib", "--test", "parity"], &what);
     let output = cargo
         .current_dir(root)
         .stderr(std::process::Stdio::inherit())

@@ -16,22 +16,13 @@ pub(crate) enum Extent {
 
 pub(crate) fn check(root: &Path, extent: Extent) -> anyhow::Result<()> {
     let mesa = Mesa::get(root)?;
-    // Of the whole workspace each time: a part of it would have its dependencies built with other features.
-    let test = [
-        "test",
-        "--workspace",
-        "--features",
-        "retouch-cli/cuda,retouch-cli/wgpu",
-    ];
-    let device = ["--lib", "--", "device_tests::", "ops::tests::"];
-    cargo(&mesa, &[&test[..], &device].concat())?;
+    let kernels = ["--", "device_tests::", "ops::tests::"];
+    run(&mesa, build::tests(&["--lib"], &kernels))?;
     if extent == Extent::Kernels {
         return Ok(());
     }
-    cargo(
-        &mesa,
-        &[&test[..], &["--test", "parity", "--test", "checkpointing"]].concat(),
-    )
+    let models = ["--test", "parity", "--test", "checkpointing"];
+    run(&mesa, build::tests(&models, &[]))
 }
 
 /// The smoke run with all roles on `wgpu`.
@@ -73,10 +64,9 @@ pub(crate) fn command(root: &Path, program: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn cargo(mesa: &Mesa, arguments: &[&str]) -> anyhow::Result<()> {
-    let mut command = crate::cargo_command(arguments);
-    command
+fn run(mesa: &Mesa, mut tests: Command) -> anyhow::Result<()> {
+    tests
         .envs(mesa.environment())
         .env("RETOUCH_TEST_DEVICE", "wgpu");
-    crate::execute(&mut command)
+    crate::execute(&mut tests)
 }
