@@ -2,10 +2,11 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::Command,
+    process::Stdio,
 };
 
-use anyhow::ensure;
+use anyhow::{Context, bail, ensure};
+use serde_json::Value;
 
 use super::llvm;
 
@@ -15,28 +16,27 @@ pub(crate) enum Profile {
     Release,
 }
 
-/// What is built in the development profile, tests included: another selection of packages or targets would have the
-/// dependencies built again with other features.
-const SELECTION: [&str; 4] = [
+/// What is built in the development profile, tests included. One selection for all: another, be it of targets alone, would have
+/// the dependencies built again with other features.
+const SELECTION: [&str; 11] = [
     "test",
     "--workspace",
     "--features",
     "retouch-cli/cuda,retouch-cli/wgpu",
-];
-const TARGETS: [&str; 6] = [
     "--lib",
     "--bins",
     "--test",
     "parity",
     "--test",
     "checkpointing",
+    "--no-run",
 ];
 
 pub(crate) fn build(root: &Path, profile: Profile) -> anyhow::Result<()> {
-    llvm::provide(root)?;
     match profile {
-        Profile::Dev => crate::execute(&mut tests(&TARGETS, &["--no-run"]))?,
+        Profile::Dev => drop(Tests::build(root)?),
         Profile::Release => {
+            llvm::provide(root)?;
             let what = ["build", "--package", "retouch-cli", "--release"];
             crate::cargo(&[&what[..], &["--features", "cuda,wgpu"]].concat())?;
         }
@@ -45,9 +45,46 @@ pub(crate) fn build(root: &Path, profile: Profile) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Tests of that build: those `targets` of it, with further `arguments` of cargo.
-pub(crate) fn tests(targets: &[&str], arguments: &[&str]) -> Command {
-    crate::cargo_command(&[&SELECTION[..], targets, arguments].concat())
+/// The test programs of that build.
+pub(crate) struct Tests {
+    /// What cargo says of each that it built.
+    messages: Vec<Value>,
+}
+
+impl Tests {
+    pub(crate) fn build(root: &Path) -> anyhow::Result<Self> {
+        llvm::provide(root)?;
+        println!("> cargo {}", SELECTION.join(" "));
+        let mut cargo = crate::cargo_command(&SELECTION);
+        let output = cargo
+            .args(["--message-format", "json-render-diagnostics"])
+            .stderr(Stdio::inherit())
+            .output()?;
+        ensure!(output.status.success(), "cargo test --no-run failed");
+        let text = String::from_utf8(output.stdout)?;
+        let messages = text.lines().map(serde_json::from_str);
+        Ok(Self {
+            messages: messages.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The program of the library or test `name`, and the folder that cargo runs it in.
+    pub(crate) fn program(&self, name: &str, kind: &str) -> anyhow::Result<(PathBuf, PathBuf)> {
+        for message in &self.messages {
+            let target = &message["target"];
+            let kinds = target["kind"].as_array().into_iter().flatten();
+            let (program, manifest) = (&message["executable"], &message["manifest_path"]);
+            if let (Some(program), Some(manifest)) = (program.as_str(), manifest.as_str())
+                && target["name"] == name
+                && kinds.into_iter().any(|found| found == kind)
+            {
+                let folder = Path::new(manifest).parent();
+                let folder = folder.context("a manifest is in a folder")?;
+                return Ok((program.into(), folder.to_owned()));
+            }
+        }
+        bail!("cargo built no {kind} program of {name}")
+    }
 }
 
 /// Build scripts of burn's CUDA backend provide LLVM, except for documentation: types can be checked without it. The folder of
@@ -76,4 +113,30 @@ pub(crate) fn binary(root: &Path, profile: Profile) -> PathBuf {
         Profile::Dev => "debug/retouch",
         Profile::Release => "release/retouch",
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_found_by_name_and_kind() {
+        let message = |name: &str, kind: &str, program: Option<&str>| {
+            serde_json::json!({
+                "target": {"name": name, "kind": [kind]}, "executable": program, "manifest_path": "/x/Cargo.toml",
+            })
+        };
+        let tests = Tests {
+            messages: vec![
+                message("retouch_learner", "lib", None),
+                message("retouch_learner", "bin", Some("/bin")),
+                message("retouch_learner", "lib", Some("/lib")),
+            ],
+        };
+        let found = tests
+            .program("retouch_learner", "lib")
+            .expect("it is there");
+        assert_eq!(found, ("/lib".into(), "/x".into()));
+        assert!(tests.program("parity", "test").is_err());
+    }
 }

@@ -5,12 +5,11 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, bail, ensure};
-use serde_json::Value;
+use anyhow::{Context, ensure};
 
 use super::{
     FOLDER,
-    build::{self, Profile},
+    build::{self, Tests},
     double::{self, Double},
 };
 
@@ -60,8 +59,7 @@ impl Packed {
 /// # Errors
 /// If a part is larger than what a bare machine takes.
 pub(crate) fn pack(root: &Path) -> anyhow::Result<()> {
-    build::build(root, Profile::Dev)?;
-    let tests = test_programs(root)?;
+    let tests = Tests::build(root)?;
     let folder = root.join(FOLDER).join("card");
     double::clear(&folder)?;
     let common = folder.join("common");
@@ -76,8 +74,8 @@ pub(crate) fn pack(root: &Path) -> anyhow::Result<()> {
         for program in part.programs {
             let from = match program {
                 Packed::Retouch => build::built(root)?,
-                Packed::Parity => found(&tests, "parity", "test")?,
-                Packed::Learner => found(&tests, "retouch_learner", "lib")?,
+                Packed::Parity => tests.program("parity", "test")?.0,
+                Packed::Learner => tests.program("retouch_learner", "lib")?.0,
             };
             compress(&from, &to.join(program.name()))?;
         }
@@ -216,37 +214,6 @@ fn bytes(folder: &Path) -> anyhow::Result<u64> {
     Ok(sum)
 }
 
-/// What cargo says of each test program that it built.
-fn test_programs(root: &Path) -> anyhow::Result<Vec<Value>> {
-    let what = ["--no-run", "--message-format", "json-render-diagnostics"];
-    let mut cargo = build::tests(&["--lib", "--test", "parity"], &what);
-    let output = cargo
-        .current_dir(root)
-        .stderr(std::process::Stdio::inherit())
-        .output()?;
-    ensure!(output.status.success(), "cargo test --no-run failed");
-    let text = String::from_utf8(output.stdout)?;
-    Ok(text
-        .lines()
-        .filter_map(|line| serde_json::from_str(line).ok())
-        .collect())
-}
-
-fn found(messages: &[Value], name: &str, kind: &str) -> anyhow::Result<PathBuf> {
-    for message in messages {
-        let target = &message["target"];
-        let kinds = target["kind"].as_array().into_iter().flatten();
-        let program = message["executable"].as_str();
-        if let Some(program) = program
-            && target["name"] == name
-            && kinds.into_iter().any(|found| found == kind)
-        {
-            return Ok(program.into());
-        }
-    }
-    bail!("cargo built no {kind} program of {name}")
-}
-
 fn compress(program: &Path, to: &Path) -> anyhow::Result<()> {
     println!("> strip and xz {}", program.display());
     let status = Command::new("strip")
@@ -263,19 +230,6 @@ fn compress(program: &Path, to: &Path) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn programs_are_found_by_name_and_kind() {
-        let message = |name: &str, kind: &str, program: Option<&str>| serde_json::json!({"target": {"name": name, "kind": [kind]}, "executable": program});
-        let messages = [
-            message("retouch_learner", "lib", None),
-            message("retouch_learner", "bin", Some("/bin")),
-            message("retouch_learner", "lib", Some("/lib")),
-        ];
-        let path = found(&messages, "retouch_learner", "lib").expect("it is there");
-        assert_eq!(path, Path::new("/lib"));
-        assert!(found(&messages, "parity", "test").is_err());
-    }
 
     #[test]
     fn names_of_cards_are_file_names() {

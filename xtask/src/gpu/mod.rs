@@ -22,8 +22,10 @@ cargo xtask gpu: the GPU path, proved without a GPU and measured on one
 
 usage: cargo xtask gpu COMMAND
 
-  build [--release]     retouch with the devices `cuda:N` and `wgpu`; needs neither a GPU nor CUDA. LLVM, which cubecl compiles
-                        kernels with, comes from its release page or, where that is out of reach, from Debian's packages
+  build                 retouch with the devices `cuda:N` and `wgpu`, and their tests; needs neither a GPU nor CUDA. LLVM, which
+                        cubecl compiles kernels with, comes from its release page or, where that is out of reach, from Debian's
+                        packages
+  build --release       the program alone, as users have it
   clippy                warnings in what only GPU builds have are errors; types alone, without LLVM. CI does this
   prove                 build, double --check and wgpu, one after the other: an hour from nothing on two cores
   double [--devices N] [--] PROGRAM ...

@@ -4,7 +4,10 @@ use std::{path::Path, process::Command};
 
 use anyhow::{Context, ensure};
 
-use super::{build, mesa::Mesa};
+use super::{
+    build::{self, Tests},
+    mesa::Mesa,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Extent {
@@ -16,13 +19,25 @@ pub(crate) enum Extent {
 
 pub(crate) fn check(root: &Path, extent: Extent) -> anyhow::Result<()> {
     let mesa = Mesa::get(root)?;
-    let kernels = ["--", "device_tests::", "ops::tests::"];
-    run(&mesa, build::tests(&["--lib"], &kernels))?;
-    if extent == Extent::Kernels {
-        return Ok(());
+    let tests = Tests::build(root)?;
+    let run = |name, kind, filter: &[&str]| {
+        let (program, folder) = tests.program(name, kind)?;
+        println!("> {} {}", program.display(), filter.join(" "));
+        let mut command = Command::new(program);
+        command.args(filter).current_dir(folder);
+        command.envs(mesa.environment());
+        command.env("RETOUCH_TEST_DEVICE", "wgpu");
+        let status = command.status()?;
+        ensure!(status.success(), "tests of {name} failed on wgpu: {status}");
+        anyhow::Ok(())
+    };
+    run("retouch_kernels", "lib", &[])?;
+    run("retouch_models", "lib", &["ops::tests::"])?;
+    if extent == Extent::All {
+        run("parity", "test", &[])?;
+        run("checkpointing", "test", &[])?;
     }
-    let models = ["--test", "parity", "--test", "checkpointing"];
-    run(&mesa, build::tests(&models, &[]))
+    Ok(())
 }
 
 /// The smoke run with all roles on `wgpu`.
@@ -62,11 +77,4 @@ pub(crate) fn command(root: &Path, program: &[&str]) -> anyhow::Result<()> {
         .with_context(|| format!("can't run {}", name.display()))?;
     ensure!(status.success(), "the program failed: {status}");
     Ok(())
-}
-
-fn run(mesa: &Mesa, mut tests: Command) -> anyhow::Result<()> {
-    tests
-        .envs(mesa.environment())
-        .env("RETOUCH_TEST_DEVICE", "wgpu");
-    crate::execute(&mut tests)
 }
