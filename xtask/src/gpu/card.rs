@@ -1,9 +1,6 @@
 //! What is measured on a card: packing it for a bare machine, running it on this one, and rehearsing it on the double.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{path::Path, process::Command};
 
 use anyhow::{Context, ensure};
 
