@@ -2,7 +2,8 @@
 //!
 //! Other than on a CPU, scores of attention are never there: its kernel keeps none, and the way back computes them again
 //! in a workspace of bounded size. Activations are stored as the weights are, optimizer state and blobs are on the host,
-//! and memory comes in pages. Calculated from the code; what of it was measured on a card is in `models/COST.md`.
+//! and memory comes in pages of a size for each size of tensor. Calculated from the code and from the pages that the driver
+//! double saw at published sizes (`tools/gpu`); what of it was measured on a card is in `models/COST.md`.
 
 use super::learner_memory::{self, Trunk, activations};
 use super::memory::{MemoryLine, Workload};
@@ -17,15 +18,17 @@ const CONTEXT: u64 = 512 << 20;
 const HEAD_DIM: u64 = 128;
 /// Most tokens that the transformer is given at once while it only predicts (`editor/pipeline.rs`).
 const TOKENS_AT_ONCE: u64 = 1 << 15;
-/// Widths of a token that are there at once while it does: a block's input, its queries, keys and values before and after
-/// rotation, attention's output, and inner activations before and after GELU.
-const PREDICTING_WIDTHS: u64 = 20;
+/// Pages of activations while it does, in widths of a token: of each size of tensor there are as many as are on their way at
+/// once, and pages of one size serve no other. In double-stream blocks, 11 single tensors and 3 of inner activations.
+const PREDICTING_DOUBLE: u64 = 22;
+/// What single-stream blocks add, whose tensors have sizes of their own: 3 of inner activations, 3 of these beside attention's.
+const PREDICTING_SINGLE: u64 = 28;
 /// Of these, the widest tensor's.
 const WIDEST: u64 = 5;
-/// Pages are as large as the largest tensor; at most so many of them are held and nearly empty.
-const IDLE_PAGES: u64 = 2;
+/// Smaller tensors share the pages of the widest ones; so many more of these are held for them.
+const SHARED_PAGES: u64 = 2;
 /// Weights fill pages whose size others decide: of so many bytes, one stays free.
-const PACKING: u64 = 25;
+const PACKING: u64 = 80;
 /// Pixels for one position of the VAE's own attention, whose heads are too wide for a kernel that keeps no scores.
 const VAE_ATTENTION_PIXELS: u64 = 64;
 
@@ -46,9 +49,11 @@ pub(super) fn learner(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine>
     let pairs = workload.micro_batch_size.max(1) as u64;
     let mut training = activations(trunk, workload);
     training.push(workspace(trunk.hidden, pairs, trunk.tokens, workload));
+    let asked_at_once = pairs.max(at_once(trunk.tokens));
     let asked = predicting(
         trunk.hidden,
-        pairs.max(at_once(trunk.tokens)),
+        predicting_widths(trunk.single_blocks),
+        asked_at_once,
         trunk.tokens,
         workload,
     );
@@ -63,7 +68,7 @@ pub(super) fn learner(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine>
     };
     lines.extend(fuller);
     let widest = [
-        (pairs, "pairs"),
+        (asked_at_once, "pairs"),
         (trunk.tokens, "tokens"),
         (trunk.hidden, "wide"),
         (WIDEST, "times"),
@@ -77,7 +82,8 @@ pub(super) fn learner(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine>
 pub(super) fn sampling(editor: &Outline, workload: &Workload) -> MemoryLine {
     let tokens = editor.tokens.all();
     let samples = (workload.group_size as u64).min(at_once(tokens));
-    predicting(editor.hidden as u64, samples, tokens, workload)
+    let widths = predicting_widths(editor.single_blocks as u64);
+    predicting(editor.hidden as u64, widths, samples, tokens, workload)
 }
 
 /// Scores of the VAE's attention over the `images` that are decoded at once.
@@ -97,12 +103,12 @@ pub(super) fn vae_scores(images: u64, pixels: u64) -> MemoryLine {
 pub(super) fn held(used: &[MemoryLine], widest: &[(u64, &str)]) -> [MemoryLine; 3] {
     let weights = used.iter().filter(|line| line.is_weights());
     let weights: u64 = weights.map(|line| line.bytes).sum();
-    let pages: Vec<(u64, &str)> = [(IDLE_PAGES, "pages")]
+    let pages: Vec<(u64, &str)> = [(SHARED_PAGES, "pages")]
         .into_iter()
         .chain(widest.iter().copied())
         .collect();
     [
-        MemoryLine::product("pages of the allocator, nearly empty", &pages),
+        MemoryLine::product("pages that smaller tensors share", &pages),
         MemoryLine::product(
             "pages of weights, not quite full",
             &[(weights / PACKING, "B")],
@@ -128,12 +134,25 @@ fn at_once(tokens: u64) -> u64 {
     (TOKENS_AT_ONCE / tokens.max(1)).max(1)
 }
 
-fn predicting(hidden: u64, samples: u64, tokens: u64, workload: &Workload) -> MemoryLine {
+fn predicting_widths(single_blocks: u64) -> u64 {
+    match single_blocks {
+        0 => PREDICTING_DOUBLE,
+        _ => PREDICTING_DOUBLE + PREDICTING_SINGLE,
+    }
+}
+
+fn predicting(
+    hidden: u64,
+    widths: u64,
+    samples: u64,
+    tokens: u64,
+    workload: &Workload,
+) -> MemoryLine {
     let factors = [
         (samples, "samples at once"),
         (tokens, "tokens (result, source, text)"),
         (hidden, "wide"),
-        (PREDICTING_WIDTHS, "times"),
+        (widths, "times"),
         (workload.dtype.size() as u64, "B"),
     ];
     MemoryLine::product("sampling", &factors)

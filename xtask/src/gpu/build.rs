@@ -18,11 +18,18 @@ pub(crate) enum Profile {
 
 /// What is built in the development profile, tests included. One selection for all: another, be it of targets alone, would have
 /// the dependencies built again with other features.
-const SELECTION: [&str; 11] = [
+const SELECTION: [&str; 18] = [
     "test",
-    "--workspace",
+    "--package",
+    "retouch-kernels",
+    "--package",
+    "retouch-models",
+    "--package",
+    "retouch-learner",
+    "--package",
+    "retouch-cli",
     "--features",
-    "retouch-cli/cuda,retouch-cli/wgpu",
+    FEATURES,
     "--lib",
     "--bins",
     "--test",
@@ -31,6 +38,7 @@ const SELECTION: [&str; 11] = [
     "checkpointing",
     "--no-run",
 ];
+const FEATURES: &str = "retouch-cli/cuda,retouch-cli/wgpu";
 
 pub(crate) fn build(root: &Path, profile: Profile) -> anyhow::Result<()> {
     match profile {
@@ -87,12 +95,12 @@ impl Tests {
     }
 }
 
-/// Build scripts of burn's CUDA backend provide LLVM, except for documentation: types can be checked without it. The folder of
-/// its own keeps the features from rebuilding each other.
-pub(crate) fn clippy() -> anyhow::Result<()> {
-    let what = ["clippy", "--package", "retouch-cli", "--features", "cuda"];
-    let folder = ["--target-dir", "target/cuda", "--", "--deny", "warnings"];
-    crate::execute(crate::cargo_command(&[&what[..], &folder].concat()).env("DOCS_RS", "1"))
+/// Of the whole workspace, with all that only GPU builds have.
+pub(crate) fn clippy(root: &Path) -> anyhow::Result<()> {
+    llvm::provide(root)?;
+    let what = ["clippy", "--workspace", "--all-targets"];
+    let how = ["--features", FEATURES, "--", "--deny", "warnings"];
+    crate::cargo(&[&what[..], &how].concat())
 }
 
 /// The program that [`build`] made.

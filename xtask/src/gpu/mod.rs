@@ -26,8 +26,7 @@ usage: cargo xtask gpu COMMAND
                         cubecl compiles kernels with, comes from its release page or, where that is out of reach, from Debian's
                         packages
   build --release       the program alone, as users have it
-  clippy                warnings in what only GPU builds have are errors; types alone, without LLVM. CI does this
-  prove                 build, double --check and wgpu, one after the other: an hour from nothing on two cores
+  prove                 build, double --check and wgpu, one after the other, as CI does
   double [--devices N] [--] PROGRAM ...
                         runs a program on a driver double: a libcuda.so.1 that answers as an H100's driver does and counts
                         launches, syncs, copies and bytes, while nothing is computed. `retouch` is the one that `build` made
@@ -56,7 +55,6 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> anyhow::Result<()> {
     match words[..] {
         ["build"] => build::build(root, build::Profile::Dev),
         ["build", "--release"] => build::build(root, build::Profile::Release),
-        ["clippy"] => build::clippy(),
         ["prove"] => prove(root),
         ["double", "--check"] => suite::run(root, suite::Mode::Check),
         ["double", "--bounds"] => suite::run(root, suite::Mode::Bound),
@@ -84,8 +82,8 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> anyhow::Result<()> {
     }
 }
 
-/// What needs a build for GPUs, which takes longer than CI has. `wgpu --all` and `double --flux` have the rest.
-fn prove(root: &Path) -> anyhow::Result<()> {
+/// What CI has of this; `wgpu --all`, `double --flux` and `--qwen` take longer.
+pub(crate) fn prove(root: &Path) -> anyhow::Result<()> {
     build::build(root, build::Profile::Dev)?;
     suite::run(root, suite::Mode::Check)?;
     wgpu::check(root, wgpu::Extent::Kernels)
