@@ -16,8 +16,7 @@ use retouch_learner::dry_run::dry_run;
 use retouch_models::{
     device::{self, cache},
     editor::{EditorSource, Parts},
-    exchange,
-    lora::LoraAdapter,
+    exchange, lora,
 };
 use retouch_proto::{ContentHash, GroupId, Iteration, RunConfig, config::DeviceName, worker::Role};
 use retouch_reward_worker::scorer::{Group, Scorer};
@@ -159,8 +158,8 @@ fn roll_out(config: &RunConfig, device: &Device) -> anyhow::Result<()> {
     let editor = editors
         .load(folder, device, Parts::All, dtype)
         .map_err(UsageError::from)?;
-    let adapter = LoraAdapter::init(&config.lora, editor.projections(), config.seed, device);
-    let bytes = exchange::adapter_to_bytes(&adapter.to_flat());
+    let adapter = lora::init_flat(&config.lora, editor.projections(), config.seed);
+    let bytes = exchange::adapter_to_bytes(&adapter);
     let version = Version {
         hash: ContentHash::of(&bytes),
         bytes: bytes.into(),

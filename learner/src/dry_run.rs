@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use retouch_models::device::{self, DeviceError};
 use retouch_models::editor::{ConditionShape, Editor, ImageSize, Parts};
 use retouch_models::exchange;
-use retouch_models::lora::LoraAdapter;
+use retouch_models::lora;
 use retouch_models::noise;
 use retouch_models::weights::LoadError;
 use retouch_proto::RunConfig;
@@ -141,9 +141,8 @@ impl Walk<'_> {
 
     fn state(&self) -> LearnerState {
         let projections = self.editor.projections();
-        let lora = &self.run.lora;
-        let adapter = LoraAdapter::init(lora, projections, self.run.seed, self.device);
-        let mut state = LearnerState::initial(adapter.to_flat());
+        let theta = lora::init_flat(&self.run.lora, projections, self.run.seed);
+        let mut state = LearnerState::initial(theta);
         state.old.iter_mut().for_each(|value| *value *= OLD_SHARE);
         state
     }

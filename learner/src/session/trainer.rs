@@ -15,7 +15,7 @@ use retouch_models::{
     device,
     editor::{Condition, Editor, EditorSource, Parts},
     exchange,
-    lora::{LoraAdapter, flat_len},
+    lora::{self, LoraAdapter, flat_len},
     memory,
     weights::LoadError,
 };
@@ -318,7 +318,7 @@ impl Trainer {
     fn initial_adapter(&self) -> Vec<f32> {
         let seed = seed::derive(self.config.seed, Purpose::LoraInit, 0, 0, 0, 0);
         let projections = self.editor.projections();
-        LoraAdapter::init(&self.config.lora, projections, seed, &self.device).to_flat()
+        lora::init_flat(&self.config.lora, projections, seed)
     }
 
     fn write_checkpoint(

@@ -33,23 +33,29 @@ pub fn flat_len(config: &LoraConfig, projections: &[Projection]) -> usize {
     targeted.map(|p| config.rank * widths(p)).sum()
 }
 
+/// The flat form of a new adapter, which changes nothing yet: A ~ N(0, std 1/r), B = 0.
+pub fn init_flat(config: &LoraConfig, projections: &[Projection], seed: u64) -> Vec<f32> {
+    let a_len = |p: &Projection| config.rank * p.in_features;
+    let targeted = projections.iter().filter(|p| config.targets(&p.name));
+    let noise = noise::normal_values(seed, targeted.clone().map(a_len).sum());
+    let (mut noise, std) = (noise.into_iter(), 1.0 / config.rank as f32);
+    let mut flat = Vec::with_capacity(flat_len(config, projections));
+    for projection in targeted {
+        flat.extend(noise.by_ref().take(a_len(projection)).map(|z| z * std));
+        flat.resize(flat.len() + config.rank * projection.out_features, 0.0);
+    }
+    flat
+}
+
 impl LoraAdapter {
-    /// A new adapter that changes nothing yet: A ~ N(0, std 1/r), B = 0.
+    /// The adapter of [`init_flat`].
     pub fn init(
         config: &LoraConfig,
         projections: &[Projection],
         seed: u64,
         device: &Device,
     ) -> Self {
-        let a_len = |p: &Projection| config.rank * p.in_features;
-        let targeted = projections.iter().filter(|p| config.targets(&p.name));
-        let noise = noise::normal_values(seed, targeted.clone().map(a_len).sum());
-        let (mut noise, std) = (noise.into_iter(), 1.0 / config.rank as f32);
-        let mut flat = Vec::with_capacity(flat_len(config, projections));
-        for projection in targeted {
-            flat.extend(noise.by_ref().take(a_len(projection)).map(|z| z * std));
-            flat.resize(flat.len() + config.rank * projection.out_features, 0.0);
-        }
+        let flat = init_flat(config, projections, seed);
         Self::from_flat(config, projections, &flat, device)
     }
 

@@ -14,7 +14,7 @@ mod peft_config;
 mod tests;
 mod tracked;
 
-pub use adapter::{LoraAdapter, LoraPair, flat_len};
+pub use adapter::{LoraAdapter, LoraPair, flat_len, init_flat};
 pub use gradient::LoraGradient;
 pub use interchange::{load_adapter, load_diffusers, load_peft, save_diffusers, save_peft};
 pub use linear::{LoraLinear, Projection, Scope};
