@@ -5,7 +5,7 @@ use burn_backend::cubecl::dtype_to_elem_type;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use crate::rows::{Parameter, Rows, address_type, cubes, empty, units, vector_size};
+use crate::rows::{Parameter, RowStrides, Rows, address_type, cubes, empty, units, vector_size};
 
 const UNITS_MAX: usize = 256;
 
@@ -76,10 +76,8 @@ fn launch(
         sum.clone().into_buffer_arg(),
         rows.count(),
         rows.length,
-        x_rows.batch_stride / vector,
-        x_rows.row_stride / vector,
-        rows.batch_stride / vector,
-        rows.row_stride / vector,
+        x_rows.strides(vector),
+        rows.strides(vector),
         gate.batch_stride / vector,
         steps,
         types.map(dtype_to_elem_type),
@@ -96,10 +94,8 @@ fn gate_kernel<X: Float, Y: Float, B: Float, P: Float, N: Size>(
     sum: &mut [Vector<X, N>],
     rows: usize,
     length: usize,
-    x_batch_stride: usize,
-    x_row_stride: usize,
-    batch_stride: usize,
-    row_stride: usize,
+    x_strides: RowStrides,
+    strides: RowStrides,
     gate_stride: usize,
     #[comptime] steps: Steps,
     #[define(X, Y, B, P)] _types: [ElemType; 4],
@@ -113,14 +109,14 @@ fn gate_kernel<X: Float, Y: Float, B: Float, P: Float, N: Size>(
     for i in 0..comptime!(steps.vectors.div_ceil(steps.units)) {
         let at = UNIT_POS as usize + comptime!(i * steps.units);
         if at < steps.vectors {
-            let from = batch * batch_stride + position * row_stride + at;
+            let from = strides.start(batch, position) + at;
             let mut value = Vector::<f32, N>::cast_from(y[from]);
             if comptime!(steps.has_bias) {
                 value += Vector::cast_from(bias[at]);
             }
             value *= Vector::cast_from(gate[batch * gate_stride + at]);
             if comptime!(steps.has_x) {
-                let from = batch * x_batch_stride + position * x_row_stride + at;
+                let from = x_strides.start(batch, position) + at;
                 value += Vector::cast_from(x[from]);
             }
             sum[row * steps.vectors + at] = Vector::cast_from(value);

@@ -6,7 +6,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use crate::rows::{Parameter, Rows, address_type, cubes, empty, units, vector_size};
+use crate::rows::{Parameter, RowStrides, Rows, address_type, cubes, empty, units, vector_size};
 
 const UNITS_MAX: usize = 256;
 
@@ -89,8 +89,7 @@ pub fn heads(
         y.clone().into_buffer_arg(),
         rows.count(),
         rows.length,
-        rows.batch_stride / vector,
-        rows.row_stride / vector,
+        rows.strides(vector),
         eps,
         steps,
         types.map(dtype_to_elem_type),
@@ -108,8 +107,7 @@ fn heads_kernel<X: Float, B: Float, W: Float, N: Size>(
     y: &mut [Vector<X, N>],
     rows: usize,
     length: usize,
-    batch_stride: usize,
-    row_stride: usize,
+    strides: RowStrides,
     eps: f32,
     #[comptime] steps: Steps,
     #[define(X, B, W)] _types: [ElemType; 3],
@@ -119,7 +117,7 @@ fn heads_kernel<X: Float, B: Float, W: Float, N: Size>(
         terminate!();
     }
     let (batch, position) = (row / length, row % length);
-    let from = batch * batch_stride + position * row_stride;
+    let from = strides.start(batch, position);
     let mut values = Array::<Vector<f32, N>>::new(comptime!(steps.per_unit()));
     let mut sums = Shared::<[f32]>::new_slice(comptime!(steps.all()));
     #[unroll]
@@ -251,8 +249,7 @@ pub fn heads_grad(
         dx.clone().into_buffer_arg(),
         rows.count(),
         rows.length,
-        rows.batch_stride / vector,
-        rows.row_stride / vector,
+        rows.strides(vector),
         strides[0] / vector,
         strides[1] / vector,
         strides[2] / vector,
@@ -274,8 +271,7 @@ fn heads_grad_kernel<X: Float, B: Float, W: Float, G: Float, N: Size>(
     dx: &mut [Vector<X, N>],
     rows: usize,
     length: usize,
-    batch_stride: usize,
-    row_stride: usize,
+    strides: RowStrides,
     grad_batch_stride: usize,
     grad_head_stride: usize,
     grad_row_stride: usize,
@@ -288,7 +284,7 @@ fn heads_grad_kernel<X: Float, B: Float, W: Float, G: Float, N: Size>(
         terminate!();
     }
     let (batch, position) = (row / length, row % length);
-    let from = batch * batch_stride + position * row_stride;
+    let from = strides.start(batch, position);
     let mut values = Array::<Vector<f32, N>>::new(comptime!(steps.per_unit()));
     let mut grads = Array::<Vector<f32, N>>::new(comptime!(steps.per_unit()));
     let mut squares = Shared::<[f32]>::new_slice(comptime!(steps.all()));

@@ -6,7 +6,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use crate::cube::cube_sum;
-use crate::rows::{Parameter, Rows, address_type, cubes, empty, units, vector_size};
+use crate::rows::{Parameter, RowStrides, Rows, address_type, cubes, empty, units, vector_size};
 
 const UNITS_MAX: usize = 256;
 
@@ -82,8 +82,7 @@ pub fn normalize(
         y.clone().into_buffer_arg(),
         rows.count(),
         rows.length,
-        rows.batch_stride / vector,
-        rows.row_stride / vector,
+        rows.strides(vector),
         scale.batch_stride / vector,
         shift.batch_stride / vector,
         eps,
@@ -101,8 +100,7 @@ fn normalize_kernel<X: Float, P: Float, N: Size>(
     y: &mut [Vector<X, N>],
     rows: usize,
     length: usize,
-    batch_stride: usize,
-    row_stride: usize,
+    strides: RowStrides,
     scale_stride: usize,
     shift_stride: usize,
     eps: f32,
@@ -114,7 +112,7 @@ fn normalize_kernel<X: Float, P: Float, N: Size>(
         terminate!();
     }
     let batch = row / length;
-    let from = batch * batch_stride + (row % length) * row_stride;
+    let from = strides.start(batch, row % length);
     let mut values = Array::<Vector<f32, N>>::new(steps.vectors_per_unit);
     load_row::<X, N>(x, from, &mut values, steps);
     let normal = scale_of::<N>(&mut values, eps, steps);
@@ -224,10 +222,8 @@ pub fn normalize_grad(
         dx.clone().into_buffer_arg(),
         rows.count(),
         rows.length,
-        rows.batch_stride / vector,
-        rows.row_stride / vector,
-        grad_rows.batch_stride / vector,
-        grad_rows.row_stride / vector,
+        rows.strides(vector),
+        grad_rows.strides(vector),
         scale.batch_stride / vector,
         eps,
         steps,
@@ -244,10 +240,8 @@ fn normalize_grad_kernel<X: Float, P: Float, G: Float, N: Size>(
     dx: &mut [Vector<X, N>],
     rows: usize,
     length: usize,
-    batch_stride: usize,
-    row_stride: usize,
-    grad_batch_stride: usize,
-    grad_row_stride: usize,
+    strides: RowStrides,
+    grad_strides: RowStrides,
     scale_stride: usize,
     eps: f32,
     #[comptime] steps: Steps,
@@ -260,14 +254,8 @@ fn normalize_grad_kernel<X: Float, P: Float, G: Float, N: Size>(
     let (batch, position) = (row / length, row % length);
     let mut values = Array::<Vector<f32, N>>::new(steps.vectors_per_unit);
     let mut grads = Array::<Vector<f32, N>>::new(steps.vectors_per_unit);
-    load_row::<X, N>(
-        x,
-        batch * batch_stride + position * row_stride,
-        &mut values,
-        steps,
-    );
-    let from = batch * grad_batch_stride + position * grad_row_stride;
-    load_row::<G, N>(grad, from, &mut grads, steps);
+    load_row::<X, N>(x, strides.start(batch, position), &mut values, steps);
+    load_row::<G, N>(grad, grad_strides.start(batch, position), &mut grads, steps);
     let normal = scale_of::<N>(&mut values, eps, steps);
     let (mut sum, mut along) = (Vector::<f32, N>::new(0.0f32), Vector::<f32, N>::new(0.0f32));
     #[unroll]

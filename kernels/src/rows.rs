@@ -63,6 +63,11 @@ impl Rows {
         (tensor, contiguous)
     }
 
+    /// What a kernel finds them by, which reads `vector` numbers at once.
+    pub(crate) fn strides(&self, vector: usize) -> RowStridesLaunch {
+        RowStridesLaunch::new(self.batch_stride / vector, self.row_stride / vector)
+    }
+
     /// Number of rows.
     pub(crate) fn count(&self) -> usize {
         self.batch * self.length
@@ -73,6 +78,21 @@ impl Rows {
         [self.width, self.batch_stride, self.row_stride]
             .iter()
             .all(|len| len.is_multiple_of(vector))
+    }
+}
+
+/// How far apart rows begin, in vectors.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(crate) struct RowStrides {
+    batch: usize,
+    row: usize,
+}
+
+#[cube]
+impl RowStrides {
+    /// Where a row begins.
+    pub(crate) fn start(&self, batch: usize, position: usize) -> usize {
+        batch * self.batch + position * self.row
     }
 }
 
