@@ -249,6 +249,7 @@ mod tests {
         let other = Counts {
             seconds: 2.0,
             modules: 72,
+            host_to_device: 2,
             ..one.clone()
         };
         same("x", &one, &other).expect("they ask the same");

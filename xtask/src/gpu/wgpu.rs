@@ -11,33 +11,41 @@ use super::{
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Extent {
-    /// Kernels and ops.
-    Kernels,
-    /// Golden cases and training by block, too: hours, most of them of tuning.
+    /// Kernels, ops, and a golden case of each kind of network and of the NFT step.
+    Some,
+    /// All golden cases and training by block, too.
     All,
 }
+
+const GOLDEN: &str = "every_case_agrees_with_its_reference";
+/// Parts of the names of the cases that go with [`Extent::Some`].
+const CASES: &str = "autoencoder_kl__flux_two,clip_text__quick,flux_transformer__guidance,lora_linear__rank,nft_step__published,\
+                     qwen_image_transformer__padded_text,t5_encoder__gated";
 
 pub(crate) fn check(root: &Path, extent: Extent) -> anyhow::Result<()> {
     let mesa = Mesa::get(root)?;
     let tests = Tests::build(root)?;
-    let run = |name, kind, filter: &[&str]| {
+    let run = |name, kind, filter: &[&str], cases| {
         let (program, folder) = tests.program(name, kind)?;
         println!("> {} {}", program.display(), filter.join(" "));
         let mut command = Command::new(program);
         command.args(filter).current_dir(folder);
         command.envs(mesa.environment());
         command.env("RETOUCH_TEST_DEVICE", "wgpu");
+        command.env("RETOUCH_PARITY_ONLY", cases);
         let status = command.status()?;
         ensure!(status.success(), "tests of {name} failed on wgpu: {status}");
         anyhow::Ok(())
     };
-    run("retouch_kernels", "lib", &[])?;
-    run("retouch_models", "lib", &["ops::tests::"])?;
-    if extent == Extent::All {
-        run("parity", "test", &[])?;
-        run("checkpointing", "test", &[])?;
+    run("retouch_kernels", "lib", &[], "")?;
+    run("retouch_models", "lib", &["ops::tests::"], "")?;
+    match extent {
+        Extent::Some => run("parity", "test", &[GOLDEN, "--nocapture"], CASES),
+        Extent::All => {
+            run("parity", "test", &[GOLDEN, "--nocapture"], "")?;
+            run("checkpointing", "test", &[], "")
+        }
     }
-    Ok(())
 }
 
 /// The smoke run with all roles on `wgpu`.
