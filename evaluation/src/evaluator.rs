@@ -112,17 +112,12 @@ impl Evaluator {
             })
             .collect()
         };
-        // A GPU is what is parallel there, and a stream of work is a thread's.
-        let threads = match memory::is_host(self.editor.device()) {
-            true => thread::available_parallelism().map_or(1, usize::from),
-            false => 1,
+        let mut scored = match memory::is_host(self.editor.device()) {
+            true => on_all_cores(work),
+            // There the GPU is what is parallel; another thread's work is a stream of its own, which would wait for that of the
+            // thread that loaded the models.
+            false => work(),
         };
-        let mut scored = thread::scope(|scope| {
-            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            let ended = threads.into_iter().map(|thread| thread.join());
-            let ended = ended.map(|ended| ended.unwrap_or_else(|panic| resume_unwind(panic)));
-            ended.flatten().collect::<Vec<_>>()
-        });
         scored.sort_by_key(|(index, _)| *index);
         let mut of_pairs: Vec<_> = pairs.iter().map(|_| None).collect();
         for (index, scored) in scored {
@@ -234,6 +229,17 @@ impl Evaluator {
         let x0 = self.editor.sample_each(&each, noise, options, adapter)?;
         Ok(self.editor.decode(x0, &conditions[0])?)
     }
+}
+
+/// What as many threads as there are cores get done.
+fn on_all_cores<T: Send>(work: impl Fn() -> Vec<T> + Sync) -> Vec<T> {
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(&work)).collect();
+        let ended = threads.into_iter().map(|thread| thread.join());
+        let ended = ended.map(|ended| ended.unwrap_or_else(|panic| resume_unwind(panic)));
+        ended.flatten().collect()
+    })
 }
 
 /// Indices of equal sizes, together as many as `max` says for the size; batches begin in the order of their first.
