@@ -62,19 +62,19 @@ fn main() -> anyhow::Result<()> {
 fn ci() -> anyhow::Result<()> {
     cargo(&["fmt", "--all", "--check"])?;
     tidy::check(&root())?;
-    gpu::build::clippy(&root())?;
-    simulator()?;
+    clippy()?;
     gpu::prove(&root())?;
     nccl()?;
     s3()?;
     cargo(&["test", "--workspace"])
 }
 
-/// What only the coordinator's simulator has.
-fn simulator() -> anyhow::Result<()> {
-    let which = ["clippy", "--package", "retouch-coordinator", "--features"];
-    let how = ["simulator", "--all-targets", "--", "--deny", "warnings"];
-    cargo(&[&which[..], &how].concat())
+/// Of all that any build has; what only builds without a feature have, the compiler sees when tests are built.
+fn clippy() -> anyhow::Result<()> {
+    gpu::llvm::provide(&root())?;
+    let features = "retouch-cli/cuda,retouch-cli/wgpu,retouch-coordinator/simulator";
+    let what = ["clippy", "--workspace", "--all-targets", "--features"];
+    cargo(&[&what[..], &[features, "--", "--deny", "warnings"]].concat())
 }
 
 fn nccl() -> anyhow::Result<()> {

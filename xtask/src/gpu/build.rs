@@ -95,14 +95,6 @@ impl Tests {
     }
 }
 
-/// Of the whole workspace, with all that only GPU builds have.
-pub(crate) fn clippy(root: &Path) -> anyhow::Result<()> {
-    llvm::provide(root)?;
-    let what = ["clippy", "--workspace", "--all-targets"];
-    let how = ["--features", FEATURES, "--", "--deny", "warnings"];
-    crate::cargo(&[&what[..], &how].concat())
-}
-
 /// The program that [`build`] made.
 pub(crate) fn built(root: &Path) -> anyhow::Result<PathBuf> {
     let binary = binary(root, Profile::Dev);

@@ -1,11 +1,11 @@
 //! `cargo xtask gpu`: what is proved of the GPU path on machines without a GPU, and measured on one that has it.
 
 mod bounds;
-pub(crate) mod build;
+mod build;
 mod card;
 mod debian;
 mod double;
-mod llvm;
+pub(crate) mod llvm;
 mod mesa;
 mod ptx;
 mod size;
