@@ -62,10 +62,10 @@ impl Model {
         }
         if self.kind == "qwen" {
             let like = models.join("qwen-tiny");
-            crate::run(
-                &["--package", "retouch-tiny", "--bin", "make-qwen-editor"],
-                &[like.display().to_string()],
-            )?;
+            if !like.exists() {
+                let which = ["--package", "retouch-tiny", "--bin", "make-qwen-editor"];
+                crate::run(&which, &[like.display().to_string()])?;
+            }
             script.arg("--like").arg(like);
         }
         let status = script.status().context("can't run python3")?;
