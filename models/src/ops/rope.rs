@@ -113,6 +113,7 @@ impl FusedOp<Flex, 4> for RmsNormRope {
 
     fn forward(&self, inputs: [FlexTensor; 4], tracked: [bool; 4]) -> (FlexTensor, Saved) {
         assert!(!tracked[2] && !tracked[3], "angles have no gradient");
+        debug_assert!(self.bias.is_none(), "outputs of the CPU have their bias");
         let [x, weight, cos, sin] = inputs.map(dense);
         let [batch, length, features] = dims(&x);
         let saved = Saved {
