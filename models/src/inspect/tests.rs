@@ -444,7 +444,10 @@ fn a_card_holds_no_scores_and_nothing_of_the_host() {
             .map(|line| line.what)
             .collect()
     };
-    let card = names(&recipe(512)).join(", ");
+    // At 512, a learner is fuller while it asks the frozen policies.
+    let asked = names(&recipe(512)).join(", ");
+    assert!(asked.contains("frozen policies"), "{asked}");
+    let card = names(&recipe(1024)).join(", ");
     assert!(
         card.contains("the driver's context") && card.contains("block of queries"),
         "{card}"
@@ -457,7 +460,7 @@ fn a_card_holds_no_scores_and_nothing_of_the_host() {
     let cpu = names(&cpu).join(", ");
     assert!(cpu.contains("Adam") && !cpu.contains("the driver"), "{cpu}");
     // Four times the tokens are sixteen times the scores; what there is of them grows with the tokens alone.
-    let [small, large] = [512, 1024].map(|side| {
+    let [small, large] = [1024, 2048].map(|side| {
         let lines = plan(&recipe(side)).lines;
         let line = lines
             .iter()
