@@ -13,16 +13,21 @@ use super::{
 /// What a bare machine takes in one call, the checkout included.
 const BYTES_MAX: u64 = 64 << 20;
 const MIB: f64 = 1024.0 * 1024.0;
-const PARTS: [Part; 2] = [
+const PARTS: [Part; 3] = [
     Part {
         name: "a",
         script: "tools/gpu/card/part-a.sh",
-        programs: &[Packed::Parity, Packed::Learner],
+        programs: &[Packed::Parity],
     },
     Part {
         name: "b",
         script: "tools/gpu/card/part-b.sh",
         programs: &[Packed::Retouch],
+    },
+    Part {
+        name: "c",
+        script: "tools/gpu/card/part-c.sh",
+        programs: &[Packed::Learner],
     },
 ];
 
@@ -97,7 +102,7 @@ pub(crate) fn pack(root: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Both parts on this machine's card, and the results as a file of `tools/gpu/results`.
+/// All parts on this machine's card, and the results as a file of `tools/gpu/results`.
 pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
     let card = Command::new("nvidia-smi")
         .args(["--query-gpu=name", "--format=csv,noheader"])
@@ -120,7 +125,7 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Both parts on the driver double: every step runs, and nothing is computed.
+/// All parts on the driver double: every step runs, and nothing is computed.
 pub(crate) fn rehearse(root: &Path) -> anyhow::Result<()> {
     let double = Double::get(root)?;
     let out = root.join(FOLDER).join("card-rehearsal");

@@ -40,7 +40,7 @@ usage: cargo xtask gpu COMMAND
   wgpu --smoke          the same for examples/smoke.toml, a whole run
   wgpu [--] PROGRAM ... runs a program so that it finds that Vulkan
   pack                  makes target/gpu/card: all that a bare machine with one H100 needs, at most 64 MiB
-  run [--rehearse]      what is measured on a card, in two parts (tools/gpu/README.md); --rehearse runs them on the double
+  run [--rehearse]      what is measured on a card, in three parts (tools/gpu/README.md); --rehearse runs them on the double
 
 examples:
   cargo xtask gpu build && cargo xtask gpu double --check
