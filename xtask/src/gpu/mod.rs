@@ -33,7 +33,7 @@ usage: cargo xtask gpu COMMAND
   double --check        an edit, an NFT step and a whole run on the double; counts may not exceed tools/gpu/bounds.toml, two
                         runs must count the same, and ptxas must take every kernel for sm_80 and sm_90a
   double --bounds       the same, and writes tools/gpu/bounds.toml anew
-  double --flux, --qwen launches, syncs, GiB and seconds of the host at the published size of FLUX.1-Kontext or
+  double --flux, --qwen launches, syncs and GiB at the published size of FLUX.1-Kontext or
                         Qwen-Image-Edit: a frozen forward and a training pair, as a table
   wgpu [--all]          kernels, ops and a golden case of each kind on wgpu, through Mesa's Vulkan on the CPU; --all has all
                         golden cases and training by block

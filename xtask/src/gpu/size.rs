@@ -98,7 +98,6 @@ struct Row {
     launches: f64,
     syncs: f64,
     gib: f64,
-    seconds: f64,
 }
 
 /// Prints the table, and leaves it in `target/gpu`.
@@ -179,7 +178,6 @@ impl Bench {
             launches: each(|counts| counts.launches as f64),
             syncs: each(|counts| counts.syncs as f64),
             gib: many.card_bytes_peak as f64 / GIB,
-            seconds: each(|counts| counts.seconds),
         })
     }
 
@@ -204,15 +202,11 @@ impl Bench {
         let pairs = report["evaluations"]["theta"]
             .as_u64()
             .context("it says no pairs")? as f64;
-        let seconds = report["iteration_s"]
-            .as_f64()
-            .context("it says no iteration_s")?;
         Ok(Row {
             what: format!("training pair, micro batch {micro_batch} ({pairs} pairs)"),
             launches: counts.launches as f64 / pairs,
             syncs: counts.syncs as f64 / pairs,
             gib: counts.card_bytes_peak as f64 / GIB,
-            seconds: seconds / pairs,
         })
     }
 }
@@ -224,7 +218,7 @@ fn report(root: &Path, model: &Model, rows: &[Row]) -> anyhow::Result<String> {
         .output()?;
     let commit = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     let mut cells = vec![
-        ["what", "launches", "syncs", "GiB at most", "host seconds"]
+        ["what", "launches", "syncs", "GiB at most"]
             .map(String::from)
             .to_vec(),
     ];
@@ -234,12 +228,11 @@ fn report(root: &Path, model: &Model, rows: &[Row]) -> anyhow::Result<String> {
             format!("{:.0}", row.launches),
             format!("{:.1}", row.syncs),
             format!("{:.1}", row.gib),
-            format!("{:.3}", row.seconds),
         ]
     }));
     Ok(format!(
         "# {} at its published size on the driver double\n\nCommit {commit}, {PIXELS} x {PIXELS}, bf16, by `cargo xtask gpu double --{}`. GiB are of the whole \
-         program, its context included. Seconds are of the host, with nothing computed.\n\n{}",
+         program, its context included, and so are launches and syncs of training.\n\n{}",
         model.name,
         model.kind,
         table::markdown(&cells)
