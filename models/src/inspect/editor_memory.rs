@@ -53,8 +53,12 @@ fn passing_on_gpu(editor: &Outline, workload: &Workload) -> Vec<MemoryLine> {
     let image = (workload.size.height * workload.size.width) as u64;
     let at_once =
         (DECODED_PIXELS_MAX as u64 / image.max(1)).clamp(1, workload.group_size.max(1) as u64);
-    let decoding = vec![decoding(editor, workload), gpu::vae_scores(at_once, image)];
-    larger(vec![gpu::sampling(editor, workload)], decoding)
+    // The pages that sampling filled are still held when images are decoded, and serve no tensor of another size.
+    vec![
+        gpu::sampling(editor, workload),
+        decoding(editor, workload),
+        gpu::vae_scores(at_once, image),
+    ]
 }
 
 /// Of what is there one after the other, that which takes more.
