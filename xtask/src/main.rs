@@ -72,9 +72,9 @@ fn ci() -> anyhow::Result<()> {
 /// Of all that any build has; what only builds without a feature have, the compiler sees when tests are built.
 fn clippy() -> anyhow::Result<()> {
     gpu::llvm::provide(&root())?;
-    let features = "retouch-cli/cuda,retouch-cli/wgpu,retouch-coordinator/simulator";
+    let features = format!("{},retouch-coordinator/simulator", gpu::build::FEATURES);
     let what = ["clippy", "--workspace", "--all-targets", "--features"];
-    cargo(&[&what[..], &[features, "--", "--deny", "warnings"]].concat())
+    cargo(&[&what[..], &[&features, "--", "--deny", "warnings"]].concat())
 }
 
 fn nccl() -> anyhow::Result<()> {

@@ -38,7 +38,8 @@ const SELECTION: [&str; 18] = [
     "checkpointing",
     "--no-run",
 ];
-const FEATURES: &str = "retouch-cli/cuda,retouch-cli/wgpu";
+/// Both backends; `cuda` has NCCL with it.
+pub(crate) const FEATURES: &str = "retouch-cli/cuda,retouch-cli/wgpu";
 
 pub(crate) fn build(root: &Path, profile: Profile) -> anyhow::Result<()> {
     match profile {

@@ -1,7 +1,7 @@
 //! `cargo xtask gpu`: what is proved of the GPU path on machines without a GPU, and measured on one that has it.
 
 mod bounds;
-mod build;
+pub(crate) mod build;
 mod card;
 mod debian;
 mod double;
@@ -31,7 +31,7 @@ usage: cargo xtask gpu COMMAND
                         runs a program on a driver double: a libcuda.so.1 that answers as an H100's driver does and counts
                         launches, syncs, copies and bytes, while nothing is computed. `retouch` is the one that `build` made
   double --check        an edit, an NFT step and a whole run on the double; counts may not exceed tools/gpu/bounds.toml, two
-                        runs must count the same, and ptxas must take every kernel for sm_80 and sm_90a
+                        runs must count the same but for one launch in 500, and ptxas must take every kernel for sm_80 and sm_90a
   double --bounds       the same, and writes tools/gpu/bounds.toml anew
   double --flux, --qwen launches, syncs and GiB at the published size of FLUX.1-Kontext or
                         Qwen-Image-Edit: a frozen forward and a training pair, as a table
