@@ -14,7 +14,7 @@ use crate::scheduler::FlowMatchScheduler;
 use crate::solver::{self, Solver};
 
 /// Most pixels that are decoded at once; more images go one batch after another.
-pub(crate) const DECODED_PIXELS_MAX: usize = 1 << 20;
+const DECODED_PIXELS_MAX: usize = 1 << 20;
 
 /// Most tokens of all samples that the transformer is given at once where nothing else bounds them. A GPU gains nothing
 /// from more; a group of 12 at a megapixel has three times as many.
@@ -194,14 +194,14 @@ impl Editor {
         let [text, _] = condition.prompt.tokens.dims();
         let [source, _] = condition.image_latents.dims();
         let [own, _] = self.latent_shape(condition.size);
-        samples_within(TOKENS_MAX, text + source + own)
+        samples_at_once(text + source + own)
     }
 
     /// As [`Editor::samples_at_once`], before there is a condition.
     pub fn samples_at_once_of(&self, shape: ConditionShape) -> usize {
         let [own, _] = self.latent_shape(shape.size);
         let images = (1 + shape.sources) * own;
-        samples_within(TOKENS_MAX, images + self.prompt_shape(shape).tokens)
+        samples_at_once(images + self.prompt_shape(shape).tokens)
     }
 
     /// Encodes an instruction and a source image, cropped and resized to the result's size.
@@ -553,8 +553,7 @@ impl Editor {
     ) -> Result<Tensor<4>, EditError> {
         let size = condition.size;
         let latents = self.base.format().unpack(x0.inner(), size);
-        let at_once = (DECODED_PIXELS_MAX / (size.height * size.width)).max(1);
-        let parts = latents.split(at_once, 0).into_iter();
+        let parts = latents.split(images_at_once(size), 0).into_iter();
         let parts = parts.map(|part| self.base.decode_latents(part));
         let pixels = Tensor::cat(parts.collect::<Result<_, _>>()?, 0);
         Ok((pixels / 2.0 + 0.5).clamp(0.0, 1.0))
@@ -574,9 +573,26 @@ impl Editor {
     }
 }
 
-/// How many samples of some tokens have no more than `max` together; at least one.
-fn samples_within(max: usize, tokens: usize) -> usize {
-    (max / tokens).max(1)
+/// How many samples of so many tokens the transformer is given at once while it only predicts; at least one.
+pub(crate) fn samples_at_once(tokens: usize) -> usize {
+    (TOKENS_MAX / tokens.max(1)).max(1)
+}
+
+/// How many images of a size are decoded at once; at least one.
+pub(crate) fn images_at_once(size: ImageSize) -> usize {
+    (DECODED_PIXELS_MAX / (size.height * size.width).max(1)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn larger_images_are_sampled_fewer_at_once() {
+        assert_eq!(samples_at_once(2176), 15);
+        assert_eq!(samples_at_once(8704), 3);
+        assert_eq!(samples_at_once(100_000), 1);
+    }
 }
 
 /// The tokens of all images, one after the other.

@@ -5,8 +5,8 @@ use retouch_settings::DeviceName;
 
 use super::gpu;
 use super::learner_memory::{self, Trunk};
-use super::memory::{MemoryLine, Workload};
-use crate::editor::{DECODED_PIXELS_MAX, Network, Outline};
+use super::memory::{MemoryLine, Workload, fuller};
+use crate::editor::{Network, Outline, images_at_once};
 use crate::lora::{LoraConfig, flat_len};
 
 /// Bytes of a number on its way through a network: kernels compute in f32.
@@ -34,7 +34,7 @@ pub(super) fn rollout(editor: &Outline, workload: &Workload) -> Vec<MemoryLine> 
         ));
     }
     if workload.device == DeviceName::Cpu {
-        lines.push(passing_on_cpu(editor, workload));
+        lines.extend(passing_on_cpu(editor, workload));
         return lines;
     }
     lines.extend(passing_on_gpu(editor, workload));
@@ -43,31 +43,21 @@ pub(super) fn rollout(editor: &Outline, workload: &Workload) -> Vec<MemoryLine> 
     lines
 }
 
-fn passing_on_cpu(editor: &Outline, workload: &Workload) -> MemoryLine {
+fn passing_on_cpu(editor: &Outline, workload: &Workload) -> Vec<MemoryLine> {
     let samples = workload.group_size as u64;
     let sampling = tokens(editor, samples, SAMPLING_WIDTHS, "sampling a group");
-    larger(vec![sampling], vec![decoding(editor, workload)]).remove(0)
+    fuller(vec![sampling], vec![decoding(editor, workload)])
 }
 
 fn passing_on_gpu(editor: &Outline, workload: &Workload) -> Vec<MemoryLine> {
     let image = (workload.size.height * workload.size.width) as u64;
-    let at_once =
-        (DECODED_PIXELS_MAX as u64 / image.max(1)).clamp(1, workload.group_size.max(1) as u64);
+    let at_once = images_at_once(workload.size).min(workload.group_size.max(1)) as u64;
     // The pages that sampling filled are still held when images are decoded, and serve no tensor of another size.
     vec![
         gpu::sampling(editor, workload),
         decoding(editor, workload),
         gpu::vae_scores(at_once, image),
     ]
-}
-
-/// Of what is there one after the other, that which takes more.
-fn larger(one: Vec<MemoryLine>, other: Vec<MemoryLine>) -> Vec<MemoryLine> {
-    let bytes = |lines: &[MemoryLine]| lines.iter().map(|line| line.bytes).sum::<u64>();
-    match bytes(&one) > bytes(&other) {
-        true => one,
-        false => other,
-    }
 }
 
 pub(super) fn learner(editor: &Outline, workload: &Workload) -> Vec<MemoryLine> {
@@ -111,8 +101,8 @@ fn tokens(editor: &Outline, samples: u64, widths: u64, what: &str) -> MemoryLine
 }
 
 fn decoding(editor: &Outline, workload: &Workload) -> MemoryLine {
-    let image = workload.size.height * workload.size.width;
-    let pixels = (workload.group_size * image).min(DECODED_PIXELS_MAX.max(image));
+    let images = images_at_once(workload.size).min(workload.group_size);
+    let pixels = images * workload.size.height * workload.size.width;
     let factors = [
         (pixels as u64, "pixels"),
         (editor.decoded_channels as u64, "channels"),

@@ -6,8 +6,8 @@
 //! double saw at published sizes (`tools/gpu`); what of it was measured on a card is in `models/COST.md`.
 
 use super::learner_memory::{self, Trunk, activations};
-use super::memory::{MemoryLine, Workload};
-use crate::editor::Outline;
+use super::memory::{MemoryLine, Workload, fuller};
+use crate::editor::{Outline, samples_at_once};
 use crate::ops::Scores;
 
 /// An f32.
@@ -16,8 +16,6 @@ const F32: (u64, &str) = (4, "B (f32)");
 const CONTEXT: u64 = 512 << 20;
 /// Numbers of a head in both published transformers.
 const HEAD_DIM: u64 = 128;
-/// Most tokens that the transformer is given at once while it only predicts (`editor/pipeline.rs`).
-const TOKENS_AT_ONCE: u64 = 1 << 15;
 /// Pages of activations while it does, in widths of a token: of each size of tensor there are as many as are on their way at
 /// once, and pages of one size serve no other. In double-stream blocks, 11 single tensors and 3 of inner activations.
 const PREDICTING_DOUBLE: u64 = 22;
@@ -57,16 +55,11 @@ pub(super) fn learner(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine>
         trunk.tokens,
         workload,
     );
-    let asked = vec![MemoryLine {
+    let asked = MemoryLine {
         what: "frozen policies' activations".to_owned(),
         ..asked
-    }];
-    let bytes = |lines: &[MemoryLine]| lines.iter().map(|line| line.bytes).sum::<u64>();
-    let fuller = match bytes(&training) > bytes(&asked) {
-        true => training,
-        false => asked,
     };
-    lines.extend(fuller);
+    lines.extend(fuller(training, vec![asked]));
     let widest = [
         (asked_at_once, "pairs"),
         (trunk.tokens, "tokens"),
@@ -129,9 +122,9 @@ pub(super) fn widest<'a>(editor: &Outline, workload: &Workload) -> [(u64, &'a st
     ]
 }
 
-/// Samples of so many tokens that the transformer is given at once.
+/// Samples of so many tokens that the transformer is given at once while it only predicts.
 fn at_once(tokens: u64) -> u64 {
-    (TOKENS_AT_ONCE / tokens.max(1)).max(1)
+    samples_at_once(tokens as usize) as u64
 }
 
 fn predicting_widths(single_blocks: u64) -> u64 {
@@ -168,16 +161,4 @@ fn workspace(hidden: u64, pairs: u64, tokens: u64, workload: &Workload) -> Memor
     };
     let bytes = scores.workspace_bytes() as u64;
     MemoryLine::product("attention's scores of a block of queries", &[(bytes, "B")])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn larger_images_are_sampled_fewer_at_once() {
-        assert_eq!(at_once(2176), 15);
-        assert_eq!(at_once(8704), 3);
-        assert_eq!(at_once(100_000), 1);
-    }
 }

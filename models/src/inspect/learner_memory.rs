@@ -9,7 +9,7 @@ use burn::tensor::DType;
 use retouch_settings::DeviceName;
 
 use super::gpu;
-use super::memory::{MemoryLine, Workload};
+use super::memory::{MemoryLine, Workload, fuller};
 use crate::lora::{Checkpointing, Projection, flat_len};
 
 /// Bytes of an f32.
@@ -68,13 +68,7 @@ pub(super) fn learner(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine>
     if workload.device != DeviceName::Cpu {
         return gpu::learner(trunk, workload);
     }
-    let [halfway, update] = [halfway(trunk, workload), update(trunk, workload)];
-    let sum = |lines: &[MemoryLine]| lines.iter().map(|line| line.bytes).sum::<u64>();
-    if sum(&halfway) > sum(&update) {
-        halfway
-    } else {
-        update
-    }
+    fuller(halfway(trunk, workload), update(trunk, workload))
 }
 
 fn halfway(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {

@@ -167,7 +167,7 @@ pub fn estimate(
     };
     Ok(Estimate {
         role,
-        bytes: lines.iter().map(|line| line.bytes).sum(),
+        bytes: bytes(&lines),
         lines,
         effort,
     })
@@ -200,6 +200,18 @@ impl MemoryLine {
             &[(parameters, "values"), (size, &unit)],
         )
     }
+}
+
+/// Of what is there one after the other, that which takes more.
+pub(super) fn fuller(one: Vec<MemoryLine>, other: Vec<MemoryLine>) -> Vec<MemoryLine> {
+    match bytes(&one) > bytes(&other) {
+        true => one,
+        false => other,
+    }
+}
+
+fn bytes(lines: &[MemoryLine]) -> u64 {
+    lines.iter().map(|line| line.bytes).sum()
 }
 
 /// Ends the name of a line of weights.

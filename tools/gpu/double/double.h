@@ -4,6 +4,7 @@
 //     RETOUCH_DOUBLE_DIR       where counts and PTX go, and what processes share [/tmp]
 //     RETOUCH_DOUBLE_DEVICES   how many cards there are, 0 to 16 [1]
 //     RETOUCH_DOUBLE_CARD      h100 or a100 [h100]
+//     RETOUCH_DOUBLE_MIB       memory of a card, where it is less than such cards have
 //
 // What it keeps to:
 //   D1. Results are zeros: what comes back from a card is zeros, but for at most SMALL_COPY bytes that were copied

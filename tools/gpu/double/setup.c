@@ -14,7 +14,8 @@ static const struct card cards[] = {
     {"h100", "NVIDIA H100 80GB HBM3 (double)", 90, 132, 232448, 233472, 52428800, 1980000, 81559ull << 20},
     {"a100", "NVIDIA A100-SXM4-80GB (double)", 80, 108, 166912, 167936, 41943040, 1410000, 81920ull << 20},
 };
-const struct card *double_card = &cards[0];
+static struct card card;
+const struct card *double_card = &card;
 
 static int devices;
 static _Thread_local struct context *current;
@@ -43,10 +44,16 @@ __attribute__((constructor)) static void begin(void) {
         devices = 1;
     }
     const char *id = getenv("RETOUCH_DOUBLE_CARD");
-    if (id && !strcmp(id, cards[1].id))
-        double_card = &cards[1];
-    else if (id && strcmp(id, cards[0].id))
+    int is_a100 = id && !strcmp(id, cards[1].id);
+    if (id && !is_a100 && strcmp(id, cards[0].id))
         complain("RETOUCH_DOUBLE_CARD=%s is neither h100 nor a100: it is an h100", id);
+    card = cards[is_a100];
+    const char *mib = getenv("RETOUCH_DOUBLE_MIB");
+    uint64_t bytes = mib ? strtoull(mib, NULL, 10) << 20 : card.bytes;
+    if (bytes == 0 || bytes > card.bytes)
+        complain("RETOUCH_DOUBLE_MIB=%s is not 1 to %llu: it is all", mib, (unsigned long long)(card.bytes >> 20));
+    else
+        card.bytes = bytes;
     for (int i = 0; i < devices; i++) {
         double_devices[i].context.device = i;
         double_devices[i].default_stream.device = i;

@@ -3,7 +3,7 @@ use retouch_kernels as kernels;
 
 use super::super::activation::{Activate, Activation, Gated};
 use super::super::fused::FusedOp;
-use super::{Cube, CubeFloat, launch_one, like, named, with_bias};
+use super::{Cube, CubeFloat, apart, launch_one, like, named, with_bias};
 
 impl From<Activation> for kernels::Activation {
     fn from(activation: Activation) -> Self {
@@ -25,9 +25,8 @@ impl FusedOp<Cube, 1> for Activate {
         let inputs = with_bias(vec![x], &self.bias);
         let saved = if tracked { inputs.clone() } else { Vec::new() };
         let y = launch_one("activate", inputs, result, move |inputs| {
-            let mut inputs = inputs.into_iter();
-            let x = inputs.next().expect("x");
-            kernels::activate(x, inputs.next(), activation)
+            let ([x], mut bias) = apart(inputs);
+            kernels::activate(x, bias.next(), activation)
         });
         (y, saved)
     }
@@ -41,9 +40,8 @@ impl FusedOp<Cube, 1> for Activate {
         let (activation, result) = (self.activation.into(), like(&saved[0]));
         let inputs = [vec![grad], saved].concat();
         let dx = launch_one("activate_grad", inputs, result, move |inputs| {
-            let mut inputs = inputs.into_iter();
-            let [grad, x] = std::array::from_fn(|_| inputs.next().expect("two inputs"));
-            kernels::activate_grad(x, inputs.next(), grad, activation)
+            let ([grad, x], mut bias) = apart(inputs);
+            kernels::activate_grad(x, bias.next(), grad, activation)
         });
         [Some(dx)]
     }

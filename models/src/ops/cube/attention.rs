@@ -7,7 +7,7 @@ use super::super::attention_blocks::Scores;
 use super::super::fused::FusedOp;
 use super::super::mask::Lengths;
 use super::ranges::{Ranges, ranges};
-use super::{Cube, CubeFloat, launch, like};
+use super::{Cube, CubeFloat, apart, launch, like};
 
 /// Heads are a multiple of what tensor cores take at once, and tiles of wider ones would not fit.
 const WIDTH_STEP: usize = 16;
@@ -43,7 +43,8 @@ impl FusedOp<Cube, 3> for Attention {
         let log_sums = (Shape::from([q[0], q[1], q[2]]), DType::F32);
         let given = with_ranges(inputs.to_vec(), &ranges);
         let [output, log_sums] = launch("attention", given, [output, log_sums], move |given| {
-            let ([q, k, v], keys) = apart(given);
+            let ([q, k, v], ranges) = apart(given);
+            let keys = keys(ranges);
             let (output, log_sums) = kernels::attention(q, k, v, keys.as_ref(), scale);
             [output, log_sums]
         });
@@ -72,7 +73,8 @@ impl FusedOp<Cube, 3> for Attention {
         let given = vec![q, k, v, saved.output, saved.log_sums, grad];
         let given = with_ranges(given, &saved.ranges);
         launch("attention_backward", given, results, move |given| {
-            let ([q, k, v, output, log_sums, grad], keys) = apart(given);
+            let ([q, k, v, output, log_sums, grad], ranges) = apart(given);
+            let keys = keys(ranges);
             let keys = keys.as_ref();
             let grads =
                 kernels::attention_backward(q, k, v, output, log_sums, grad, keys, scale, at_once);
@@ -88,10 +90,8 @@ fn with_ranges(mut inputs: Vec<CubeFloat>, ranges: &Option<Ranges>) -> Vec<CubeF
     inputs
 }
 
-/// The inputs, and the ranges after them.
-fn apart<const N: usize>(given: Vec<CubeTensor>) -> ([CubeTensor; N], Option<Keys>) {
-    let mut given = given.into_iter();
-    let inputs = std::array::from_fn(|_| given.next().expect("the inputs"));
-    let keys = given.next().zip(given.next());
-    (inputs, keys.map(|(first, last)| Keys { first, last }))
+/// What [`with_ranges`] added.
+fn keys(mut ranges: impl Iterator<Item = CubeTensor>) -> Option<Keys> {
+    let (first, last) = ranges.next().zip(ranges.next())?;
+    Some(Keys { first, last })
 }

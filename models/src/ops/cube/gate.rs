@@ -4,7 +4,7 @@ use retouch_kernels as kernels;
 use super::super::fused::FusedOp;
 use super::super::gate::GateAdd;
 use super::norm::summed_over_rows;
-use super::{Cube, CubeFloat, biased, launch_one, like, named, with_bias};
+use super::{Cube, CubeFloat, apart, biased, launch_one, like, named, with_bias};
 
 /// The gate, and what it was multiplied with where that is needed.
 pub(crate) type Saved = (CubeFloat, Option<CubeFloat>);
@@ -17,9 +17,8 @@ impl FusedOp<Cube, 3> for GateAdd {
         let inputs = with_bias(vec![x, y.clone(), gate.clone()], &self.bias);
         let saved = (gate, tracked[2].then(|| biased(y, &self.bias)));
         let sum = launch_one("gate_add", inputs, result, |inputs| {
-            let mut inputs = inputs.into_iter();
-            let [x, y, gate] = std::array::from_fn(|_| inputs.next().expect("three inputs"));
-            kernels::gate_add(x, y, inputs.next(), gate)
+            let ([x, y, gate], mut bias) = apart(inputs);
+            kernels::gate_add(x, y, bias.next(), gate)
         });
         (sum, saved)
     }

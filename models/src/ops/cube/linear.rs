@@ -4,7 +4,7 @@ use retouch_kernels as kernels;
 
 use super::super::fused::FusedOp;
 use super::super::linear::Linear;
-use super::{Cube, CubeFloat, Result, launch_one, like, named};
+use super::{Cube, CubeFloat, Result, apart, launch_one, like, named};
 
 impl<const N: usize> FusedOp<Cube, N> for Linear {
     /// What x looked like, and the weight.
@@ -19,9 +19,8 @@ impl<const N: usize> FusedOp<Cube, N> for Linear {
         let saved = (like(&inputs[0]), inputs[1].clone());
         let result = with_width(&inputs[0], inputs[1].shape()[0]);
         let y = launch_one("linear", inputs.into(), result, |inputs| {
-            let mut inputs = inputs.into_iter();
-            let [x, weight] = std::array::from_fn(|_| inputs.next().expect("two inputs"));
-            kernels::linear(x, weight, inputs.next())
+            let ([x, weight], mut bias) = apart(inputs);
+            kernels::linear(x, weight, bias.next())
         });
         (y, saved)
     }

@@ -5,7 +5,7 @@ use retouch_kernels::{self as kernels, CubeTensor};
 use super::super::fused::FusedOp;
 use super::super::linear::LoraLinear;
 use super::linear::with_width;
-use super::{Cube, CubeFloat, launch, like, named};
+use super::{Cube, CubeFloat, apart, launch, like, named};
 
 /// What the way back needs; `down` is `x (scale a)^T`.
 #[derive(Clone, Debug)]
@@ -30,9 +30,8 @@ impl<const N: usize> FusedOp<Cube, N> for LoraLinear {
         let scale = self.scale;
         let results = [&weight, &a].map(|layer| with_width(&x, layer.shape()[0]));
         let [y, down] = launch("lora_linear", inputs.into(), results, move |inputs| {
-            let mut inputs = inputs.into_iter();
-            let [x, weight, a, b] = std::array::from_fn(|_| inputs.next().expect("four inputs"));
-            kernels::lora_linear(x, weight, inputs.next(), a, b, scale).into()
+            let ([x, weight, a, b], mut bias) = apart(inputs);
+            kernels::lora_linear(x, weight, bias.next(), a, b, scale).into()
         });
         let saved = Saved {
             x,

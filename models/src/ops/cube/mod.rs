@@ -109,3 +109,12 @@ fn constant(bias: Tensor<1>) -> CubeFloat {
 pub(super) fn named<const N: usize>(inputs: Vec<CubeTensor>) -> [CubeTensor; N] {
     inputs.try_into().expect("as many inputs as were given")
 }
+
+/// The inputs that a kernel always has, by name, and those after them.
+pub(super) fn apart<const N: usize>(
+    inputs: Vec<CubeTensor>,
+) -> ([CubeTensor; N], impl Iterator<Item = CubeTensor>) {
+    let mut inputs = inputs.into_iter();
+    let named = std::array::from_fn(|_| inputs.next().expect("as many inputs as were given"));
+    (named, inputs)
+}

@@ -4,7 +4,7 @@ use retouch_kernels::{self as kernels, Rotation};
 
 use super::super::fused::FusedOp;
 use super::super::rope::{RmsNormRope, RopeHalf};
-use super::{Cube, CubeFloat, launch_one, like, named, with_bias};
+use super::{Cube, CubeFloat, apart, launch_one, like, named, with_bias};
 
 impl FusedOp<Cube, 4> for RmsNormRope {
     /// The inputs and, where there is one, the bias.
@@ -29,10 +29,8 @@ impl FusedOp<Cube, 4> for RmsNormRope {
             Vec::new()
         };
         let y = launch_one("heads", inputs, result, move |inputs| {
-            let mut inputs = inputs.into_iter();
-            let [x, weight, cos, sin] =
-                std::array::from_fn(|_| inputs.next().expect("four inputs"));
-            kernels::heads(x, inputs.next(), weight, Rotation { cos, sin }, heads, eps)
+            let ([x, weight, cos, sin], mut bias) = apart(inputs);
+            kernels::heads(x, bias.next(), weight, Rotation { cos, sin }, heads, eps)
         });
         (y, saved)
     }
@@ -48,10 +46,8 @@ impl FusedOp<Cube, 4> for RmsNormRope {
             let result = like(&saved[0]);
             let inputs = [vec![grad], saved].concat();
             launch_one("heads_grad", inputs, result, move |inputs| {
-                let mut inputs = inputs.into_iter();
-                let mut next = || inputs.next().expect("five inputs");
-                let [grad, x, weight, cos, sin] = std::array::from_fn(|_| next());
-                kernels::heads_grad(x, inputs.next(), weight, Rotation { cos, sin }, grad, eps)
+                let ([grad, x, weight, cos, sin], mut bias) = apart(inputs);
+                kernels::heads_grad(x, bias.next(), weight, Rotation { cos, sin }, grad, eps)
             })
         });
         [dx, None, None, None]
