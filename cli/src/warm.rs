@@ -156,7 +156,7 @@ fn roll_out(config: &RunConfig, device: &Device) -> anyhow::Result<()> {
         device::float_type(config.model.dtype),
     );
     let editor = editors
-        .load(folder, device, Parts::All, dtype)
+        .load(folder, device, Parts::Transformer, dtype)
         .map_err(UsageError::from)?;
     let adapter = lora::init_flat(&config.lora, editor.projections(), config.seed);
     let bytes = exchange::adapter_to_bytes(&adapter);

@@ -11,7 +11,7 @@ use std::path::Path;
 use image::RgbImage;
 use serde::Deserialize;
 
-use crate::qwen2_5_vl::Grid;
+use crate::qwen2_5_vl::{Grid, VisionConfig};
 use crate::weights::{LoadError, read_config, write_config};
 
 /// Largest ratio of an image's sides.
@@ -73,6 +73,17 @@ pub struct Patches {
     pub grid: Grid,
 }
 
+/// A field in which a processor's configuration and that of the model it cuts patches for do not agree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contradiction {
+    /// The field's name.
+    pub field: &'static str,
+    /// In the processor's configuration.
+    pub found: usize,
+    /// In the model's.
+    pub expected: usize,
+}
+
 /// Resizes, normalises and cuts images.
 #[derive(Clone, Debug)]
 pub struct ImageProcessor {
@@ -110,6 +121,34 @@ impl ImageProcessor {
     /// The configuration it was made from.
     pub fn config(&self) -> &ImageProcessorConfig {
         &self.config
+    }
+
+    /// Whether its patches are what the vision tower takes.
+    ///
+    /// # Errors
+    /// The first field that says otherwise.
+    pub fn check(&self, vision: &VisionConfig) -> Result<(), Contradiction> {
+        let config = &self.config;
+        let fields = [
+            ("patch_size", config.patch_size, vision.patch_size),
+            ("merge_size", config.merge_size, vision.spatial_merge_size),
+            (
+                "temporal_patch_size",
+                config.temporal_patch_size,
+                vision.temporal_patch_size,
+            ),
+        ];
+        match fields
+            .into_iter()
+            .find(|(_, found, expected)| found != expected)
+        {
+            None => Ok(()),
+            Some((field, found, expected)) => Err(Contradiction {
+                field,
+                found,
+                expected,
+            }),
+        }
     }
 
     /// Numbers in a flattened patch.

@@ -1,10 +1,11 @@
-"""A pipeline folder of a published size with weights of no use: for launches, memory and time, not for pictures.
+"""A folder of a model of published size with weights of no use: for launches, memory and time, not for pictures.
 
     python3 model_folder.py flux FOLDER [--random] [--parts transformer,vae]
     python3 model_folder.py qwen FOLDER --like QWEN_FOLDER
+    python3 model_folder.py judge-7b FOLDER
 
-Shapes are those of `tools/parity/tables`, in bf16; tokenizers and the like come from a small editor of the same kind (for
-FLUX assets/tiny/editor, for Qwen one of `make-qwen-editor`). Weights are zeros in sparse files, which take no
+Shapes are those of `tools/parity/tables`, in bf16; tokenizers and the like come from a small model of the same kind (one of
+assets/tiny, for Qwen-Image-Edit one of `make-qwen-editor`). Weights are zeros in sparse files, which take no
 disk; --random writes values of the right scale (24 GB for FLUX), as products of zeros are faster than others.
 """
 
@@ -18,7 +19,7 @@ import struct
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TABLES = os.path.join(HERE, "../parity/tables")
-TINY = os.path.join(HERE, "../../assets/tiny/editor")
+TINY = os.path.join(HERE, "../../assets/tiny")
 
 # Folder of the part: table of its shapes, file of its weights.
 FLUX = {
@@ -31,6 +32,13 @@ QWEN = {
     "transformer": ("qwen-image-edit-2509_transformer", "diffusion_pytorch_model.safetensors"),
     "vae": ("qwen-image-edit-2509_vae", "diffusion_pytorch_model.safetensors"),
     "text_encoder": ("qwen2.5-vl-7b-instruct", "model.safetensors"),
+}
+# What a kind of folder has, and the small model that it is like.
+KINDS = {
+    "flux": (FLUX, os.path.join(TINY, "editor")),
+    "qwen": (QWEN, None),
+    "judge-7b": ({".": ("qwen2.5-vl-7b-instruct", "model.safetensors")}, os.path.join(TINY, "judge")),
+    "judge-32b": ({".": ("qwen2.5-vl-32b-instruct", "model.safetensors")}, os.path.join(TINY, "judge")),
 }
 # The published schedule of FLUX.1-Kontext-dev; the small editor has its own.
 FLUX_SCHEDULE = {
@@ -117,23 +125,40 @@ def write_weights(path, tensors, random):
     return offset
 
 
+def write_processor(folder, vision):
+    """The small model's, for the patches that this vision tower takes, and with Qwen2-VL's limits of pixels."""
+    path = os.path.join(folder, "preprocessor_config.json")
+    with open(path) as source:
+        config = json.load(source)
+    config |= {"patch_size": vision["patch_size"], "temporal_patch_size": vision["temporal_patch_size"]}
+    config |= {"merge_size": vision["spatial_merge_size"], "min_pixels": 3136, "max_pixels": 12845056}
+    with open(path, "w") as out:
+        json.dump(config, out)
+
+
+def small_config(like, part):
+    with open(os.path.join(like, part, "config.json")) as source:
+        return json.load(source)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=["flux", "qwen"])
+    parser.add_argument("model", choices=KINDS)
     parser.add_argument("folder")
-    parser.add_argument("--like", default=TINY, help="a small editor of the same kind")
+    parser.add_argument("--like", help="a small model of the same kind")
     parser.add_argument("--random", action="store_true")
     parser.add_argument("--layers", type=int, help="of each kind [all]")
     parser.add_argument("--parts", help="those to make weights for [all]")
     arguments = parser.parse_args()
-    parts = FLUX if arguments.model == "flux" else QWEN
+    parts, like = KINDS[arguments.model]
+    like = arguments.like or like or parser.error("--like is missing")
     wanted = arguments.parts.split(",") if arguments.parts else list(parts)
     unknown = [part for part in wanted if part not in parts]
     if unknown:
         parser.error(f"--parts {unknown[0]} is not one of {', '.join(parts)}")
 
     os.makedirs(arguments.folder, exist_ok=True)
-    for entry in os.scandir(arguments.like):
+    for entry in os.scandir(like):
         if entry.is_file():
             shutil.copy(entry.path, arguments.folder)
         elif entry.name not in parts:
@@ -152,8 +177,12 @@ def main():
         for layers, length in LAYERS.items():
             if arguments.layers and any(name.startswith(layers) for name in table["shapes"]):
                 config[length] = arguments.layers
+        # Tokens are the small tokenizer's.
+        config |= {key: value for key, value in small_config(like, part).items() if key.endswith("_token_id")}
         with open(os.path.join(folder, "config.json"), "w") as out:
             json.dump(config, out)
+        if "vision_config" in config:
+            write_processor(folder if part == "." else os.path.join(arguments.folder, "processor"), config["vision_config"])
         tensors = [t for name, shape in table["shapes"].items() for t in unfold(name, shape, arguments.layers)]
         total += write_weights(os.path.join(folder, file), tensors, random)
     print(f"{arguments.folder}: {total / 1e9:.1f} GB in {len(wanted)} parts")

@@ -9,8 +9,8 @@ use super::memory::{MemoryLine, Workload, fuller};
 use crate::editor::{Network, Outline, images_at_once};
 use crate::lora::{LoraConfig, flat_len};
 
-/// Bytes of a number on its way through a network: kernels compute in f32.
-const COMPUTED: u64 = 4;
+/// An f32, in which CPUs compute.
+const F32: (u64, &str) = (4, "B (f32)");
 /// Widths of a token that are there at once while the transformer computes without gradients.
 const SAMPLING_WIDTHS: u64 = 16;
 /// Channels' worth of a pixel, over those of the second level, while the VAE decodes.
@@ -23,41 +23,44 @@ pub(super) fn rollout(editor: &Outline, workload: &Workload) -> Vec<MemoryLine> 
     let mut lines = vec![weights(&editor.transformer, workload.dtype)];
     let text_encoders = editor.text_encoders.iter();
     lines.extend(text_encoders.map(|network| weights(network, workload.dtype)));
-    // The VAE is small, and its norms want the range.
-    lines.push(weights(&editor.vae, DType::F32));
-    let factors = [(ADAPTERS_KEPT, ""), (adapter, "values"), (4, "B (f32)")];
+    let on_cpu = workload.device == DeviceName::Cpu;
+    // On a CPU it computes in f32 anyway, and is small.
+    let vae = if on_cpu { DType::F32 } else { workload.dtype };
+    lines.push(weights(&editor.vae, vae));
+    let factors = [(ADAPTERS_KEPT, ""), (adapter, "values"), F32];
     lines.push(MemoryLine::product("adapters", &factors));
     if workload.dtype == DType::F32 {
         lines.push(MemoryLine::product(
             "targeted weights with the adapter merged",
-            &[(targeted(editor, &workload.lora), "values"), (4, "B (f32)")],
+            &[(targeted(editor, &workload.lora), "values"), F32],
         ));
     }
-    if workload.device == DeviceName::Cpu {
+    if on_cpu {
         lines.extend(passing_on_cpu(editor, workload));
-        return lines;
+    } else {
+        lines.extend(passing_on_gpu(editor, workload));
+        lines.push(gpu::context());
     }
-    lines.extend(passing_on_gpu(editor, workload));
-    let held = gpu::held(&lines, &gpu::widest(editor, workload));
-    lines.extend(held);
     lines
 }
 
 fn passing_on_cpu(editor: &Outline, workload: &Workload) -> Vec<MemoryLine> {
     let samples = workload.group_size as u64;
     let sampling = tokens(editor, samples, SAMPLING_WIDTHS, "sampling a group");
-    fuller(vec![sampling], vec![decoding(editor, workload)])
+    fuller(vec![sampling], vec![decoding(editor, workload, F32)])
 }
 
 fn passing_on_gpu(editor: &Outline, workload: &Workload) -> Vec<MemoryLine> {
     let image = (workload.size.height * workload.size.width) as u64;
     let at_once = images_at_once(workload.size).min(workload.group_size.max(1)) as u64;
-    // The pages that sampling filled are still held when images are decoded, and serve no tensor of another size.
-    vec![
-        gpu::sampling(editor, workload),
-        decoding(editor, workload),
-        gpu::vae_scores(at_once, image),
-    ]
+    let number = (workload.dtype.size() as u64, "B");
+    fuller(
+        vec![gpu::sampling(editor, workload)],
+        vec![
+            decoding(editor, workload, number),
+            gpu::vae_scores(at_once, image, workload),
+        ],
+    )
 }
 
 pub(super) fn learner(editor: &Outline, workload: &Workload) -> Vec<MemoryLine> {
@@ -95,19 +98,19 @@ fn tokens(editor: &Outline, samples: u64, widths: u64, what: &str) -> MemoryLine
         (editor.tokens.all(), "tokens (result, source, text)"),
         (editor.hidden as u64, "wide"),
         (widths, "times"),
-        (COMPUTED, "B (f32)"),
+        F32,
     ];
     MemoryLine::product(what, &factors)
 }
 
-fn decoding(editor: &Outline, workload: &Workload) -> MemoryLine {
+fn decoding(editor: &Outline, workload: &Workload, number: (u64, &str)) -> MemoryLine {
     let images = images_at_once(workload.size).min(workload.group_size);
     let pixels = images * workload.size.height * workload.size.width;
     let factors = [
         (pixels as u64, "pixels"),
         (editor.decoded_channels as u64, "channels"),
         (DECODING_COPIES, "times"),
-        (COMPUTED, "B (f32)"),
+        number,
     ];
     MemoryLine::product("decoding images", &factors)
 }

@@ -11,8 +11,6 @@ use crate::image_processor::ImageProcessor;
 use crate::qwen2_5_vl::{Qwen2_5Vl, Qwen2_5VlConfig};
 use crate::weights::{LoadError, Pretrained, PretrainedConfig};
 
-/// Bytes of a number on its way through a network: kernels compute in f32.
-const COMPUTED: u64 = 4;
 /// Tokens of the template, the instruction and the requirement.
 const TEXT_TOKENS: u64 = 256;
 /// Of these, tokens after the edited image.
@@ -56,6 +54,12 @@ impl JudgeOutline {
             (key_value, "keys and values"),
             (workload.dtype.size() as u64, "B"),
         ];
+        let on_cpu = workload.device == DeviceName::Cpu;
+        // A CPU computes in f32.
+        let number = match on_cpu {
+            true => (4, "B (f32)"),
+            false => (workload.dtype.size() as u64, "B"),
+        };
         let wide =
             |[hidden, inner]: [u64; 2], a: usize, b: usize| hidden * a as u64 + inner * b as u64;
         let decoder = [
@@ -65,7 +69,7 @@ impl JudgeOutline {
                 wide(DECODER_WIDTHS, text.hidden_size, text.intermediate_size),
                 "numbers",
             ),
-            (COMPUTED, "B (f32)"),
+            number,
         ];
         let tower = [
             (edits + 1, "images"),
@@ -74,16 +78,10 @@ impl JudgeOutline {
                 wide(VISION_WIDTHS, vision.hidden_size, vision.intermediate_size),
                 "numbers",
             ),
-            (COMPUTED, "B (f32)"),
+            number,
         ];
         let decoder = MemoryLine::product("the decoder's hidden states", &decoder);
         let tower = MemoryLine::product("the vision tower's hidden states", &tower);
-        let inner = [
-            (edits, "edits"),
-            (TEXT_TOKENS + self.image_tokens, "tokens of the edit"),
-            (text.intermediate_size as u64, "wide"),
-            (workload.dtype.size() as u64, "B"),
-        ];
         let mut lines = vec![
             MemoryLine::weights("model", self.parameters(), workload.dtype),
             MemoryLine::product("keys and values of the shared prefix", &cache),
@@ -93,8 +91,8 @@ impl JudgeOutline {
                 decoder
             },
         ];
-        if workload.device != DeviceName::Cpu {
-            lines.extend(gpu::held(&lines, &inner));
+        if !on_cpu {
+            lines.push(gpu::context());
         }
         lines
     }

@@ -110,7 +110,7 @@ fn carried(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {
 }
 
 /// What a micro batch keeps until it goes back, and what is on the way then.
-pub(super) fn activations(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {
+fn activations(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {
     let (double, single) = (trunk.double_blocks, trunk.single_blocks);
     let line = |what, count, widths| of_tokens(trunk, workload, what, count, widths);
     let input = Widths { wide: 0, narrow: 1 };

@@ -186,17 +186,12 @@ impl MemoryLine {
         }
     }
 
-    /// Whether it is a model's weights.
-    pub(super) fn is_weights(&self) -> bool {
-        self.what.ends_with(WEIGHTS)
-    }
-
     /// The weights of a model.
     pub(super) fn weights(what: &str, parameters: u64, dtype: DType) -> Self {
         let size = dtype.size() as u64;
         let unit = format!("B ({})", dtype_name(dtype));
         Self::product(
-            format!("{what}{WEIGHTS}"),
+            format!("{what} weights"),
             &[(parameters, "values"), (size, &unit)],
         )
     }
@@ -213,9 +208,6 @@ pub(super) fn fuller(one: Vec<MemoryLine>, other: Vec<MemoryLine>) -> Vec<Memory
 fn bytes(lines: &[MemoryLine]) -> u64 {
     lines.iter().map(|line| line.bytes).sum()
 }
-
-/// Ends the name of a line of weights.
-const WEIGHTS: &str = " weights";
 
 fn dtype_name(dtype: DType) -> String {
     format!("{dtype:?}").to_lowercase()

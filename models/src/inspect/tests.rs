@@ -200,6 +200,26 @@ fn sound_parts_of_two_models_do_not_fit() {
 }
 
 #[test]
+fn an_image_processor_of_another_model_does_not_fit() {
+    let (_root, folder) = qwen_pipeline("sequential");
+    let file = folder.join("processor/processor_config.json");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(
+        &file,
+        text.replace("\"patch_size\": 4", "\"patch_size\": 14"),
+    )
+    .unwrap();
+    let problems = problems(&folder);
+    assert_eq!(problems, [load_error(&folder)]);
+    assert!(
+        problems[0].contains(
+            "processor: patch_size is 14, but text_encoder/config.json's vision_config has 4"
+        ),
+        "{problems:#?}"
+    );
+}
+
+#[test]
 fn a_part_of_another_pipeline_is_named() {
     let (_root, folder) = qwen_pipeline("sequential");
     let (_flux_root, flux) = pipeline();

@@ -7,7 +7,7 @@ use tokenizers::Tokenizer;
 use super::inputs::{Group, JudgeInputs};
 use super::template::{ImageRole, Rendered};
 use super::{JudgeError, JudgeRequest, Template};
-use crate::image_processor::{ImageProcessor, Patches};
+use crate::image_processor::{Contradiction, ImageProcessor, Patches};
 use crate::qwen2_5_vl::{ImageTokens, Qwen2_5VlConfig};
 use crate::weights::read_text;
 
@@ -223,25 +223,16 @@ fn check_vocabulary(tokenizer: &Tokenizer, config: &Qwen2_5VlConfig) -> Result<(
 }
 
 fn check_patches(processor: &ImageProcessor, config: &Qwen2_5VlConfig) -> Result<(), JudgeError> {
-    let (found, expected) = (processor.config(), &config.vision);
-    let fields = [
-        ("patch_size", found.patch_size, expected.patch_size),
-        ("merge_size", found.merge_size, expected.spatial_merge_size),
-        (
-            "temporal_patch_size",
-            found.temporal_patch_size,
-            expected.temporal_patch_size,
-        ),
-    ];
-    match fields
-        .into_iter()
-        .find(|(_, found, expected)| found != expected)
-    {
-        None => Ok(()),
-        Some((field, found, expected)) => Err(JudgeError::Contradiction {
+    processor.check(&config.vision).map_err(|contradiction| {
+        let Contradiction {
             field,
             found,
             expected,
-        }),
-    }
+        } = contradiction;
+        JudgeError::Contradiction {
+            field,
+            found,
+            expected,
+        }
+    })
 }

@@ -2,6 +2,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Tensor};
 
 use super::{LoadError, Names, Table, Weights};
+use crate::memory;
 
 impl Weights {
     /// Fills every float parameter of `module` with the tensor of its name, as f32.
@@ -63,6 +64,9 @@ impl ModuleMapper for Loader<'_> {
         let data = self.weights.data_as(&name, self.dtype);
         let data = data.expect("a tensor that the table found");
         let (device, id) = (param.lazy_device(), param.id);
-        param.transform_for_load(Tensor::from_data(data, (&device, self.dtype)), id)
+        let tensor = memory::kept(&device, data, |data| {
+            Tensor::from_data(data, (&device, self.dtype))
+        });
+        param.transform_for_load(tensor, id)
     }
 }

@@ -11,8 +11,8 @@ use crate::editor::base_model::vae_type;
 use crate::editor::pixels::{lanczos, size_of};
 use crate::editor::size::area_size;
 use crate::editor::{EditError, Encoders, LatentFormat, Prompt, PromptInput, TextWidths};
-use crate::image_processor::{ImageError, ImageProcessor, Patches};
-use crate::qwen2_5_vl::{Grid, Qwen2_5Vl, TokenRows};
+use crate::image_processor::{Contradiction, ImageError, ImageProcessor, Patches};
+use crate::qwen2_5_vl::{Grid, Qwen2_5Vl, Qwen2_5VlConfig, TokenRows};
 use crate::tokenizer::Tokenizer;
 use crate::weights::{LoadError, Pretrained};
 
@@ -47,13 +47,14 @@ impl QwenImageEditEncoders {
     /// Joins the parts.
     ///
     /// # Errors
-    /// If the tokenizer lacks the text encoder's tokens around images.
+    /// If the tokenizer lacks the text encoder's tokens around images, or the processor cuts images into other patches than it takes.
     pub fn new(
         vae: AutoencoderKlQwenImage,
         text_encoder: Qwen2_5Vl,
         tokenizer: Tokenizer,
         image_processor: ImageProcessor,
     ) -> Result<Self, LoadError> {
+        check_patches(&image_processor, text_encoder.config())?;
         Ok(Self {
             markup: markup(&tokenizer, &text_encoder)?,
             vae,
@@ -177,6 +178,25 @@ impl QwenImageEditEncoders {
         }
         Err(EditError::PromptLength { tokens, min, max })
     }
+}
+
+/// Whether the text encoder takes the processor's patches.
+pub(super) fn check_patches(
+    processor: &ImageProcessor,
+    text_encoder: &Qwen2_5VlConfig,
+) -> Result<(), LoadError> {
+    processor.check(&text_encoder.vision).map_err(
+        |Contradiction {
+             field,
+             found,
+             expected,
+         }| {
+            let problem = format!(
+                "{field} is {found}, but text_encoder/config.json's vision_config has {expected}"
+            );
+            LoadError::format(Path::new("processor"), problem)
+        },
+    )
 }
 
 fn markup(tokenizer: &Tokenizer, text_encoder: &Qwen2_5Vl) -> Result<ImageMarkup, LoadError> {

@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use super::encoders::check_patches;
 use super::template::DROPPED_TOKENS;
 use super::{Areas, QwenImageEditPlusPipeline, format_of};
 use crate::autoencoder_kl_qwen_image::{AutoencoderKlQwenImage, AutoencoderKlQwenImageConfig};
@@ -24,6 +25,7 @@ pub(in crate::editor) fn outline(
     let vae = AutoencoderKlQwenImageConfig::load(&folder.join("vae"))?;
     let text = Qwen2_5VlConfig::load(&folder.join("text_encoder"))?;
     let processor = ImageProcessor::load(&folder.join("processor"))?;
+    check_patches(&processor, &text)?;
     let format = format_of(&vae);
     let widths = TextWidths {
         tokens: Some(text.text.hidden_size),
