@@ -37,7 +37,10 @@ mod output;
 mod picture;
 mod show;
 
-use std::process::ExitCode;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    process::ExitCode,
+};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use retouch_proto::worker::Role;
@@ -107,9 +110,11 @@ enum Command {
 fn main() -> ExitCode {
     panics::report();
     let cli = Cli::parse();
-    match run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => exit::report(&error),
+    match catch_unwind(AssertUnwindSafe(|| run(cli.command))) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => exit::report(&error),
+        Err(panic) if panics::is_out_of_memory(&*panic) => ExitCode::FAILURE,
+        Err(panic) => resume_unwind(panic),
     }
 }
 

@@ -1,4 +1,5 @@
-//! Panics are bugs of this program: each is logged with its place, and whoever catches one can say where it was.
+//! Panics are bugs of this program: each is logged with its place, and whoever catches one can say where it was. But for
+//! one: the backend panics as well where a device has no memory left.
 
 use std::{
     any::Any,
@@ -13,6 +14,8 @@ use std::{
 /// Places that are remembered: as many threads may panic at once.
 const REMEMBERED: usize = 32;
 const OURS: &str = "this is a bug in retouch, please report it";
+/// What the backend says of a device that has no memory left, before a number of bytes.
+const OUT_OF_MEMORY: &str = "out of device memory allocating ";
 
 /// A panic's payload says nothing of its place, and may be caught by another thread than the one that panicked.
 struct Place {
@@ -35,15 +38,19 @@ fn hook(info: &PanicHookInfo<'_>) {
         .map_or_else(String::new, ToString::to_string);
     let thread = thread::current();
     let thread = thread.name().unwrap_or("without a name").to_owned();
+    let memory = out_of_memory(&message);
+    let is_bug = memory.is_none();
     if tracing::dispatcher::has_been_set() {
-        tracing::error!(thread, place, "panicked: {message}; {OURS}");
+        let said = memory.unwrap_or_else(|| format!("panicked: {message}; {OURS}"));
+        tracing::error!(thread, place, "{said}");
     } else {
+        let said = memory
+            .unwrap_or_else(|| format!("thread {thread} panicked at {place}: {message}; {OURS}"));
         // Nothing can be done about a terminal that is gone.
-        let line = format!("error: thread {thread} panicked at {place}: {message}; {OURS}");
-        let _ = writeln!(io::stderr(), "{line}");
+        let _ = writeln!(io::stderr(), "error: {said}");
     }
     let backtrace = Backtrace::capture();
-    if backtrace.status() == BacktraceStatus::Captured {
+    if is_bug && backtrace.status() == BacktraceStatus::Captured {
         let _ = writeln!(io::stderr(), "{backtrace}");
     }
     remember(Place { message, place });
@@ -60,12 +67,31 @@ fn remember(place: Place) {
 /// What a caught panic said, and where if [`report`] was called.
 pub fn panic_message(panic: &(dyn Any + Send)) -> String {
     let message = message(panic);
+    if let Some(said) = out_of_memory(&message) {
+        return said;
+    }
     let places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
     let place = places.iter().rev().find(|place| place.message == message);
     match place {
         Some(Place { place, .. }) => format!("{message} (at {place}; {OURS})"),
         None => message,
     }
+}
+
+/// Whether a caught panic is no bug, but a device that has no memory left; [`report`] has said so.
+pub fn is_out_of_memory(panic: &(dyn Any + Send)) -> bool {
+    out_of_memory(&message(panic)).is_some()
+}
+
+/// What there is to say if that is what the backend says.
+fn out_of_memory(message: &str) -> Option<String> {
+    let (_, rest) = message.split_once(OUT_OF_MEMORY)?;
+    let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+    let mib = digits.parse::<u64>().ok()?.div_ceil(1 << 20);
+    Some(format!(
+        "the device is out of memory: it has no {mib} MiB more; smaller images, groups or micro batches take less, and \
+         `retouch model check FOLDER --run RUN.toml` says how much each role takes"
+    ))
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {
@@ -86,5 +112,21 @@ mod tests {
         assert!(said.starts_with("shape 17 (at "), "{said}");
         let line = format!("{}:", file!());
         assert!(said.contains(&line) && said.contains(OURS), "{said}");
+    }
+
+    #[test]
+    fn a_device_without_memory_is_no_bug() {
+        let caught = thread::spawn(|| {
+            let causes = "An IO error happened\nCaused by:\n  out of device memory allocating 8388609 bytes\nNo backtrace";
+            panic!("Error while reading data: Several failures at once\nCaused by:\n{causes}")
+        });
+        let caught = caught.join().unwrap_err();
+        assert!(is_out_of_memory(&*caught));
+        let said = panic_message(&*caught);
+        assert!(
+            said.contains("it has no 9 MiB more") && !said.contains(OURS),
+            "{said}"
+        );
+        assert!(!is_out_of_memory(&"shape 17"));
     }
 }

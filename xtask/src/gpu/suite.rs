@@ -40,6 +40,8 @@ pub(crate) enum Mode {
 struct Case {
     name: &'static str,
     card: &'static str,
+    /// Memory of the card, where it has less than such cards have.
+    mib: Option<u32>,
     arguments: Vec<String>,
     /// Whether two runs count the same; not where several processes share the work as it comes.
     repeats: bool,
@@ -89,6 +91,11 @@ pub(crate) fn run(root: &Path, mode: Mode) -> anyhow::Result<()> {
     if mode == Mode::Bound {
         bounds::write(root, &counted)?;
     }
+    for case in short_of_memory(root)? {
+        let refused = suite.run(&case, "first")?.refused;
+        println!("{}: {refused} allocations refused", case.name);
+        ensure!(refused > 0, "{}: there is memory enough", case.name);
+    }
     ptx::assemble(root, &distinct(files), &["sm_80", "sm_90a"])?;
     ensure!(problems.is_empty(), "{}", problems.join("\n"));
     Ok(())
@@ -131,6 +138,9 @@ impl Suite {
         let mut command = Command::new(&self.retouch);
         command.args(&case.arguments).current_dir(&self.root);
         command.env("RETOUCH_DOUBLE_CARD", case.card);
+        if let Some(mib) = case.mib {
+            command.env("RETOUCH_DOUBLE_MIB", mib.to_string());
+        }
         self.double.run(Program {
             name: case.name,
             command,
@@ -191,11 +201,44 @@ fn cases(root: &Path) -> anyhow::Result<Vec<Case>> {
     ])
 }
 
+/// Edits on cards that are too small: of FLUX's width, with room for the edit but not for all that tuning it would try;
+/// and one where the driver's context leaves too little.
+fn short_of_memory(root: &Path) -> anyhow::Result<[Case; 2]> {
+    let wide = text(&size::FLUX.folder(root, size::Layers::One)?)?;
+    let out = text(&root.join(FOLDER).join(FOLDER_OF_CASES).join("out.png"))?;
+    let edit = |name, mib, model: &str| {
+        let how = [
+            "edit", "--device", "cuda:0", "--dtype", "bf16", "--model", model,
+        ];
+        let size = [
+            "--height",
+            "512",
+            "--width",
+            "512",
+            "--num-inference-steps",
+            "1",
+        ];
+        let what = ["-o", &out, PICTURE, "make it red"];
+        Case {
+            mib: Some(mib),
+            ..Case::new(name, "h100", &[&how[..], &size, &what].concat())
+        }
+    };
+    Ok([
+        edit("edit-short-of-memory", 4000, &wide),
+        Case {
+            end: End::Failure("the device is out of memory"),
+            ..edit("edit-without-memory", 530, EDITOR)
+        },
+    ])
+}
+
 impl Case {
     fn new(name: &'static str, card: &'static str, arguments: &[&str]) -> Self {
         Self {
             name,
             card,
+            mib: None,
             arguments: arguments.iter().map(|word| String::from(*word)).collect(),
             repeats: true,
             run_dir: None,
