@@ -11,8 +11,8 @@ pub fn is_host(device: &Device) -> bool {
     device.clone().without_autodiff() == Device::flex()
 }
 
-/// Has what `upload` puts on a GPU lie in memory of its own size, for what stays as long as a model does: on pages that others
-/// share, as much as a sixth of them would stay empty between large weights.
+/// Has what `upload` puts on a GPU lie in memory of its own size, for what stays as long as a model does: pages that all share
+/// have gaps between large weights.
 #[cfg_attr(not(feature = "cube"), allow(unused_variables))]
 pub(crate) fn kept<T: Send>(
     device: &Device,

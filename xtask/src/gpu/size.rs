@@ -169,7 +169,7 @@ impl Bench {
             anyhow::Ok(counts)
         };
         // The first tunes and compiles.
-        edit(1)?;
+        edit(STEPS[0])?;
         let [few, many] = [edit(STEPS[0])?, edit(STEPS[1])?];
         let forwards = (STEPS[1] - STEPS[0]) as f64;
         let each = |of: fn(&Counts) -> f64| (of(&many) - of(&few)) / forwards;
