@@ -43,10 +43,11 @@ struct Report {
 enum Memory {
     /// This process, of the machine's.
     Host { peak_bytes: u64 },
-    /// The backend's pools, of a GPU's.
+    /// Of a GPU's.
     Device {
         device: String,
-        /// Held by the pools, which give little back; the driver's context comes on top.
+        /// What the card had less free than before, or of other devices what the backend's pools hold; the driver's
+        /// context comes on top.
         peak_bytes: u64,
         /// In use by tensors, as seen after each micro batch.
         peak_in_use_bytes: u64,
@@ -64,7 +65,7 @@ impl Memory {
     }
 }
 
-/// Watches a device's pools; those of the CPU are the process.
+/// Watches a device's memory; that of the CPU is the process.
 struct Watch {
     name: DeviceName,
     device: Device,
@@ -91,10 +92,14 @@ impl Watch {
     }
 
     fn look(&mut self) {
-        if let Some(usage) = self.device.memory_pool_usage() {
-            self.peak_bytes = self.peak_bytes.max(usage.bytes_reserved);
-            self.peak_in_use_bytes = self.peak_in_use_bytes.max(usage.bytes_in_use);
-        }
+        let Some(usage) = self.device.memory_pool_usage() else {
+            return;
+        };
+        // Pages that the pools let go of stay taken until the backend tells the driver so.
+        let taken = self.free_bytes.zip(free_bytes(self.name));
+        let taken = taken.map(|(before, now)| before.saturating_sub(now));
+        self.peak_bytes = self.peak_bytes.max(taken.unwrap_or(usage.bytes_reserved));
+        self.peak_in_use_bytes = self.peak_in_use_bytes.max(usage.bytes_in_use);
     }
 
     fn end(mut self) -> Memory {

@@ -5,12 +5,10 @@ use retouch_settings::DeviceName;
 
 use super::gpu;
 use super::learner_memory::{self, Trunk};
-use super::memory::{MemoryLine, Workload, fuller};
+use super::memory::{F32, MemoryLine, Workload, fuller};
 use crate::editor::{Network, Outline, images_at_once};
 use crate::lora::{LoraConfig, flat_len};
 
-/// An f32, in which CPUs compute.
-const F32: (u64, &str) = (4, "B (f32)");
 /// Widths of a token that are there at once while the transformer computes without gradients.
 const SAMPLING_WIDTHS: u64 = 16;
 /// Channels' worth of a pixel, over those of the second level, while the VAE decodes.

@@ -7,13 +7,11 @@
 //! runs beside their plans, and what of it was measured on a card.
 
 use super::learner_memory::{self, Trunk};
-use super::memory::{MemoryLine, Workload, fuller};
+use super::memory::{F32, MemoryLine, Workload, fuller};
 use crate::editor::{Outline, samples_at_once};
 use crate::lora::Checkpointing;
 use crate::ops::Scores;
 
-/// An f32.
-const F32: (u64, &str) = (4, "B (f32)");
 /// The driver's context, and the compiled kernels in it.
 const CONTEXT: u64 = 512 << 20;
 /// Numbers of a head in both published transformers.

@@ -6,7 +6,7 @@ use retouch_settings::DeviceName;
 
 use super::effort::{Effort, EffortLine, Unit};
 use super::gpu;
-use super::memory::{MemoryLine, Workload};
+use super::memory::{F32, MemoryLine, Workload};
 use crate::image_processor::ImageProcessor;
 use crate::qwen2_5_vl::{Qwen2_5Vl, Qwen2_5VlConfig};
 use crate::weights::{LoadError, Pretrained, PretrainedConfig};
@@ -57,7 +57,7 @@ impl JudgeOutline {
         let on_cpu = workload.device == DeviceName::Cpu;
         // A CPU computes in f32.
         let number = match on_cpu {
-            true => (4, "B (f32)"),
+            true => F32,
             false => (workload.dtype.size() as u64, "B"),
         };
         let wide =

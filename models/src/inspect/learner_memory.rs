@@ -9,11 +9,9 @@ use burn::tensor::DType;
 use retouch_settings::DeviceName;
 
 use super::gpu;
-use super::memory::{MemoryLine, Workload, fuller};
+use super::memory::{F32, MemoryLine, Workload, fuller};
 use crate::lora::{Checkpointing, Projection, flat_len};
 
-/// Bytes of an f32.
-const F32: (u64, &str) = (4, "B (f32)");
 /// Vectors of a learner's state: policy, old policy, EMA, and AdamW's two moments.
 const STATE_VECTORS: u64 = 5;
 /// What the graph of a double-stream block keeps beside the block's input. Wide: what query and key norms saw (2),

@@ -18,6 +18,9 @@ use crate::editor::{Assumed, ImageSize, Outline};
 use crate::lora::{Checkpointing, LoraConfig};
 use crate::weights::LoadError;
 
+/// An f32 as a factor.
+pub(super) const F32: (u64, &str) = (4, "B (f32)");
+
 /// What a process does with a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::TemplateError;
-use crate::image_processor::ImageError;
+use crate::image_processor::{Contradiction, ImageError};
 use crate::weights::LoadError;
 
 /// Why a judge can't be loaded or can't give a score. A judge that fails gives no score at all.
@@ -50,16 +50,12 @@ pub enum JudgeError {
     },
     /// Two files of the model folder contradict each other.
     #[error(
-        "{field} is {found} in the judge's preprocessor_config.json and {expected} in its config.json"
+        "{} is {} in the judge's preprocessor_config.json and {} in its config.json",
+        .0.field,
+        .0.found,
+        .0.expected
     )]
-    Contradiction {
-        /// The field.
-        field: &'static str,
-        /// In the image processor's configuration.
-        found: usize,
-        /// In the model's configuration.
-        expected: usize,
-    },
+    Contradiction(Contradiction),
     /// The template can't be used.
     #[error(transparent)]
     Template(#[from] TemplateError),

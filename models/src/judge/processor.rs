@@ -7,7 +7,7 @@ use tokenizers::Tokenizer;
 use super::inputs::{Group, JudgeInputs};
 use super::template::{ImageRole, Rendered};
 use super::{JudgeError, JudgeRequest, Template};
-use crate::image_processor::{Contradiction, ImageProcessor, Patches};
+use crate::image_processor::{ImageProcessor, Patches};
 use crate::qwen2_5_vl::{ImageTokens, Qwen2_5VlConfig};
 use crate::weights::read_text;
 
@@ -223,16 +223,6 @@ fn check_vocabulary(tokenizer: &Tokenizer, config: &Qwen2_5VlConfig) -> Result<(
 }
 
 fn check_patches(processor: &ImageProcessor, config: &Qwen2_5VlConfig) -> Result<(), JudgeError> {
-    processor.check(&config.vision).map_err(|contradiction| {
-        let Contradiction {
-            field,
-            found,
-            expected,
-        } = contradiction;
-        JudgeError::Contradiction {
-            field,
-            found,
-            expected,
-        }
-    })
+    let checked = processor.check(&config.vision);
+    checked.map_err(JudgeError::Contradiction)
 }

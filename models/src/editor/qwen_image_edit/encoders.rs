@@ -185,18 +185,18 @@ pub(super) fn check_patches(
     processor: &ImageProcessor,
     text_encoder: &Qwen2_5VlConfig,
 ) -> Result<(), LoadError> {
-    processor.check(&text_encoder.vision).map_err(
-        |Contradiction {
-             field,
-             found,
-             expected,
-         }| {
-            let problem = format!(
-                "{field} is {found}, but text_encoder/config.json's vision_config has {expected}"
-            );
+    processor
+        .check(&text_encoder.vision)
+        .map_err(|contradiction| {
+            let Contradiction {
+                field,
+                found,
+                expected,
+            } = contradiction;
+            let other = "but text_encoder/config.json's vision_config has";
+            let problem = format!("{field} is {found}, {other} {expected}");
             LoadError::format(Path::new("processor"), problem)
-        },
-    )
+        })
 }
 
 fn markup(tokenizer: &Tokenizer, text_encoder: &Qwen2_5Vl) -> Result<ImageMarkup, LoadError> {
