@@ -145,6 +145,14 @@ fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
 fn cargo_command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO"));
     command.args(arguments).current_dir(root());
+    // What cargo told this program of its own package: some build scripts would run again for it, and with them all that
+    // is built on ring and burn.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&*name);
+        }
+    }
     command
 }
 
