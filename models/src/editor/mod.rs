@@ -5,6 +5,7 @@
 //! pipeline folder from the table in `base`. A base model is a folder here and a line in that table; what base
 //! models share is in `base_model`.
 
+mod at_once;
 mod base;
 mod base_model;
 mod condition;
@@ -24,6 +25,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use at_once::{images_at_once, samples_at_once};
 pub use base::{Base, TextStart, TrainedPart};
 pub(crate) use base::{LOADERS, supported_classes};
 pub use base_model::{BaseModel, Encoders, TextWidths};
@@ -33,7 +35,6 @@ pub use flux_kontext::{FluxKontext, FluxKontextEncoders};
 pub use latents::LatentFormat;
 pub(crate) use outline::{Assumed, Network, Outline};
 pub use pipeline::{EditRequest, Editor, NEGATIVE_PROMPT, Parts, Prepared, SampleOptions};
-pub(crate) use pipeline::{images_at_once, samples_at_once};
 pub use pixels::fit;
 pub use prompt::{Prompt, PromptBatch, PromptInput};
 pub use qwen_image_edit::{Areas, QwenImageEdit, QwenImageEditEncoders, TextPositions};
