@@ -7,7 +7,7 @@ use std::{
     collections::VecDeque,
     io::{self, Write},
     panic::{self, PanicHookInfo},
-    sync::{Mutex, Once, PoisonError},
+    sync::{Mutex, Once, OnceLock, PoisonError},
     thread,
 };
 
@@ -16,6 +16,10 @@ const REMEMBERED: usize = 32;
 const OURS: &str = "this is a bug in retouch, please report it";
 /// What the backend says of a device that has no memory left, before a number of bytes.
 const OUT_OF_MEMORY: &str = "out of device memory allocating ";
+/// What the driver says where there is none for the backend to begin with.
+const NOTHING_FREE: &str = "CUDA_ERROR_OUT_OF_MEMORY";
+/// What whoever waits for the backend's thread is told when that has panicked.
+const THREAD_GONE: &str = "RecvError";
 
 /// A panic's payload says nothing of its place, and may be caught by another thread than the one that panicked.
 struct Place {
@@ -85,13 +89,22 @@ pub fn is_out_of_memory(panic: &(dyn Any + Send)) -> bool {
 
 /// What there is to say if that is what the backend says.
 fn out_of_memory(message: &str) -> Option<String> {
-    let (_, rest) = message.split_once(OUT_OF_MEMORY)?;
-    let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
-    let mib = digits.parse::<u64>().ok()?.div_ceil(1 << 20);
-    Some(format!(
-        "the device is out of memory: it has no {mib} MiB more; smaller images, groups or micro batches take less, and \
-         `retouch model check FOLDER --run RUN.toml` says how much each role takes"
-    ))
+    static FULL: OnceLock<String> = OnceLock::new();
+    if let Some((_, rest)) = message.split_once(OUT_OF_MEMORY) {
+        let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+        let mib = digits.parse::<u64>().ok()?.div_ceil(1 << 20);
+        return Some(format!(
+            "the device is out of memory: it has no {mib} MiB more; smaller images, groups or micro batches take less, and \
+             `retouch model check FOLDER --run RUN.toml` says how much each role takes"
+        ));
+    }
+    if message.contains(NOTHING_FREE) {
+        let said = "the device is out of memory: there is none for the program to begin with; `retouch devices` says how \
+                    much is free, nvidia-smi who has the rest";
+        return Some(FULL.get_or_init(|| said.to_owned()).clone());
+    }
+    let is_told = message.contains(THREAD_GONE);
+    FULL.get().filter(|_| is_told).cloned()
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {
@@ -128,5 +141,15 @@ mod tests {
             "{said}"
         );
         assert!(!is_out_of_memory(&"shape 17"));
+    }
+
+    #[test]
+    fn a_device_that_others_fill_is_no_bug_for_any_thread() {
+        let waits = "called `Result::unwrap()` on an `Err` value: RecvError";
+        assert!(!is_out_of_memory(&waits));
+        let begins = "called `Result::unwrap()` on an `Err` value: DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")";
+        for message in [begins, waits] {
+            assert!(panic_message(&message).contains("nvidia-smi"), "{message}");
+        }
     }
 }
