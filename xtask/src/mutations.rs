@@ -181,9 +181,8 @@ impl Copy {
     /// Builds the copy and runs so many seeds; what was found, if anything was.
     fn simulate(&self, seeds: u64) -> anyhow::Result<Option<String>> {
         let cargo = |arguments: &[&str]| {
-            let mut command = Command::new(env!("CARGO"));
+            let mut command = crate::cargo_command(arguments);
             command
-                .args(arguments)
                 .current_dir(&self.folder)
                 .env("CARGO_TARGET_DIR", &self.target);
             command

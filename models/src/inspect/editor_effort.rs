@@ -4,7 +4,7 @@ use burn::tensor::DType;
 
 use super::effort::{Effort, EffortLine, Unit};
 use super::memory::Workload;
-use crate::editor::{Network, Outline, images_at_once};
+use crate::editor::{Network, Outline};
 use crate::lora::Checkpointing;
 use crate::work::Work;
 
@@ -29,7 +29,7 @@ pub(super) fn rollout(editor: &Outline, workload: &Workload) -> Effort {
         .sum();
     let vae = bytes(&editor.vae, DType::F32);
     let image = workload.size.height * workload.size.width;
-    let at_once = images_at_once(workload.size).min(workload.group_size.max(1)) as u64;
+    let at_once = workload.decoded_at_once() as u64;
     let velocities = EffortLine {
         what: "velocities".to_owned(),
         arithmetic: format!(

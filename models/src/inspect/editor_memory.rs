@@ -6,7 +6,7 @@ use retouch_settings::DeviceName;
 use super::gpu;
 use super::learner_memory::{self, Trunk};
 use super::memory::{F32, MemoryLine, Workload, fuller};
-use crate::editor::{Network, Outline, images_at_once};
+use crate::editor::{Network, Outline};
 use crate::lora::{LoraConfig, flat_len};
 
 /// Widths of a token that are there at once while the transformer computes without gradients.
@@ -45,19 +45,13 @@ pub(super) fn rollout(editor: &Outline, workload: &Workload) -> Vec<MemoryLine> 
 fn passing_on_cpu(editor: &Outline, workload: &Workload) -> Vec<MemoryLine> {
     let samples = workload.group_size as u64;
     let sampling = tokens(editor, samples, SAMPLING_WIDTHS, "sampling a group");
-    fuller(vec![sampling], vec![decoding(editor, workload, F32)])
+    fuller(vec![sampling], vec![decoding(editor, workload)])
 }
 
 fn passing_on_gpu(editor: &Outline, workload: &Workload) -> Vec<MemoryLine> {
-    let image = (workload.size.height * workload.size.width) as u64;
-    let at_once = images_at_once(workload.size).min(workload.group_size.max(1)) as u64;
-    let number = (workload.dtype.size() as u64, "B");
     fuller(
         vec![gpu::sampling(editor, workload)],
-        vec![
-            decoding(editor, workload, number),
-            gpu::vae_scores(at_once, image, workload),
-        ],
+        vec![decoding(editor, workload), gpu::vae_scores(workload)],
     )
 }
 
@@ -101,14 +95,13 @@ fn tokens(editor: &Outline, samples: u64, widths: u64, what: &str) -> MemoryLine
     MemoryLine::product(what, &factors)
 }
 
-fn decoding(editor: &Outline, workload: &Workload, number: (u64, &str)) -> MemoryLine {
-    let images = images_at_once(workload.size).min(workload.group_size);
-    let pixels = images * workload.size.height * workload.size.width;
+fn decoding(editor: &Outline, workload: &Workload) -> MemoryLine {
+    let pixels = workload.decoded_at_once() * workload.size.height * workload.size.width;
     let factors = [
         (pixels as u64, "pixels"),
         (editor.decoded_channels as u64, "channels"),
         (DECODING_COPIES, "times"),
-        number,
+        workload.number(),
     ];
     MemoryLine::product("decoding images", &factors)
 }

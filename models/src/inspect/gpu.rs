@@ -91,15 +91,16 @@ pub(super) fn sampling(editor: &Outline, workload: &Workload) -> MemoryLine {
     passing.line("sampling", passing.predicting())
 }
 
-/// Scores of the VAE's attention over the `images` that are decoded at once.
-pub(super) fn vae_scores(images: u64, pixels: u64, workload: &Workload) -> MemoryLine {
+/// Scores of the VAE's attention over the images that are decoded at once.
+pub(super) fn vae_scores(workload: &Workload) -> MemoryLine {
+    let pixels = (workload.size.height * workload.size.width) as u64;
     let positions = pixels.div_ceil(VAE_ATTENTION_PIXELS);
     let factors = [
-        (images, "images"),
+        (workload.decoded_at_once() as u64, "images"),
         (positions, "queries"),
         (positions, "keys"),
         (2, "scores and softmax"),
-        (workload.dtype.size() as u64, "B"),
+        workload.number(),
     ];
     MemoryLine::product("the VAE's attention", &factors)
 }
@@ -154,7 +155,7 @@ impl Passing<'_> {
             (self.tokens, "tokens (result, source, text)"),
             (self.hidden, "wide"),
             (widths, "times"),
-            (self.workload.dtype.size() as u64, "B"),
+            self.workload.number(),
         ];
         MemoryLine::product(what, &factors)
     }

@@ -6,7 +6,7 @@ use retouch_settings::DeviceName;
 
 use super::effort::{Effort, EffortLine, Unit};
 use super::gpu;
-use super::memory::{F32, MemoryLine, Workload};
+use super::memory::{MemoryLine, Workload};
 use crate::image_processor::ImageProcessor;
 use crate::qwen2_5_vl::{Qwen2_5Vl, Qwen2_5VlConfig};
 use crate::weights::{LoadError, Pretrained, PretrainedConfig};
@@ -54,12 +54,6 @@ impl JudgeOutline {
             (key_value, "keys and values"),
             (workload.dtype.size() as u64, "B"),
         ];
-        let on_cpu = workload.device == DeviceName::Cpu;
-        // A CPU computes in f32.
-        let number = match on_cpu {
-            true => F32,
-            false => (workload.dtype.size() as u64, "B"),
-        };
         let wide =
             |[hidden, inner]: [u64; 2], a: usize, b: usize| hidden * a as u64 + inner * b as u64;
         let decoder = [
@@ -69,7 +63,7 @@ impl JudgeOutline {
                 wide(DECODER_WIDTHS, text.hidden_size, text.intermediate_size),
                 "numbers",
             ),
-            number,
+            workload.number(),
         ];
         let tower = [
             (edits + 1, "images"),
@@ -78,7 +72,7 @@ impl JudgeOutline {
                 wide(VISION_WIDTHS, vision.hidden_size, vision.intermediate_size),
                 "numbers",
             ),
-            number,
+            workload.number(),
         ];
         let decoder = MemoryLine::product("the decoder's hidden states", &decoder);
         let tower = MemoryLine::product("the vision tower's hidden states", &tower);
@@ -91,7 +85,7 @@ impl JudgeOutline {
                 decoder
             },
         ];
-        if !on_cpu {
+        if workload.device != DeviceName::Cpu {
             lines.push(gpu::context());
         }
         lines

@@ -14,7 +14,7 @@ use super::effort::Effort;
 use super::folder::{FolderKind, Inspection};
 use super::judge::JudgeOutline;
 use super::{editor_effort, editor_memory};
-use crate::editor::{Assumed, ImageSize, Outline};
+use crate::editor::{Assumed, ImageSize, Outline, images_at_once};
 use crate::lora::{Checkpointing, LoraConfig};
 use crate::weights::LoadError;
 
@@ -104,6 +104,19 @@ impl Guidance {
 }
 
 impl Workload {
+    /// Edits of a group that are decoded at once.
+    pub(super) fn decoded_at_once(&self) -> usize {
+        images_at_once(self.size).min(self.group_size.max(1))
+    }
+
+    /// A number on its way through a network, as a factor: CPUs compute in f32.
+    pub(super) fn number(&self) -> (u64, &'static str) {
+        match self.device {
+            DeviceName::Cpu => F32,
+            _ => (self.dtype.size() as u64, "B"),
+        }
+    }
+
     pub(super) fn assumed(&self) -> Assumed<'_> {
         Assumed {
             size: self.size,
