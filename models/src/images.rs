@@ -1,12 +1,15 @@
-//! Image files of unknown origin: the header is judged before anything is allocated for the pixels.
+//! Image files of unknown origin, as viewers show them: turned as their EXIF data says, over white where they are
+//! transparent. The header is judged before anything is allocated for the pixels.
 
 use std::{
     fs::File,
-    io::{self, BufRead, BufReader, Cursor, Seek},
+    io::{self, Cursor, Read},
     path::Path,
 };
 
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
+use image::{
+    DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage, metadata::Orientation,
+};
 
 /// Longest file that is read.
 pub const FILE_BYTES_MAX: u64 = 128 << 20;
@@ -35,6 +38,12 @@ pub enum ImageFileError {
         /// Its height.
         height: u32,
     },
+    /// It is something else than an image of a kind that is read.
+    #[error("it is {0}; PNG, JPEG and WebP images are read")]
+    Foreign(&'static str),
+    /// The rest of the file is missing.
+    #[error("it is cut off: the {0} file has no end")]
+    CutOff(&'static str),
     /// The content is broken or of an unknown kind.
     #[error("it is broken or of an unknown kind: {0}")]
     Decode(#[from] image::ImageError),
@@ -42,13 +51,18 @@ pub enum ImageFileError {
 
 /// Reads an image file of a kind that its first bytes tell.
 ///
+/// The pixels are those that viewers and the reference pipelines (`diffusers.utils.load_image`) show: EXIF orientation
+/// is applied. Transparent pixels have white behind them, where the reference keeps the colour that they hide.
+///
 /// # Errors
-/// If it can't be opened, is too large, or is no image.
+/// If it can't be opened, is too large, or is no whole image.
 pub fn open(path: &Path) -> Result<RgbImage, ImageFileError> {
     let file = File::open(path)?;
-    check_length(file.metadata()?.len())?;
-    let reader = ImageReader::new(BufReader::new(file)).with_guessed_format()?;
-    decode(reader)
+    let length = file.metadata()?.len();
+    check_length(length)?;
+    let mut bytes = Vec::with_capacity(length as usize);
+    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
+    decode(&bytes, format(&bytes)?)
 }
 
 /// Reads a PNG image from memory.
@@ -57,10 +71,7 @@ pub fn open(path: &Path) -> Result<RgbImage, ImageFileError> {
 /// If it is too large or no PNG image.
 pub fn from_png(bytes: &[u8]) -> Result<RgbImage, ImageFileError> {
     check_length(bytes.len() as u64)?;
-    decode(ImageReader::with_format(
-        Cursor::new(bytes),
-        ImageFormat::Png,
-    ))
+    decode(bytes, ImageFormat::Png)
 }
 
 fn check_length(bytes: u64) -> Result<(), ImageFileError> {
@@ -70,16 +81,122 @@ fn check_length(bytes: u64) -> Result<(), ImageFileError> {
     Ok(())
 }
 
-fn decode(mut reader: ImageReader<impl BufRead + Seek>) -> Result<RgbImage, ImageFileError> {
+/// What else lies in folders of images, by how it begins. HEIC has its name after the length of its first box.
+const FOREIGN: [(usize, &[u8], &str); 12] = [
+    (0, b"", "empty"),
+    (
+        0,
+        b"version https://git-lfs",
+        "a git-lfs pointer: `git lfs pull` gets the file itself",
+    ),
+    (0, b"<!DOCTYPE", "a web page"),
+    (0, b"<!doctype", "a web page"),
+    (0, b"<html", "a web page"),
+    (0, b"GIF8", "a GIF"),
+    (0, b"BM", "a BMP"),
+    (0, b"II*\0", "a TIFF or a camera's raw file"),
+    (0, b"MM\0*", "a TIFF or a camera's raw file"),
+    (4, b"ftypavif", "an AVIF"),
+    (4, b"ftyphei", "a HEIC photograph"),
+    (4, b"ftypmif1", "a HEIC photograph"),
+];
+
+fn format(bytes: &[u8]) -> Result<ImageFormat, ImageFileError> {
+    let foreign = FOREIGN.iter().find(|(at, begin, _)| match begin.len() {
+        0 => bytes.is_empty(),
+        _ => bytes.get(*at..).is_some_and(|rest| rest.starts_with(begin)),
+    });
+    match foreign {
+        Some((.., what)) => Err(ImageFileError::Foreign(what)),
+        None => Ok(image::guess_format(bytes)?),
+    }
+}
+
+fn decode(bytes: &[u8], format: ImageFormat) -> Result<RgbImage, ImageFileError> {
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = Limits::default();
     limits.max_alloc = Some(DECODE_BYTES_MAX);
     reader.limits(limits);
-    let decoder = reader.into_decoder()?;
+    let mut decoder = reader.into_decoder()?;
     let (width, height) = decoder.dimensions();
     if u64::from(width) * u64::from(height) > PIXELS_MAX {
         return Err(ImageFileError::TooLarge { width, height });
     }
-    Ok(DynamicImage::from_decoder(decoder)?.to_rgb8())
+    // The decoder gives grey where the rest of a JPEG is missing, and errors for the other kinds.
+    if format == ImageFormat::Jpeg && !has_end_of_image(bytes) {
+        return Err(ImageFileError::CutOff("JPEG"));
+    }
+    // Orientation is a hint: where it can't be read, viewers show the picture as it is stored.
+    let exif = decoder.exif_metadata().ok().flatten();
+    let exif = exif.or_else(|| exif_of_png(bytes).map(<[u8]>::to_vec));
+    let mut image = DynamicImage::from_decoder(decoder)?;
+    if let Some(orientation) = exif.and_then(|exif| orientation(&exif)) {
+        image.apply_orientation(orientation);
+    }
+    Ok(over_white(image))
+}
+
+fn orientation(exif: &[u8]) -> Option<Orientation> {
+    // Some writers of WebP keep the head that only JPEG's segments have.
+    Orientation::from_exif_chunk(exif.strip_prefix(b"Exif\0\0").unwrap_or(exif))
+}
+
+/// The `eXIf` chunk of a PNG: the decoder misses those that come after the pixels.
+fn exif_of_png(bytes: &[u8]) -> Option<&[u8]> {
+    let mut rest = bytes.strip_prefix(b"\x89PNG\r\n\x1a\n")?;
+    loop {
+        let (length, after) = rest.split_first_chunk()?;
+        let (kind, after) = after.split_first_chunk::<4>()?;
+        let (data, after) = after.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+        if kind == b"eXIf" {
+            return Some(data);
+        }
+        rest = after.get(4..)?;
+    }
+}
+
+/// The picture with white behind what is transparent.
+fn over_white(image: DynamicImage) -> RgbImage {
+    if !image.color().has_alpha() {
+        return image.into_rgb8();
+    }
+    let image = image.into_rgba8();
+    RgbImage::from_fn(image.width(), image.height(), |x, y| {
+        let [colour @ .., alpha] = image.get_pixel(x, y).0;
+        let alpha = u32::from(alpha);
+        let over = |value: u8| (u32::from(value) * alpha + 255 * (255 - alpha) + 127) / 255;
+        image::Rgb(colour.map(|value| over(value) as u8))
+    })
+}
+
+/// Whether a JPEG's last marker is there: the segments are followed, since a thumbnail among them has one of its own.
+fn has_end_of_image(jpeg: &[u8]) -> bool {
+    const END_OF_IMAGE: u8 = 0xd9;
+    let mut rest = jpeg.get(2..).unwrap_or_default();
+    while let Some((marker, after)) = next_marker(rest) {
+        rest = match marker {
+            END_OF_IMAGE => return true,
+            // Escaped data, restarts and TEM are no segments.
+            0 | 1 | 0xd0..=0xd7 => after,
+            _ => {
+                let length = after
+                    .first_chunk()
+                    .map(|length| u16::from_be_bytes(*length));
+                after
+                    .get(usize::from(length.unwrap_or(0))..)
+                    .unwrap_or_default()
+            }
+        };
+    }
+    false
+}
+
+/// The next marker's code, and what follows it.
+fn next_marker(bytes: &[u8]) -> Option<(u8, &[u8])> {
+    let at = bytes
+        .windows(2)
+        .position(|pair| pair[0] == 0xff && pair[1] != 0xff)?;
+    Some((bytes[at + 1], &bytes[at + 2..]))
 }
 
 #[cfg(test)]
@@ -151,10 +268,199 @@ mod tests {
     }
 
     #[test]
-    fn cut_and_foreign_files_are_errors() {
+    fn broken_files_are_errors() {
         let whole = png(16, 16);
         for bytes in [&whole[..whole.len() / 2], b"GIF89a", b"", &whole[8..]] {
             assert!(matches!(from_png(bytes), Err(ImageFileError::Decode(_))));
+        }
+    }
+
+    /// What [`open`] makes of a file of these bytes.
+    fn opened(bytes: &[u8]) -> Result<RgbImage, ImageFileError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        std::fs::write(&path, bytes).unwrap();
+        open(&path)
+    }
+
+    const FORMATS: [ImageFormat; 3] = [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP];
+
+    /// Four blocks of different grey, so that every orientation shows and JPEG loses nothing that matters.
+    fn blocks() -> RgbImage {
+        let grey = |x, y| [[0, 90], [170, 250]][usize::from(y >= 16)][usize::from(x >= 8)];
+        RgbImage::from_fn(16, 32, |x, y| image::Rgb([grey(x, y); 3]))
+    }
+
+    fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image.write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    /// TIFF with one field, the orientation.
+    fn exif(orientation: u8) -> Vec<u8> {
+        let mut exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".to_vec();
+        exif.extend([orientation, 0, 0, 0, 0, 0, 0]);
+        exif
+    }
+
+    /// The chunk with its length and checksum.
+    fn png_chunk(kind: &[u8], data: &[u8]) -> Vec<u8> {
+        let body = [kind, data].concat();
+        let length = (data.len() as u32).to_be_bytes();
+        [&length[..], &body, &crc32(&body).to_be_bytes()].concat()
+    }
+
+    fn spliced(bytes: &[u8], at: usize, more: &[u8]) -> Vec<u8> {
+        [&bytes[..at], more, &bytes[at..]].concat()
+    }
+
+    /// The same files with an orientation in every place where writers put it.
+    fn oriented(orientation: u8) -> Vec<Vec<u8>> {
+        let [png, jpeg, webp] = FORMATS.map(|format| encoded(&blocks().into(), format));
+        let exif = exif(orientation);
+        let chunk = png_chunk(b"eXIf", &exif);
+        let head = [b"Exif\0\0", &exif[..]].concat();
+        let length = (head.len() as u16 + 2).to_be_bytes();
+        let segment = [b"\xff\xe1", &length[..], &head].concat();
+        let mut files = vec![
+            spliced(&png, 33, &chunk),
+            spliced(&png, png.len() - 12, &chunk),
+            spliced(&jpeg, 2, &segment),
+        ];
+        for exif in [exif, head] {
+            let flags_and_size = [0x08, 0, 0, 0, 15, 0, 0, 31, 0, 0];
+            let riff = |kind: &[u8], data: &[u8]| {
+                let length = (data.len() as u32).to_le_bytes();
+                [kind, &length[..], data].concat()
+            };
+            let body = [
+                b"WEBP".to_vec(),
+                riff(b"VP8X", &flags_and_size),
+                webp[12..].to_vec(),
+            ];
+            files.push(riff(
+                b"RIFF",
+                &[body.concat(), riff(b"EXIF", &exif)].concat(),
+            ));
+        }
+        files
+    }
+
+    #[test]
+    fn pictures_are_turned_as_their_exif_says() {
+        let stored = DynamicImage::from(blocks());
+        let shown = [
+            stored.clone(),
+            stored.fliph(),
+            stored.rotate180(),
+            stored.flipv(),
+            stored.rotate90().fliph(),
+            stored.rotate90(),
+            stored.rotate270().fliph(),
+            stored.rotate270(),
+        ];
+        for (orientation, shown) in (1..).zip(shown) {
+            let shown = shown.into_rgb8();
+            for (place, file) in oriented(orientation).into_iter().enumerate() {
+                let read = opened(&file).unwrap();
+                assert_eq!(
+                    read.dimensions(),
+                    shown.dimensions(),
+                    "{orientation} {place}"
+                );
+                let farthest = read
+                    .iter()
+                    .zip(shown.iter())
+                    .map(|(a, b)| a.abs_diff(*b))
+                    .max();
+                assert!(farthest < Some(12), "{orientation} {place}: {farthest:?}");
+            }
+        }
+        // What is no orientation turns nothing.
+        for orientation in [0, 9, 255] {
+            for file in oriented(orientation) {
+                assert_eq!(opened(&file).unwrap().dimensions(), (16, 32));
+            }
+        }
+    }
+
+    #[test]
+    fn white_is_behind_what_is_transparent() {
+        let colours = [[255, 0, 255, 0], [255, 0, 255, 255], [0, 100, 200, 51]];
+        let image = image::RgbaImage::from_fn(3, 1, |x, _| image::Rgba(colours[x as usize]));
+        let grey = image::GrayAlphaImage::from_pixel(3, 1, image::LumaA([7, 0]));
+        for format in [ImageFormat::Png, ImageFormat::WebP] {
+            let read = opened(&encoded(&image.clone().into(), format)).unwrap();
+            let expected = [[255, 255, 255], [255, 0, 255], [204, 224, 244]];
+            assert!(
+                read.pixels().map(|pixel| pixel.0).eq(expected),
+                "{format:?}"
+            );
+        }
+        let deep = DynamicImage::from(image).into_rgba16();
+        let read = opened(&encoded(&deep.into(), ImageFormat::Png)).unwrap();
+        assert_eq!(read[(0, 0)].0, [255; 3]);
+        let read = opened(&encoded(&grey.into(), ImageFormat::Png)).unwrap();
+        assert_eq!(read[(0, 0)].0, [255; 3]);
+    }
+
+    #[test]
+    fn cut_files_are_refused_wherever_they_are_cut() {
+        let noise = crate::noise::normal_values(1, 64 * 64);
+        let noise = RgbImage::from_fn(64, 64, |x, y| {
+            let value = noise[(y * 64 + x) as usize];
+            image::Rgb([(128.0 + 40.0 * value) as u8, x as u8, y as u8])
+        });
+        for format in FORMATS {
+            let whole = encoded(&noise.clone().into(), format);
+            opened(&whole).unwrap();
+            // The last twelve bytes of a PNG say only that nothing follows.
+            for length in (0..whole.len() - 16).step_by(97).chain([whole.len() - 16]) {
+                let cut = opened(&whole[..length]);
+                assert!(
+                    cut.is_err(),
+                    "{format:?}: {length} of {} bytes",
+                    whole.len()
+                );
+            }
+        }
+        // The end of a thumbnail is not that of the picture.
+        let jpeg = encoded(&noise.into(), ImageFormat::Jpeg);
+        let thumbnail = b"\xff\xe1\0\x08\xff\xd8\xff\xd9\0\0";
+        let jpeg = spliced(&jpeg, 2, thumbnail);
+        opened(&jpeg).unwrap();
+        let error = opened(&jpeg[..jpeg.len() - 300]).unwrap_err().to_string();
+        assert_eq!(error, "it is cut off: the JPEG file has no end");
+    }
+
+    #[test]
+    fn other_kinds_of_files_are_named() {
+        for (bytes, what) in [
+            (&b""[..], "it is empty"),
+            (
+                b"version https://git-lfs.github.com/spec/v1\noid",
+                "git lfs pull",
+            ),
+            (b"<!DOCTYPE html><html>", "a web page"),
+            (b"GIF89a\0\0", "a GIF"),
+            (b"\0\0\0\x18ftypheic", "a HEIC photograph"),
+            (b"\0\0\0\x18ftypavif", "an AVIF"),
+            (b"plain text", "unknown kind"),
+        ] {
+            let error = opened(bytes).unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        }
+    }
+
+    #[test]
+    fn hostile_files_are_refused_or_read() {
+        for file in oriented(6) {
+            retouch_hostile::bombard(&file, |bytes| {
+                if let Ok(image) = format(bytes).and_then(|format| decode(bytes, format)) {
+                    assert!(u64::from(image.width()) * u64::from(image.height()) <= PIXELS_MAX);
+                }
+            });
         }
     }
 }
