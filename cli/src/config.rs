@@ -4,13 +4,13 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use retouch_dataset::{Split, both, read, read_held_out};
 use retouch_models::device::cards;
 use retouch_proto::{
     RunConfig,
     config::{load, load_on_node},
 };
 
+use crate::dataset::{Images, check_rows};
 use crate::exit::UsageError;
 use crate::output::{self, say};
 
@@ -74,7 +74,7 @@ pub(crate) fn run(command: ConfigCommand) -> anyhow::Result<()> {
     match command.action {
         Action::Check(args) => {
             let config = args.load()?;
-            check_files(&config, config.evaluation.pairs)?;
+            check_files(&config, config.evaluation.pairs, Images::Decoded)?;
             say!("{}: no problem", args.file.display());
         }
         Action::Show(args) => output::print(args.load()?.to_toml()),
@@ -84,13 +84,16 @@ pub(crate) fn run(command: ConfigCommand) -> anyhow::Result<()> {
 
 /// Checks that the files a run needs are there, its training rows sound, and as many held-out rows there as will
 /// be asked for, so that it fails before any process is started.
-pub(crate) fn check_files(config: &RunConfig, held_out_pairs: u32) -> anyhow::Result<()> {
+pub(crate) fn check_files(
+    config: &RunConfig,
+    held_out_pairs: u32,
+    images: Images,
+) -> anyhow::Result<()> {
     let dataset = Path::new(&config.dataset.path);
     let mut needed = vec![model_file(config)];
     needed.extend(judge_files(config));
     let mut problems = missing(&needed);
-    let held_out = read_held_out(dataset, held_out_pairs as usize);
-    if let Err(error) = both(read(dataset, Split::Train), held_out) {
+    if let Err(error) = check_rows(dataset, held_out_pairs as usize, images) {
         problems.push(format!("dataset.path: {error}"));
     }
     refuse(&problems)

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::output::say;
-
 use clap::{Args, Subcommand};
-use retouch_dataset::{Row, Split, both};
+use indicatif::{ProgressBar, ProgressStyle};
+use retouch_dataset::DatasetError;
 use retouch_models::images;
 use retouch_tiny::dataset::{Dataset, Targets};
+
+use crate::{exit::UsageError, output::say};
 
 /// Makes or checks a dataset folder.
 #[derive(Debug, Args)]
@@ -77,22 +78,39 @@ fn make(args: &MakeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads both splits as a run does, and decodes every image besides.
+/// Reads both splits as a run does, with every image.
 fn check(folder: &Path) -> anyhow::Result<()> {
-    let rows = |split| retouch_dataset::read_with(folder, split, |row| decode(folder, &row));
-    let (train, test) = both(rows(Split::Train), rows(Split::Test))?;
-    say!(
-        "{}: {} train and {} test pairs, no problem",
-        folder.display(),
-        train.len(),
-        test.len()
-    );
+    let [train, test] = check_rows(folder, 1, Images::Decoded).map_err(UsageError::from)?;
+    let folder = folder.display();
+    say!("{folder}: {train} train and {test} test pairs, no problem");
     Ok(())
 }
 
-fn decode(folder: &Path, row: &Row) -> Result<(), String> {
-    for (key, path) in row.images() {
-        images::open(&folder.join(path)).map_err(|error| format!("{key} {path:?}: {error}"))?;
+/// How far a check of a dataset looks at its images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Images {
+    /// The files that the rows name are there.
+    Named,
+    /// They are also whole images of a size that can be edited.
+    Decoded,
+}
+
+/// Judges a dataset for every command: at least one training row and so many held-out ones, all sound. Gives the
+/// numbers of both.
+pub(crate) fn check_rows(
+    folder: &Path,
+    held_out_min: usize,
+    images: Images,
+) -> Result<[usize; 2], DatasetError> {
+    if images == Images::Named {
+        return retouch_dataset::check(folder, held_out_min, |_| Ok(()));
     }
-    Ok(())
+    let style = ProgressStyle::with_template("checking images of {pos} rows ({elapsed})");
+    let bar = ProgressBar::no_length().with_style(style.expect("a sound template"));
+    let checked = retouch_dataset::check(folder, held_out_min, |row| {
+        bar.inc(1);
+        row.check_images(|path| images::open(&folder.join(path)).map(drop))
+    });
+    bar.finish_and_clear();
+    checked
 }

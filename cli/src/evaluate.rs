@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::{
     config::{ConfigArgs, check_files},
+    dataset::Images,
     heldout, output,
 };
 
@@ -24,7 +25,7 @@ pub(crate) struct EvaluateArgs {
 
 pub(crate) fn run(args: EvaluateArgs) -> anyhow::Result<()> {
     let config = args.config.load()?;
-    check_files(&config, config.evaluation.pairs)?;
+    check_files(&config, config.evaluation.pairs, Images::Named)?;
     let (heldout, _) = heldout::evaluate(&config, &args.adapter)?;
     output::result(match args.json {
         true => output::json(&heldout)?,

@@ -6,6 +6,7 @@ use std::{
     process::ExitCode,
 };
 
+use retouch_dataset::DatasetError;
 use retouch_models::weights::LoadError;
 use retouch_worker::process::StopSignal;
 
@@ -37,6 +38,12 @@ pub(crate) struct UsageError(pub(crate) String);
 
 impl From<LoadError> for UsageError {
     fn from(error: LoadError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<DatasetError> for UsageError {
+    fn from(error: DatasetError) -> Self {
         Self(error.to_string())
     }
 }

@@ -18,6 +18,7 @@ use retouch_worker::{
 use crate::{
     config::{ConfigArgs, check_files},
     credentials::{CredentialArgs, run_authority},
+    dataset::Images,
     exit::{Refused, StartAgain, Stopped, Unreachable, UsageError},
     room,
     runtime::{block_on, on_network_threads},
@@ -124,7 +125,7 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
         let stop = args.process.set_up()?;
         let config = args.config.load()?;
         // Held-out pairs are for `evaluate`, which may run elsewhere.
-        check_files(&config, 0)?;
+        check_files(&config, 0, Images::Named)?;
         let listen = match args.listen {
             Some(listen) => listen,
             None => config

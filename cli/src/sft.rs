@@ -7,13 +7,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use retouch_learner::{
     adamw::AdamWConfig,
     sft::{
-        Decay, LearningRate, LogitNormal, SftOptions, SftProgress, Start, TextEncoders, Trained,
-        train,
+        Decay, LearningRate, LogitNormal, SftError, SftOptions, SftProgress, Start, TextEncoders,
+        Trained, train,
     },
 };
 use retouch_models::{device, lora::LoraConfig};
 
-use crate::output::remark;
+use crate::{exit::UsageError, output::remark};
 
 /// Steps between two log lines where there is no terminal to draw a bar on.
 const PLAIN_LOG_EVERY: u64 = 50;
@@ -108,7 +108,7 @@ enum What {
 pub(crate) fn run(args: SftArgs) -> anyhow::Result<()> {
     let options = options(&args)?;
     let mut shown = Shown::new(args.steps);
-    let outcome = train(&options, &mut |progress| shown.show(progress))?;
+    let outcome = train(&options, &mut |progress| shown.show(progress)).map_err(told)?;
     shown.bar.finish_and_clear();
     let loss = outcome
         .validation_loss
@@ -119,6 +119,16 @@ pub(crate) fn run(args: SftArgs) -> anyhow::Result<()> {
         outcome.folder.display()
     );
     Ok(())
+}
+
+/// What trying again does not mend.
+fn told(error: SftError) -> anyhow::Error {
+    match error {
+        SftError::Dataset(_) | SftError::Image { .. } | SftError::Option { .. } => {
+            UsageError(error.to_string()).into()
+        }
+        error => error.into(),
+    }
 }
 
 fn options(args: &SftArgs) -> anyhow::Result<SftOptions> {

@@ -72,7 +72,7 @@ fn stderr(output: &Output) -> String {
 fn problems(folder: &Path) -> Vec<String> {
     let outputs = judge(folder);
     let codes = outputs.each_ref().map(|(_, output)| output.status.code());
-    assert_eq!(codes, [Some(1), Some(2), Some(1)], "{outputs:?}");
+    assert_eq!(codes, [Some(2); 3], "{outputs:?}");
     let listed = outputs.map(|(command, output)| {
         let text = stderr(&output);
         let (_, problems) = text
@@ -153,6 +153,38 @@ fn all_commands_list_the_same_bad_lines() {
     });
     for (problem, expected) in problems.iter().zip(expected) {
         assert!(problem.starts_with(&expected), "{problem}, not {expected}");
+    }
+}
+
+#[test]
+fn all_commands_look_into_the_images() {
+    let folder = dataset();
+    let folder = folder.path();
+    let images = folder.join("images");
+    let jpeg = images.join("cut.jpg");
+    image::RgbImage::new(64, 64).save(&jpeg).expect("a JPEG");
+    let whole = fs::read(&jpeg).expect("a JPEG");
+    fs::write(&jpeg, &whole[..whole.len() - 40]).expect("a file");
+    let thin = image::RgbImage::new(900, 17);
+    thin.save(images.join("thin.png")).expect("a PNG");
+    fs::write(images.join("page.png"), "<!DOCTYPE html>").expect("a file");
+    let expected = [
+        ("cut.jpg", "it is cut off"),
+        ("thin.png", "it has 900 x 17 pixels"),
+        ("page.png", "it is a web page"),
+    ];
+    for split in SPLITS {
+        let row = |(image, _): &(&str, &str)| {
+            format!("{{\"prompt\":\"p\",\"image\":\"images/{image}\",\"target\":\"{IMAGE}\"}}\n")
+        };
+        let rows: String = expected.iter().map(row).collect();
+        fs::write(folder.join(split.file_name()), rows).expect("a file");
+    }
+    let problems = problems(folder);
+    assert_eq!(problems.len(), 6, "{problems:#?}");
+    for (problem, (image, what)) in problems.iter().zip(expected.iter().cycle()) {
+        let expected = format!("image \"images/{image}\": {what}");
+        assert!(problem.contains(&expected), "{problem}, not {expected}");
     }
 }
 

@@ -5,7 +5,7 @@
 //! `dataset check` judge a folder by the same rules and in the same words.
 //!
 //! Reading order: [`Row`] is a line of such a file and has the checks of one; [`read`] gives a split's rows or every
-//! problem with them, and [`read_with`] adds what one caller needs besides; [`image_file()`] finds the image that a row
+//! problem with them, [`read_with`] adds what one caller needs besides, and [`check`] only judges both splits; [`image_file()`] finds the image that a row
 //! names, and says how far links are followed; [`read_lines`] is the reader of JSON lines below them;
 //! [`DatasetError`] collects problems. Images are not decoded here, so that the coordinator needs no model code.
 
@@ -19,4 +19,4 @@ pub use error::{DatasetError, both};
 pub use image_file::{ImagePathError, image_file};
 pub use lines::{parse_json, read_lines};
 pub use row::Row;
-pub use split::{Split, read, read_held_out, read_with};
+pub use split::{Split, check, read, read_held_out, read_with};

@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path};
 
+use rayon::prelude::*;
 use serde::de::DeserializeOwned;
 
 use crate::error::{DatasetError, Problems};
@@ -11,28 +12,30 @@ const BYTE_ORDER_MARK: char = '\u{feff}';
 /// The mark in UTF-16, of either order: no line of such a file could be read.
 const UTF_16_MARKS: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];
 
-/// Reads what `parse` makes of every line that is not blank.
+/// Reads what `parse` makes of every line that is not blank, on all cores: it may look at files.
 ///
 /// A byte order mark, `\r` before the line's end and white space after the object are no part of a line. Only `\n`
 /// ends one: JSON strings may hold U+2028 and other separators as they are.
 ///
 /// # Errors
 /// If the file can't be read or is UTF-16; else all problems with its lines, numbered from 1, blank ones included.
-pub fn read_lines<T>(
+pub fn read_lines<T: Send>(
     path: &Path,
-    mut parse: impl FnMut(&str) -> Result<T, String>,
+    parse: impl Fn(&str) -> Result<T, String> + Sync,
 ) -> Result<Vec<T>, DatasetError> {
     let bytes = fs::read(path).map_err(|error| DatasetError::file(path, error.to_string()))?;
     if UTF_16_MARKS.iter().any(|mark| bytes.starts_with(mark)) {
         return Err(DatasetError::file(path, "UTF-16, expected UTF-8"));
     }
-    let mut items = Vec::new();
+    let lines: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
+    let parse = |line: &&[u8]| match text(line)? {
+        "" => Ok(None),
+        line => parse(line).map(Some),
+    };
+    let parsed: Vec<Result<Option<T>, String>> = lines.par_iter().map(parse).collect();
+    let mut items = Vec::with_capacity(lines.len());
     let mut problems = Problems::of(path);
-    for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
-        let parsed = text(line).and_then(|line| match line {
-            "" => Ok(None),
-            line => parse(line).map(Some),
-        });
+    for (index, parsed) in parsed.into_iter().enumerate() {
         match parsed {
             Ok(item) => items.extend(item),
             Err(problem) => problems.push(index + 1, &problem),

@@ -1,6 +1,6 @@
 //! One line of a metadata file.
 
-use std::path::Path;
+use std::{fmt::Display, path::Path};
 
 use retouch_proto::limits::{ADDRESS_BYTES_MAX, PROMPT_BYTES_MAX};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -31,10 +31,21 @@ impl Row {
         }
         let row: Self = parse_json(line)?;
         row.check_texts()?;
-        for (key, path) in row.images() {
-            image_file(folder, path).map_err(|error| format!("{key} {path:?}: {error}"))?;
-        }
+        row.check_images(|path| image_file(folder, path).map(drop))?;
         Ok(row)
+    }
+
+    /// Has every image's path judged; a refusal names the image.
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub fn check_images<E: Display>(
+        &self,
+        check: impl Fn(&str) -> Result<(), E>,
+    ) -> Result<(), String> {
+        self.images().try_for_each(|(key, path)| {
+            check(path).map_err(|error| format!("{key} {path:?}: {error}"))
+        })
     }
 
     /// The images that it names, each with its key.

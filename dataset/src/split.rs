@@ -2,7 +2,7 @@
 
 use std::{fmt, path::Path};
 
-use crate::{DatasetError, Row, read_lines};
+use crate::{DatasetError, Row, both, read_lines};
 
 /// A part of a dataset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,17 +40,18 @@ pub fn read(folder: &Path, split: Split) -> Result<Vec<Row>, DatasetError> {
     read_with(folder, split, Ok)
 }
 
-/// As [`read`], with a further step on every sound row, whose refusals are problems of their lines.
+/// As [`read`], with a further step on every sound row, whose refusals are problems of their lines. Rows are read on
+/// all cores.
 ///
 /// # Errors
 /// As [`read`].
-pub fn read_with<T>(
+pub fn read_with<T: Send>(
     folder: &Path,
     split: Split,
-    mut step: impl FnMut(Row) -> Result<T, String>,
+    step: impl Fn(Row) -> Result<T, String> + Sync,
 ) -> Result<Vec<T>, DatasetError> {
     let path = folder.join(split.file_name());
-    let rows = read_lines(&path, |line| Row::parse(folder, line).and_then(&mut step))?;
+    let rows = read_lines(&path, |line| Row::parse(folder, line).and_then(&step))?;
     if rows.is_empty() {
         let problem = "no rows; each line is an object with prompt, image and requirement";
         return Err(DatasetError::file(&path, problem));
@@ -63,10 +64,36 @@ pub fn read_with<T>(
 /// # Errors
 /// As [`read`], and if there are fewer.
 pub fn read_held_out(folder: &Path, count: usize) -> Result<Vec<Row>, DatasetError> {
+    let mut rows = held_out(folder, count, Ok)?;
+    rows.truncate(count);
+    Ok(rows)
+}
+
+/// Checks that a folder has training rows and at least `held_out` held-out ones, all of them sound and passed by `step`
+/// (which may decode their images); gives both numbers. For no held-out rows, no file need be there.
+///
+/// # Errors
+/// The problems of both splits together.
+pub fn check(
+    folder: &Path,
+    held_out_min: usize,
+    step: impl Fn(&Row) -> Result<(), String> + Sync,
+) -> Result<[usize; 2], DatasetError> {
+    let step = |row: Row| step(&row);
+    let train = read_with(folder, Split::Train, step);
+    let (train, test) = both(train, held_out(folder, held_out_min, step))?;
+    Ok([train.len(), test.len()])
+}
+
+fn held_out<T: Send>(
+    folder: &Path,
+    count: usize,
+    step: impl Fn(Row) -> Result<T, String> + Sync,
+) -> Result<Vec<T>, DatasetError> {
     if count == 0 {
         return Ok(Vec::new());
     }
-    let mut rows = read(folder, Split::Test)?;
+    let rows = read_with(folder, Split::Test, step)?;
     if rows.len() < count {
         let path = folder.join(Split::Test.file_name());
         let problem = format!(
@@ -75,7 +102,6 @@ pub fn read_held_out(folder: &Path, count: usize) -> Result<Vec<Row>, DatasetErr
         );
         return Err(DatasetError::file(&path, problem));
     }
-    rows.truncate(count);
     Ok(rows)
 }
 

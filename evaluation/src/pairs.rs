@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn pairs_are_the_first_rows_and_too_few_are_an_error() {
         let folder = tempfile::tempdir().unwrap();
-        RgbImage::new(6, 4)
+        RgbImage::new(24, 16)
             .save(folder.path().join("a.png"))
             .unwrap();
         let row = |prompt: &str| {

@@ -8,7 +8,7 @@ use retouch_hostile::bombard;
 use crate::{
     editor::{Condition, ImageSize, Prompt},
     exchange::{adapter_from_bytes, adapter_to_bytes, latents_from_bytes, latents_to_bytes},
-    images, lora,
+    lora,
     lora::{LoraAdapter, LoraConfig, Projection},
     noise,
     tokenizer::Tokenizer,
@@ -120,26 +120,6 @@ fn shard_indices_stay_in_their_folder() {
             error.to_string().contains("is not the name of a file"),
             "{shard}: {error}"
         );
-    }
-}
-
-#[test]
-fn images_of_all_kinds() {
-    let image = image::RgbImage::from_fn(5, 4, |x, y| image::Rgb([x as u8 * 40, y as u8 * 50, 3]));
-    for format in [
-        image::ImageFormat::Png,
-        image::ImageFormat::Jpeg,
-        image::ImageFormat::WebP,
-    ] {
-        let mut bytes = std::io::Cursor::new(Vec::new());
-        image.write_to(&mut bytes, format).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("image");
-        fs::write(&file, bytes.into_inner()).unwrap();
-        images::open(&file).unwrap();
-        with_hostile_file(&file, || {
-            let _ = images::open(&file);
-        });
     }
 }
 

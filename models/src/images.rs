@@ -15,6 +15,10 @@ use image::{
 pub const FILE_BYTES_MAX: u64 = 128 << 20;
 /// Most pixels of an image: 8192 x 8192.
 pub const PIXELS_MAX: u64 = 1 << 26;
+/// Shortest side of an image: a token of every published editor.
+pub const SIDE_MIN: u32 = 16;
+/// Longest side over the shortest. Judges take up to 200, also of sizes that follow from the image's and are rounded.
+pub const ASPECT_MAX: u32 = 50;
 /// Memory that decoding may take: 16-bit RGBA of all pixels, and the same again for the decoder.
 const DECODE_BYTES_MAX: u64 = 16 * PIXELS_MAX;
 
@@ -38,6 +42,17 @@ pub enum ImageFileError {
         /// Its height.
         height: u32,
     },
+    /// It is too narrow to be edited.
+    #[error(
+        "it has {width} x {height} pixels; images have at least {SIDE_MIN} on each side, and on one at most \
+         {ASPECT_MAX} times as many as on the other"
+    )]
+    TooNarrow {
+        /// Its width.
+        width: u32,
+        /// Its height.
+        height: u32,
+    },
     /// It is something else than an image of a kind that is read.
     #[error("it is {0}; PNG, JPEG and WebP images are read")]
     Foreign(&'static str),
@@ -55,14 +70,24 @@ pub enum ImageFileError {
 /// is applied. Transparent pixels have white behind them, where the reference keeps the colour that they hide.
 ///
 /// # Errors
-/// If it can't be opened, is too large, or is no whole image.
+/// If it can't be opened, is too large, too small or too narrow, or is no whole image.
 pub fn open(path: &Path) -> Result<RgbImage, ImageFileError> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
     check_length(length)?;
     let mut bytes = Vec::with_capacity(length as usize);
     file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
-    decode(&bytes, format(&bytes)?)
+    let image = decode(&bytes, format(&bytes)?)?;
+    check_sides(image.width(), image.height())?;
+    Ok(image)
+}
+
+fn check_sides(width: u32, height: u32) -> Result<(), ImageFileError> {
+    let (short, long) = (width.min(height), width.max(height));
+    if short < SIDE_MIN || long > ASPECT_MAX * short {
+        return Err(ImageFileError::TooNarrow { width, height });
+    }
+    Ok(())
 }
 
 /// Reads a PNG image from memory.
@@ -232,10 +257,11 @@ mod tests {
     fn an_image_is_read_from_file_and_memory() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("without-an-extension");
-        std::fs::write(&file, png(3, 2)).unwrap();
+        std::fs::write(&file, png(30, 20)).unwrap();
         let read = open(&file).unwrap();
-        assert_eq!((read.dimensions(), read[(2, 1)].0), ((3, 2), [9, 8, 7]));
-        assert_eq!(from_png(&png(3, 2)).unwrap(), read);
+        let corner = read[(29, 19)].0;
+        assert_eq!((read.dimensions(), corner), ((30, 20), [9, 8, 7]));
+        assert_eq!(from_png(&png(30, 20)).unwrap(), read);
         // What the tests below change by hand is otherwise a good image.
         assert_eq!(from_png(&announcing(2, 2)).unwrap().dimensions(), (2, 2));
     }
@@ -388,15 +414,14 @@ mod tests {
     #[test]
     fn white_is_behind_what_is_transparent() {
         let colours = [[255, 0, 255, 0], [255, 0, 255, 255], [0, 100, 200, 51]];
-        let image = image::RgbaImage::from_fn(3, 1, |x, _| image::Rgba(colours[x as usize]));
-        let grey = image::GrayAlphaImage::from_pixel(3, 1, image::LumaA([7, 0]));
+        let image = image::RgbaImage::from_fn(18, 16, |x, _| image::Rgba(colours[x as usize % 3]));
+        let grey = image::GrayAlphaImage::from_pixel(16, 16, image::LumaA([7, 0]));
         for format in [ImageFormat::Png, ImageFormat::WebP] {
             let read = opened(&encoded(&image.clone().into(), format)).unwrap();
             let expected = [[255, 255, 255], [255, 0, 255], [204, 224, 244]];
-            assert!(
-                read.pixels().map(|pixel| pixel.0).eq(expected),
-                "{format:?}"
-            );
+            let expected = expected.into_iter().cycle().take(18 * 16);
+            let equal = read.pixels().map(|pixel| pixel.0).eq(expected);
+            assert!(equal, "{format:?}");
         }
         let deep = DynamicImage::from(image).into_rgba16();
         let read = opened(&encoded(&deep.into(), ImageFormat::Png)).unwrap();
@@ -432,6 +457,21 @@ mod tests {
         opened(&jpeg).unwrap();
         let error = opened(&jpeg[..jpeg.len() - 300]).unwrap_err().to_string();
         assert_eq!(error, "it is cut off: the JPEG file has no end");
+    }
+
+    #[test]
+    fn pictures_that_no_editor_takes_are_refused_by_their_sides() {
+        for (width, height) in [(1, 1), (2000, 2), (16, 15), (15, 64), (801, 16), (16, 801)] {
+            let error = opened(&png(width, height)).unwrap_err().to_string();
+            let expected = format!("it has {width} x {height} pixels; images have at least 16");
+            assert!(error.starts_with(&expected), "{error}");
+        }
+        for (width, height) in [(16, 16), (800, 16), (16, 800)] {
+            assert_eq!(
+                opened(&png(width, height)).unwrap().dimensions(),
+                (width, height)
+            );
+        }
     }
 
     #[test]

@@ -41,9 +41,10 @@ use self::{
     supervisor::Supervisor,
 };
 use crate::{
-    config::ConfigArgs,
+    config::{ConfigArgs, check_files},
     control::Target,
     credentials,
+    dataset::Images,
     exit::{Stopped, UsageError},
     output::remark,
     report,
@@ -120,7 +121,12 @@ pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
         true => 0,
         false => config.evaluation.pairs,
     };
-    crate::config::check_files(&config, held_out_pairs)?;
+    // A run that goes on has looked at them.
+    let images = match RunFolder::new(&config.run_dir).record().exists() {
+        true => Images::Named,
+        false => Images::Decoded,
+    };
+    check_files(&config, held_out_pairs, images)?;
     check_devices(&config)?;
     let stop = process::stop_signal(Enforcer::SecondSignal)?;
     if let Some(new) = args.fork {

@@ -27,8 +27,8 @@ use self::{
     summary::{IterationPoint, Report},
 };
 use crate::{
-    config::check_files, exit::UsageError, heldout, memory, output::remark, picture,
-    show::duration, totals::Totals,
+    config::check_files, dataset::Images, exit::UsageError, heldout, memory, output::remark,
+    picture, show::duration, totals::Totals,
 };
 
 /// Pairs shown as pictures.
@@ -65,7 +65,7 @@ pub(crate) enum Author {
 pub(crate) fn run(args: ReportArgs) -> anyhow::Result<()> {
     let folder = RunFolder::new(args.folder);
     let config = recorded_config(&folder)?;
-    check_files(&config, config.evaluation.pairs)?;
+    check_files(&config, config.evaluation.pairs, Images::Named)?;
     make(&config, &folder, Author::Onlooker)
 }
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use retouch_dataset::{DatasetError, Row, Split, read_with};
+use retouch_models::images;
 
 /// An instruction, the image it is about, and what the edit should look like.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,9 +16,10 @@ pub(super) struct Pair {
     pub(super) target: PathBuf,
 }
 
-/// Reads the rows of a split, all of which must name a target.
+/// Reads the rows of a split, all of which must name a target, with images that can be read.
 pub(super) fn read_pairs(folder: &Path, split: Split) -> Result<Vec<Pair>, DatasetError> {
     read_with(folder, split, |row: Row| {
+        row.check_images(|path| images::open(&folder.join(path)).map(drop))?;
         let target = row
             .target
             .ok_or("row has no \"target\" image, which supervised training learns from")?;
@@ -37,7 +39,8 @@ mod tests {
 
     fn read(lines: &str) -> Result<Vec<Pair>, String> {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("a.png"), b"").unwrap();
+        let image = image::RgbImage::new(16, 16);
+        image.save(folder.path().join("a.png")).unwrap();
         fs::write(folder.path().join(Split::Train.file_name()), lines).unwrap();
         let pairs = read_pairs(folder.path(), Split::Train).map_err(|error| error.to_string())?;
         assert!(
