@@ -172,8 +172,8 @@ fn roll_out(config: &RunConfig, device: &Device) -> anyhow::Result<()> {
     sampler.sample_group(&GroupInput {
         group,
         prompt: PROMPT.to_owned(),
-        path: String::new(),
-        source: Arc::new(picture(config)),
+        paths: Vec::new(),
+        sources: Arc::new(picture(config).into()),
         version: Some(version),
         group_size: config.rollout.group_size as usize,
     })?;
@@ -187,7 +187,7 @@ fn judge(config: &RunConfig, device: &Device) -> anyhow::Result<()> {
     scorer.score(&Group {
         prompt: PROMPT.to_owned(),
         requirement: PROMPT.to_owned(),
-        source: picture(config),
+        sources: vec![picture(config)],
         edits,
     })?;
     Ok(())

@@ -40,7 +40,7 @@ impl Cluster {
     fn new(workers: usize) -> Self {
         let row = |index| Row {
             prompt: format!("make object {index} blue"),
-            image: format!("images/{index}.png"),
+            images: vec![format!("images/{index}.png")],
             requirement: "object is blue".into(),
             target: None,
         };

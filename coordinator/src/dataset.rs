@@ -6,7 +6,12 @@ use retouch_dataset::Row;
 pub(crate) fn hash(rows: &[Row]) -> String {
     let mut hasher = blake3::Hasher::new();
     for row in rows {
-        for text in [&row.prompt, &row.image, &row.requirement] {
+        if row.images.len() > 1 {
+            // No text is as long: rows of one source keep the hash that they had before there were others.
+            hasher.update(&(u64::MAX - row.images.len() as u64).to_le_bytes());
+        }
+        let texts = std::iter::once(&row.prompt).chain(&row.images);
+        for text in texts.chain([&row.requirement]) {
             hasher.update(&(text.len() as u64).to_le_bytes());
             hasher.update(text.as_bytes());
         }
@@ -26,12 +31,25 @@ mod tests {
     fn the_hash_depends_on_every_text_and_on_their_borders() {
         let row = |prompt: &str, image: &str| Row {
             prompt: prompt.into(),
-            image: image.into(),
+            images: vec![image.into()],
             requirement: String::new(),
             target: None,
         };
         assert_ne!(hash(&[row("ab", "c")]), hash(&[row("a", "bc")]));
         assert_eq!(hash(&[row("ab", "c")]), hash(&[row("ab", "c")]));
+        let sources = |images: &[&str], requirement: &str| Row {
+            images: images.iter().map(|image| (*image).into()).collect(),
+            requirement: requirement.into(),
+            ..row("p", "")
+        };
+        assert_ne!(
+            hash(&[sources(&["a", "b"], "")]),
+            hash(&[sources(&["b", "a"], "")])
+        );
+        assert_ne!(
+            hash(&[sources(&["a", "b"], "")]),
+            hash(&[sources(&["a"], "b")])
+        );
     }
 
     /// Records name their dataset by it: with another, no run goes on.

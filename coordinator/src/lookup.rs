@@ -102,7 +102,7 @@ impl Lookup {
             dataset_row: found.dataset_row,
             prompt: text(|row| &row.prompt),
             requirement: text(|row| &row.requirement),
-            image: text(|row| &row.image),
+            images: row.map(|row| row.images.clone()).unwrap_or_default(),
             round: found.round,
             policy: found.policy.map(|policy| PolicyStatus {
                 iteration: policy.iteration,

@@ -138,7 +138,7 @@ fn outcome(task: Task) -> TaskOutcome {
                 version: task.version.as_ref().map(|version| version.hash),
                 x0: named("x0"),
                 condition: named("condition"),
-                source_png: named("source"),
+                sources_png: vec![named("source")],
                 edits_png: vec![named("edit 0"), named("edit 1")],
                 timings: RolloutTimings {
                     encode_s: 0.5,

@@ -2,18 +2,27 @@
 
 use std::{fmt::Display, path::Path};
 
-use retouch_proto::limits::{ADDRESS_BYTES_MAX, PROMPT_BYTES_MAX};
-use serde::{Deserialize, Deserializer, Serialize};
+use retouch_proto::{
+    limits::{ADDRESS_BYTES_MAX, PROMPT_BYTES_MAX, SOURCES_MAX},
+    one_or_several,
+};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 use crate::{image_file, parse_json};
 
-/// An instruction and the image that it is about. Other keys of a line are the business of others.
+/// An instruction and the images that it is about. Other keys of a line are the business of others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Row {
     /// The instruction.
     pub prompt: String,
-    /// The source image, relative to the dataset's folder.
-    pub image: String,
+    /// The source images, relative to the dataset's folder, in the order that the editor takes them; `"image"` has one
+    /// path or a list.
+    #[serde(
+        rename = "image",
+        serialize_with = "one_or_several::serialize",
+        deserialize_with = "path_or_paths"
+    )]
+    pub images: Vec<String>,
     /// What the judge looks for; empty where it is missing or null.
     #[serde(default, deserialize_with = "string_or_null")]
     pub requirement: String,
@@ -31,6 +40,7 @@ impl Row {
         }
         let row: Self = parse_json(line)?;
         row.check_texts()?;
+        row.check_sources()?;
         row.check_images(|path| image_file(folder, path).map(drop))?;
         Ok(row)
     }
@@ -43,15 +53,24 @@ impl Row {
         &self,
         check: impl Fn(&str) -> Result<(), E>,
     ) -> Result<(), String> {
-        self.images().try_for_each(|(key, path)| {
+        self.files().try_for_each(|(key, path)| {
             check(path).map_err(|error| format!("{key} {path:?}: {error}"))
         })
     }
 
     /// The images that it names, each with its key.
-    pub fn images(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        let target = self.target.iter().map(|path| ("target", path.as_str()));
-        std::iter::once(("image", self.image.as_str())).chain(target)
+    pub fn files(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let sources = self.images.iter().map(|path| ("image", path.as_str()));
+        sources.chain(self.target.iter().map(|path| ("target", path.as_str())))
+    }
+
+    fn check_sources(&self) -> Result<(), String> {
+        match self.images.len() {
+            1..=SOURCES_MAX => Ok(()),
+            count => Err(format!(
+                "image names {count} files, expected 1 to {SOURCES_MAX}"
+            )),
+        }
     }
 
     fn check_texts(&self) -> Result<(), String> {
@@ -65,7 +84,7 @@ impl Row {
         ]
         .map(|(key, text)| (key, text, PROMPT_BYTES_MAX));
         let paths = self
-            .images()
+            .files()
             .map(|(key, path)| (key, path, ADDRESS_BYTES_MAX));
         match prompts
             .into_iter()
@@ -79,6 +98,11 @@ impl Row {
             None => Ok(()),
         }
     }
+}
+
+fn path_or_paths<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    one_or_several::deserialize(deserializer)
+        .map_err(|_: D::Error| D::Error::custom("image is neither a path nor a list of paths"))
 }
 
 /// Exports of tables write null where a column has no value.
@@ -106,7 +130,7 @@ mod tests {
     fn row(requirement: &str, target: Option<&str>) -> Row {
         Row {
             prompt: "p".into(),
-            image: "images/a.png".into(),
+            images: vec!["images/a.png".into()],
             requirement: requirement.into(),
             target: target.map(str::to_owned),
         }
@@ -122,6 +146,29 @@ mod tests {
             (r#","target":"images/a.png""#, row("", Some("images/a.png"))),
         ] {
             assert_eq!(parse(&line(more)).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn a_row_may_have_several_sources() {
+        let read = |image: &str| parse(&format!(r#"{{"prompt":"p","image":{image}}}"#));
+        let a = r#""images/a.png""#;
+        assert_eq!(read(&format!("[{a}]")).unwrap(), row("", None));
+        let two = read(&format!("[{a}, {a}]")).unwrap();
+        assert_eq!(two.images, ["images/a.png", "images/a.png"]);
+        let missing = read(&format!(r#"[{a}, "images/b.png"]"#)).unwrap_err();
+        assert!(
+            missing.starts_with("image \"images/b.png\": No such file"),
+            "{missing}"
+        );
+        let many = format!("[{}]", [a; 9].join(","));
+        for (image, expected) in [
+            ("[]", "image names 0 files, expected 1 to 8"),
+            (&*many, "image names 9 files, expected 1 to 8"),
+            ("7", "image is neither a path nor a list of paths"),
+        ] {
+            let error = read(image).unwrap_err();
+            assert!(error.starts_with(expected), "{error}");
         }
     }
 
@@ -151,7 +198,7 @@ mod tests {
         let line = |prompt: &str, image: &str, requirement: &str, target: &str| {
             let row = Row {
                 prompt: prompt.into(),
-                image: image.into(),
+                images: vec![image.into()],
                 requirement: requirement.into(),
                 target: Some(target.into()),
             };
@@ -191,7 +238,10 @@ mod tests {
         let folder = dataset();
         retouch_hostile::bombard(line.as_bytes(), |bytes| {
             if let Ok(row) = Row::parse(folder.path(), &String::from_utf8_lossy(bytes)) {
-                assert_eq!(Path::new(&row.image).file_name(), Some("a.png".as_ref()));
+                assert_eq!(
+                    Path::new(&row.images[0]).file_name(),
+                    Some("a.png".as_ref())
+                );
             }
         });
     }

@@ -16,7 +16,7 @@ pub fn contact_sheet(outcomes: &[Outcome], columns: u32) -> RgbImage {
     let Some(first) = outcomes.first() else {
         return RgbImage::from_pixel(1, 1, BACKGROUND);
     };
-    let (width, height) = first.pair.source.dimensions();
+    let (width, height) = first.pair.sources.last().dimensions();
     let factor = THUMBNAIL_WIDTH_MIN.div_ceil(width).max(1);
     let (width, height) = (width * factor, height * factor);
     let group_width = 3 * width + 2 * GAP;
@@ -35,7 +35,7 @@ pub fn contact_sheet(outcomes: &[Outcome], columns: u32) -> RgbImage {
             before,
             after,
         } = outcome;
-        let pictures = [&pair.source, &before.image, &after.image];
+        let pictures = [pair.sources.last(), &before.image, &after.image];
         for (place, picture) in pictures.into_iter().enumerate() {
             let scaled = imageops::resize(picture, width, height, imageops::FilterType::Nearest);
             let x = left + place as u32 * (width + GAP);
@@ -55,7 +55,7 @@ mod tests {
         let row = || {
             let mut row = outcome("add", 0.2, 0.4, false);
             let picture = |color| RgbImage::from_pixel(64, 64, Rgb(color));
-            row.pair.source = picture([255, 0, 0]);
+            row.pair.sources = picture([255, 0, 0]).into();
             row.before.image = picture([0, 255, 0]);
             row.after.image = picture([0, 0, 255]);
             row

@@ -12,7 +12,6 @@ use retouch_models::{
     device::{self, DeviceError},
     editor::{
         Condition, ConditionShape, EditError, EditRequest, Editor, ImageSize, Parts, SampleOptions,
-        SourceSize,
     },
     lora::{LoraAdapter, load_adapter},
     memory, noise,
@@ -138,7 +137,7 @@ impl Evaluator {
 
     /// The pairs that are edited together, by index.
     fn batches(&self, pairs: &[Pair]) -> Vec<Vec<usize>> {
-        let sizes: Vec<ImageSize> = pairs.iter().map(|p| ImageSize::of(&p.source)).collect();
+        let sizes: Vec<ImageSize> = pairs.iter().map(|pair| pair.sources.size).collect();
         batches(&sizes, |size| match memory::is_host(self.editor.device()) {
             // Each core has pairs of its own.
             true => 1,
@@ -170,9 +169,9 @@ impl Evaluator {
             self.editor.encode_request(&EditRequest {
                 prompt: &pair.prompt,
                 negative_prompt: self.options.negative_prompt(),
-                sources: std::slice::from_ref(&pair.source),
-                source_size: SourceSize::Result,
-                size: ImageSize::of(&pair.source),
+                sources: &pair.sources.images,
+                source_size: pair.sources.source_size(),
+                size: pair.sources.size,
                 max_sequence_length: self.max_sequence_length,
             })
         });
@@ -195,7 +194,7 @@ impl Evaluator {
         let group = Group {
             prompt: pair.prompt.clone(),
             requirement: pair.requirement.clone(),
-            source: pair.source.clone(),
+            sources: pair.sources.images.clone(),
             edits: vec![before, after],
         };
         let scores = self.scorer.score(&group)?.scores;

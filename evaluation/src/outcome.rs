@@ -50,7 +50,7 @@ pub(crate) mod tests {
                 prompt: "remove it".to_owned(),
                 requirement: String::new(),
                 task: task.to_owned(),
-                source: RgbImage::new(1, 1),
+                sources: RgbImage::new(1, 1).into(),
                 oracle: None,
             },
             before: scored(before),

@@ -5,7 +5,7 @@ use std::path::Path;
 use image::RgbImage;
 use retouch_dataset::{DatasetError, read_held_out};
 use retouch_models::editor::SizeRule;
-use retouch_rollout_worker::source::{self, SourceError};
+use retouch_rollout_worker::source::{self, SourceError, Sources};
 use thiserror::Error;
 
 /// The best score of an [`Oracle`].
@@ -22,8 +22,8 @@ pub struct Pair {
     pub requirement: String,
     /// What pairs of one kind have in common: gains are also given by task.
     pub task: String,
-    /// The image before the edit, in the size that it is edited in.
-    pub source: RgbImage,
+    /// The images before the edit.
+    pub sources: Sources,
     /// There in datasets whose targets are known.
     pub oracle: Option<Oracle>,
 }
@@ -49,7 +49,7 @@ pub fn read(folder: &Path, count: usize, rule: SizeRule) -> Result<Vec<Pair>, Pa
         .into_iter()
         .map(|row| {
             Ok(Pair {
-                source: source::load(folder, &row.image, rule)?,
+                sources: source::load(folder, &row.images, rule)?,
                 prompt: row.prompt,
                 task: row.requirement.clone(),
                 requirement: row.requirement,
@@ -85,7 +85,7 @@ mod tests {
         let prompts: Vec<&str> = pairs.iter().map(|pair| pair.prompt.as_str()).collect();
         assert_eq!(prompts, ["first", "second"]);
         assert_eq!(pairs[0].task, "it is red");
-        assert_eq!(pairs[0].source.dimensions(), (8, 8));
+        assert_eq!(pairs[0].sources.last().dimensions(), (8, 8));
         let error = read(4).err().unwrap().to_string();
         assert!(error.contains("3 rows, fewer than the 4"), "{error}");
     }

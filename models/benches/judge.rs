@@ -95,7 +95,7 @@ fn judge_group(criterion: &mut Criterion) {
     let source = picture(0);
     let edits: Vec<RgbImage> = (1..=GROUP_SIZE as u64).map(picture).collect();
     let request = JudgeRequest {
-        source: &source,
+        sources: &[source],
         edits: &edits,
         prompt: PROMPT,
         requirement: REQUIREMENT,

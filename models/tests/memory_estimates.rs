@@ -213,7 +213,7 @@ fn judge(folder: &Path, dtype: DType) {
     let template = Template::load(&folder.join("template.txt")).unwrap();
     let image = || RgbImage::new(SIZE.width as u32, SIZE.height as u32);
     let request = JudgeRequest {
-        source: &image(),
+        sources: &[image()],
         edits: &[image(), image(), image(), image()],
         prompt: "make the circle red",
         requirement: "keep the rest",

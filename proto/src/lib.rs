@@ -15,6 +15,7 @@ pub mod ids;
 pub mod limits;
 pub mod lookup;
 pub mod metrics;
+pub mod one_or_several;
 pub mod paths;
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
 mod pb {

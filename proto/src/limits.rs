@@ -22,6 +22,8 @@ pub const ADDRESS_BYTES_MAX: usize = 1024;
 pub const PROMPT_BYTES_MAX: usize = 16 << 10;
 /// Length of a failure's reason; longer ones are cut by the sender.
 pub const REASON_BYTES_MAX: usize = 4 << 10;
+/// Source images of an edit.
+pub const SOURCES_MAX: usize = 8;
 /// Candidates in a group.
 pub const GROUP_SIZE_MAX: usize = 256;
 /// Groups in an iteration, refill rounds included.

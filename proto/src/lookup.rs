@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::blob::ContentHash;
 use crate::ids::{GroupId, Iteration};
+use crate::one_or_several;
 use crate::status::PolicyStatus;
 use crate::task::TermScore;
 
@@ -113,8 +114,9 @@ pub struct GroupView {
     pub prompt: String,
     /// What the judge looks for.
     pub requirement: String,
-    /// The source image, relative to the dataset folder.
-    pub image: String,
+    /// The source images, relative to the dataset folder; none if the dataset is not at hand.
+    #[serde(rename = "image", with = "one_or_several")]
+    pub images: Vec<String>,
     /// The refill round; 0 is the first draw.
     pub round: u32,
     /// The policy that sampled it.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::blob::{BlobRef, ContentHash};
 use crate::ids::{Epoch, GroupId, Iteration, LeaseId};
+use crate::one_or_several;
 
 /// One task given to one worker.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,8 +43,8 @@ pub struct RolloutTask {
     pub prompt: String,
     /// What the judge looks for.
     pub requirement: String,
-    /// The source image, relative to the dataset folder.
-    pub image: String,
+    /// The source images, relative to the dataset folder, in the order that the editor takes them.
+    pub images: Vec<String>,
     /// The adapter to sample with; `None` is the bare base model.
     pub version: Option<BlobRef>,
     /// Number of candidates.
@@ -61,8 +62,9 @@ pub struct RolloutResult {
     pub x0: BlobRef,
     /// The encoded condition.
     pub condition: BlobRef,
-    /// The source image as the model saw it.
-    pub source_png: BlobRef,
+    /// The source images as the model saw them.
+    #[serde(rename = "source_png", with = "one_or_several")]
+    pub sources_png: Vec<BlobRef>,
     /// The candidates, decoded, in sample order.
     pub edits_png: Vec<BlobRef>,
     /// Where the time went.
@@ -89,8 +91,8 @@ pub struct ScoreTask {
     pub prompt: String,
     /// What the judge looks for.
     pub requirement: String,
-    /// The source image.
-    pub source_png: BlobRef,
+    /// The source images.
+    pub sources_png: Vec<BlobRef>,
     /// The candidates, in sample order.
     pub edits_png: Vec<BlobRef>,
 }
@@ -371,8 +373,8 @@ pub struct InlineGroup {
     pub prompt: String,
     /// What the judge looks for.
     pub requirement: String,
-    /// The source image.
-    pub source_png: bytes::Bytes,
+    /// The source images.
+    pub sources_png: Vec<bytes::Bytes>,
     /// The candidates.
     pub edits_png: Vec<bytes::Bytes>,
 }

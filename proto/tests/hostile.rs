@@ -81,7 +81,7 @@ fn reports() {
         version: Some(ContentHash::of(b"version")),
         x0: blob("x0"),
         condition: blob("condition"),
-        source_png: blob("source"),
+        sources_png: vec![blob("source")],
         edits_png: vec![blob("edit 0"), blob("edit 1")],
         timings: RolloutTimings::default(),
     };
@@ -117,7 +117,7 @@ fn replies() {
         group: GROUP,
         prompt: "add a dot".into(),
         requirement: "a dot".into(),
-        image: "images/a.png".into(),
+        images: vec!["images/a.png".into()],
         version: Some(blob("version")),
         group_size: 4,
     };
@@ -141,7 +141,7 @@ fn groups_for_the_judge_and_events() {
     let group = grpc::ScoreGroupRequest {
         prompt: "add a dot".into(),
         requirement: "a dot".into(),
-        source_png: vec![1; 30].into(),
+        sources_png: vec![vec![1; 30].into()],
         edits_png: vec![vec![2; 30].into(), vec![3; 30].into()],
     };
     bombard(

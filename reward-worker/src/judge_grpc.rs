@@ -47,10 +47,10 @@ impl Judge for JudgeService {
         let InlineGroup {
             prompt,
             requirement,
-            source_png,
+            sources_png,
             edits_png,
         } = request.into_inner().try_into()?;
-        let decode = move || Group::decode(prompt, requirement, &source_png, &edits_png);
+        let decode = move || Group::decode(prompt, requirement, &sources_png, &edits_png);
         let group = tokio::task::spawn_blocking(decode)
             .await
             .map_err(internal)?;

@@ -97,8 +97,8 @@ pub struct Group {
     pub prompt: String,
     /// What the judge looks for.
     pub requirement: String,
-    /// The image before the edit.
-    pub source: RgbImage,
+    /// The images that the edit is made of.
+    pub sources: Vec<RgbImage>,
     /// The candidates.
     pub edits: Vec<RgbImage>,
 }
@@ -112,29 +112,26 @@ impl Group {
     pub fn decode(
         prompt: String,
         requirement: String,
-        source: &Bytes,
+        sources: &[Bytes],
         edits: &[Bytes],
     ) -> Result<Self, ScoreError> {
-        let source = decode(source, || "the source image".to_owned())?;
-        let edits = edits
-            .iter()
-            .enumerate()
-            .map(|(i, edit)| decode(edit, || format!("edit {i}")));
-        let edits = edits.collect::<Result<_, _>>()?;
         Ok(Self {
             prompt,
             requirement,
-            source,
-            edits,
+            sources: decode_all(sources, "source image")?,
+            edits: decode_all(edits, "edit")?,
         })
     }
 }
 
-fn decode(png: &Bytes, which: impl FnOnce() -> String) -> Result<RgbImage, ScoreError> {
-    images::from_png(png).map_err(|source| ScoreError::Image {
-        which: which(),
-        source,
-    })
+fn decode_all(pngs: &[Bytes], what: &str) -> Result<Vec<RgbImage>, ScoreError> {
+    let decode = |(index, png): (usize, &Bytes)| {
+        images::from_png(png).map_err(|source| ScoreError::Image {
+            which: format!("{what} {index}"),
+            source,
+        })
+    };
+    pngs.iter().enumerate().map(decode).collect()
 }
 
 /// What the terms say about a group.
@@ -295,7 +292,7 @@ impl Term {
             source: Box::new(source),
         })?;
         let request = JudgeRequest {
-            source: &group.source,
+            sources: &group.sources,
             edits: &group.edits,
             prompt: &group.prompt,
             requirement: &group.requirement,

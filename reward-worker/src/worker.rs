@@ -105,9 +105,9 @@ impl Scores {
 
     async fn fetch_group(&self, task: ScoreTask) -> Result<Group, TaskFailure> {
         let retention = Retention::Until(task.group.iteration);
-        let source = self.blobs.fetch(&task.source_png, retention).await?;
+        let sources = self.blobs.fetch_all(&task.sources_png, retention).await?;
         let edits = self.blobs.fetch_all(&task.edits_png, retention).await?;
-        let decode = move || Group::decode(task.prompt, task.requirement, &source, &edits);
+        let decode = move || Group::decode(task.prompt, task.requirement, &sources, &edits);
         let group = tokio::task::spawn_blocking(decode).await;
         group
             .map_err(TaskFailure::lasting)?

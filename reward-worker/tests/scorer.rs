@@ -107,7 +107,7 @@ fn group() -> Group {
     Group {
         prompt: "make the circle red".to_owned(),
         requirement: "recolor".to_owned(),
-        source: picture(0),
+        sources: vec![picture(0)],
         edits: [40, 90, 200].map(picture).to_vec(),
     }
 }

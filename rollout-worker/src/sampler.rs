@@ -6,10 +6,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use image::RgbImage;
 use retouch_models::{
     device,
-    editor::{
-        Condition, EditError, EditRequest, Editor, EditorSource, ImageSize, Parts, SampleOptions,
-        SourceSize,
-    },
+    editor::{Condition, EditError, EditRequest, Editor, EditorSource, Parts, SampleOptions},
     exchange,
     lora::{LoraAdapter, LoraConfig, flat_len},
     memory, noise,
@@ -23,7 +20,7 @@ use retouch_proto::{
 };
 use thiserror::Error;
 
-use crate::lru::Lru;
+use crate::{lru::Lru, source::Sources};
 
 /// Conditions that are kept: a refilled or remade group comes soon after.
 const CONDITIONS_MAX: usize = 8;
@@ -64,10 +61,10 @@ pub struct GroupInput {
     pub group: GroupId,
     /// The instruction.
     pub prompt: String,
-    /// The source image's path, which names it in the cache.
-    pub path: String,
-    /// The source image in the size that its edits will have.
-    pub source: Arc<RgbImage>,
+    /// The source images' paths, which name them in the cache.
+    pub paths: Vec<String>,
+    /// The source images, and the size of the edits.
+    pub sources: Arc<Sources>,
     /// The adapter, none for the bare base model.
     pub version: Option<Version>,
     /// Number of candidates.
@@ -105,7 +102,7 @@ pub struct Sampler {
     dtype: DType,
     device: Device,
     settings: Settings,
-    conditions: Lru<(String, String), Condition>,
+    conditions: Lru<(Vec<String>, String), Condition>,
     adapters: Lru<ContentHash, Arc<LoraAdapter>>,
 }
 
@@ -196,13 +193,13 @@ impl Sampler {
     }
 
     fn condition(&mut self, input: &GroupInput) -> Result<Condition, SampleError> {
-        let key = (input.path.clone(), input.prompt.clone());
+        let key = (input.paths.clone(), input.prompt.clone());
         let request = EditRequest {
             prompt: &input.prompt,
             negative_prompt: self.settings.sample.negative_prompt(),
-            sources: std::slice::from_ref(&*input.source),
-            source_size: SourceSize::Result,
-            size: ImageSize::of(&input.source),
+            sources: &input.sources.images,
+            source_size: input.sources.source_size(),
+            size: input.sources.size,
             max_sequence_length: self.settings.max_sequence_length,
         };
         let editor = &self.editor;
@@ -231,7 +228,7 @@ impl Sampler {
 
     /// Independent noise for every candidate, derived from where it stands (A9). [K, S, C]
     fn noise(&self, input: &GroupInput) -> Tensor<3> {
-        let [tokens, channels] = self.editor.latent_shape(ImageSize::of(&input.source));
+        let [tokens, channels] = self.editor.latent_shape(input.sources.size);
         let GroupId { iteration, index } = input.group;
         let seed = |sample| {
             let (run_seed, purpose) = (self.settings.run_seed, Purpose::RolloutNoise);

@@ -8,7 +8,7 @@ use std::{
 use image::RgbImage;
 use retouch_dataset::{ImagePathError, image_file};
 use retouch_models::{
-    editor::{ImageSize, SizeRule, fit},
+    editor::{ImageSize, SizeRule, SourceSize, fit},
     images::{self, ImageFileError},
 };
 use retouch_proto::config::{ModelConfig, Sizing};
@@ -17,6 +17,9 @@ use thiserror::Error;
 /// A source image that can't be used.
 #[derive(Debug, Error)]
 pub enum SourceError {
+    /// There is nothing to edit.
+    #[error("no source image is named")]
+    None,
     /// The path leads out of the dataset, or to no file.
     #[error("image {path:?}: {source}")]
     Path {
@@ -45,7 +48,7 @@ impl SourceError {
                 source: ImageFileError::Io(source),
                 ..
             } => source.kind() != io::ErrorKind::NotFound,
-            Self::Image { .. } => false,
+            Self::Image { .. } | Self::None => false,
         }
     }
 }
@@ -63,19 +66,69 @@ pub fn size_rule(model: &ModelConfig) -> SizeRule {
     }
 }
 
-/// Loads the image at `path` in the dataset folder: the largest part in the middle
-/// that has the proportions of the rule's size for it, resized to that size.
+/// What an edit is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sources {
+    /// The source images as the editor sees them, at least one.
+    pub images: Vec<RgbImage>,
+    /// The size of the edit, which is the rule's for the last of them, as in the reference pipelines.
+    pub size: ImageSize,
+}
+
+impl From<RgbImage> for Sources {
+    /// A single one of the edit's size.
+    fn from(image: RgbImage) -> Self {
+        Self {
+            size: ImageSize::of(&image),
+            images: vec![image],
+        }
+    }
+}
+
+impl Sources {
+    /// How the editor is to take them: they have their sizes.
+    pub fn source_size(&self) -> SourceSize {
+        match self.images.len() {
+            1 => SourceSize::Result,
+            _ => SourceSize::Own,
+        }
+    }
+
+    /// The one that the edit has its shape from.
+    pub fn last(&self) -> &RgbImage {
+        self.images.last().expect("there is at least one")
+    }
+}
+
+/// Loads the images at `paths` in the dataset folder. A single one is what is edited: the largest part in its middle
+/// that has the proportions of the rule's size for it, resized to that size. Of several, each keeps its own
+/// proportions, with as many pixels, since they show several things and cropping would cut some off.
 ///
 /// # Errors
 ///
-/// If the path leads out of the folder, or the file is missing or broken.
-pub fn load(folder: &Path, path: &str, rule: SizeRule) -> Result<RgbImage, SourceError> {
+/// If a path leads out of the folder, or a file is missing or broken.
+pub fn load(folder: &Path, paths: &[String], rule: SizeRule) -> Result<Sources, SourceError> {
+    let images = paths.iter().map(|path| open(folder, path));
+    let images: Vec<RgbImage> = images.collect::<Result<_, _>>()?;
+    let last = images.last().ok_or(SourceError::None)?;
+    let size = rule.size(ImageSize::of(last));
+    let several = SizeRule::Area(size.height * size.width);
+    let images = match &images[..] {
+        [image] => vec![fit(image, size)],
+        images => {
+            let own = |image: &RgbImage| fit(image, several.size(ImageSize::of(image)));
+            images.iter().map(own).collect()
+        }
+    };
+    Ok(Sources { images, size })
+}
+
+fn open(folder: &Path, path: &str) -> Result<RgbImage, SourceError> {
     let file = image_file(folder, path).map_err(|source| SourceError::Path {
         path: path.to_owned(),
         source,
     })?;
-    let image = images::open(&file).map_err(|source| SourceError::Image { path: file, source })?;
-    Ok(fit(&image, rule.size(ImageSize::of(&image))))
+    images::open(&file).map_err(|source| SourceError::Image { path: file, source })
 }
 
 #[cfg(test)]
@@ -86,6 +139,14 @@ mod tests {
 
     fn size(height: usize, width: usize) -> SizeRule {
         SizeRule::Fixed(ImageSize { height, width })
+    }
+
+    /// One image of the folder.
+    fn load(folder: &Path, path: &str, rule: SizeRule) -> Result<RgbImage, SourceError> {
+        let sources = super::load(folder, &[path.to_owned()], rule)?;
+        assert_eq!(sources.source_size(), SourceSize::Result);
+        assert_eq!(ImageSize::of(sources.last()), sources.size);
+        Ok(sources.last().clone())
     }
 
     fn dataset() -> tempfile::TempDir {
@@ -125,6 +186,36 @@ mod tests {
         });
         let kept = load(folder.path(), "images/0.png", rule).unwrap();
         assert_eq!(kept.dimensions(), (96, 64));
+    }
+
+    #[test]
+    fn several_sources_keep_their_aspects_and_the_last_gives_the_size() {
+        let folder = dataset();
+        RgbImage::new(40, 80)
+            .save(folder.path().join("tall.png"))
+            .unwrap();
+        let paths = ["tall.png", "images/0.png"].map(str::to_owned);
+        let load = |rule| super::load(folder.path(), &paths, rule).unwrap();
+        let sizes = |sources: &Sources| -> Vec<(u32, u32)> {
+            sources.images.iter().map(RgbImage::dimensions).collect()
+        };
+        let fixed = load(size(64, 64));
+        assert_eq!(sizes(&fixed), [(32, 80), (64, 48)]);
+        assert_eq!(
+            (fixed.size, fixed.source_size()),
+            (ImageSize::square(64), SourceSize::Own)
+        );
+        let aspect = load(SizeRule::Area(64 * 64));
+        assert_eq!(sizes(&aspect)[1], (64, 48));
+        assert_eq!(
+            aspect.size,
+            ImageSize {
+                height: 48,
+                width: 64
+            }
+        );
+        let none = super::load(folder.path(), &[], size(64, 64)).unwrap_err();
+        assert!(!none.is_retryable());
     }
 
     #[test]

@@ -28,7 +28,7 @@ use tonic::service::Routes;
 
 use crate::{
     sampler::{GroupInput, GroupOutput, SampleError, Sampler, Version},
-    source,
+    source::{self, Sources},
 };
 
 /// Groups at a time: while one is on the device, the next one's source and adapter
@@ -102,13 +102,13 @@ impl Rollouts {
     }
 
     async fn sample(&self, task: RolloutTask) -> Result<RolloutResult, TaskFailure> {
-        let source = self.load_source(&task).await?;
+        let sources = self.load_sources(&task).await?;
         let version = self.fetch_version(&task).await?;
         let input = GroupInput {
             group: task.group,
             prompt: task.prompt.clone(),
-            path: task.image.clone(),
-            source: source.clone(),
+            paths: task.images.clone(),
+            sources: sources.clone(),
             version,
             group_size: task.group_size as usize,
         };
@@ -121,12 +121,12 @@ impl Rollouts {
             SampleError::Edit(_) => TaskFailure::lasting(error),
             _ => TaskFailure::retryable(error),
         })?;
-        self.publish(&task, source, output).await
+        self.publish(&task, sources, output).await
     }
 
-    async fn load_source(&self, task: &RolloutTask) -> Result<Arc<RgbImage>, TaskFailure> {
-        let (folder, path, rule) = (self.dataset.clone(), task.image.clone(), self.rule);
-        let loaded = spawn_blocking(move || source::load(&folder, &path, rule))
+    async fn load_sources(&self, task: &RolloutTask) -> Result<Arc<Sources>, TaskFailure> {
+        let (folder, paths, rule) = (self.dataset.clone(), task.images.clone(), self.rule);
+        let loaded = spawn_blocking(move || source::load(&folder, &paths, rule))
             .await
             .map_err(TaskFailure::lasting)?;
         loaded.map(Arc::new).map_err(|error| TaskFailure {
@@ -149,7 +149,7 @@ impl Rollouts {
     async fn publish(
         &self,
         task: &RolloutTask,
-        source: Arc<RgbImage>,
+        sources: Arc<Sources>,
         output: GroupOutput,
     ) -> Result<RolloutResult, TaskFailure> {
         let GroupOutput {
@@ -159,29 +159,40 @@ impl Rollouts {
             mut timings,
         } = output;
         let begin = Instant::now();
-        let pngs =
-            spawn_blocking(move || (png(&source), edits.iter().map(png).collect::<Vec<_>>())).await;
-        let (source_png, edits_png) = pngs.map_err(TaskFailure::retryable)?;
+        let pngs = spawn_blocking(move || (pngs(&sources.images), pngs(&edits))).await;
+        let (sources_png, edits_png) = pngs.map_err(TaskFailure::retryable)?;
         timings.decode_s += begin.elapsed().as_secs_f64();
-        let mut edits = Vec::with_capacity(edits_png.len());
-        for edit in edits_png {
-            edits.push(self.put(task, edit).await?);
-        }
         Ok(RolloutResult {
             group: task.group,
             version: task.version.as_ref().map(|version| version.hash),
             x0: self.put(task, x0).await?,
             condition: self.put(task, condition).await?,
-            source_png: self.put(task, source_png).await?,
-            edits_png: edits,
+            sources_png: self.put_all(task, sources_png).await?,
+            edits_png: self.put_all(task, edits_png).await?,
             timings,
         })
+    }
+
+    async fn put_all(
+        &self,
+        task: &RolloutTask,
+        pngs: Vec<Vec<u8>>,
+    ) -> Result<Vec<BlobRef>, TaskFailure> {
+        let mut blobs = Vec::with_capacity(pngs.len());
+        for png in pngs {
+            blobs.push(self.put(task, png).await?);
+        }
+        Ok(blobs)
     }
 
     async fn put(&self, task: &RolloutTask, bytes: Vec<u8>) -> Result<BlobRef, TaskFailure> {
         let retention = Retention::Until(task.group.iteration);
         Ok(self.blobs.put(bytes.into(), retention).await?)
     }
+}
+
+fn pngs(images: &[RgbImage]) -> Vec<Vec<u8>> {
+    images.iter().map(png).collect()
 }
 
 fn png(image: &RgbImage) -> Vec<u8> {

@@ -47,13 +47,15 @@ fn input(index: u32, group_size: usize) -> GroupInput {
             index,
         },
         prompt: "add a red dot".into(),
-        path: "images/0.png".into(),
-        source: Arc::new(RgbImage::from_fn(16, 24, |x, y| {
-            Rgb([x as u8 * 9, y as u8 * 9, 80])
-        })),
+        paths: vec!["images/0.png".into()],
+        sources: Arc::new(picture().into()),
         version: None,
         group_size,
     }
+}
+
+fn picture() -> RgbImage {
+    RgbImage::from_fn(16, 24, |x, y| Rgb([x as u8 * 9, y as u8 * 9, 80]))
 }
 
 /// An adapter with both factors random, so that it changes what is sampled.
@@ -167,8 +169,8 @@ fn groups_are_as_large_as_their_sources() {
     let mut sampler = sampler();
     for (width, height) in [(16, 24), (32, 16), (16, 16)] {
         let input = GroupInput {
-            source: Arc::new(RgbImage::from_pixel(width, height, Rgb([9, 80, 200]))),
-            path: format!("images/{width}x{height}.png"),
+            sources: Arc::new(RgbImage::from_pixel(width, height, Rgb([9, 80, 200])).into()),
+            paths: vec![format!("images/{width}x{height}.png")],
             ..input(0, 2)
         };
         let made = sampler.sample_group(&input).expect("a group");

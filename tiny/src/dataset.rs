@@ -110,7 +110,7 @@ impl Dataset {
         let requirement = case.requirement().to_owned();
         Ok(Row {
             prompt: case.prompt(),
-            image,
+            images: vec![image],
             requirement,
             target,
         })
@@ -179,7 +179,7 @@ mod tests {
                         .to_rgb8()
                 };
                 assert_eq!(row.prompt, case.prompt());
-                assert_eq!(open(&row.image), case.source_image());
+                assert_eq!(open(&row.images[0]), case.source_image());
                 assert_eq!(
                     open(row.target.as_deref().expect("a target")),
                     case.target_image()

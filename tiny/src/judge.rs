@@ -146,7 +146,7 @@ mod tests {
         let judge = load(folder.path(), &Device::flex()).expect("a judge");
         let case = generate::case(1, Split::Test, 3);
         let request = JudgeRequest {
-            source: &case.source_image(),
+            sources: &[case.source_image()],
             edits: &[case.source_image(), case.target_image()],
             prompt: &case.prompt(),
             requirement: case.requirement(),
@@ -168,7 +168,7 @@ mod tests {
         for index in 0..64 {
             let case = generate::case(1, Split::Test, index);
             let request = JudgeRequest {
-                source: &case.source_image(),
+                sources: &[case.source_image()],
                 edits: &[case.target_image()],
                 prompt: &case.prompt(),
                 requirement: case.requirement(),

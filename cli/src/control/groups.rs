@@ -153,7 +153,7 @@ fn details(group: &GroupView) -> String {
     let _ = writeln!(
         out,
         "  source       {} (row {row}, round {round})",
-        group.image
+        group.images.join(", ")
     );
     if let Some(worker) = &group.sampled_by {
         let with = group.policy.as_ref().map_or("-".to_owned(), policy);
@@ -239,7 +239,7 @@ mod tests {
             dataset_row: 12,
             prompt: "make the ball red".into(),
             requirement: String::new(),
-            image: "images/a.png".into(),
+            images: vec!["images/a.png".into()],
             round: 0,
             policy: Some(PolicyStatus {
                 iteration: Iteration(2),

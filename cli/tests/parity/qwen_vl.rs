@@ -120,7 +120,7 @@ pub(crate) fn judge_chat(case: &Case) -> anyhow::Result<Outputs> {
     let processor = JudgeProcessor::load(case.folder(), &config)?;
     let (source, edited) = (image(case, "source")?, image(case, "edited")?);
     let inputs = processor.prepare(&[JudgeRequest {
-        source: &source,
+        sources: &[source],
         edits: &[edited],
         prompt: case.text("prompt")?,
         requirement: case.text("requirement")?,

@@ -20,7 +20,7 @@ fn rollout(task: &RolloutTask) -> RolloutResult {
         version: task.version.as_ref().map(|version| version.hash),
         x0: named(0),
         condition: named(1),
-        source_png: named(2),
+        sources_png: vec![named(2)],
         edits_png: (3..3 + task.group_size).map(named).collect(),
         timings: RolloutTimings::default(),
     }

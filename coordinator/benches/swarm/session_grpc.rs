@@ -212,7 +212,9 @@ impl Session {
             TaskOutcome::Rollout(result) => {
                 let mut sampled = self.shared.sampled.lock().expect("nobody panics");
                 sampled.insert(result.group, now);
-                let latents = [&result.x0, &result.condition, &result.source_png];
+                let latents = [&result.x0, &result.condition]
+                    .into_iter()
+                    .chain(&result.sources_png);
                 let blobs = latents.into_iter().chain(&result.edits_png);
                 self.holds.extend(blobs.map(|blob| blob.hash));
             }

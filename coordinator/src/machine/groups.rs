@@ -105,11 +105,11 @@ impl Group {
         Some(scored.scores.iter().map(|score| score.reward).collect())
     }
 
-    /// The images that a judge needs: the source and the candidates.
+    /// The images that a judge needs: the sources and the candidates.
     pub(super) fn images(&self) -> impl Iterator<Item = Blob> {
         let sampled = self.sampled.iter();
         sampled
-            .flat_map(|s| std::iter::once(&s.source_png).chain(&s.edits_png))
+            .flat_map(|s| s.sources_png.iter().chain(&s.edits_png))
             .map(Blob::of)
     }
 
@@ -147,8 +147,9 @@ impl Group {
 
 /// The hashes of all that a sampling left behind.
 pub(super) fn hashes(result: &RolloutResult) -> impl Iterator<Item = ContentHash> {
-    let whole: [&BlobRef; 3] = [&result.x0, &result.condition, &result.source_png];
-    let blobs = whole.into_iter().chain(&result.edits_png);
+    let whole: [&BlobRef; 2] = [&result.x0, &result.condition];
+    let images = result.sources_png.iter().chain(&result.edits_png);
+    let blobs = whole.into_iter().chain(images);
     blobs.map(|blob| blob.hash)
 }
 

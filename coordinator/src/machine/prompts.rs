@@ -36,7 +36,7 @@ impl Prompts {
         let pair = |row: &Row| {
             let next = pairs.len() as u32;
             *pairs
-                .entry((row.image.clone(), row.prompt.clone()))
+                .entry((row.images.clone(), row.prompt.clone()))
                 .or_insert(next)
         };
         let pair_of_row = rows.iter().map(pair).collect();
@@ -205,7 +205,7 @@ mod tests {
     fn rows(count: usize) -> Vec<Row> {
         let row = |index| Row {
             prompt: format!("prompt {index}"),
-            image: "a.png".into(),
+            images: vec!["a.png".into()],
             requirement: String::new(),
             target: None,
         };

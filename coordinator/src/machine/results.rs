@@ -227,13 +227,9 @@ impl Machine {
 }
 
 fn without_owners(mut result: RolloutResult) -> RolloutResult {
-    let whole = [
-        &mut result.x0,
-        &mut result.condition,
-        &mut result.source_png,
-    ]
-    .into_iter();
-    for blob in whole.chain(&mut result.edits_png) {
+    let whole = [&mut result.x0, &mut result.condition].into_iter();
+    let images = result.sources_png.iter_mut().chain(&mut result.edits_png);
+    for blob in whole.chain(images) {
         blob.owners.clear();
     }
     result

@@ -39,7 +39,7 @@ impl Machine {
             group: id,
             prompt: row.prompt,
             requirement: row.requirement,
-            image: row.image,
+            images: row.images,
             version: adapter.map(|adapter| self.reference(adapter)),
             group_size: self.config.rollout.group_size,
         })
@@ -48,14 +48,15 @@ impl Machine {
     fn score_task(&mut self, id: GroupId) -> Option<ScoreTask> {
         let group = self.open.group(id)?;
         let row = self.prompts.row(group.drawn.row).clone();
-        let images: Vec<Blob> = group.images().collect();
-        let mut images = self.references(images).into_iter();
+        let sampled = group.sampled.as_ref()?;
+        let blobs = |images: &[BlobRef]| images.iter().map(Blob::of).collect();
+        let (sources, edits) = (blobs(&sampled.sources_png), blobs(&sampled.edits_png));
         Some(ScoreTask {
             group: id,
             prompt: row.prompt,
             requirement: row.requirement,
-            source_png: images.next()?,
-            edits_png: images.collect(),
+            sources_png: self.references(sources),
+            edits_png: self.references(edits),
         })
     }
 

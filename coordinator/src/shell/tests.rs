@@ -16,7 +16,7 @@ fn shell(folder: &Path, run: &MadeUpRun) -> (Shell, Handle) {
     let (store, record) = Store::open(folder, &run.config, ROWS).unwrap();
     let row = |index| Row {
         prompt: format!("prompt {index}"),
-        image: "a.png".into(),
+        images: vec!["a.png".into()],
         requirement: String::new(),
         target: None,
     };

@@ -20,12 +20,18 @@ pub(super) struct Pair {
 pub(super) fn read_pairs(folder: &Path, split: Split) -> Result<Vec<Pair>, DatasetError> {
     read_with(folder, split, |row: Row| {
         row.check_images(|path| images::open(&folder.join(path)).map(drop))?;
+        let [image] = &row.images[..] else {
+            let count = row.images.len();
+            return Err(format!(
+                "row has {count} source images, supervised training takes one"
+            ));
+        };
         let target = row
             .target
             .ok_or("row has no \"target\" image, which supervised training learns from")?;
         Ok(Pair {
             prompt: row.prompt,
-            image: folder.join(row.image),
+            image: folder.join(image),
             target: folder.join(target),
         })
     })
@@ -59,6 +65,12 @@ mod tests {
         let pairs = read(&format!("{}\n{}", row("add a dot"), row("remove it"))).unwrap();
         let prompts: Vec<&str> = pairs.iter().map(|pair| &*pair.prompt).collect();
         assert_eq!(prompts, ["add a dot", "remove it"]);
+        let several = row("join them").replace("\"a.png\",", "[\"a.png\",\"a.png\"],");
+        let error = read(&several).unwrap_err();
+        assert!(
+            error.contains("jsonl:1: row has 2 source images"),
+            "{error}"
+        );
         let none = "{\"prompt\":\"x\",\"image\":\"a.png\",\"target\":null}\n";
         let error = read(&format!("{}{none}", row("x"))).unwrap_err();
         assert!(error.contains("jsonl:2: row has no \"target\""), "{error}");

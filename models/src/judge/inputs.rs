@@ -36,7 +36,8 @@ pub(super) struct Group {
     pub(super) ids: Vec<u32>,
     /// What these images are.
     pub(super) images: Vec<ImageRole>,
-    pub(super) source: Option<Patches>,
+    /// None where the template has no source.
+    pub(super) sources: Vec<Patches>,
     pub(super) edits: Vec<Patches>,
 }
 
@@ -336,7 +337,8 @@ struct Placed {
 
 impl Builder {
     fn push(&mut self, group: Group) {
-        let source = group.source.map(|patches| self.place(patches));
+        let sources = group.sources.into_iter();
+        let sources: Vec<Placed> = sources.map(|patches| self.place(patches)).collect();
         let index = self.groups.last().map_or(0, |last| last + 1);
         for (number, edit) in group.edits.into_iter().enumerate() {
             let edit = self.place(edit);
@@ -344,7 +346,7 @@ impl Builder {
                 .images
                 .iter()
                 .map(|role| match role {
-                    ImageRole::Source => source.expect("a source where the template has one"),
+                    ImageRole::Source(index) => sources[*index],
                     ImageRole::Edited => edit,
                 })
                 .collect();

@@ -28,8 +28,8 @@ use processor::DIGITS;
 /// A group of edits to be judged.
 #[derive(Clone, Copy, Debug)]
 pub struct JudgeRequest<'a> {
-    /// The image before the edit.
-    pub source: &'a RgbImage,
+    /// The images that the edit is made of.
+    pub sources: &'a [RgbImage],
     /// The candidates.
     pub edits: &'a [RgbImage],
     /// The instruction that the edits should carry out.

@@ -118,17 +118,21 @@ impl JudgeProcessor {
         self.check_text("prompt", request.prompt)?;
         self.check_text("requirement", request.requirement)?;
         let template = request.template.unwrap_or(&self.template);
-        let rendered = template.render(request.prompt, request.requirement, &self.image_markup);
-        let source = match rendered.images.contains(&ImageRole::Source) {
-            true => Some(self.patches("the source image", request.source)?),
-            false => None,
-        };
+        let (prompt, requirement) = (request.prompt, request.requirement);
+        let count = request.sources.len();
+        let rendered = template.render(prompt, requirement, &self.image_markup, count);
+        let shown = rendered.images.iter().filter_map(|image| match image {
+            ImageRole::Source(index) => Some(&request.sources[*index]),
+            ImageRole::Edited => None,
+        });
+        let sources = shown.map(|source| self.patches("the source image", source));
+        let sources = sources.collect::<Result<_, _>>()?;
         let edits = request.edits.iter().enumerate();
         let edits = edits.map(|(index, edit)| self.patches(&format!("edited image {index}"), edit));
         Ok(Group {
             ids: self.tokenise(&rendered)?,
             images: rendered.images,
-            source,
+            sources,
             edits: edits.collect::<Result<_, _>>()?,
         })
     }

@@ -119,8 +119,15 @@ impl Template {
         })
     }
 
-    /// The text for a judgement, with `image` where an image goes, and which images these are.
-    pub(super) fn render(&self, prompt: &str, requirement: &str, image: &str) -> Rendered {
+    /// The text for a judgement, with `image` where an image goes, and which images these are. All sources stand, one
+    /// after the other, where the template has the source.
+    pub(super) fn render(
+        &self,
+        prompt: &str,
+        requirement: &str,
+        image: &str,
+        sources: usize,
+    ) -> Rendered {
         let mut text = String::new();
         let mut images = Vec::new();
         for piece in &self.pieces {
@@ -129,8 +136,8 @@ impl Template {
                 Piece::Instruction => text.push_str(prompt),
                 Piece::Requirement => text.push_str(requirement),
                 Piece::SourceImage => {
-                    text.push_str(image);
-                    images.push(ImageRole::Source);
+                    text.push_str(&image.repeat(sources));
+                    images.extend((0..sources).map(ImageRole::Source));
                 }
                 Piece::EditedImage => {
                     text.push_str(image);
@@ -153,7 +160,8 @@ pub(super) struct Rendered {
 /// What an image is to a judgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ImageRole {
-    Source,
+    /// The one with this index.
+    Source(usize),
     Edited,
 }
 
@@ -227,9 +235,13 @@ mod tests {
         let template =
             Template::parse("a {{x}} {source_image}\n{instruction}{edited_image}: {requirement}")
                 .unwrap();
-        let rendered = template.render("make it {red}", "colour", "#");
+        let rendered = template.render("make it {red}", "colour", "#", 1);
         assert_eq!(rendered.text, "a {x} #\nmake it {red}#: colour");
-        assert_eq!(rendered.images, [ImageRole::Source, ImageRole::Edited]);
+        let [first, second] = [0, 1].map(ImageRole::Source);
+        assert_eq!(rendered.images, [first, ImageRole::Edited]);
+        let rendered = template.render("join them", "", "#", 2);
+        assert_eq!(rendered.text, "a {x} ##\njoin them#: ");
+        assert_eq!(rendered.images, [first, second, ImageRole::Edited]);
     }
 
     #[test]
@@ -252,9 +264,9 @@ mod tests {
 
     #[test]
     fn the_default_asks_about_everything() {
-        let rendered = Template::default().render("PROMPT", "REQUIREMENT", "IMAGE");
+        let rendered = Template::default().render("PROMPT", "REQUIREMENT", "IMAGE", 1);
         assert!(rendered.text.contains("PROMPT") && rendered.text.contains("REQUIREMENT"));
         assert!(rendered.text.ends_with("<|im_start|>assistant\n"));
-        assert_eq!(rendered.images, [ImageRole::Source, ImageRole::Edited]);
+        assert_eq!(rendered.images, [ImageRole::Source(0), ImageRole::Edited]);
     }
 }

@@ -87,7 +87,7 @@ fn picture(seed: u64, width: u32, height: u32) -> RgbImage {
 
 fn request<'a>(source: &'a RgbImage, edits: &'a [RgbImage], prompt: &'a str) -> JudgeRequest<'a> {
     JudgeRequest {
-        source,
+        sources: std::slice::from_ref(source),
         edits,
         prompt,
         requirement: "keep the rest",
@@ -243,6 +243,27 @@ fn a_score_is_the_mean_digit_of_the_softmax() {
     let certain = JudgeScore::from_logits(&[-3e4, 0.0, -3e4, -3e4, -3e4, -3e4]).unwrap();
     assert_eq!((certain.reward, certain.entropy), (0.2, 0.0));
     assert!(JudgeScore::from_logits(&[0.0, f32::NAN, 0.0, 0.0, 0.0, 0.0]).is_none());
+}
+
+#[test]
+fn every_source_is_seen_in_its_place() {
+    let judge = judge(&Device::flex());
+    let (first, second, edit) = (picture(1, 16, 16), picture(2, 16, 24), picture(3, 16, 16));
+    let edits = [edit];
+    let reward = |sources: &[RgbImage]| {
+        let request = JudgeRequest {
+            sources,
+            ..request(&first, &edits, "red")
+        };
+        judge.score(&request).unwrap()[0].reward
+    };
+    let both = reward(&[first.clone(), second.clone()]);
+    let others = [
+        reward(&[second.clone(), first.clone()]),
+        reward(std::slice::from_ref(&first)),
+        reward(std::slice::from_ref(&second)),
+    ];
+    assert!(!others.contains(&both), "{both} {others:?}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Direct scoring, images inline.
 
-use super::{ConvertError, Result, all, text};
+use super::{ConvertError, Result, all, task::sources, text};
 use crate::limits::{GROUP_SIZE_MAX, PROMPT_BYTES_MAX};
 use crate::pb;
 use crate::task::{InlineGroup, SampleScore};
@@ -10,7 +10,7 @@ impl From<InlineGroup> for pb::ScoreGroupRequest {
         Self {
             prompt: group.prompt,
             requirement: group.requirement,
-            source_png: group.source_png,
+            sources_png: group.sources_png,
             edits_png: group.edits_png,
         }
     }
@@ -23,7 +23,7 @@ impl TryFrom<pb::ScoreGroupRequest> for InlineGroup {
         Ok(Self {
             prompt: text("judge.prompt", request.prompt, PROMPT_BYTES_MAX)?,
             requirement: text("judge.requirement", request.requirement, PROMPT_BYTES_MAX)?,
-            source_png: request.source_png,
+            sources_png: sources("judge.sources_png", request.sources_png, Ok)?,
             edits_png: all("judge.edits_png", request.edits_png, GROUP_SIZE_MAX, Ok)?,
         })
     }

@@ -44,7 +44,7 @@ fn rollout_task() -> RolloutTask {
         group: group(),
         prompt: "make it blue".into(),
         requirement: "it is blue".into(),
-        image: "images/1.png".into(),
+        images: vec!["images/1.png".into(), "images/2.png".into()],
         version: Some(blob("version")),
         group_size: 12,
     }
@@ -83,7 +83,7 @@ fn rollout_result() -> RolloutResult {
         version: None,
         x0: blob("x0"),
         condition: blob("condition"),
-        source_png: blob("source"),
+        sources_png: vec![blob("source"), blob("other source")],
         edits_png: vec![blob("edit 0"), blob("edit 1")],
         timings: RolloutTimings {
             encode_s: 0.5,
@@ -155,7 +155,7 @@ fn assignments_round_trip() {
         group: group(),
         prompt: "p".into(),
         requirement: "r".into(),
-        source_png: blob("source"),
+        sources_png: vec![blob("source"), blob("other source")],
         edits_png: vec![blob("edit")],
     };
     for task in [

@@ -8,7 +8,7 @@ use crate::blob::BlobRef;
 use crate::ids::{Epoch, Iteration, LeaseId};
 use crate::limits::{
     ADDRESS_BYTES_MAX, GROUP_SIZE_MAX, GROUPS_MAX, HASHES_MAX, NAME_BYTES_MAX, PROMPT_BYTES_MAX,
-    RANKS_MAX, REASON_BYTES_MAX, STALENESS_MAX, TERMS_MAX,
+    RANKS_MAX, REASON_BYTES_MAX, SOURCES_MAX, STALENESS_MAX, TERMS_MAX,
 };
 use crate::pb;
 use crate::task::*;
@@ -57,7 +57,7 @@ impl From<RolloutTask> for pb::RolloutTask {
             group: Some(task.group.into()),
             prompt: task.prompt,
             requirement: task.requirement,
-            image: task.image,
+            images: task.images,
             version: task.version.map(Into::into),
             group_size: task.group_size,
         }
@@ -72,7 +72,9 @@ impl TryFrom<pb::RolloutTask> for RolloutTask {
             group: required("rollout.group", task.group)?.into(),
             prompt: text("rollout.prompt", task.prompt, PROMPT_BYTES_MAX)?,
             requirement: text("rollout.requirement", task.requirement, PROMPT_BYTES_MAX)?,
-            image: text("rollout.image", task.image, ADDRESS_BYTES_MAX)?,
+            images: sources("rollout.images", task.images, |image| {
+                text("rollout.images", image, ADDRESS_BYTES_MAX)
+            })?,
             version: task.version.map(TryInto::try_into).transpose()?,
             group_size: group_size(task.group_size)?,
         })
@@ -97,7 +99,7 @@ impl From<RolloutResult> for pb::RolloutResult {
             version: optional_hash_bytes(&result.version),
             x0: Some(result.x0.into()),
             condition: Some(result.condition.into()),
-            source_png: Some(result.source_png.into()),
+            sources_png: result.sources_png.into_iter().map(Into::into).collect(),
             edits_png: result.edits_png.into_iter().map(Into::into).collect(),
             timings: Some(pb::RolloutTimings {
                 encode_s: timings.encode_s,
@@ -118,7 +120,7 @@ impl TryFrom<pb::RolloutResult> for RolloutResult {
             version: optional_hash("rollout.version", &result.version)?,
             x0: blob("rollout.x0", result.x0)?,
             condition: blob("rollout.condition", result.condition)?,
-            source_png: blob("rollout.source_png", result.source_png)?,
+            sources_png: sources("rollout.sources_png", result.sources_png, TryInto::try_into)?,
             edits_png: blobs("rollout.edits_png", result.edits_png, GROUP_SIZE_MAX)?,
             timings: RolloutTimings {
                 encode_s: finite("rollout.encode_s", timings.encode_s)?,
@@ -137,13 +139,25 @@ fn blobs(field: &'static str, blobs: Vec<pb::BlobRef>, len_max: usize) -> Result
     all(field, blobs, len_max, TryInto::try_into)
 }
 
+/// What an edit is made of, of which there is at least one.
+pub(super) fn sources<A, B>(
+    field: &'static str,
+    sources: Vec<A>,
+    convert: impl FnMut(A) -> Result<B>,
+) -> Result<Vec<B>> {
+    if sources.is_empty() {
+        return Err(ConvertError::new(field, "is empty".to_owned()));
+    }
+    all(field, sources, SOURCES_MAX, convert)
+}
+
 impl From<ScoreTask> for pb::ScoreTask {
     fn from(task: ScoreTask) -> Self {
         Self {
             group: Some(task.group.into()),
             prompt: task.prompt,
             requirement: task.requirement,
-            source_png: Some(task.source_png.into()),
+            sources_png: task.sources_png.into_iter().map(Into::into).collect(),
             edits_png: task.edits_png.into_iter().map(Into::into).collect(),
         }
     }
@@ -157,7 +171,7 @@ impl TryFrom<pb::ScoreTask> for ScoreTask {
             group: required("score.group", task.group)?.into(),
             prompt: text("score.prompt", task.prompt, PROMPT_BYTES_MAX)?,
             requirement: text("score.requirement", task.requirement, PROMPT_BYTES_MAX)?,
-            source_png: blob("score.source_png", task.source_png)?,
+            sources_png: sources("score.sources_png", task.sources_png, TryInto::try_into)?,
             edits_png: blobs("score.edits_png", task.edits_png, GROUP_SIZE_MAX)?,
         })
     }

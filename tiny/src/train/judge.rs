@@ -376,7 +376,7 @@ fn prepare(processor: &JudgeProcessor, part: &[Lesson<'_>]) -> JudgeInputs {
         .iter()
         .zip(&pictures)
         .map(|(lesson, (source, prompt, edits))| JudgeRequest {
-            source,
+            sources: std::slice::from_ref(source),
             edits,
             prompt,
             requirement: lesson.of.case.requirement(),
@@ -473,7 +473,7 @@ fn ordered(judge: &Judge, sets: &[Candidates]) -> Result<Ordered, TrainError> {
 
 fn rewards(judge: &Judge, set: &Candidates) -> Result<Vec<f64>, TrainError> {
     let request = JudgeRequest {
-        source: &set.case.source_image(),
+        sources: &[set.case.source_image()],
         edits: &set.images,
         prompt: &set.case.prompt(),
         requirement: set.case.requirement(),

@@ -172,15 +172,15 @@ impl Fake {
             version,
             x0: blob(named("x0")),
             condition: blob(named("condition")),
-            source_png: blob(named("source")),
+            sources_png: vec![blob(named("source"))],
             edits_png: (0..task.group_size)
                 .map(|k| blob(named(&format!("edit {k}"))))
                 .collect(),
             timings: RolloutTimings::default(),
         };
-        let whole = [&result.x0, &result.condition, &result.source_png].into_iter();
-        self.blobs
-            .extend(whole.chain(&result.edits_png).map(|blob| blob.hash));
+        let whole = [&result.x0, &result.condition].into_iter();
+        let images = result.sources_png.iter().chain(&result.edits_png);
+        self.blobs.extend(whole.chain(images).map(|blob| blob.hash));
         result
     }
 }
@@ -201,10 +201,10 @@ pub(in crate::machine) fn group_of(task: &Task) -> Option<GroupId> {
 pub(in crate::machine) fn inputs(task: &Task) -> Vec<BlobRef> {
     match task {
         Task::Rollout(task) => task.version.iter().cloned().collect(),
-        Task::Score(task) => std::iter::once(&task.source_png)
-            .chain(&task.edits_png)
-            .cloned()
-            .collect(),
+        Task::Score(task) => {
+            let images = task.sources_png.iter().chain(&task.edits_png);
+            images.cloned().collect()
+        }
         Task::Train(task) => {
             let latents = task
                 .groups

@@ -104,7 +104,7 @@ impl<'a> Fleet<'a> {
     ) -> Self {
         let row = |index| Row {
             prompt: format!("make object {index} blue"),
-            image: format!("images/{index}.png"),
+            images: vec![format!("images/{index}.png")],
             requirement: "object is blue".into(),
             target: None,
         };

@@ -142,7 +142,7 @@ fn poison(variant: u64) -> Option<Poison> {
 pub(super) fn rows() -> Vec<Row> {
     let row = |index| Row {
         prompt: format!("prompt {index}"),
-        image: format!("images/{}.png", index % 5),
+        images: vec![format!("images/{}.png", index % 5)],
         requirement: "r".into(),
         target: None,
     };

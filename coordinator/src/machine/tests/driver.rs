@@ -54,7 +54,7 @@ pub(super) fn config() -> RunConfig {
 pub(super) fn rows(count: usize) -> Vec<Row> {
     let row = |index| Row {
         prompt: format!("prompt {index}"),
-        image: "images/a.png".into(),
+        images: vec!["images/a.png".into()],
         requirement: String::new(),
         target: None,
     };
@@ -361,7 +361,7 @@ impl Driver {
             },
             prompt: String::new(),
             requirement: String::new(),
-            image: String::new(),
+            images: Vec::new(),
             version: None,
             group_size: 2,
         })

@@ -208,7 +208,7 @@ fn fetching_in_vain_has_its_limit() {
     driver.work(ROLLOUT);
     for _ in 0..40 {
         if let Some((_, Task::Score(task))) = driver.tasks(REWARD).into_iter().next() {
-            driver.fail(REWARD, "no route", true, vec![task.source_png.hash]);
+            driver.fail(REWARD, "no route", true, vec![task.sources_png[0].hash]);
         }
         driver.work(ROLLOUT);
         driver.pass_reporting(1_500, &[ROLLOUT, REWARD, LEARNER]);

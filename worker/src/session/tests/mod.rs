@@ -164,7 +164,7 @@ fn assignment(lease: u64) -> Assignment {
         },
         prompt: "add a dot".into(),
         requirement: String::new(),
-        source_png,
+        sources_png: vec![source_png],
         edits_png: Vec::new(),
     };
     Assignment {
