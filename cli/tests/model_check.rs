@@ -140,6 +140,83 @@ fn a_truncated_file_is_named_with_its_size() {
 }
 
 #[test]
+fn what_a_failed_download_left_is_said() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 23802816640\n";
+    let page = "<!DOCTYPE html><html><title>Log in</title></html>";
+    for (file, content, part) in [
+        (
+            "transformer/diffusion_pytorch_model.safetensors",
+            pointer,
+            "git-LFS pointer to 23802816640 bytes",
+        ),
+        (
+            "vae/diffusion_pytorch_model.safetensors",
+            page,
+            "an HTML page",
+        ),
+        ("tokenizer_2/tokenizer.json", pointer, "git-LFS pointer"),
+        ("tokenizer/vocab.json", page, "an HTML page"),
+        ("tokenizer/merges.txt", pointer, "git-LFS pointer"),
+        ("text_encoder/config.json", page, "an HTML page"),
+        ("model_index.json", page, "an HTML page"),
+        ("text_encoder_2/model.safetensors", "", "the file is empty"),
+    ] {
+        let folder = pipeline(FLUX);
+        fs::write(folder.path().join(file), content).expect("written");
+        let text = refused(folder.path());
+        assert!(text.contains(file) && text.contains(part), "{file}: {text}");
+        let problems = text.matches("problem: ").count();
+        assert!(problems <= 1, "{text}");
+    }
+}
+
+#[test]
+fn quantised_weights_are_named_by_their_scheme() {
+    let folder = pipeline(FLUX);
+    let path = folder.path().join("transformer/config.json");
+    let text = fs::read_to_string(&path).expect("a configuration");
+    let mut config: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    config["quantization_config"] =
+        serde_json::json!({"quant_method": "bitsandbytes", "load_in_4bit": true});
+    fs::write(&path, config.to_string()).expect("written");
+    let text = refused(folder.path());
+    let expected =
+        "transformer/config.json: the weights are quantised (bitsandbytes, 4 bits): download";
+    assert!(text.contains(expected), "{text}");
+    // null says that they are not.
+    config["quantization_config"] = serde_json::Value::Null;
+    fs::write(&path, config.to_string()).expect("written");
+    sound(folder.path());
+}
+
+#[test]
+fn pickles_are_refused_with_the_command_that_converts_them() {
+    let folder = pipeline(FLUX);
+    let transformer = folder.path().join("transformer");
+    let weights = transformer.join("diffusion_pytorch_model.safetensors");
+    fs::rename(weights, transformer.join("diffusion_pytorch_model.bin")).expect("renamed");
+    let text = refused(folder.path());
+    assert!(
+        text.contains("pickles are not read") && text.contains("python3 -c"),
+        "{text}"
+    );
+    assert_eq!(text.matches("problem: ").count(), 1, "{text}");
+}
+
+#[test]
+fn variants_are_taken_where_the_plain_files_are_absent() {
+    let folder = pipeline(FLUX);
+    for (part, plain) in [
+        ("transformer", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+    ] {
+        let of = |end: &str| folder.path().join(part).join(format!("{plain}.{end}"));
+        fs::rename(of("safetensors"), of("fp16.safetensors")).expect("renamed");
+    }
+    sound(folder.path());
+}
+
+#[test]
 fn a_missing_tokenizer_is_named() {
     for (case, tokenizer) in [(FLUX, "tokenizer_2"), (QWEN, "tokenizer")] {
         let folder = pipeline(case);

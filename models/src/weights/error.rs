@@ -2,6 +2,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::fold::folded;
+use super::quantised::REMEDY;
 
 /// Why a model, adapter or tensor file could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -61,8 +62,19 @@ pub struct Misfit {
     pub unexpected: Vec<String>,
     /// Tensors of another shape than the model's.
     pub misshaped: Vec<Misshaped>,
-    /// Tensors of an element type that no model is stored in.
-    pub unreadable: Vec<String>,
+    /// Tensors of an element type that no parameter is stored in.
+    pub unreadable: Vec<Mistyped>,
+    /// The scheme by which the weights are quantised: then nothing else fits either.
+    pub quantised: Option<&'static str>,
+}
+
+/// A tensor that should have floats.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistyped {
+    /// The tensor's name in the file.
+    pub name: String,
+    /// Its element type as files call it, such as `I8`.
+    pub found: String,
 }
 
 /// A tensor whose shape differs from the one that the configuration implies.
@@ -115,12 +127,20 @@ impl Misfit {
     /// One line for each kind of misfit, with all its names; those of alike layers are folded into
     /// one, such as `blocks.{0..18}.bias`.
     pub fn lines(&self) -> Vec<String> {
+        if let Some(scheme) = self.quantised {
+            return vec![format!("the weights are quantised ({scheme}): {REMEDY}")];
+        }
         let shapes =
             |tensor: &Misshaped| format!(" is {:?}, expected {:?}", tensor.found, tensor.expected);
         let misshaped = self
             .misshaped
             .iter()
             .map(|tensor| (tensor.name.as_str(), shapes(tensor)));
+        let types = |tensor: &Mistyped| format!(" is {}, expected BF16, F16 or F32", tensor.found);
+        let unreadable = self
+            .unreadable
+            .iter()
+            .map(|tensor| (tensor.name.as_str(), types(tensor)));
         let kinds = [
             ("missing", self.missing.len(), folded(plain(&self.missing))),
             (
@@ -132,7 +152,7 @@ impl Misfit {
             (
                 "element type not supported",
                 self.unreadable.len(),
-                folded(plain(&self.unreadable)),
+                folded(unreadable),
             ),
         ];
         let kinds = kinds.into_iter().filter(|(_, count, _)| *count > 0);

@@ -6,6 +6,7 @@ use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 
 use super::element::{convert, element_type};
+use super::locate::{Found, locate};
 use super::part::Part;
 use super::{LoadError, read_config};
 
@@ -29,28 +30,16 @@ struct ShardIndex {
 }
 
 impl Weights {
-    /// The tensors of a model folder: `diffusion_pytorch_model.safetensors` or
-    /// `model.safetensors`, or the shards that their `.index.json` lists.
+    /// The tensors of a model folder: `diffusion_pytorch_model.safetensors` or `model.safetensors`, or the shards that
+    /// their `.index.json` lists; of a bf16 or fp16 variant where there is nothing else.
     ///
     /// # Errors
     /// If none of those files is there, or one can't be read.
     pub fn from_folder(folder: &Path) -> Result<Self, LoadError> {
-        for name in [DIFFUSERS_FILE, TRANSFORMERS_FILE] {
-            let single = folder.join(name);
-            if single.is_file() {
-                return Self::from_file(&single);
-            }
-            let index = folder.join(format!("{name}.index.json"));
-            if index.is_file() {
-                return Self::from_shards(folder, &index);
-            }
+        match locate(folder)? {
+            Found::File(path) => Self::from_file(&path),
+            Found::Index(path) => Self::from_shards(folder, &path),
         }
-        Err(LoadError::format(
-            folder,
-            format!(
-                "no weights: neither {DIFFUSERS_FILE} nor {TRANSFORMERS_FILE} (nor their .index.json) is there"
-            ),
-        ))
     }
 
     /// The tensors of one safetensors file.
@@ -146,10 +135,10 @@ impl Weights {
         Some(end - start)
     }
 
-    /// Whether models may be stored in the element type of tensor `name`, if it is there.
-    pub(super) fn is_readable(&self, name: &str) -> bool {
+    /// Whether tensor `name`, if it is there, has floats, as all parameters are.
+    pub(super) fn is_float(&self, name: &str) -> bool {
         self.entry(name)
-            .is_none_or(|(_, info)| element_type(info.dtype).is_some())
+            .is_none_or(|(_, info)| element_type(info.dtype).is_some_and(|dtype| dtype.is_float()))
     }
 
     /// The values of tensor `name` as the file has them; `None` if it is not there or its element

@@ -7,10 +7,15 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::LoadError;
+use super::foreign::failed_download;
+use super::quantised::{REMEDY, scheme_of};
 
 /// Reads a text file; a byte order mark, which some editors put at its beginning, is no part of the text.
 pub(crate) fn read_text(path: &Path) -> Result<String, LoadError> {
     let text = std::fs::read_to_string(path).map_err(|source| LoadError::io(path, source))?;
+    if let Some(reason) = failed_download(text.as_bytes()) {
+        return Err(LoadError::format(path, reason));
+    }
     Ok(match text.strip_prefix('\u{feff}') {
         Some(text) => text.to_owned(),
         None => text,
@@ -33,17 +38,21 @@ pub fn read_config<C: DeserializeOwned>(path: &Path) -> Result<C, LoadError> {
 /// (`architectures`) name it. A file that names no class is taken for the right one's.
 ///
 /// # Errors
-/// As [`read_config`], or if the file is another class's.
+/// As [`read_config`], or if the file is another class's, or of quantised weights.
 pub(super) fn read_class<C: DeserializeOwned>(
     path: &Path,
     class: &'static str,
 ) -> Result<C, LoadError> {
     let value: Value = read_config(path)?;
     let (field, found) = class_of(&value);
-    match found {
-        Some(found) if found != class => Err(LoadError::unsupported(path, field, found, class)),
-        _ => C::deserialize(value).map_err(|source| LoadError::format(path, source)),
+    if let Some(found) = found.filter(|found| *found != class) {
+        return Err(LoadError::unsupported(path, field, found, class));
     }
+    if let Some(scheme) = scheme_of(&value) {
+        let reason = format!("the weights are quantised ({scheme}): {REMEDY}");
+        return Err(LoadError::format(path, reason));
+    }
+    C::deserialize(value).map_err(|source| LoadError::format(path, source))
 }
 
 /// The class that a configuration names, and the field that does.

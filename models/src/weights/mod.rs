@@ -10,17 +10,20 @@ mod error;
 mod file;
 mod fold;
 mod folder;
+mod foreign;
 mod json;
 mod load;
+mod locate;
 mod names;
 mod part;
 mod pretrained;
+mod quantised;
 mod save;
 mod table;
 #[cfg(test)]
 mod tests;
 
-pub use error::{LoadError, Misfit, Misshaped};
+pub use error::{LoadError, Misfit, Misshaped, Mistyped};
 pub use file::{DIFFUSERS_FILE, TRANSFORMERS_FILE, Weights};
 pub(crate) use folder::{require_file, seems};
 pub(crate) use json::{Spelled, Spellings, class_of, read_text};

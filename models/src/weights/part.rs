@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -6,8 +7,10 @@ use std::path::Path;
 use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Metadata, SafeTensors};
+use serde_json::Value;
 
 use super::LoadError;
+use super::foreign::no_tensors;
 
 /// One safetensors file: its header, and where its tensors are.
 pub(super) struct Part {
@@ -51,7 +54,7 @@ impl Part {
     fn new(path: &Path, source: Source) -> Result<Self, LoadError> {
         let bytes = source.bytes();
         let (header_len, header) = SafeTensors::read_metadata(bytes)
-            .map_err(|error| LoadError::format(path, reason(&error, bytes.len())))?;
+            .map_err(|error| LoadError::format(path, reason(&error, bytes)))?;
         Ok(Self {
             source,
             // The header is preceded by its own length in eight bytes.
@@ -86,12 +89,24 @@ fn release(_: &Mmap) -> io::Result<()> {
     Ok(())
 }
 
-fn reason(error: &SafeTensorError, len: usize) -> String {
+fn reason(error: &SafeTensorError, bytes: &[u8]) -> String {
+    if let Some(other) = no_tensors(bytes) {
+        return other;
+    }
+    let len = bytes.len();
     let truncated = "the file is truncated, or still being downloaded";
     match error {
-        SafeTensorError::MetadataIncompleteBuffer => {
-            format!("its {len} bytes are not those that its header describes: {truncated}")
-        }
+        SafeTensorError::MetadataIncompleteBuffer => match described_len(bytes) {
+            Some(whole) if whole > len as u64 => {
+                format!(
+                    "its {len} bytes are not the {whole} that its header describes: {truncated}"
+                )
+            }
+            Some(whole) => format!(
+                "its {len} bytes are more than the {whole} that its header describes: download it again"
+            ),
+            None => format!("its {len} bytes are not those that its header describes"),
+        },
         SafeTensorError::HeaderTooSmall | SafeTensorError::InvalidHeaderLength => {
             format!(
                 "its {len} bytes end before its header does: {truncated}, or no safetensors file"
@@ -104,4 +119,15 @@ fn reason(error: &SafeTensorError, len: usize) -> String {
         }
         other => other.to_string(),
     }
+}
+
+/// Bytes of the whole file by its header.
+fn described_len(bytes: &[u8]) -> Option<u64> {
+    let (len, rest) = bytes.split_first_chunk::<8>()?;
+    let header_len = u64::from_le_bytes(*len);
+    let header = rest.get(..usize::try_from(header_len).ok()?)?;
+    let tensors: BTreeMap<String, Value> = serde_json::from_slice(header).ok()?;
+    let end = |tensor: &Value| tensor.get("data_offsets")?.get(1)?.as_u64();
+    let data_len = tensors.values().filter_map(end).max()?;
+    data_len.checked_add(header_len)?.checked_add(8)
 }

@@ -3,6 +3,8 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 
+use super::error::Mistyped;
+use super::quantised::scheme_in;
 use super::{Misfit, Misshaped, Names, Weights};
 
 /// Names and shapes of the tensors that a module takes from a checkpoint.
@@ -58,7 +60,10 @@ impl Table {
 
     /// All that does not fit between the module and a file.
     pub fn misfit(&self, weights: &Weights) -> Misfit {
-        let mut misfit = Misfit::default();
+        let mut misfit = Misfit {
+            quantised: scheme_in(weights),
+            ..Misfit::default()
+        };
         for (name, expected) in &self.shapes {
             match weights.shape(name) {
                 None => misfit.missing.push(name.clone()),
@@ -67,7 +72,10 @@ impl Table {
                     found: found.to_vec(),
                     expected: expected.clone(),
                 }),
-                Some(_) if !weights.is_readable(name) => misfit.unreadable.push(name.clone()),
+                Some(_) if !weights.is_float(name) => misfit.unreadable.push(Mistyped {
+                    name: name.clone(),
+                    found: weights.dtype_name(name).unwrap_or_default(),
+                }),
                 Some(_) => {}
             }
         }

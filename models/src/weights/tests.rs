@@ -161,10 +161,21 @@ fn shards_that_are_missing_or_truncated_are_named() {
     )
     .unwrap();
     assert!(
-        error().contains("b.safetensors: its") && error().contains("truncated"),
+        error().contains(&format!(
+            "are not the {} that its header describes",
+            whole.len()
+        )) && error().contains("truncated"),
         "{}",
         error()
     );
+    let mut long = whole.clone();
+    long.push(0);
+    fs::write(folder.path().join("b.safetensors"), &long).unwrap();
+    let more = format!(
+        "are more than the {} that its header describes",
+        whole.len()
+    );
+    assert!(error().contains(&more), "{}", error());
     fs::write(folder.path().join("b.safetensors"), &whole[..20]).unwrap();
     assert!(
         error().contains("b.safetensors: its 20 bytes end before its header does"),
@@ -173,28 +184,77 @@ fn shards_that_are_missing_or_truncated_are_named() {
     );
 }
 
-#[test]
-fn element_types_that_no_model_is_stored_in_are_named() {
-    let header = br#"{"w":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}"#;
+/// A file with one tensor `w` of two elements of this type, one byte each.
+fn of_type(dtype: &str) -> Vec<u8> {
+    let header = format!(r#"{{"w":{{"dtype":"{dtype}","shape":[2],"data_offsets":[0,2]}}}}"#);
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(header);
+    bytes.extend(header.as_bytes());
     bytes.extend([0, 0]);
-    let weights = Weights::from_bytes("f8".as_ref(), bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn weights_that_are_no_floats_are_named_with_their_type() {
     #[derive(Module, Debug)]
     struct One {
         w: Param<Tensor<1>>,
     }
-    let one = One {
-        w: Init::unused().zeros([2]),
+    let error = |dtype: &str| {
+        let weights = Weights::from_bytes("w".as_ref(), of_type(dtype)).unwrap();
+        let one = One {
+            w: Init::unused().zeros([2]),
+        };
+        let loaded = weights.load(one, &Names::default());
+        loaded.unwrap_err().to_string()
     };
-    let error = weights
-        .load(one, &Names::default())
-        .unwrap_err()
-        .to_string();
+    for dtype in ["I8", "U8", "BOOL"] {
+        let expected = format!("(1): w is {dtype}, expected BF16, F16 or F32");
+        assert!(error(dtype).ends_with(&expected), "{}", error(dtype));
+    }
+    let fp8 = error("F8_E4M3");
     assert!(
-        error.ends_with("element type not supported (1): w"),
-        "{error}"
+        fp8.contains("; the weights are quantised (fp8): download"),
+        "{fp8}"
     );
+}
+
+#[test]
+fn weights_with_scales_beside_them_are_quantised() {
+    let mut tensors = tensors_of(&net(1), &NAMES);
+    tensors.insert(
+        "proj.0.weight.absmax".into(),
+        TensorData::zeros::<f32, _>([2]),
+    );
+    let bytes = to_safetensors(&tensors, &Default::default());
+    let weights = Weights::from_bytes("net".as_ref(), bytes).unwrap();
+    let misfit = Table::of(&net(2), &NAMES).misfit(&weights).lines();
+    assert_eq!(misfit.len(), 1, "{misfit:?}");
+    assert!(misfit[0].contains("bitsandbytes, 4 bits"), "{misfit:?}");
+}
+
+#[test]
+fn an_index_counts_before_files_that_it_does_not_name() {
+    let folder = folder();
+    let all = tensors_of(&net(1), &NAMES);
+    let shard = "diffusion_pytorch_model-00001-of-00001.safetensors";
+    write_safetensors(&folder.path().join(shard), &all, &Default::default()).unwrap();
+    let weight_map: serde_json::Map<_, _> = all
+        .keys()
+        .map(|name| (name.clone(), shard.into()))
+        .collect();
+    let index = serde_json::json!({"weight_map": weight_map});
+    let path = folder.path().join(format!("{DIFFUSERS_FILE}.index.json"));
+    write_config(&path, &index).unwrap();
+    // The files of another save are not even opened.
+    for stale in [
+        DIFFUSERS_FILE,
+        "diffusion_pytorch_model-00001-of-00003.safetensors",
+    ] {
+        fs::write(folder.path().join(stale), "stale").unwrap();
+    }
+    let weights = Weights::from_folder(folder.path()).unwrap();
+    let loaded = weights.load(net(2), &NAMES).unwrap();
+    assert_eq!(tensors_of(&loaded, &NAMES), all);
 }
 
 #[test]
