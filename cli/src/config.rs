@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use retouch_models::device::cards;
+use retouch_models::{device::cards, hub, weights::LoadError};
 use retouch_proto::{
     RunConfig,
     config::{load, load_on_node},
@@ -99,31 +99,32 @@ pub(crate) fn check_files(
     refuse(&problems)
 }
 
-/// A key of the run file and a file or folder that must be there because of it.
-pub(crate) type Needed = (&'static str, PathBuf);
+/// A key of the run file and a file or folder that must be there because of it; or why it can't be.
+pub(crate) type Needed = (&'static str, Result<PathBuf, LoadError>);
 
 /// What shows that the editor is there.
 pub(crate) fn model_file(config: &RunConfig) -> Needed {
-    let file = Path::new(&config.model.path).join("model_index.json");
-    ("model.path", file)
+    (
+        "model.path",
+        in_model(&config.model.path, "model_index.json"),
+    )
 }
 
 /// The folder of the source images.
 pub(crate) fn dataset_folder(config: &RunConfig) -> Needed {
-    ("dataset.path", PathBuf::from(&config.dataset.path))
+    ("dataset.path", Ok(PathBuf::from(&config.dataset.path)))
 }
 
 /// What shows that the judges are there.
 pub(crate) fn judge_files(config: &RunConfig) -> Vec<Needed> {
     let terms = config.reward.terms.iter();
     terms
-        .map(|term| {
-            (
-                "reward.terms.path",
-                Path::new(&term.path).join("config.json"),
-            )
-        })
+        .map(|term| ("reward.terms.path", in_model(&term.path, "config.json")))
         .collect()
+}
+
+fn in_model(path: &str, file: &str) -> Result<PathBuf, LoadError> {
+    Ok(hub::locate(path.as_ref())?.join(file))
 }
 
 /// Checks that all of these are there; the error names those that are not.
@@ -132,10 +133,11 @@ pub(crate) fn check(needed: &[Needed]) -> anyhow::Result<()> {
 }
 
 fn missing(needed: &[Needed]) -> Vec<String> {
-    let missing = needed.iter().filter(|(_, file)| !file.exists());
-    missing
-        .map(|(key, file)| format!("{key}: {} is missing", file.display()))
-        .collect()
+    let missing = needed.iter().filter_map(|(key, file)| match file {
+        Err(error) => Some(format!("{key}: {error}")),
+        Ok(file) => (!file.exists()).then(|| format!("{key}: {} is missing", file.display())),
+    });
+    missing.collect()
 }
 
 fn refuse(problems: &[String]) -> anyhow::Result<()> {

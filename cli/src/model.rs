@@ -39,14 +39,15 @@ enum ModelCommand {
     ///
     ///   retouch model check models/FLUX.1-Kontext-dev --run run.toml
     ///   retouch model check models/FLUX.1-Kontext-dev --gpu-memory 80GiB --set model.height=1024
-    ///   retouch model check models/Qwen2.5-VL-32B-Instruct --device cuda:0
+    ///   retouch model check Qwen/Qwen2.5-VL-32B-Instruct --device cuda:0
     #[command(verbatim_doc_comment)]
     Check(CheckArgs),
 }
 
 #[derive(Debug, Args)]
 struct CheckArgs {
-    /// A base editor (diffusers' layout) or a judge (transformers' layout).
+    /// A base editor (diffusers' layout) or a judge (transformers' layout): a folder, or a model's id on the Hugging Face
+    /// Hub that `hf download` has fetched.
     folder: PathBuf,
     /// The memory and arithmetic of this role only.
     #[arg(long, value_enum)]

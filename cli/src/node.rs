@@ -216,7 +216,7 @@ fn check_node(role: Role, config: &RunConfig) -> anyhow::Result<()> {
         Role::Reward => judge_files(config),
         Role::Learner => vec![
             model_file(config),
-            ("run_dir", PathBuf::from(&config.run_dir)),
+            ("run_dir", Ok(PathBuf::from(&config.run_dir))),
         ],
     };
     check(&needed).context(

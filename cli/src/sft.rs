@@ -21,7 +21,7 @@ const PLAIN_LOG_EVERY: u64 = 50;
 /// Trains an editor on pairs with targets: rows with a "target" column.
 #[derive(Debug, Args)]
 pub(crate) struct SftArgs {
-    /// The base editor: a diffusers folder.
+    /// The base editor: a diffusers folder, or a model's id on the Hugging Face Hub that `hf download` has fetched.
     #[arg(long)]
     model: PathBuf,
     /// The dataset: train_metadata.jsonl with prompt, image, target; test_metadata.jsonl is held out.

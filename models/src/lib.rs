@@ -4,6 +4,7 @@
 //! everything is made of, the components, and the edit pipeline.
 
 pub mod device;
+pub mod hub;
 pub mod images;
 pub mod init;
 pub mod memory;

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::base::{Files, Loader};
 use super::base_model::PipelineClass;
 use super::{Base, Editor, ImageSize, LatentFormat, Parts, TextStart};
+use crate::hub;
 use crate::init::Init;
 use crate::scheduler::FlowMatchScheduler;
 use crate::weights::{LoadError, read_config, require_file, write_config};
@@ -22,7 +23,7 @@ struct ModelIndex {
 }
 
 impl Editor {
-    /// The editor of a diffusers pipeline folder, frozen, in f32.
+    /// The editor of a diffusers pipeline folder, or of such a model's id (see [`hub::locate`]), frozen, in f32.
     ///
     /// # Errors
     /// If a part can't be loaded, the parts do not fit each other, or the pipeline is another one.
@@ -40,6 +41,7 @@ impl Editor {
         parts: Parts,
         dtype: DType,
     ) -> Result<Self, LoadError> {
+        let folder = &hub::locate(folder)?;
         let files = Files {
             folder,
             device,
@@ -61,6 +63,7 @@ impl Editor {
     /// As [`Editor::load_as`].
     pub fn load_encoders(&mut self, folder: &Path, dtype: DType) -> Result<(), LoadError> {
         let device = self.device().clone();
+        let folder = &hub::locate(folder)?;
         self.base.load_encoders(Files {
             folder,
             device: &device,
@@ -84,6 +87,7 @@ impl Editor {
         text: TextStart,
         seed: u64,
     ) -> Result<Self, LoadError> {
+        let folder = &hub::locate(folder)?;
         let files = Files {
             folder,
             device,

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::Component;
 use super::classes::{JUDGES, is_known};
 use crate::editor::{Assumed, ImageSize, LOADERS, Outline, supported_classes};
+use crate::hub;
 use crate::judge::ChatTemplate;
 use crate::lora::LoraConfig;
 use crate::weights::{LoadError, class_of, read_config, seems};
@@ -59,11 +60,12 @@ impl Inspection {
     }
 }
 
-/// Looks at a model folder: headers and configurations only.
+/// Looks at a model folder, or that of a model's id (see [`hub::locate`]): headers and configurations only.
 ///
 /// # Errors
 /// If it is neither a diffusers pipeline nor a transformers model. What is wrong with its parts is in the result.
 pub fn inspect(folder: &Path) -> Result<Inspection, LoadError> {
+    let folder = &hub::locate(folder)?;
     if folder.join(PIPELINE_FILE).is_file() {
         return pipeline(folder);
     }

@@ -21,6 +21,7 @@ use std::path::Path;
 use burn::tensor::{DType, Device, Tensor};
 use image::RgbImage;
 
+use crate::hub;
 use crate::qwen2_5_vl::Qwen2_5Vl;
 use crate::weights::Pretrained;
 use processor::DIGITS;
@@ -62,7 +63,7 @@ pub struct Judge {
 
 impl Judge {
     /// Loads a transformers folder: `config.json`, `model.safetensors` or shards, `tokenizer.json`,
-    /// `preprocessor_config.json`. The weights become f32.
+    /// `preprocessor_config.json`; or the model of an id, see [`hub::locate`]. The weights become f32.
     ///
     /// # Errors
     /// If a file is missing or broken, or the files contradict each other.
@@ -75,6 +76,7 @@ impl Judge {
     /// # Errors
     /// As [`Judge::load`].
     pub fn load_as(folder: &Path, device: &Device, dtype: DType) -> Result<Self, JudgeError> {
+        let folder = &hub::locate(folder)?;
         let model = Qwen2_5Vl::load_as(folder, device, dtype)?;
         let processor = JudgeProcessor::load(folder, model.config())?;
         Ok(Self { model, processor })

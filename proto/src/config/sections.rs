@@ -100,7 +100,7 @@ choice! {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
-    /// Folder in the diffusers layout.
+    /// Folder in the diffusers layout, or a model's id on the Hugging Face Hub that `hf download` has fetched.
     pub path: String,
     /// How the size of edited images follows from their source: `fixed`, `aspect` or `preferred`.
     pub sizing: Sizing,
@@ -214,7 +214,7 @@ pub struct RewardTerm {
     pub name: String,
     /// What scores it.
     pub kind: RewardKind,
-    /// The judge's folder.
+    /// The judge's folder, or its id on the Hugging Face Hub.
     pub path: String,
     /// Its share, relative to the other terms'. A term of weight 0 is only watched: scored and
     /// shown, and no part of the reward.
