@@ -1,10 +1,16 @@
 //! Run files: the arguments that name one, and `retouch config`.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use retouch_models::{device::cards, hub, weights::LoadError};
+use retouch_models::{
+    device::cards,
+    hub,
+    inspect::{FolderKind, inspect},
+    weights::LoadError,
+};
 use retouch_proto::{
     RunConfig,
     config::{load, load_on_node},
@@ -82,8 +88,9 @@ pub(crate) fn run(command: ConfigCommand) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Checks that the files a run needs are there, its training rows sound, and as many held-out rows there as will
-/// be asked for, so that it fails before any process is started.
+/// Checks that the files a run needs are there, its models such as can be loaded, as far as their headers tell, its
+/// training rows sound, and as many held-out rows there as will be asked for, so that it fails before any process is
+/// started.
 pub(crate) fn check_files(
     config: &RunConfig,
     held_out_pairs: u32,
@@ -93,10 +100,40 @@ pub(crate) fn check_files(
     let mut needed = vec![model_file(config)];
     needed.extend(judge_files(config));
     let mut problems = missing(&needed);
+    if problems.is_empty() {
+        problems = misfits(config);
+    }
     if let Err(error) = check_rows(dataset, held_out_pairs as usize, images) {
         problems.push(format!("dataset.path: {error}"));
     }
     refuse(&problems)
+}
+
+/// What keeps the run's models from being loaded.
+fn misfits(config: &RunConfig) -> Vec<String> {
+    let judges = config.reward.terms.iter().map(|term| &term.path);
+    // Several terms may ask one judge.
+    let judges: BTreeSet<&String> = judges.collect();
+    let mut problems = misfit("model.path", &config.model.path, FolderKind::Editor);
+    let judges = judges.into_iter();
+    problems.extend(judges.flat_map(|path| misfit("reward.terms.path", path, FolderKind::Judge)));
+    problems
+}
+
+fn misfit(key: &str, path: &str, kind: FolderKind) -> Vec<String> {
+    match inspect(path.as_ref()) {
+        Err(error) => vec![format!("{key}: {error}")],
+        Ok(found) if found.kind != kind => {
+            vec![format!(
+                "{key}: {path} holds {}, expected {kind}",
+                found.kind
+            )]
+        }
+        Ok(found) => found
+            .all_problems()
+            .map(|problem| format!("{key}: {problem}"))
+            .collect(),
+    }
 }
 
 /// A key of the run file and a file or folder that must be there because of it; or why it can't be.

@@ -45,6 +45,47 @@ fn refused(models: [&str; 2], cache: &Path) -> String {
     said[0].clone()
 }
 
+/// A copy of the small judge with another weight file.
+fn judge_with_weights(bytes: &[u8]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for entry in fs::read_dir(assets().join("judge")).expect("the judge") {
+        let entry = entry.expect("a file");
+        fs::copy(entry.path(), folder.path().join(entry.file_name())).expect("a copy");
+    }
+    fs::write(folder.path().join("model.safetensors"), bytes).expect("written");
+    folder
+}
+
+#[test]
+fn models_are_looked_into_before_anything_starts() {
+    let cache = tempfile::tempdir().expect("a temporary folder");
+    let assets = assets();
+    let [editor, judge] = ["editor", "judge"].map(|name| assets.join(name).display().to_string());
+    let output = check([&editor, &judge], cache.path());
+    assert!(output.status.success(), "{output:?}");
+
+    let pointer = judge_with_weights(b"version https://git-lfs.github.com/spec/v1\nsize 7\n");
+    let pointer = pointer.path().to_str().expect("UTF-8");
+    let said = refused([&editor, pointer], cache.path());
+    assert!(
+        said.contains("reward.terms.path: ") && said.contains("git-LFS pointer to 7 bytes"),
+        "{said}"
+    );
+    let said = refused([&judge, &judge], cache.path());
+    assert!(
+        said.contains("model.path: ") && said.contains("model_index.json is missing"),
+        "{said}"
+    );
+    let said = refused(
+        [&editor, &assets.join("editor/vae").display().to_string()],
+        cache.path(),
+    );
+    assert!(
+        said.contains("reward.terms.path: ") && said.contains("is one part of an editor"),
+        "{said}"
+    );
+}
+
 #[test]
 fn ids_name_folders_of_the_hubs_cache() {
     let cache = tempfile::tempdir().expect("a temporary folder");

@@ -164,13 +164,14 @@ fn what_retrying_does_not_help_ends_the_launch_at_once() {
     let judge = place.path().join("judge");
     copy_folder(&assets().join("judge"), &judge);
     let weights = judge.join("model.safetensors");
-    fs::write(&weights, "no weights").expect("our own file");
-    let term = format!(
-        "reward.terms=[{{ path = {judge:?}, template = {:?} }}]",
-        judge.join("template.txt")
-    );
+    let template = judge.join("template.txt");
+    let term = format!("reward.terms=[{{ path = {judge:?}, template = {template:?} }}]");
+    fs::write(&template, "no place for an image").expect("our own file");
     let mut run = launch_expecting(&[&term], |_| {});
     refused(&mut run, 2, "reward-worker-0 can't run: ");
+    fs::write(&weights, "no weights").expect("our own file");
+    let mut run = launch_expecting(&[&term], |_| {});
+    refused(&mut run, 2, "reward.terms.path: ");
 }
 
 /// Launches into a folder that `prepare` has seen.
