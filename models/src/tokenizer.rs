@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::path::Path;
 
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokenizers::{PostProcessor, Tokenizer as Inner, TruncationDirection};
 
 use crate::weights::{LoadError, read_config, read_text, require_file};
@@ -156,17 +156,33 @@ impl Tokenizer {
     /// If the folder can't be written.
     pub fn save(&self, folder: &Path) -> Result<(), LoadError> {
         std::fs::create_dir_all(folder).map_err(|source| LoadError::io(folder, source))?;
-        let path = folder.join(FILE);
-        self.inner
-            .save(&path, true)
-            .map_err(|source| LoadError::format(&path, source))?;
-        let config = json!({
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": self.max_length,
-            "pad_token": self.inner.id_to_token(self.pad_id),
-        });
-        crate::weights::write_config(&folder.join(CONFIG_FILE), &config)
+        let pad_token = self.inner.id_to_token(self.pad_id);
+        save(
+            folder,
+            &self.inner,
+            self.max_length,
+            json!({"pad_token": pad_token}),
+        )
     }
+}
+
+/// Writes `tokenizer.json`, and a `tokenizer_config.json` that says to take it as it is, with the special tokens of
+/// `special`. Without the class, transformers takes the one that is usual for the model beside it, and builds that from
+/// the vocabulary by rules of its own.
+pub(crate) fn save(
+    folder: &Path,
+    tokenizer: &Inner,
+    max_length: usize,
+    special: Value,
+) -> Result<(), LoadError> {
+    let path = folder.join(FILE);
+    tokenizer
+        .save(&path, true)
+        .map_err(|source| LoadError::format(&path, source))?;
+    let mut config = special;
+    config["tokenizer_class"] = "PreTrainedTokenizerFast".into();
+    config["model_max_length"] = max_length.into();
+    crate::weights::write_config(&folder.join(CONFIG_FILE), &config)
 }
 
 /// A text that can't be tokenized.

@@ -163,6 +163,22 @@ mod tests {
     }
 
     #[test]
+    fn the_committed_tokenizers_files_are_those_that_are_written() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let judge = new(1, &Device::flex()).expect("a judge");
+        judge
+            .processor
+            .save(folder.path())
+            .expect("a written processor");
+        let committed = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/tiny/judge"));
+        for name in ["tokenizer.json", "tokenizer_config.json"] {
+            let [written, committed] =
+                [folder.path(), committed].map(|folder| std::fs::read_to_string(folder.join(name)));
+            assert_eq!(written.expect(name), committed.expect(name), "{name}");
+        }
+    }
+
+    #[test]
     fn a_judgement_takes_few_tokens() {
         let judge = new(1, &Device::flex()).expect("a judge");
         for index in 0..64 {

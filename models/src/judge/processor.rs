@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use serde_json::json;
 use tokenizers::Tokenizer;
 
 use super::inputs::{Group, JudgeInputs};
@@ -9,10 +10,15 @@ use super::template::{ImageRole, Rendered};
 use super::{JudgeError, JudgeRequest, Template};
 use crate::image_processor::{ImageProcessor, Patches};
 use crate::qwen2_5_vl::{ImageTokens, Qwen2_5VlConfig};
+use crate::tokenizer;
 use crate::weights::read_text;
 
 /// The tokenizer's file in a model folder.
 const TOKENIZER_FILE: &str = "tokenizer.json";
+
+/// Qwen's token that pads, and the one that ends a turn.
+const PAD_TOKEN: &str = "<|endoftext|>";
+const TURN_END: &str = "<|im_end|>";
 
 /// Scores are digits from 0 to 5.
 pub(super) const DIGITS: usize = 6;
@@ -69,15 +75,14 @@ impl JudgeProcessor {
         Self::new(tokenizer, ImageProcessor::load(folder)?, config)
     }
 
-    /// Writes `tokenizer.json` and `preprocessor_config.json`.
+    /// Writes `tokenizer.json` with `tokenizer_config.json`, and `preprocessor_config.json`.
     ///
     /// # Errors
     /// If the folder can't be written.
     pub fn save(&self, folder: &Path) -> Result<(), JudgeError> {
-        let path = folder.join(TOKENIZER_FILE);
-        self.tokenizer
-            .save(&path, true)
-            .map_err(|error| tokenizer_error(&path, error))?;
+        let known = |token: &'static str| self.tokenizer.token_to_id(token).map(|_| token);
+        let special = json!({"pad_token": known(PAD_TOKEN), "eos_token": known(TURN_END)});
+        tokenizer::save(folder, &self.tokenizer, self.tokens_max, special)?;
         Ok(self.image_processor.save(folder)?)
     }
 
