@@ -15,7 +15,7 @@ use retouch_learner::sft::{
     self, LearningRate, SftError, SftOptions, SftOutcome, SftProgress, Start, TextEncoders, Trained,
 };
 use retouch_models::editor::{Editor, Parts};
-use retouch_models::lora::{LoraConfig, load_peft};
+use retouch_models::lora::{LoraConfig, load_adapter};
 
 /// Six rows: a picture of one colour becomes the picture of another.
 fn dataset(folder: &Path) {
@@ -172,7 +172,7 @@ fn an_adapter_is_saved_as_peft_and_diffusers_take_it() {
     ];
     assert!(files.iter().all(|file| outcome.folder.join(file).is_file()));
     let base = Editor::load(&pipeline(), &Device::flex(), Parts::Transformer).unwrap();
-    let adapter = load_peft(&outcome.folder, base.projections(), &Device::flex()).unwrap();
+    let adapter = load_adapter(&outcome.folder, base.projections(), &Device::flex()).unwrap();
     assert_eq!(adapter.flat_len(), outcome.parameters);
     assert!(adapter.to_flat().iter().all(|value| value.is_finite()));
 }
@@ -197,7 +197,7 @@ fn another_base_model_is_trained_alike() {
     options.steps = 40;
     let outcome = run(&options);
     let base = Editor::load(&options.base, &Device::flex(), Parts::Transformer).unwrap();
-    let adapter = load_peft(&outcome.folder, base.projections(), &Device::flex()).unwrap();
+    let adapter = load_adapter(&outcome.folder, base.projections(), &Device::flex()).unwrap();
     assert_eq!(adapter.flat_len(), outcome.parameters);
     let entries = log(&options);
     let mean = |part: &[sft::log::Entry]| part.iter().map(|e| e.loss).sum::<f64>();

@@ -65,13 +65,13 @@ fn adapter_folders() {
     lora::save_peft(folder.path(), &adapter, &config, &projections).unwrap();
     for file in ["adapter_config.json", "adapter_model.safetensors"] {
         with_hostile_file(&folder.path().join(file), || {
-            let _ = lora::load_peft(folder.path(), &projections, &device);
+            let _ = lora::load_adapter(folder.path(), &projections, &device);
         });
     }
     lora::save_diffusers(folder.path(), &adapter, &config, &projections).unwrap();
     let file = folder.path().join("pytorch_lora_weights.safetensors");
     with_hostile_file(&file, || {
-        let _ = lora::load_diffusers(&file, &projections, &device);
+        let _ = lora::load_adapter(&file, &projections, &device);
     });
 }
 

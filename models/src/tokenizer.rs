@@ -269,7 +269,7 @@ mod tests {
         let case = cases
             .find(|case| case.path("").ends_with("tokenizer__qwen"))
             .unwrap();
-        let whole: serde_json::Value = read_config(&case.path("tokenizer.json")).unwrap();
+        let whole: Value = read_config(&case.path("tokenizer.json")).unwrap();
         let (model, added) = (&whole["model"], whole["added_tokens"].as_array().unwrap());
         let folder = tempfile::tempdir().unwrap();
         let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text);
@@ -277,7 +277,7 @@ mod tests {
         let mut vocab = model["vocab"].as_object().unwrap().clone();
         vocab.retain(|token, _| added.iter().all(|added| added["content"] != **token));
         write("vocab.json", serde_json::to_string(&vocab).unwrap()).unwrap();
-        let pair = |pair: &serde_json::Value| match pair.as_array() {
+        let pair = |pair: &Value| match pair.as_array() {
             Some(pair) => format!(
                 "{} {}",
                 pair[0].as_str().unwrap(),

@@ -20,12 +20,16 @@ impl LoraConfig {
         self.alpha / self.rank as f64
     }
 
-    /// Whether the layer called `name` is adapted: a target is the whole name, or ends it at a dot.
+    /// Whether the layer called `name` is adapted.
     pub fn targets(&self, name: &str) -> bool {
-        self.target_modules.iter().any(|target| {
-            let rest = name.strip_suffix(target.as_str());
-            rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-        })
+        let mut targets = self.target_modules.iter();
+        targets.any(|target| Self::matches(target, name))
+    }
+
+    /// Whether an entry of `target_modules` means the layer called `name`: it is the whole name, or ends it at a dot.
+    pub fn matches(target: &str, name: &str) -> bool {
+        let rest = name.strip_suffix(target);
+        rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     }
 }
 

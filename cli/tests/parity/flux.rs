@@ -16,7 +16,7 @@ pub(crate) fn transformer(case: &Case, device: &Device) -> anyhow::Result<Output
 
 pub(crate) fn peft_folder(case: &Case, device: &Device) -> anyhow::Result<Outputs> {
     let model = load(case, device)?;
-    let adapter = lora::load_peft(&case.path("adapter"), model.projections(), device)?;
+    let adapter = lora::load_adapter(&case.path("adapter"), model.projections(), device)?;
     let sample = model.forward(input(case, device)?, Some(&adapter));
     Ok(Outputs::default().float("out.sample", sample))
 }

@@ -6,10 +6,7 @@ use super::*;
 use crate::dit::Transformer;
 use crate::golden::Case;
 use crate::init::Init;
-use crate::lora::{
-    LoraAdapter, LoraConfig, flat_len, load_adapter, load_diffusers, load_peft, save_diffusers,
-    save_peft,
-};
+use crate::lora::{LoraAdapter, LoraConfig, flat_len, load_adapter, save_diffusers, save_peft};
 use crate::weights::{Names, Pretrained, read_config, tensors_of};
 
 fn model(case: &Case) -> FluxTransformer {
@@ -43,7 +40,7 @@ fn adapters_of_peft_change_the_transformer_as_they_do_there() {
     for case in Case::all("peft_folder") {
         let model = model(&case);
         let folder = case.path("adapter");
-        let adapter = load_peft(&folder, model.projections(), &Device::flex()).unwrap();
+        let adapter = load_adapter(&folder, model.projections(), &Device::flex()).unwrap();
         let sample = model.forward(input(&case), Some(&adapter));
         case.check("out.sample", sample, 1e-4);
     }
@@ -101,8 +98,8 @@ fn saved_adapters_load_back_from_both_formats() {
     let device = Device::flex();
     let file = folder.path().join("pytorch_lora_weights.safetensors");
     for loaded in [
-        load_peft(folder.path(), projections, &device).unwrap(),
-        load_diffusers(&file, projections, &device).unwrap(),
+        load_adapter(folder.path(), projections, &device).unwrap(),
+        load_adapter(&file, projections, &device).unwrap(),
     ] {
         assert_eq!(loaded.to_flat(), adapter.to_flat());
         assert_eq!(loaded.scale(), 3.0);
@@ -118,14 +115,14 @@ fn an_adapter_of_another_model_is_refused_with_all_names() {
     let mut others = model.projections().to_vec();
     others[0].name = "gone".into();
     others.retain(|p| !p.name.ends_with("attn.to_q"));
-    let error = load_peft(folder.path(), &others, &Device::flex()).unwrap_err();
+    let error = load_adapter(folder.path(), &others, &Device::flex()).unwrap_err();
     let message = error.to_string();
     assert!(
         message.contains("the adapter does not fit this model"),
         "{message}"
     );
     let names =
-        "unexpected (4): base_model.model.single_transformer_blocks.0.attn.to_q.lora_A.weight";
+        "unknown layer (2): single_transformer_blocks.0.attn.to_q, transformer_blocks.0.attn.to_q";
     assert!(message.contains(names), "{message}");
 }
 
@@ -161,7 +158,7 @@ fn an_adapter_is_found_in_either_form_and_its_absence_is_told() {
     let (adapter, projections) = (adapter(&model), model.projections());
     let load = |path: &Path| load_adapter(path, projections, &Device::flex());
     let message = load(folder.path()).unwrap_err().to_string();
-    assert!(message.ends_with(
+    assert!(message.contains(
         "no adapter: neither adapter_config.json nor pytorch_lora_weights.safetensors is there"
     ));
     save_diffusers(folder.path(), &adapter, &config, projections).unwrap();
@@ -184,7 +181,7 @@ fn ranks_and_alphas_of_single_layers_come_from_the_files() {
     json["alpha_pattern"] = serde_json::json!({"to_out.0": 1.5});
     json["rank_pattern"] = serde_json::json!({"to_q": 2});
     std::fs::write(&path, json.to_string()).unwrap();
-    let loaded = load_peft(folder.path(), projections, &Device::flex()).unwrap();
+    let loaded = load_adapter(folder.path(), projections, &Device::flex()).unwrap();
     let product = |adapter: &LoraAdapter, slot: usize| {
         let pair = adapter.pair(slot).unwrap();
         pair.b.val().matmul(pair.a.val()) * adapter.scale()

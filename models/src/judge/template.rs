@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::weights::without_byte_order_mark;
+
 /// The template that is used where none is named.
 const DEFAULT: &str = include_str!("default_template.txt");
 
@@ -81,7 +83,7 @@ impl Template {
             path: path.to_owned(),
             source,
         })?;
-        Self::parse(&text)
+        Self::parse(without_byte_order_mark(&text))
     }
 
     /// Finds the placeholders of `text`.
@@ -260,6 +262,15 @@ mod tests {
     fn a_missing_file_is_named() {
         let error = Template::load(Path::new("/nowhere/judge.txt")).unwrap_err();
         assert!(error.to_string().contains("/nowhere/judge.txt"));
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("judge.txt");
+        std::fs::write(&path, "\u{feff}look: {edited_image}").unwrap();
+        let template = Template::load(&path).unwrap();
+        assert_eq!(template, Template::parse("look: {edited_image}").unwrap());
     }
 
     #[test]

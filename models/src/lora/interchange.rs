@@ -7,9 +7,9 @@ use std::path::Path;
 use burn::tensor::Device;
 use serde_json::Value;
 
-use super::factors::{load_factors, named_factors};
+use super::factors::named_factors;
 use super::peft_config::{PeftConfig, peft_json};
-use super::{LoraAdapter, LoraConfig, Projection};
+use super::{AdapterFile, LoraAdapter, LoraConfig, Projection};
 use crate::weights::{LoadError, Weights, read_config, write_config, write_safetensors};
 
 const CONFIG_FILE: &str = "adapter_config.json";
@@ -58,68 +58,62 @@ pub fn save_diffusers(
     write_safetensors(&folder.join(DIFFUSERS_FILE), &tensors, &metadata)
 }
 
-/// Loads an adapter from what it is published as: a peft folder, a folder with diffusers'
-/// `pytorch_lora_weights.safetensors`, or such a file.
+/// Loads an adapter from what it is published as, see [`AdapterFile::open`].
 ///
 /// # Errors
-/// As [`load_peft`], or if the path is none of these.
+/// As [`AdapterFile::open`] and [`AdapterFile::load`].
 pub fn load_adapter(
     path: &Path,
     projections: &[Projection],
     device: &Device,
 ) -> Result<LoraAdapter, LoadError> {
+    AdapterFile::open(path)?.load(projections, device)
+}
+
+/// The tensors of an adapter, and what is said of them beside their names.
+pub(super) struct Found {
+    pub(super) weights: Weights,
+    pub(super) config: Option<PeftConfig>,
+}
+
+/// The file that `path` means, and its configuration if it has one.
+pub(super) fn find(path: &Path) -> Result<Found, LoadError> {
     if path.is_file() {
-        return load_diffusers(path, projections, device);
+        return with_header(path);
     }
-    if path.join(CONFIG_FILE).is_file() {
-        return load_peft(path, projections, device);
+    let config_path = path.join(CONFIG_FILE);
+    if config_path.is_file() {
+        let config: PeftConfig = read_config(&config_path)?;
+        config.check(&config_path)?;
+        return Ok(Found {
+            weights: Weights::from_file(&path.join(PEFT_FILE))?,
+            config: Some(config),
+        });
     }
     let file = path.join(DIFFUSERS_FILE);
     if file.is_file() {
-        return load_diffusers(&file, projections, device);
+        return with_header(&file);
     }
     let reason = match path.is_dir() {
-        true => format!("no adapter: neither {CONFIG_FILE} nor {DIFFUSERS_FILE} is there"),
+        true => format!(
+            "no adapter: neither {CONFIG_FILE} nor {DIFFUSERS_FILE} is there; a file of another name is named itself"
+        ),
         false => "there is no such file or folder, expected an adapter".to_owned(),
     };
     Err(LoadError::format(path, reason))
 }
 
-/// Loads a peft folder as an adapter for a model with the given projections.
-///
-/// # Errors
-/// If a file can't be read, the adapter is of a kind that is not plain LoRA, or its factors do
-/// not fit the model: then all names that do not are in the error.
-pub fn load_peft(
-    folder: &Path,
-    projections: &[Projection],
-    device: &Device,
-) -> Result<LoraAdapter, LoadError> {
-    let path = folder.join(CONFIG_FILE);
-    let config: PeftConfig = read_config(&path)?;
-    config.check(&path)?;
-    let weights = Weights::from_file(&folder.join(PEFT_FILE))?;
-    load_factors(&weights, PEFT_PREFIX, &config, projections, device)
-}
-
-/// Loads a `pytorch_lora_weights.safetensors` file as diffusers does: without metadata, alpha is
-/// the rank.
-///
-/// # Errors
-/// As [`load_peft`].
-pub fn load_diffusers(
-    path: &Path,
-    projections: &[Projection],
-    device: &Device,
-) -> Result<LoraAdapter, LoadError> {
+/// A file that may have its configuration in its header, as newer versions of diffusers write it.
+fn with_header(path: &Path) -> Result<Found, LoadError> {
     let weights = Weights::from_file(path)?;
     let metadata = weights.metadata();
-    let config = match metadata.and_then(|metadata| metadata.get(DIFFUSERS_METADATA)) {
-        Some(header) => parse(header).map_err(|source| LoadError::format(path, source))?,
-        None => PeftConfig::alpha_is_rank(first_rank(&weights)),
-    };
-    config.check(path)?;
-    load_factors(&weights, DIFFUSERS_PREFIX, &config, projections, device)
+    let header = metadata.and_then(|metadata| metadata.get(DIFFUSERS_METADATA));
+    let config = header.map(|header| parse(header)).transpose();
+    let config = config.map_err(|source| LoadError::format(path, source))?;
+    if let Some(config) = &config {
+        config.check(path)?;
+    }
+    Ok(Found { weights, config })
 }
 
 /// peft's configuration as diffusers has it in a file's header, every key prefixed.
@@ -137,11 +131,4 @@ fn parse(header: &str) -> serde_json::Result<PeftConfig> {
         .into_iter()
         .filter_map(|(key, value)| Some((key.strip_prefix(&prefix)?.to_owned(), value)));
     serde_json::from_value(Value::Object(fields.collect()))
-}
-
-fn first_rank(weights: &Weights) -> usize {
-    let mut names = weights.names();
-    let first_a = names.find(|name| name.ends_with(".lora_A.weight"));
-    let rank = first_a.and_then(|name| weights.shape(name)?.first().copied());
-    rank.unwrap_or(1)
 }

@@ -4,20 +4,28 @@
 //! targeted one. The policy, the old policy and no adapter at all share one base.
 
 mod adapter;
+mod black_forest;
 mod factors;
+mod file;
+mod fit;
+mod format;
 mod gradient;
 mod interchange;
 mod linear;
+mod listed;
 mod merge;
 mod peft_config;
+mod targets;
 #[cfg(test)]
 mod tests;
 mod tracked;
 
 pub use adapter::{LoraAdapter, LoraPair, flat_len, init_flat};
+pub use file::AdapterFile;
 pub use gradient::LoraGradient;
-pub use interchange::{load_adapter, load_diffusers, load_peft, save_diffusers, save_peft};
+pub use interchange::{load_adapter, save_diffusers, save_peft};
 pub use linear::{LoraLinear, Projection, Scope};
 pub(crate) use merge::merge;
 pub use retouch_settings::{Checkpointing, LoraConfig};
+pub use targets::{TargetError, check_targets};
 pub use tracked::{Tracked, Trained};

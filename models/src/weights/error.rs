@@ -43,13 +43,15 @@ pub enum LoadError {
         /// All that does not fit.
         misfit: Box<Misfit>,
     },
-    /// An adapter's factors do not fit the model's layers.
-    #[error("{}: the adapter does not fit this model, it was trained for another{misfit}", path.display())]
-    OtherModel {
+    /// An adapter's layers do not fit the model's.
+    #[error("{}: the adapter does not fit this model, read as {format} names layers; {}", path.display(), problems.join("; "))]
+    Adapter {
         /// The file.
         path: PathBuf,
-        /// All that does not fit.
-        misfit: Box<Misfit>,
+        /// Whose naming it has.
+        format: &'static str,
+        /// What does not fit, a phrase for each kind.
+        problems: Vec<String>,
     },
 }
 

@@ -136,7 +136,7 @@ impl Weights {
     }
 
     /// Whether tensor `name`, if it is there, has floats, as all parameters are.
-    pub(super) fn is_float(&self, name: &str) -> bool {
+    pub(crate) fn is_float(&self, name: &str) -> bool {
         self.entry(name)
             .is_none_or(|(_, info)| element_type(info.dtype).is_some_and(|dtype| dtype.is_float()))
     }

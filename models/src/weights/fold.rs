@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 /// Lines about tensors, those about alike layers in one: `blocks.{0..18}.bias` for nineteen names.
 ///
 /// An item is a name and what is said of it. The first number between dots is the layer's.
-pub(super) fn folded<'a>(items: impl IntoIterator<Item = (&'a str, String)>) -> Vec<String> {
+pub(crate) fn folded<'a>(items: impl IntoIterator<Item = (&'a str, String)>) -> Vec<String> {
     let mut lines: BTreeMap<(String, String), Vec<u64>> = BTreeMap::new();
     let mut whole = Vec::new();
     for (name, rest) in items {

@@ -16,10 +16,12 @@ pub(crate) fn read_text(path: &Path) -> Result<String, LoadError> {
     if let Some(reason) = failed_download(text.as_bytes()) {
         return Err(LoadError::format(path, reason));
     }
-    Ok(match text.strip_prefix('\u{feff}') {
-        Some(text) => text.to_owned(),
-        None => text,
-    })
+    Ok(without_byte_order_mark(&text).to_owned())
+}
+
+/// The text behind a byte order mark, if it begins with one.
+pub(crate) fn without_byte_order_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
 /// Reads a JSON configuration such as `config.json`.

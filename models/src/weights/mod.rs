@@ -25,8 +25,9 @@ mod tests;
 
 pub use error::{LoadError, Misfit, Misshaped, Mistyped};
 pub use file::{DIFFUSERS_FILE, TRANSFORMERS_FILE, Weights};
+pub(crate) use fold::folded;
 pub(crate) use folder::{require_file, seems};
-pub(crate) use json::{Spelled, Spellings, class_of, read_text};
+pub(crate) use json::{Spelled, Spellings, class_of, read_text, without_byte_order_mark};
 pub use json::{read_config, write_config};
 pub use names::Names;
 pub use pretrained::{Pretrained, PretrainedConfig};

@@ -1,3 +1,5 @@
+mod files;
+
 use std::cell::RefCell;
 
 use burn::module::{Module, Param};
