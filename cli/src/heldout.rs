@@ -32,6 +32,7 @@ fn read_pairs(config: &RunConfig) -> anyhow::Result<Vec<Pair>> {
     if folder.join("oracle").is_dir() {
         for (pair, case) in pairs.iter_mut().zip(read_cases(folder, Split::Test)?) {
             pair.task = case.kind.name().to_owned();
+            pair.target = Some(case.target_image());
             pair.oracle = Some(Box::new(move |edit| oracle::score(&case, edit)));
         }
     }

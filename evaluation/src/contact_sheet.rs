@@ -1,75 +1,118 @@
-//! The contact sheet: held-out pairs as rows of source | before | after, several rows side by side.
+//! The contact sheet: held-out pairs as rows of source, before, after and, where it is known, what was wanted.
 
-use image::{Rgb, RgbImage, imageops};
+use image::RgbImage;
 
-use crate::outcome::Outcome;
+use crate::{
+    outcome::{Outcome, Scored},
+    sheet::{Cell, Row, Sheet},
+};
 
-const GAP: u32 = 4;
-const GROUP_GAP: u32 = 16;
-const BACKGROUND: Rgb<u8> = Rgb([255, 255, 255]);
-/// Small images are enlarged by whole factors until they are at least this wide, so that a person sees something.
-const THUMBNAIL_WIDTH_MIN: u32 = 128;
+/// What stands over the columns; the last is absent if no pair's target is known.
+pub const HEADINGS: [&str; 4] = ["source", "before", "after", "wanted"];
 
-/// Lays out source, before and after of each outcome in `columns` columns; all images are scaled to the first source's
-/// cell.
-pub fn contact_sheet(outcomes: &[Outcome], columns: u32) -> RgbImage {
-    let Some(first) = outcomes.first() else {
-        return RgbImage::from_pixel(1, 1, BACKGROUND);
+/// Lays out each outcome's pictures with its scores, its instruction and its task under `title`, in `abreast` columns.
+pub fn contact_sheet(title: Vec<String>, outcomes: &[Outcome], abreast: u32) -> RgbImage {
+    let columns = match outcomes.iter().any(|outcome| outcome.pair.target.is_some()) {
+        true => HEADINGS.len(),
+        false => HEADINGS.len() - 1,
     };
-    let (width, height) = first.pair.sources.last().dimensions();
-    let factor = THUMBNAIL_WIDTH_MIN.div_ceil(width).max(1);
-    let (width, height) = (width * factor, height * factor);
-    let group_width = 3 * width + 2 * GAP;
-    let lines = (outcomes.len() as u32).div_ceil(columns);
-    let mut sheet = RgbImage::from_pixel(
-        columns * group_width + (columns + 1) * GROUP_GAP,
-        lines * (height + GAP) + GROUP_GAP,
-        BACKGROUND,
-    );
-    for (index, outcome) in outcomes.iter().enumerate() {
-        let index = index as u32;
-        let left = GROUP_GAP + index % columns * (group_width + GROUP_GAP);
-        let top = GROUP_GAP / 2 + index / columns * (height + GAP);
-        let Outcome {
-            pair,
-            before,
-            after,
-        } = outcome;
-        let pictures = [pair.sources.last(), &before.image, &after.image];
-        for (place, picture) in pictures.into_iter().enumerate() {
-            let scaled = imageops::resize(picture, width, height, imageops::FilterType::Nearest);
-            let x = left + place as u32 * (width + GAP);
-            imageops::replace(&mut sheet, &scaled, i64::from(x), i64::from(top));
-        }
+    let sheet = Sheet {
+        title,
+        headings: HEADINGS[..columns]
+            .iter()
+            .map(|&heading| heading.to_owned())
+            .collect(),
+        rows: outcomes
+            .iter()
+            .map(|outcome| row(outcome, columns))
+            .collect(),
+        abreast,
+    };
+    sheet.draw()
+}
+
+fn row(outcome: &Outcome, columns: usize) -> Row<'_> {
+    let pair = &outcome.pair;
+    let plain = |picture| Cell {
+        picture,
+        lines: Vec::new(),
+    };
+    let mut cells = vec![
+        plain(Some(pair.sources.last())),
+        scored(&outcome.before),
+        scored(&outcome.after),
+        plain(pair.target.as_ref()),
+    ];
+    cells.truncate(columns);
+    let task = Some(&pair.task).filter(|task| !task.is_empty() && **task != pair.prompt);
+    Row {
+        cells,
+        caption: std::iter::once(&pair.prompt).chain(task).cloned().collect(),
     }
-    sheet
+}
+
+fn scored(scored: &Scored) -> Cell<'_> {
+    Cell {
+        picture: Some(&scored.image),
+        lines: scored.lines(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use image::Rgb;
+
     use super::*;
     use crate::outcome::tests::outcome;
 
+    const RED: [u8; 3] = [255, 0, 0];
+    const GREEN: [u8; 3] = [0, 255, 0];
+    const BLUE: [u8; 3] = [0, 0, 255];
+    const YELLOW: [u8; 3] = [255, 255, 0];
+
+    fn coloured(wanted: Option<[u8; 3]>) -> Outcome {
+        let mut row = outcome("add", 0.2, 0.4, false);
+        let picture = |color| RgbImage::from_pixel(64, 64, Rgb(color));
+        row.pair.sources = picture(RED).into();
+        row.before.image = picture(GREEN);
+        row.after.image = picture(BLUE);
+        row.pair.target = wanted.map(picture);
+        row
+    }
+
+    /// The colours of the pictures, each at its first pixel, row by row.
+    fn colours(sheet: &RgbImage) -> Vec<[u8; 3]> {
+        let mut found = Vec::new();
+        for pixel in sheet.pixels() {
+            if [RED, GREEN, BLUE, YELLOW].contains(&pixel.0) && !found.contains(&pixel.0) {
+                found.push(pixel.0);
+            }
+        }
+        found
+    }
+
     #[test]
-    fn rows_fill_the_columns_left_to_right() {
-        let row = || {
-            let mut row = outcome("add", 0.2, 0.4, false);
-            let picture = |color| RgbImage::from_pixel(64, 64, Rgb(color));
-            row.pair.sources = picture([255, 0, 0]).into();
-            row.before.image = picture([0, 255, 0]);
-            row.after.image = picture([0, 0, 255]);
-            row
+    fn a_row_has_source_before_after_and_what_was_wanted() {
+        let sheet = |wanted| contact_sheet(Vec::new(), &[coloured(wanted)], 1);
+        assert_eq!(colours(&sheet(None)), [RED, GREEN, BLUE]);
+        assert_eq!(colours(&sheet(Some(YELLOW))), [RED, GREEN, BLUE, YELLOW]);
+        assert!(sheet(None).width() < sheet(Some(YELLOW)).width());
+    }
+
+    #[test]
+    fn scores_instruction_and_task_are_under_the_pictures() {
+        let row = row(&coloured(None), 3).caption;
+        assert_eq!(row, ["remove it", "add"]);
+        let scores = |oracle| {
+            super::row(&outcome("add", 0.2, 0.4, oracle), 3)
+                .cells
+                .pop()
+                .map(|cell| cell.lines)
         };
-        let sheet = contact_sheet(&[row(), row(), row()], 2);
-        assert_eq!(sheet.dimensions(), (2 * (3 * 128 + 8) + 48, 2 * 132 + 16));
-        assert_eq!(*sheet.get_pixel(GROUP_GAP, GROUP_GAP), Rgb([255, 0, 0]));
+        assert_eq!(scores(false).unwrap(), ["judge 0.400 of 1"]);
         assert_eq!(
-            *sheet.get_pixel(GROUP_GAP + 132, GROUP_GAP),
-            Rgb([0, 255, 0])
-        );
-        assert_eq!(
-            *sheet.get_pixel(2 * GROUP_GAP + 392 + 264, GROUP_GAP),
-            Rgb([0, 0, 255])
+            scores(true).unwrap(),
+            ["oracle 2.00 of 5", "judge 0.400 of 1"]
         );
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! In reading order: [`pairs`] are images with instructions, [`Evaluator`] edits each before and after, from the same
 //! noise, and has the judge score both, which gives an [`Outcome`]; [`HeldOut`] sums them up, with intervals from
-//! [`bootstrap`], and [`contact_sheet()`] shows them.
+//! [`bootstrap`], and [`contact_sheet()`] shows them, drawn as any [`sheet`] of pictures with text is.
 //!
 //! Where a pair's target is known, its [`Oracle`] scores the edits besides. Nothing else may use that score: runs learn
 //! from judges alone.
@@ -12,9 +12,10 @@ mod contact_sheet;
 mod evaluator;
 mod outcome;
 pub mod pairs;
+pub mod sheet;
 mod summary;
 
-pub use contact_sheet::contact_sheet;
+pub use contact_sheet::{HEADINGS, contact_sheet};
 pub use evaluator::{EvaluationError, Evaluator};
 pub use outcome::{Outcome, Scored};
 pub use pairs::{ORACLE_MAX, Oracle, Pair};

@@ -14,6 +14,16 @@ pub struct Scored {
     pub oracle: Option<f64>,
 }
 
+impl Scored {
+    /// Its scores in words, one a line.
+    pub fn lines(&self) -> Vec<String> {
+        let oracle = self.oracle;
+        let oracle = oracle.map(|oracle| format!("oracle {oracle:.2} of {ORACLE_MAX}"));
+        let judge = format!("judge {:.3} of 1", self.judge);
+        oracle.into_iter().chain([judge]).collect()
+    }
+}
+
 /// A pair edited by the base and by the adapter, from the same initial noise.
 pub struct Outcome {
     /// The pair.
@@ -25,12 +35,14 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Before, after and the scale's top: the oracle's where it is known, else the judge's.
-    pub fn headline_scores(&self) -> (f64, f64, f64) {
-        match (self.before.oracle, self.after.oracle) {
-            (Some(before), Some(after)) => (before, after, ORACLE_MAX),
-            _ => (self.before.judge, self.after.judge, 1.0),
-        }
+    /// Source, before, after and, where it is known, what was wanted.
+    pub fn pictures(&self) -> Vec<&RgbImage> {
+        let edits = [
+            self.pair.sources.last(),
+            &self.before.image,
+            &self.after.image,
+        ];
+        edits.into_iter().chain(&self.pair.target).collect()
     }
 }
 
@@ -51,6 +63,7 @@ pub(crate) mod tests {
                 requirement: String::new(),
                 task: task.to_owned(),
                 sources: RgbImage::new(1, 1).into(),
+                target: None,
                 oracle: None,
             },
             before: scored(before),
@@ -59,9 +72,9 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_oracle_has_the_headline_where_there_is_one() {
-        let with = |oracle| outcome("add", 0.2, 0.4, oracle).headline_scores();
-        assert_eq!(with(true), (1.0, 2.0, 5.0));
-        assert_eq!(with(false), (0.2, 0.4, 1.0));
+    fn the_oracle_comes_first_where_there_is_one() {
+        let after = |oracle| outcome("add", 0.2, 0.4, oracle).after.lines();
+        assert_eq!(after(true), ["oracle 2.00 of 5", "judge 0.400 of 1"]);
+        assert_eq!(after(false), ["judge 0.400 of 1"]);
     }
 }

@@ -24,6 +24,8 @@ pub struct Pair {
     pub task: String,
     /// The images before the edit.
     pub sources: Sources,
+    /// The image asked for, in datasets that have it: to be shown, and for nothing else.
+    pub target: Option<RgbImage>,
     /// There in datasets whose targets are known.
     pub oracle: Option<Oracle>,
 }
@@ -48,8 +50,11 @@ pub fn read(folder: &Path, count: usize, rule: SizeRule) -> Result<Vec<Pair>, Pa
     read_held_out(folder, count)?
         .into_iter()
         .map(|row| {
+            let load = |paths: &[String]| source::load(folder, paths, rule);
+            let target = row.target.map(|path| load(&[path]));
             Ok(Pair {
-                sources: source::load(folder, &row.images, rule)?,
+                sources: load(&row.images)?,
+                target: target.transpose()?.map(|wanted| wanted.last().clone()),
                 prompt: row.prompt,
                 task: row.requirement.clone(),
                 requirement: row.requirement,
@@ -71,10 +76,15 @@ mod tests {
         RgbImage::new(24, 16)
             .save(folder.path().join("a.png"))
             .unwrap();
-        let row = |prompt: &str| {
-            format!(r#"{{"prompt": "{prompt}", "image": "a.png", "requirement": "it is red"}}"#)
+        let row = |(prompt, more): (&str, &str)| {
+            format!(
+                r#"{{"prompt": "{prompt}", "image": "a.png", "requirement": "it is red"{more}}}"#
+            )
         };
-        let rows = ["first", "second", "third"].map(row).join("\n");
+        let target = r#", "target": "a.png""#;
+        let rows = [("first", target), ("second", ""), ("third", "")]
+            .map(row)
+            .join("\n");
         std::fs::write(folder.path().join("test_metadata.jsonl"), rows).unwrap();
         let size = ImageSize {
             height: 8,
@@ -86,6 +96,8 @@ mod tests {
         assert_eq!(prompts, ["first", "second"]);
         assert_eq!(pairs[0].task, "it is red");
         assert_eq!(pairs[0].sources.last().dimensions(), (8, 8));
+        assert_eq!(pairs[0].target.as_ref(), Some(pairs[0].sources.last()));
+        assert_eq!(pairs[1].target, None);
         let error = read(4).err().unwrap().to_string();
         assert!(error.contains("3 rows, fewer than the 4"), "{error}");
     }

@@ -1,9 +1,9 @@
 //! `report.html`: one page that opens without a server; its pictures lie beside it in `samples/`.
 
-use std::{collections::BTreeSet, fmt::Write};
+use std::collections::BTreeSet;
 
-use retouch_evaluation::{Comparison, bootstrap::Estimate};
-use retouch_proto::metrics::METRICS;
+use retouch_evaluation::{Comparison, HEADINGS, bootstrap::Estimate};
+use retouch_proto::metrics::{METRICS, Metric};
 
 use crate::show::duration;
 
@@ -12,15 +12,18 @@ use super::{
     summary::{IterationPoint, Report},
 };
 
+const CURVES_NOTE: &str = "<p class=\"note\">Pale: as measured in each iteration. Bold: smoothed, by a moving average \
+                           that keeps 0.8 of itself.</p>";
 const STYLE: &str = include_str!("style.css");
 
 /// A held-out pair shown on the page.
 pub(crate) struct Example {
     pub(crate) prompt: String,
-    /// Path of the triptych (source, before, after), relative to the page.
+    pub(crate) task: String,
+    /// Path of its pictures side by side, relative to the page.
     pub(crate) picture: String,
-    /// Score before and after, with the scale's top.
-    pub(crate) scores: (f64, f64, f64),
+    /// What is said of each picture, from left to right: one for every column of [`HEADINGS`] that it has.
+    pub(crate) scores: Vec<Vec<String>>,
 }
 
 /// Renders the whole page.
@@ -28,13 +31,16 @@ pub(crate) fn page(report: &Report, examples: &[Example]) -> String {
     let name = escape(&report.name);
     format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width\"><title>Retouch: {name}</title>\
-         <style>{STYLE}</style></head><body><h1>{name}</h1>{}{}<h2>Training</h2><div class=\"charts\">{}</div>{}\
-         <h2>Held-out pairs</h2><p>Source, before, after; the same initial noise before and after.</p>\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>Retouch: {name}</title>\
+         <style>{STYLE}</style></head><body><h1>{name}</h1>{}{}{}\
+         <h2>Training</h2>{CURVES_NOTE}<div class=\"charts\">{}</div>{}{}\
+         <h2>Held-out pairs</h2><p>The same initial noise before and after; the run has not trained on these pairs.</p>\
          <div class=\"examples\">{}</div></body></html>\n",
         headline(report),
+        settings(report),
         measures(report),
         charts(&report.curve),
+        never(&report.curve),
         glossary(),
         examples.iter().map(example).collect::<String>(),
     )
@@ -70,6 +76,14 @@ fn headline(report: &Report) -> String {
     )
 }
 
+/// What the run and its report were made with.
+fn settings(report: &Report) -> String {
+    let evaluation = ("evaluation", report.heldout.sampling.clone());
+    let facts = report.setup.facts().into_iter().chain([evaluation]);
+    let rows = facts.map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>", escape(&value)));
+    format!("<dl class=\"settings\">{}</dl>", rows.collect::<String>())
+}
+
 fn measures(report: &Report) -> String {
     let heldout = &report.heldout;
     let mut rows = String::new();
@@ -93,7 +107,7 @@ fn measures(report: &Report) -> String {
     });
     format!(
         "<h2>Measures on {} held-out pairs</h2><p>{}; mean and 95 % interval of a paired bootstrap.</p>\
-         <table><tr><th></th><th>before</th><th>after</th><th>gain</th></tr>{rows}</table>\
+         <div class=\"scroll\"><table><tr><th></th><th>before</th><th>after</th><th>gain</th></tr>{rows}</table></div>\
          <div class=\"side\"><table><tr><th>task</th><th>gain</th></tr>{}</table>\
          <table><tr><th>stage</th><th>time</th></tr>{}</table></div>",
         heldout.pairs,
@@ -112,13 +126,36 @@ fn measure_row(name: &str, measure: &Comparison) -> String {
     )
 }
 
+/// The curve of a metric.
+fn series_of(metric: &Metric, curve: &[IterationPoint]) -> Series {
+    let values = curve.iter().map(|point| *point.values.get(metric.name)?);
+    Series::new(metric.label, values)
+}
+
+fn iterations(curve: &[IterationPoint]) -> Vec<u32> {
+    curve.iter().map(|point| point.iteration).collect()
+}
+
+/// Names the metrics without a curve because they were 0 in every iteration.
+fn never(curve: &[IterationPoint]) -> String {
+    let charted = METRICS.iter().filter(|metric| metric.chart.is_some());
+    let zero = charted.filter(|metric| series_of(metric, curve).is_zero());
+    let names: Vec<&str> = zero.map(|metric| metric.name).collect();
+    match names.is_empty() {
+        true => String::new(),
+        false => format!(
+            "<p class=\"note\">0 in every iteration, and not drawn: {}.</p>",
+            names.join(", ")
+        ),
+    }
+}
+
 /// A chart for each title of the table of metrics, in its order.
 fn charts(curve: &[IterationPoint]) -> String {
     let mut charts: Vec<(&str, Vec<Series>)> = Vec::new();
     for metric in &METRICS {
         let Some(title) = metric.chart else { continue };
-        let values = curve.iter().map(|point| *point.values.get(metric.name)?);
-        let series = Series::new(metric.label, values);
+        let series = series_of(metric, curve);
         match charts.iter_mut().find(|(other, _)| *other == title) {
             Some((_, together)) => together.push(series),
             None => charts.push((title, vec![series])),
@@ -126,7 +163,7 @@ fn charts(curve: &[IterationPoint]) -> String {
     }
     let charts = charts.iter();
     let charts: String = charts
-        .map(|(title, series)| line_chart(title, series))
+        .map(|(title, series)| line_chart(title, &iterations(curve), series))
         .collect();
     charts + &reward_terms(curve)
 }
@@ -143,7 +180,7 @@ fn glossary() -> String {
         )
     });
     format!(
-        "<details><summary>What the curves are</summary><table>{}</table></details>",
+        "<details><summary>What the curves are</summary><div class=\"scroll\"><table>{}</table></div></details>",
         rows.collect::<String>()
     )
 }
@@ -163,19 +200,35 @@ fn reward_terms(curve: &[IterationPoint]) -> String {
     let series = names
         .into_iter()
         .map(|name| Series::new(&escape(name), values(name)));
-    line_chart("mean score by reward term", &series.collect::<Vec<_>>())
+    let series: Vec<Series> = series.collect();
+    line_chart("mean score by reward term", &iterations(curve), &series)
 }
 
 fn example(example: &Example) -> String {
-    let (before, after, top) = example.scores;
-    let mut html = String::new();
-    let _ = write!(
-        html,
-        "<figure><img src=\"{}\" alt=\"source, before, after\"><figcaption>{}<br>{before:.2} &rarr; {after:.2} of {top}</figcaption></figure>",
-        escape(&example.picture),
+    let headings = &HEADINGS[..example.scores.len()];
+    let task = match example.task.is_empty() || example.task == example.prompt {
+        true => String::new(),
+        false => format!("<br><small>{}</small>", escape(&example.task)),
+    };
+    let scores = example.scores.iter().map(|lines| {
+        let lines: Vec<String> = lines.iter().map(|line| escape(line)).collect();
+        lines.join("<br>")
+    });
+    let picture = escape(&example.picture);
+    format!(
+        "<figure>{}<a href=\"{picture}\"><img src=\"{picture}\" loading=\"lazy\" alt=\"{}\"></a>{}\
+         <figcaption>{}{task}</figcaption></figure>",
+        columns(headings.iter().map(|heading| (*heading).to_owned())),
+        headings.join(", "),
+        columns(scores),
         escape(&example.prompt),
-    );
-    html
+    )
+}
+
+/// Texts that stand over or under the pictures of a strip.
+fn columns(texts: impl Iterator<Item = String>) -> String {
+    let cells: String = texts.map(|text| format!("<span>{text}</span>")).collect();
+    format!("<div class=\"columns\">{cells}</div>")
 }
 
 fn interval(estimate: Estimate) -> String {
@@ -194,8 +247,6 @@ fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use retouch_proto::{metrics::TOP_PERCENT, status::IterationMetrics, task::TrainMetrics};
-
     use super::*;
 
     #[test]
@@ -222,15 +273,32 @@ mod tests {
         );
     }
 
+    /// Every charted metric with the same value.
+    fn point(value: f64) -> IterationPoint {
+        let charted = METRICS.iter().filter(|metric| metric.chart.is_some());
+        IterationPoint {
+            iteration: (value * 4.0) as u32,
+            values: charted
+                .map(|metric| (metric.name.to_owned(), Some(value)))
+                .collect(),
+            ..IterationPoint::default()
+        }
+    }
+
+    #[test]
+    fn what_never_happened_is_named_and_not_drawn() {
+        let mut curve = [point(0.5)];
+        assert_eq!(never(&curve), "");
+        let rate = curve[0].values.get_mut("filter_rate");
+        *rate.expect("it has a chart") = Some(0.0);
+        assert!(never(&curve).contains("not drawn: filter_rate."));
+        assert!(!charts(&curve).contains("groups filtered"));
+    }
+
     #[test]
     fn every_metric_with_a_chart_is_drawn_and_explained() {
-        let scored = IterationMetrics {
-            scored: 1,
-            reward_top: TOP_PERCENT.map(|percent| (percent.to_string(), 0.5)).into(),
-            train: Some(TrainMetrics::default()),
-            ..IterationMetrics::default()
-        };
-        let charts = charts(&[IterationPoint::from(&scored)]);
+        let curve: Vec<IterationPoint> = [0.5, 0.75].into_iter().map(point).collect();
+        let charts = charts(&curve);
         let drawn = charts.matches("<polyline").count();
         let rows = glossary().matches("<tr>").count();
         let with_chart = METRICS.iter().filter(|metric| metric.chart.is_some());
@@ -243,12 +311,29 @@ mod tests {
     fn text_from_datasets_is_escaped() {
         let html = example(&Example {
             prompt: "<script>".to_owned(),
+            task: "<b>".to_owned(),
             picture: "a.png".to_owned(),
-            scores: (1.0, 2.0, 5.0),
+            scores: vec![Vec::new(), vec!["judge <0.5".to_owned()]],
         });
-        assert!(
-            html.contains("&lt;script&gt;") && !html.contains("<script>"),
-            "{html}"
-        );
+        for text in ["<script>", "<b>", "<0.5"] {
+            assert!(!html.contains(text), "{html}");
+            assert!(html.contains(&escape(text)), "{html}");
+        }
+    }
+
+    #[test]
+    fn every_picture_has_a_heading_and_its_scores() {
+        let html = |count: u32| {
+            example(&Example {
+                prompt: "把球变成红色".to_owned(),
+                task: "recolour".to_owned(),
+                picture: "samples/heldout_000.png".to_owned(),
+                scores: (0..count).map(|i| vec![format!("judge 0.{i}")]).collect(),
+            })
+        };
+        for part in ["wanted", "judge 0.3", "把球变成红色", "recolour"] {
+            assert!(html(4).contains(part), "{part}: {}", html(4));
+        }
+        assert!(!html(3).contains("wanted"), "{}", html(3));
     }
 }

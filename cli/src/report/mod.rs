@@ -8,13 +8,13 @@ use std::{
     collections::BTreeMap,
     fs::{File, TryLockError},
     path::PathBuf,
-    time::Instant,
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, bail};
 use clap::Args;
 use retouch_coordinator::store::Reader;
-use retouch_evaluation::{Outcome, contact_sheet};
+use retouch_evaluation::{Outcome, contact_sheet, sheet};
 use retouch_proto::{
     RunConfig,
     files::{PUBLIC, write_whole},
@@ -24,7 +24,7 @@ use retouch_proto::{
 
 use self::{
     html::Example,
-    summary::{IterationPoint, Report},
+    summary::{IterationPoint, Report, Setup},
 };
 use crate::{
     config::check_files, dataset::Images, exit::UsageError, heldout, memory, output::remark,
@@ -33,7 +33,7 @@ use crate::{
 
 /// Pairs shown as pictures.
 const EXAMPLES: usize = 24;
-const SHEET_COLUMNS: u32 = 3;
+const SHEET_COLUMNS: u32 = 2;
 
 /// Evaluate a run, at any time, and write its report.
 ///
@@ -103,6 +103,7 @@ pub(crate) fn make(config: &RunConfig, folder: &RunFolder, author: Author) -> an
     };
     let report = Report {
         name: config.name.to_string(),
+        setup: Setup::of(config, now_unix_ms()),
         state: state(config, folder, history.len()).to_owned(),
         iterations: history.len() as u32,
         heldout,
@@ -113,7 +114,7 @@ pub(crate) fn make(config: &RunConfig, folder: &RunFolder, author: Author) -> an
         stage_s: stage_seconds(&history, evaluate_s),
         curve: history.iter().map(IterationPoint::from).collect(),
     };
-    let examples = write_pictures(folder, &outcomes)?;
+    let examples = write_pictures(folder, &report, &outcomes)?;
     let page = folder.report_html();
     write_whole(&page, html::page(&report, &examples), PUBLIC)
         .with_context(|| format!("can't write {}", page.display()))?;
@@ -151,14 +152,18 @@ fn stage_seconds(history: &[IterationMetrics], evaluate_s: f64) -> BTreeMap<Stri
     .into()
 }
 
-/// Writes the contact sheet and one triptych for each example.
-fn write_pictures(folder: &RunFolder, outcomes: &[Outcome]) -> anyhow::Result<Vec<Example>> {
+/// Writes the contact sheet, and for each example a strip of its pictures.
+fn write_pictures(
+    folder: &RunFolder,
+    report: &Report,
+    outcomes: &[Outcome],
+) -> anyhow::Result<Vec<Example>> {
     let samples = folder.samples();
     std::fs::create_dir_all(&samples)
         .with_context(|| format!("can't create {}", samples.display()))?;
     let shown = &outcomes[..outcomes.len().min(EXAMPLES)];
     picture::save(
-        &contact_sheet(shown, SHEET_COLUMNS),
+        &contact_sheet(sheet_title(report), shown, SHEET_COLUMNS),
         &samples.join("contact_sheet.png"),
     )?;
     shown
@@ -166,15 +171,38 @@ fn write_pictures(folder: &RunFolder, outcomes: &[Outcome]) -> anyhow::Result<Ve
         .enumerate()
         .map(|(index, outcome)| {
             let name = format!("heldout_{index:03}.png");
-            let triptych = contact_sheet(std::slice::from_ref(outcome), 1);
-            picture::save(&triptych, &samples.join(&name))?;
+            picture::save(&sheet::strip(outcome.pictures()), &samples.join(&name))?;
+            let mut scores = vec![Vec::new(), outcome.before.lines(), outcome.after.lines()];
+            scores.resize(outcome.pictures().len(), Vec::new());
             Ok(Example {
                 prompt: outcome.pair.prompt.clone(),
+                task: outcome.pair.task.clone(),
                 picture: format!("{SAMPLES}/{name}"),
-                scores: outcome.headline_scores(),
+                scores,
             })
         })
         .collect()
+}
+
+/// What the pictures were made with.
+fn sheet_title(report: &Report) -> Vec<String> {
+    let setup = &report.setup;
+    vec![
+        format!(
+            "{}: before and after {} iterations",
+            report.name, report.adapter_iteration
+        ),
+        format!("model {}, data {}", setup.model, setup.dataset),
+        format!(
+            "{}, seed {}, {}, retouch {}",
+            report.heldout.sampling, setup.seed, setup.date, setup.version
+        ),
+    ]
+}
+
+fn now_unix_ms() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+    since_epoch.unwrap_or_default().as_millis() as u64
 }
 
 fn print_summary(report: &Report, folder: &RunFolder) {
