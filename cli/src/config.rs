@@ -14,6 +14,7 @@ use retouch_models::{
 use retouch_proto::{
     RunConfig,
     config::{load, load_on_node},
+    limits::SOURCES_MAX,
 };
 
 use crate::dataset::{Images, check_rows};
@@ -103,7 +104,11 @@ pub(crate) fn check_files(
     if problems.is_empty() {
         problems = misfits(config);
     }
-    if let Err(error) = check_rows(dataset, held_out_pairs as usize, images) {
+    let sources_max = inspect(config.model.path.as_ref())
+        .ok()
+        .and_then(|found| found.sources_max());
+    let sources_max = sources_max.unwrap_or(SOURCES_MAX);
+    if let Err(error) = check_rows(dataset, held_out_pairs as usize, sources_max, images) {
         problems.push(format!("dataset.path: {error}"));
     }
     refuse(&problems)

@@ -1,11 +1,14 @@
-//! `retouch dataset`: makes the toy dataset, and checks any dataset before a run trusts it.
+//! `retouch dataset`: makes the toy dataset or one of parquet shards, and checks any dataset before a run trusts it.
+
+mod import;
 
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use retouch_dataset::DatasetError;
+use retouch_dataset::{DatasetError, Row};
 use retouch_models::images;
+use retouch_proto::limits::SOURCES_MAX;
 use retouch_tiny::dataset::{Dataset, Targets};
 
 use crate::{exit::UsageError, output::say};
@@ -21,6 +24,7 @@ pub(crate) struct DatasetArgs {
 enum DatasetCommand {
     /// Generate the toy dataset: coloured shapes, eight kinds of instructions.
     Make(MakeArgs),
+    Import(import::ImportArgs),
     /// Check a folder: every line is a row that a run accepts, every image decodes.
     Check(CheckArgs),
 }
@@ -52,6 +56,7 @@ struct CheckArgs {
 pub(crate) fn run(args: DatasetArgs) -> anyhow::Result<()> {
     match args.command {
         DatasetCommand::Make(args) => make(&args),
+        DatasetCommand::Import(args) => import::run(args),
         DatasetCommand::Check(args) => check(&args.folder),
     }
 }
@@ -80,7 +85,8 @@ fn make(args: &MakeArgs) -> anyhow::Result<()> {
 
 /// Reads both splits as a run does, with every image.
 fn check(folder: &Path) -> anyhow::Result<()> {
-    let [train, test] = check_rows(folder, 1, Images::Decoded).map_err(UsageError::from)?;
+    let [train, test] =
+        check_rows(folder, 1, SOURCES_MAX, Images::Decoded).map_err(UsageError::from)?;
     let folder = folder.display();
     say!("{folder}: {train} train and {test} test pairs, no problem");
     Ok(())
@@ -95,20 +101,28 @@ pub(crate) enum Images {
     Decoded,
 }
 
-/// Judges a dataset for every command: at least one training row and so many held-out ones, all sound. Gives the
-/// numbers of both.
+/// Judges a dataset for every command: at least one training row and so many held-out ones, all sound and of no more
+/// sources than the editor takes. Gives the numbers of both.
 pub(crate) fn check_rows(
     folder: &Path,
     held_out_min: usize,
+    sources_max: usize,
     images: Images,
 ) -> Result<[usize; 2], DatasetError> {
+    let check_sources = |row: &Row| match row.images.len() {
+        count if count > sources_max => Err(format!(
+            "image names {count} files, the base model takes {sources_max}"
+        )),
+        _ => Ok(()),
+    };
     if images == Images::Named {
-        return retouch_dataset::check(folder, held_out_min, |_| Ok(()));
+        return retouch_dataset::check(folder, held_out_min, check_sources);
     }
     let style = ProgressStyle::with_template("checking images of {pos} rows ({elapsed})");
     let bar = ProgressBar::no_length().with_style(style.expect("a sound template"));
     let checked = retouch_dataset::check(folder, held_out_min, |row| {
         bar.inc(1);
+        check_sources(row)?;
         row.check_images(|path| images::open(&folder.join(path)).map(drop))
     });
     bar.finish_and_clear();

@@ -3,13 +3,18 @@
 
 mod harness;
 
-use std::process::Stdio;
+use std::{
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
 use harness::{
-    adapter, read, retouch,
+    adapter, assets, json, read, retouch,
     run::{Run, SMOKE_QWEN, spawn, undisturbed},
     signal, worker,
 };
+use retouch_dataset::Split;
 
 #[test]
 fn the_report_has_every_number() {
@@ -99,6 +104,48 @@ fn a_run_on_another_base_model_differs_in_the_run_file_alone() {
     assert!(sampling.contains("true CFG 2"), "{sampling}");
     let alone = Run::launch_example(SMOKE_QWEN, &["learner.ranks=1"]).finish_well();
     assert_eq!(adapter(&alone), adapter(&report));
+}
+
+/// The dataset of the tests, every row with the source of the first besides.
+fn dataset_of_two_sources(folder: &Path) -> PathBuf {
+    let (from, data) = (assets().join("dataset"), folder.join("data"));
+    std::fs::create_dir(&data).expect("a folder");
+    symlink(from.join("images"), data.join("images")).expect("a link");
+    for split in [Split::Train, Split::Test] {
+        let rows = retouch_dataset::read(&from, split).expect("rows");
+        let first = rows[0].images[0].clone();
+        let several = rows.into_iter().map(|mut row| {
+            row.images.push(first.clone());
+            serde_json::to_string(&row).expect("a row") + "\n"
+        });
+        let file = data.join(split.file_name());
+        std::fs::write(file, several.collect::<String>()).expect("a file");
+    }
+    data
+}
+
+#[test]
+fn rows_may_have_as_many_sources_as_the_base_model_takes() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = dataset_of_two_sources(folder.path());
+    let set = format!("dataset.path={}", data.display());
+    let mut run = Run::launch_example(SMOKE_QWEN, &[&set]);
+    run.finish_well();
+    let groups = json(
+        retouch()
+            .args(["groups", "--json"])
+            .arg(run.path().join("run")),
+    );
+    let groups = groups.expect("groups");
+    let sources = &groups[0]["image"];
+    assert_eq!(sources.as_array().map(Vec::len), Some(2), "{sources}");
+    let mut refused = Run::launch(&[&set]);
+    assert_eq!(refused.finish().code(), Some(2));
+    let logs = refused.logs();
+    assert!(
+        logs.contains("image names 2 files, the base model takes 1"),
+        "{logs}"
+    );
 }
 
 #[test]

@@ -25,7 +25,7 @@ impl DatasetError {
         self.count
     }
 
-    fn append(&mut self, mut other: Self) {
+    pub(crate) fn append(&mut self, mut other: Self) {
         self.count += other.count;
         self.shown.append(&mut other.shown);
         self.shown.truncate(SHOWN_MAX);

@@ -7,10 +7,12 @@
 //! Reading order: [`Row`] is a line of such a file and has the checks of one; [`read`] gives a split's rows or every
 //! problem with them, [`read_with`] adds what one caller needs besides, and [`check`] only judges both splits; [`image_file()`] finds the image that a row
 //! names, and says how far links are followed; [`read_lines`] is the reader of JSON lines below them;
-//! [`DatasetError`] collects problems. Images are not decoded here, so that the coordinator needs no model code.
+//! [`DatasetError`] collects problems. `import`, in builds with the feature `parquet`, makes such a folder of the Hub's shards. Images are not decoded here, so that the coordinator needs no model code.
 
 mod error;
 mod image_file;
+#[cfg(feature = "parquet")]
+pub mod import;
 mod lines;
 mod row;
 mod split;

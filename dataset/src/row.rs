@@ -39,8 +39,7 @@ impl Row {
             return Err("not an object; expected {\"prompt\": ..., \"image\": ...}".to_owned());
         }
         let row: Self = parse_json(line)?;
-        row.check_texts()?;
-        row.check_sources()?;
+        row.check()?;
         row.check_images(|path| image_file(folder, path).map(drop))?;
         Ok(row)
     }
@@ -62,6 +61,12 @@ impl Row {
     pub fn files(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let sources = self.images.iter().map(|path| ("image", path.as_str()));
         sources.chain(self.target.iter().map(|path| ("target", path.as_str())))
+    }
+
+    /// Whether its texts are of legal length, and its sources as many as an editor may take.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        self.check_texts()?;
+        self.check_sources()
     }
 
     fn check_sources(&self) -> Result<(), String> {

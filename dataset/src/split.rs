@@ -1,6 +1,6 @@
 //! The two parts of a dataset, and reading one.
 
-use std::{fmt, path::Path};
+use std::{fmt, fs, path::Path};
 
 use crate::{DatasetError, Row, both, read_lines};
 
@@ -51,12 +51,30 @@ pub fn read_with<T: Send>(
     step: impl Fn(Row) -> Result<T, String> + Sync,
 ) -> Result<Vec<T>, DatasetError> {
     let path = folder.join(split.file_name());
+    if let Some(problem) = other_layout(folder, &path) {
+        return Err(DatasetError::file(folder, problem));
+    }
     let rows = read_lines(&path, |line| Row::parse(folder, line).and_then(&step))?;
     if rows.is_empty() {
         let problem = "no rows; each line is an object with prompt, image and requirement";
         return Err(DatasetError::file(&path, problem));
     }
     Ok(rows)
+}
+
+/// What a folder is that has no such file of rows, if that can be told.
+fn other_layout(folder: &Path, rows: &Path) -> Option<&'static str> {
+    let is_shard = |path: &Path| path.extension().is_some_and(|end| end == "parquet");
+    let has_shards = |folder: &Path| {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries
+            .map(|entry| entry.path())
+            .any(|path| is_shard(&path))
+    };
+    let shards = !rows.exists() && (has_shards(folder) || has_shards(&folder.join("data")));
+    shards.then_some(
+        "parquet shards, as the Hugging Face Hub has them: `retouch dataset import` makes a dataset folder of them",
+    )
 }
 
 /// The first `count` held-out rows. For none, no file need be there.
@@ -107,8 +125,6 @@ fn held_out<T: Send>(
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     const ROW: &str = r#"{"prompt": "p", "image": "a.png", "requirement": "r"}"#;
@@ -164,6 +180,16 @@ mod tests {
             error.starts_with("/no/such/test_metadata.jsonl: No such file"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn shards_of_the_hub_are_told_from_a_missing_file() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("data")).unwrap();
+        let told = || read(folder.path(), Split::Train).unwrap_err().to_string();
+        assert!(told().contains("train_metadata.jsonl: No such file"));
+        fs::write(folder.path().join("data/train-0.parquet"), "PAR1").unwrap();
+        assert!(told().contains("`retouch dataset import`"));
     }
 
     #[test]

@@ -77,7 +77,16 @@ pub fn open(path: &Path) -> Result<RgbImage, ImageFileError> {
     check_length(length)?;
     let mut bytes = Vec::with_capacity(length as usize);
     file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
-    let image = decode(&bytes, format(&bytes)?)?;
+    from_bytes(&bytes)
+}
+
+/// As [`open`], of a file's bytes.
+///
+/// # Errors
+/// As [`open`].
+pub fn from_bytes(bytes: &[u8]) -> Result<RgbImage, ImageFileError> {
+    check_length(bytes.len() as u64)?;
+    let image = decode(bytes, format(bytes)?)?;
     check_sides(image.width(), image.height())?;
     Ok(image)
 }
