@@ -12,7 +12,7 @@ use super::folder::INDEX_FILE;
 use super::outline::{Assumed, Outline};
 use super::qwen_image_edit::{self, QwenImageEditPlusPipeline};
 use super::{
-    ConditionShape, EditError, FluxKontext, ImageSize, LatentFormat, Parts, PromptBatch,
+    ConditionShape, EditError, FluxKontext, ImageSize, LatentFormat, Layout, Parts, PromptBatch,
     PromptInput, PromptShape, QwenImageEdit,
 };
 use crate::dit::{Evaluation, Transformer};
@@ -89,6 +89,8 @@ pub(crate) struct Loader {
     pub(super) random: fn(Files<'_>, TextStart, &Init) -> Result<Base, LoadError>,
     /// What the configurations say, and whether they fit each other.
     pub(super) outline: ReadOutline,
+    /// What of that is needed before loading.
+    pub(super) layout: fn(&Path) -> Result<Layout, LoadError>,
 }
 
 type ReadOutline = fn(&Path, &Assumed<'_>) -> Result<Outline, LoadError>;
@@ -109,6 +111,7 @@ impl Loader {
             load: |files| BaseModel::<P>::load(files).map(Base::from),
             random: |files, text, init| BaseModel::<P>::random(files, text, init).map(Base::from),
             outline,
+            layout: Layout::of::<P>,
         }
     }
 

@@ -115,8 +115,13 @@ impl Editor {
 }
 
 fn loader(folder: &Path) -> Result<&'static Loader, LoadError> {
+    Loader::find(&class_name(folder)?, folder)
+}
+
+/// The class that a pipeline folder says it is of.
+pub(super) fn class_name(folder: &Path) -> Result<String, LoadError> {
     let index: ModelIndex = read_config(&require_file(folder, INDEX_FILE, "a base editor")?)?;
-    Loader::find(&index.class_name, folder)
+    Ok(index.class_name)
 }
 
 /// Writes the list of a pipeline's parts.

@@ -105,6 +105,14 @@ impl LoraAdapter {
         self.scale
     }
 
+    /// The same adapter, its outputs times `factor`.
+    pub fn scaled(self, factor: f64) -> Self {
+        Self {
+            scale: self.scale * factor,
+            ..self
+        }
+    }
+
     /// Number of values in the flat form.
     pub fn flat_len(&self) -> usize {
         self.num_params()

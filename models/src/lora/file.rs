@@ -36,6 +36,17 @@ pub(super) struct StoredLayer {
     rows: Range<usize>,
 }
 
+impl StoredLayer {
+    /// The same layer under its model's name.
+    pub(super) fn renamed(&self, name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            spelling: Spelling::Dotted,
+            ..self.clone()
+        }
+    }
+}
+
 /// The names of a layer's tensors.
 #[derive(Default)]
 struct Names<'a> {
@@ -78,7 +89,7 @@ impl AdapterFile {
         self.weights.path()
     }
 
-    /// The program that names tensors so.
+    /// The program whose way to name layers it has.
     pub fn format(&self) -> &'static str {
         self.format.name
     }
@@ -95,6 +106,11 @@ impl AdapterFile {
 
     pub(super) fn layers(&self) -> &[StoredLayer] {
         &self.layers
+    }
+
+    /// The same file with its layers under other names.
+    pub(super) fn with_layers(self, layers: Vec<StoredLayer>) -> Self {
+        Self { layers, ..self }
     }
 
     /// Whether alphas are over the root of the rank (rsLoRA).

@@ -42,6 +42,14 @@ impl AdapterFile {
         Ok(LoraAdapter::from_pairs(pairs.collect(), scale))
     }
 
+    /// Whether it is for a model with the given projections; no factor is read.
+    ///
+    /// # Errors
+    /// As [`AdapterFile::load`].
+    pub fn check(&self, projections: &[Projection]) -> Result<(), LoadError> {
+        self.fit(projections).map(drop)
+    }
+
     /// The layers by the slots of the projections that they change.
     pub(super) fn fit(
         &self,

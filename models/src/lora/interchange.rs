@@ -10,13 +10,13 @@ use serde_json::Value;
 use super::factors::named_factors;
 use super::peft_config::{PeftConfig, peft_json};
 use super::{AdapterFile, LoraAdapter, LoraConfig, Projection};
-use crate::weights::{LoadError, Weights, read_config, write_config, write_safetensors};
+use crate::weights::{LoadError, TensorMap, Weights, read_config, write_config, write_safetensors};
 
 const CONFIG_FILE: &str = "adapter_config.json";
 const PEFT_FILE: &str = "adapter_model.safetensors";
 const DIFFUSERS_FILE: &str = "pytorch_lora_weights.safetensors";
-const PEFT_PREFIX: &str = "base_model.model";
-const DIFFUSERS_PREFIX: &str = "transformer";
+pub(super) const PEFT_PREFIX: &str = "base_model.model";
+pub(super) const DIFFUSERS_PREFIX: &str = "transformer";
 const DIFFUSERS_METADATA: &str = "lora_adapter_metadata";
 
 /// Saves an adapter as peft does: `adapter_config.json` and `adapter_model.safetensors`.
@@ -30,10 +30,19 @@ pub fn save_peft(
     projections: &[Projection],
 ) -> Result<(), LoadError> {
     fs::create_dir_all(folder).map_err(|source| LoadError::io(folder, source))?;
-    write_config(&folder.join(CONFIG_FILE), &peft_json(config))?;
     let tensors = named_factors(adapter, projections, PEFT_PREFIX);
+    write_peft(folder, &tensors, &peft_json(config))
+}
+
+/// The files of a peft folder that is there.
+pub(super) fn write_peft(
+    folder: &Path,
+    tensors: &TensorMap,
+    config: &Value,
+) -> Result<(), LoadError> {
+    write_config(&folder.join(CONFIG_FILE), config)?;
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    write_safetensors(&folder.join(PEFT_FILE), &tensors, &metadata)
+    write_safetensors(&folder.join(PEFT_FILE), tensors, &metadata)
 }
 
 /// Saves an adapter as the one file that diffusers' `load_lora_weights` takes:
@@ -50,12 +59,21 @@ pub fn save_diffusers(
     projections: &[Projection],
 ) -> Result<(), LoadError> {
     fs::create_dir_all(folder).map_err(|source| LoadError::io(folder, source))?;
+    let tensors = named_factors(adapter, projections, DIFFUSERS_PREFIX);
+    write_diffusers(folder, &tensors, &peft_json(config))
+}
+
+/// The file of diffusers in a folder that is there.
+pub(super) fn write_diffusers(
+    folder: &Path,
+    tensors: &TensorMap,
+    config: &Value,
+) -> Result<(), LoadError> {
     let metadata = BTreeMap::from([
         ("format".to_owned(), "pt".to_owned()),
         (DIFFUSERS_METADATA.to_owned(), header(config)),
     ]);
-    let tensors = named_factors(adapter, projections, DIFFUSERS_PREFIX);
-    write_safetensors(&folder.join(DIFFUSERS_FILE), &tensors, &metadata)
+    write_safetensors(&folder.join(DIFFUSERS_FILE), tensors, &metadata)
 }
 
 /// Loads an adapter from what it is published as, see [`AdapterFile::open`].
@@ -117,8 +135,7 @@ fn with_header(path: &Path) -> Result<Found, LoadError> {
 }
 
 /// peft's configuration as diffusers has it in a file's header, every key prefixed.
-fn header(config: &LoraConfig) -> String {
-    let config = peft_json(config);
+fn header(config: &Value) -> String {
     let fields = config.as_object().into_iter().flatten();
     let fields = fields.map(|(key, value)| (format!("{DIFFUSERS_PREFIX}.{key}"), value.clone()));
     Value::Object(fields.collect()).to_string()

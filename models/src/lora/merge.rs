@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Tensor};
 
-use super::{LoraAdapter, Projection};
+use super::{LoraAdapter, LoraPair, Projection};
 use crate::weights::Names;
 
 /// The module with the adapter's products added to its weights, W + scale B A.
@@ -48,11 +48,17 @@ impl ModuleMapper for Merger<'_> {
         let Some(pair) = slot.and_then(|slot| self.adapter.pair(*slot)) else {
             return param;
         };
-        let product = pair.b.val().matmul(pair.a.val()) * self.adapter.scale();
-        param.map(|weight| {
-            // Added before rounding to a narrow base's type, so that it is rounded once.
-            let (dtype, product) = (weight.dtype(), product.reshape(weight.dims()));
-            (weight.cast(DType::F32) + product).cast(dtype)
-        })
+        param.map(|weight| merged(weight, pair, self.adapter.scale()))
     }
+}
+
+/// W + scale B A, in W's element type.
+///
+/// # Shapes
+/// * weight: `[out, in]`
+pub(crate) fn merged<const D: usize>(weight: Tensor<D>, pair: &LoraPair, scale: f64) -> Tensor<D> {
+    let product = pair.b.val().matmul(pair.a.val()) * scale;
+    // Added before rounding to a narrow base's type, so that it is rounded once.
+    let (dtype, product) = (weight.dtype(), product.reshape(weight.dims()));
+    (weight.cast(DType::F32) + product).cast(dtype)
 }

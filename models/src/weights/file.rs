@@ -135,6 +135,18 @@ impl Weights {
         Some(end - start)
     }
 
+    /// The files that the tensors are in.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
+        self.parts.iter().map(|part| part.path.as_path())
+    }
+
+    /// The file that tensor `name` is in, and where its values begin there, in bytes.
+    pub(crate) fn place(&self, name: &str) -> Option<(&Path, u64)> {
+        let (part, info) = self.entry(name)?;
+        let start = part.data_start + info.data_offsets.0;
+        Some((&part.path, start as u64))
+    }
+
     /// Whether tensor `name`, if it is there, has floats, as all parameters are.
     pub(crate) fn is_float(&self, name: &str) -> bool {
         self.entry(name)

@@ -17,6 +17,7 @@ mod locate;
 mod names;
 mod part;
 mod pretrained;
+mod put;
 mod quantised;
 mod save;
 mod table;
@@ -31,5 +32,6 @@ pub(crate) use json::{Spelled, Spellings, class_of, read_text, without_byte_orde
 pub use json::{read_config, write_config};
 pub use names::Names;
 pub use pretrained::{Pretrained, PretrainedConfig};
+pub(crate) use put::put_folder;
 pub use save::{TensorMap, tensors_of, to_safetensors, write_safetensors};
 pub use table::Table;

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::SafeTensorError;
@@ -15,7 +15,8 @@ use super::foreign::no_tensors;
 /// One safetensors file: its header, and where its tensors are.
 pub(super) struct Part {
     source: Source,
-    data_start: usize,
+    pub(super) path: PathBuf,
+    pub(super) data_start: usize,
     pub(super) header: Metadata,
 }
 
@@ -57,6 +58,7 @@ impl Part {
             .map_err(|error| LoadError::format(path, reason(&error, bytes)))?;
         Ok(Self {
             source,
+            path: path.to_owned(),
             // The header is preceded by its own length in eight bytes.
             data_start: header_len + 8,
             header,
