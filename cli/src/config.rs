@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use retouch_models::{
     device::cards,
+    editor::Layout,
     hub,
     inspect::{FolderKind, inspect},
     weights::LoadError,
@@ -71,7 +72,8 @@ pub(crate) struct ConfigCommand {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Check every field, that the files it names are there, and every row of the dataset.
+    /// Check every field, that the files it names are there, that the editor has the layers of [lora] target_modules, and
+    /// every row of the dataset.
     Check(ConfigArgs),
     /// Print the resolved run file: defaults, preset, file, environment and --set.
     Show(ConfigArgs),
@@ -104,10 +106,8 @@ pub(crate) fn check_files(
     if problems.is_empty() {
         problems = misfits(config);
     }
-    let sources_max = inspect(config.model.path.as_ref())
-        .ok()
-        .and_then(|found| found.sources_max());
-    let sources_max = sources_max.unwrap_or(SOURCES_MAX);
+    let layout = Layout::read(config.model.path.as_ref());
+    let sources_max = layout.map_or(SOURCES_MAX, |layout| layout.sources_max);
     if let Err(error) = check_rows(dataset, held_out_pairs as usize, sources_max, images) {
         problems.push(format!("dataset.path: {error}"));
     }
@@ -121,6 +121,11 @@ fn misfits(config: &RunConfig) -> Vec<String> {
     let judges: BTreeSet<&String> = judges.collect();
     let mut problems = misfit("model.path", &config.model.path, FolderKind::Editor);
     let judges = judges.into_iter();
+    if problems.is_empty()
+        && let Err(error) = check_targets(config)
+    {
+        problems.push(error.to_string());
+    }
     problems.extend(judges.flat_map(|path| misfit("reward.terms.path", path, FolderKind::Judge)));
     problems
 }
@@ -139,6 +144,12 @@ fn misfit(key: &str, path: &str, kind: FolderKind) -> Vec<String> {
             .map(|problem| format!("{key}: {problem}"))
             .collect(),
     }
+}
+
+/// Checks that the adapter's targets are layers of the editor, whose configuration is read and nothing else.
+pub(crate) fn check_targets(config: &RunConfig) -> Result<(), UsageError> {
+    let folder = Path::new(&config.model.path);
+    Ok(Layout::check_targets(folder, &config.lora)?)
 }
 
 /// A key of the run file and a file or folder that must be there because of it; or why it can't be.

@@ -6,7 +6,8 @@ use clap::{Args, Subcommand};
 use retouch_learner::workload::workload;
 use retouch_models::{
     device::cards,
-    inspect::{Component, Estimate, Inspection, Role, estimate, inspect},
+    editor::Layout,
+    inspect::{Component, Estimate, FolderKind, Inspection, Role, estimate, inspect},
 };
 use retouch_proto::{
     RunConfig,
@@ -78,7 +79,11 @@ fn check(args: &CheckArgs) -> anyhow::Result<()> {
     let config = load(args.run.as_deref(), std::env::vars(), &args.sets)
         .map_err(|errors| UsageError(errors.to_string()))?;
     let inspection = inspect(&args.folder).map_err(UsageError::from)?;
-    let problems: Vec<&str> = inspection.all_problems().collect();
+    // Nobody asked for the default ones.
+    let named_run = args.run.is_some() || !args.sets.is_empty();
+    let targets = named_run.then(|| targets(&inspection, &config)).flatten();
+    let problems = inspection.all_problems().chain(targets.as_deref());
+    let problems: Vec<&str> = problems.collect();
     // A folder whose configurations can't be read has no sizes to add up.
     let estimates = match problems.is_empty() {
         true => estimates(&inspection, args, &config)?,
@@ -120,6 +125,15 @@ fn check(args: &CheckArgs) -> anyhow::Result<()> {
         0 => Ok(()),
         count => Err(UsageError(format!("{}: {count} problem(s)", args.folder.display())).into()),
     }
+}
+
+/// Whether the run's adapter has layers that a sound editor lacks.
+fn targets(inspection: &Inspection, config: &RunConfig) -> Option<String> {
+    let is_sound = inspection.all_problems().next().is_none();
+    let is_editor = inspection.kind == FolderKind::Editor;
+    let check = || Layout::check_targets(&inspection.folder, &config.lora);
+    let checked = (is_sound && is_editor).then(check)?;
+    checked.err().map(|error| error.to_string())
 }
 
 /// The memory of the card that is asked about, if one is.

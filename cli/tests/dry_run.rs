@@ -64,3 +64,32 @@ fn people_are_told_the_same_and_what_is_missing() {
         "{said}"
     );
 }
+
+#[test]
+fn targets_that_are_no_layers_are_refused_before_anything_starts() {
+    let set = ["--set", r#"lora.target_modules=["to_q", "attn.to_outt.0"]"#];
+    let folder = tempfile::tempdir().expect("a folder");
+    let run_dir = format!("run_dir={}", folder.path().join("run").display());
+    let launch = |command: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_retouch"))
+            .args(command)
+            .arg("examples/smoke.toml")
+            .args(set)
+            .args(["--set", &run_dir])
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+            .output()
+            .expect("retouch starts")
+    };
+    for output in [
+        dry_run(&set),
+        launch(&["launch"]),
+        launch(&["config", "check"]),
+    ] {
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        let expected =
+            "\"attn.to_outt.0\" matches no layer of the model; did you mean \"attn.to_out.0\"?";
+        assert!(said.contains(expected), "{said}");
+    }
+    assert!(!folder.path().join("run").exists());
+}

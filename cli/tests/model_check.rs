@@ -300,3 +300,23 @@ fn a_size_without_a_unit_and_a_card_that_is_not_there_are_refused() {
         assert!(text.contains(part), "{text}");
     }
 }
+
+#[test]
+fn the_targets_of_a_run_must_be_layers_of_the_editor() {
+    let folder = cases().join(FLUX);
+    let targets = |targets: &str| {
+        let set = format!("lora.target_modules={targets}");
+        check(&folder, &["--set", &set])
+    };
+    assert!(targets(r#"["to_q", "net.0.proj"]"#).status.success());
+    let output = targets(r#"["to_q", "to_qq"]"#);
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&output.stdout);
+    let expected = "target_modules: \"to_qq\" matches no layer of the model; did you mean \"to_q\"? There are ";
+    assert!(
+        said.contains(expected) && said.contains("attn.to_out.0"),
+        "{said}"
+    );
+    // The default's are not asked for.
+    assert!(check(&folder, &[]).status.success());
+}

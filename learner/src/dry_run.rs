@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
 use retouch_models::device::{self, DeviceError};
-use retouch_models::editor::{ConditionShape, Editor, ImageSize, Parts};
+use retouch_models::editor::{ConditionShape, Editor, ImageSize, Layout, Parts};
 use retouch_models::exchange;
 use retouch_models::lora;
 use retouch_models::noise;
@@ -83,6 +83,7 @@ pub fn dry_run(run: &RunConfig, observe: &mut Observer<'_>) -> Result<DryRun, Dr
     let dtype = device::float_type(run.model.dtype);
     let begin = Instant::now();
     let folder = Path::new(&run.model.path);
+    Layout::check_targets(folder, &run.lora)?;
     let editor = Editor::load_as(folder, &device, Parts::Transformer, dtype)?;
     let load = begin.elapsed();
     let walk = Walk {

@@ -6,7 +6,9 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use image::RgbImage;
 use retouch_models::{
     device,
-    editor::{Condition, EditError, EditRequest, Editor, EditorSource, Parts, SampleOptions},
+    editor::{
+        Condition, EditError, EditRequest, Editor, EditorSource, Layout, Parts, SampleOptions,
+    },
     exchange,
     lora::{LoraAdapter, LoraConfig, flat_len},
     memory, noise,
@@ -119,7 +121,7 @@ impl Sampler {
     ///
     /// # Errors
     ///
-    /// If a file is missing or broken.
+    /// If a file is missing or broken, or the adapter's targets are no layers of the model.
     pub fn load(
         config: &RunConfig,
         device: Device,
@@ -127,6 +129,7 @@ impl Sampler {
     ) -> Result<Self, LoadError> {
         let folder = PathBuf::from(&config.model.path);
         let dtype = device::float_type(config.model.dtype);
+        Layout::check_targets(&folder, &config.lora)?;
         Ok(Self {
             editor: editors.load(&folder, &device, Parts::All, dtype)?,
             folder,

@@ -13,7 +13,7 @@ use burn::tensor::Device;
 use bytes::Bytes;
 use retouch_models::{
     device,
-    editor::{Condition, Editor, EditorSource, Parts},
+    editor::{Condition, Editor, EditorSource, Layout, Parts},
     exchange,
     lora::{self, LoraAdapter, flat_len},
     memory,
@@ -135,12 +135,9 @@ impl Trainer {
         ranks: Ranks,
     ) -> Result<Self, LoadError> {
         let dtype = device::float_type(config.model.dtype);
-        let editor = editors.load(
-            Path::new(&config.model.path),
-            &device,
-            Parts::Transformer,
-            dtype,
-        )?;
+        let folder = Path::new(&config.model.path);
+        Layout::check_targets(folder, &config.lora)?;
+        let editor = editors.load(folder, &device, Parts::Transformer, dtype)?;
         Ok(Self {
             editor,
             device,

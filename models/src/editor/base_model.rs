@@ -63,7 +63,7 @@ pub struct PipelineClass {
     /// Optional parts, ignored here and listed as absent.
     pub(super) absent_parts: &'static [&'static str],
     /// Most source images.
-    pub(crate) sources_max: usize,
+    pub(super) sources_max: usize,
     /// Whether the text encoder sees the source images.
     pub(super) prompt_sees_sources: bool,
     /// Whether full training may change the text encoders too.

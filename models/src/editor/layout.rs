@@ -5,6 +5,7 @@ use super::base::Loader;
 use super::base_model::Pipeline;
 use super::folder::class_name;
 use crate::dit::Transformer;
+use crate::hub;
 use crate::init::Init;
 use crate::lora::{LoraConfig, Projection, check_targets};
 use crate::weights::{LoadError, Pretrained, PretrainedConfig};
@@ -23,11 +24,12 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout of a diffusers pipeline folder.
+    /// The layout of a diffusers pipeline folder, or of such a model's id (see [`hub::locate`]).
     ///
     /// # Errors
     /// If a configuration can't be read, or the pipeline is none that is known.
     pub fn read(folder: &Path) -> Result<Self, LoadError> {
+        let folder = &hub::locate(folder)?;
         (Loader::find(&class_name(folder)?, folder)?.layout)(folder)
     }
 

@@ -53,14 +53,6 @@ pub struct Inspection {
 }
 
 impl Inspection {
-    /// Most source images that an editor takes; none for judges and unknown pipelines.
-    pub fn sources_max(&self) -> Option<usize> {
-        let loader = LOADERS
-            .iter()
-            .find(|loader| loader.class.name == self.class);
-        loader.map(|loader| loader.class.sources_max)
-    }
-
     /// Everything that keeps the folder from being used, a sentence each.
     pub fn all_problems(&self) -> impl Iterator<Item = &str> {
         let parts = self.components.iter().flat_map(|part| &part.problems);
