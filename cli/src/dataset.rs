@@ -11,7 +11,10 @@ use retouch_models::images;
 use retouch_proto::limits::SOURCES_MAX;
 use retouch_tiny::dataset::{Dataset, Targets};
 
-use crate::{exit::UsageError, output::say};
+use crate::{destination, exit::UsageError, number, output::say};
+
+/// Most pairs of a split that are made.
+const PAIRS_MAX: u32 = 10_000_000;
 
 /// Makes or checks a dataset folder.
 #[derive(Debug, Args)]
@@ -34,10 +37,10 @@ struct MakeArgs {
     /// The folder to write.
     folder: PathBuf,
     /// Training pairs.
-    #[arg(long, default_value_t = 1536)]
+    #[arg(long, default_value_t = 1536, value_parser = number::within(0..=PAIRS_MAX), allow_hyphen_values = true)]
     train: u32,
     /// Held-out pairs.
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_parser = number::within(0..=PAIRS_MAX), allow_hyphen_values = true)]
     test: u32,
     /// The seed that decides everything.
     #[arg(long, default_value_t = 0)]
@@ -62,6 +65,7 @@ pub(crate) fn run(args: DatasetArgs) -> anyhow::Result<()> {
 }
 
 fn make(args: &MakeArgs) -> anyhow::Result<()> {
+    destination::check_folder(&args.folder)?;
     let targets = if args.targets {
         Targets::Written
     } else {

@@ -4,21 +4,25 @@ use std::path::{Path, PathBuf};
 
 use ::image::RgbImage;
 use anyhow::Context;
+use burn::tensor::Device;
 use clap::{
     Args, ValueEnum,
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use retouch_models::{
     device,
-    editor::{EditRequest, Editor, ImageSize, NEGATIVE_PROMPT, Parts, SampleOptions, SourceSize},
+    editor::{
+        EditError, EditRequest, Editor, ImageSize, Layout, NEGATIVE_PROMPT, Parts, SampleOptions,
+        SourceSize,
+    },
     images,
-    lora::load_adapter,
+    lora::{LoraAdapter, load_adapter},
     noise,
     solver::Solver,
 };
 use retouch_proto::config::Dtype;
 
-use crate::{exit::UsageError, output::say, picture};
+use crate::{exit::UsageError, number, output::say, picture};
 
 /// Edits an image by one instruction.
 #[derive(Debug, Args)]
@@ -36,35 +40,39 @@ pub(crate) struct EditArgs {
     /// The base editor: a diffusers folder.
     #[arg(long)]
     model: PathBuf,
-    /// An adapter: a PEFT folder, such as runs/NAME/adapters/HASH, or diffusers' file.
+    /// A LoRA adapter: a PEFT folder, such as runs/NAME/adapters/HASH, or a safetensors file as diffusers, ComfyUI,
+    /// ai-toolkit, kohya, OneTrainer, XLabs or DiffSynth write it.
     #[arg(long)]
     adapter: Option<PathBuf>,
+    /// What the adapter's update is multiplied by: 0 is the base alone.
+    #[arg(long, default_value_t = 1.0, value_parser = number::finite, allow_hyphen_values = true, requires = "adapter")]
+    lora_scale: f64,
     /// Height of the result in pixels; the image's own, rounded down, if absent.
-    #[arg(long)]
+    #[arg(long, value_parser = number::within(1..=8192usize), allow_hyphen_values = true)]
     height: Option<usize>,
     /// Width of the result in pixels; the image's own, rounded down, if absent.
-    #[arg(long)]
+    #[arg(long, value_parser = number::within(1..=8192usize), allow_hyphen_values = true)]
     width: Option<usize>,
     /// What the source images are resized to; `result` for one, `own` for several, if absent.
     #[arg(long, value_enum)]
     source_size: Option<Sources>,
     /// Solver steps.
-    #[arg(long, default_value_t = 28)]
+    #[arg(long, default_value_t = 28, value_parser = number::within(1..=1000usize), allow_hyphen_values = true)]
     num_inference_steps: usize,
     /// The sampler: euler, ddim, dpm1 or dpm2.
     #[arg(long, default_value = "euler")]
     solver: Solver,
     /// Guidance that is given to the model as an input.
-    #[arg(long, default_value_t = 3.5)]
+    #[arg(long, default_value_t = 3.5, value_parser = number::within(0.0..=100.0), allow_hyphen_values = true)]
     guidance_scale: f64,
     /// Classifier-free guidance, which takes twice the time; 1 is off.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = number::within(1.0..=100.0), allow_hyphen_values = true)]
     true_cfg_scale: f64,
     /// What classifier-free guidance leads away from.
     #[arg(long, default_value = NEGATIVE_PROMPT)]
     negative_prompt: String,
     /// Prompt tokens, for base models that pad and cut their text.
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = number::within(1..=4096usize), allow_hyphen_values = true)]
     max_sequence_length: usize,
     /// Decides the initial noise.
     #[arg(long, default_value_t = 0)]
@@ -97,18 +105,50 @@ impl From<Sources> for SourceSize {
     }
 }
 
+impl EditArgs {
+    fn sources(&self) -> impl Iterator<Item = &PathBuf> {
+        std::iter::once(&self.source).chain(&self.image)
+    }
+
+    /// Checks what can be known before anything is loaded.
+    fn check(&self, layout: &Layout) -> Result<(), UsageError> {
+        picture::check(&self.output)?;
+        let unit = layout.latent_format.unit();
+        for (option, side) in [("--height", self.height), ("--width", self.width)] {
+            side.map_or(Ok(()), |side| number::check_multiple(option, side, unit))?;
+        }
+        let found = self.sources().count();
+        if found > layout.sources_max {
+            let error = EditError::Sources {
+                found,
+                class: layout.class,
+                sources_max: layout.sources_max,
+            };
+            return Err(UsageError(error.to_string()));
+        }
+        Ok(())
+    }
+
+    /// The adapter, read before the editor, which may take minutes to load.
+    fn adapter(&self, layout: &Layout, device: &Device) -> Result<Option<LoraAdapter>, UsageError> {
+        let Some(path) = &self.adapter else {
+            return Ok(None);
+        };
+        let adapter = load_adapter(path, &layout.projections, device)?;
+        Ok(Some(adapter.scaled(self.lora_scale)))
+    }
+}
+
 pub(crate) fn run(args: EditArgs) -> anyhow::Result<()> {
+    let layout = Layout::read(&args.model).map_err(UsageError::from)?;
+    args.check(&layout)?;
+    let sources = args.sources().map(|path| open(path));
+    let sources: Vec<RgbImage> = sources.collect::<Result<_, _>>()?;
     let device = device::parse(&args.device)?;
-    let sources = std::iter::once(&args.source).chain(&args.image);
-    let sources: Vec<RgbImage> = sources.map(|path| open(path)).collect::<Result<_, _>>()?;
+    let adapter = args.adapter(&layout, &device)?;
     let dtype = device::float_type(args.dtype);
     let editor = Editor::load_as(&args.model, &device, Parts::All, dtype);
     let editor = editor.map_err(UsageError::from)?;
-    let adapter = args.adapter.as_deref();
-    let adapter = adapter
-        .map(|path| load_adapter(path, editor.projections(), &device))
-        .transpose()
-        .map_err(UsageError::from)?;
     let unit = editor.latent_format().unit();
     let round = |side: u32| side as usize / unit * unit;
     // The reference pipelines shape the result after the last source.

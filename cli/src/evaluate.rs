@@ -1,12 +1,14 @@
 //! `retouch evaluate`: the base against an adapter on held-out pairs, by judge and, where targets are known, by oracle.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use retouch_models::{editor::Layout, lora::AdapterFile};
 
 use crate::{
     config::{ConfigArgs, check_files},
     dataset::Images,
+    exit::UsageError,
     heldout, output,
 };
 
@@ -15,7 +17,7 @@ use crate::{
 pub(crate) struct EvaluateArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// The adapter: a PEFT folder.
+    /// The adapter: a PEFT folder, or a file of another program, as `edit` takes them.
     #[arg(long)]
     adapter: PathBuf,
     /// Print the numbers as JSON.
@@ -26,9 +28,16 @@ pub(crate) struct EvaluateArgs {
 pub(crate) fn run(args: EvaluateArgs) -> anyhow::Result<()> {
     let config = args.config.load()?;
     check_files(&config, config.evaluation.pairs, Images::Named)?;
+    check_adapter(&args.adapter, Path::new(&config.model.path))?;
     let (heldout, _) = heldout::evaluate(&config, &args.adapter)?;
     output::result(match args.json {
         true => output::json(&heldout)?,
         false => heldout::text(&heldout) + "\n",
     })
+}
+
+/// Whether the adapter is one for the editor, before that is loaded.
+fn check_adapter(adapter: &Path, model: &Path) -> Result<(), UsageError> {
+    let layout = Layout::read(model)?;
+    Ok(AdapterFile::open(adapter)?.check(&layout.projections)?)
 }

@@ -31,6 +31,10 @@ mod runtime;
 mod heldout;
 mod totals;
 
+// what comes in and where results go,
+mod destination;
+mod number;
+
 // and printing.
 mod estimate;
 mod output;

@@ -11,9 +11,9 @@ use retouch_learner::{
         Trained, train,
     },
 };
-use retouch_models::{device, lora::LoraConfig};
+use retouch_models::{device, editor::Layout, lora::LoraConfig};
 
-use crate::{exit::UsageError, output::remark};
+use crate::{destination, exit::UsageError, number, output::remark};
 
 /// Steps between two log lines where there is no terminal to draw a bar on.
 const PLAIN_LOG_EVERY: u64 = 50;
@@ -37,58 +37,58 @@ pub(crate) struct SftArgs {
     #[arg(long)]
     text_encoders: bool,
     /// LoRA rank.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = number::within(1..=4096usize), allow_hyphen_values = true)]
     lora_rank: usize,
     /// LoRA alpha: the update is scaled by alpha / rank.
-    #[arg(long, default_value_t = 64.0)]
+    #[arg(long, default_value_t = 64.0, value_parser = number::within(1e-6..=1e6), allow_hyphen_values = true)]
     lora_alpha: f64,
     /// Height of the training images in pixels.
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_parser = number::within(1..=8192usize), allow_hyphen_values = true)]
     height: usize,
     /// Width of the training images in pixels.
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_parser = number::within(1..=8192usize), allow_hyphen_values = true)]
     width: usize,
     /// Prompt tokens.
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = number::within(1..=4096usize), allow_hyphen_values = true)]
     max_sequence_length: usize,
     /// Guidance that the model is given.
-    #[arg(long, default_value_t = 2.5)]
+    #[arg(long, default_value_t = 2.5, value_parser = number::within(0.0..=100.0), allow_hyphen_values = true)]
     guidance_scale: f64,
     /// Optimizer updates.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = number::within(1..=u64::MAX), allow_hyphen_values = true)]
     steps: u64,
     /// Rows per update.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = number::within(1..=1_000_000usize), allow_hyphen_values = true)]
     batch_size: usize,
     /// Most rows in one forward pass.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = number::within(1..=4096usize), allow_hyphen_values = true)]
     micro_batch_size: usize,
     /// AdamW's step size.
-    #[arg(long, default_value_t = 1e-4)]
+    #[arg(long, default_value_t = 1e-4, value_parser = number::within(1e-12..=1.0), allow_hyphen_values = true)]
     learning_rate: f64,
     /// Steps until the full learning rate is reached.
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = 50, value_parser = number::within(0..=1_000_000u64), allow_hyphen_values = true)]
     warmup_steps: u64,
     /// What the learning rate does then: constant or cosine.
     #[arg(long, default_value = "constant")]
     decay: Decay,
     /// Gradients are clipped to this norm.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = number::within(1e-12..=1e12), allow_hyphen_values = true)]
     max_grad_norm: f64,
     /// Limit of the EMA's decay; the EMA is what is saved.
-    #[arg(long, default_value_t = 0.99)]
+    #[arg(long, default_value_t = 0.99, value_parser = number::within(0.0..=0.999_999), allow_hyphen_values = true)]
     ema_decay_max: f64,
     /// Decides initialisation, order and noise.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Held-out rows that the loss is measured on.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = number::within(0..=1_000_000usize), allow_hyphen_values = true)]
     validation_rows: usize,
     /// Updates between two measurements.
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 100, value_parser = number::within(1..=u64::MAX), allow_hyphen_values = true)]
     validate_every: u64,
     /// Updates between two checkpoints.
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 100, value_parser = number::within(1..=u64::MAX), allow_hyphen_values = true)]
     checkpoint_every: u64,
     /// Where to compute: `cpu` or `cuda:0`.
     #[arg(long, default_value = "cpu")]
@@ -106,9 +106,14 @@ enum What {
 }
 
 pub(crate) fn run(args: SftArgs) -> anyhow::Result<()> {
+    destination::check_folder(&args.output)?;
+    let layout = Layout::read(&args.model).map_err(UsageError::from)?;
+    let unit = layout.latent_format.unit();
+    number::check_multiple("--height", args.height, unit)?;
+    number::check_multiple("--width", args.width, unit)?;
     let options = options(&args)?;
     let mut shown = Shown::new(args.steps);
-    let outcome = train(&options, &mut |progress| shown.show(progress)).map_err(told)?;
+    let outcome = train(&options, &mut |progress| shown.show(progress)).map_err(usage)?;
     shown.bar.finish_and_clear();
     let loss = outcome
         .validation_loss
@@ -121,12 +126,13 @@ pub(crate) fn run(args: SftArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What trying again does not mend.
-fn told(error: SftError) -> anyhow::Error {
+/// What is wrong with the base, the data or an option will be wrong the next time too.
+fn usage(error: SftError) -> anyhow::Error {
     match error {
-        SftError::Dataset(_) | SftError::Image { .. } | SftError::Option { .. } => {
-            UsageError(error.to_string()).into()
-        }
+        SftError::Dataset(_)
+        | SftError::Image { .. }
+        | SftError::Option { .. }
+        | SftError::Model(_) => UsageError(error.to_string()).into(),
         error => error.into(),
     }
 }

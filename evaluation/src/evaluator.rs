@@ -11,7 +11,8 @@ use image::RgbImage;
 use retouch_models::{
     device::{self, DeviceError},
     editor::{
-        Condition, ConditionShape, EditError, EditRequest, Editor, ImageSize, Parts, SampleOptions,
+        Condition, ConditionShape, EditError, EditRequest, Editor, ImageSize, Layout, Parts,
+        SampleOptions,
     },
     lora::{LoraAdapter, load_adapter},
     memory, noise,
@@ -70,9 +71,12 @@ impl Evaluator {
     pub fn load(config: &RunConfig, adapter: &Path) -> Result<Self, EvaluationError> {
         let device = device::open(config.model.device.first())?;
         let dtype = device::float_type(config.model.dtype);
-        let editor = Editor::load_as(Path::new(&config.model.path), &device, Parts::All, dtype)?;
+        let folder = Path::new(&config.model.path);
+        // Before the editor, which may take minutes to load.
+        let adapter = load_adapter(adapter, &Layout::read(folder)?.projections, &device)?;
+        let editor = Editor::load_as(folder, &device, Parts::All, dtype)?;
         Ok(Self {
-            adapter: load_adapter(adapter, editor.projections(), &device)?,
+            adapter,
             editor,
             scorer: Scorer::load(&config.reward, &device::open(config.reward.device.first())?)?,
             options: SampleOptions {

@@ -27,8 +27,8 @@ use self::{
     summary::{IterationPoint, Report, Setup},
 };
 use crate::{
-    config::check_files, dataset::Images, exit::UsageError, heldout, memory, output::remark,
-    picture, show::duration, totals::Totals,
+    config::check_files, dataset::Images, destination, exit::UsageError, heldout, memory,
+    output::remark, picture, show::duration, totals::Totals,
 };
 
 /// Pairs shown as pictures.
@@ -66,6 +66,7 @@ pub(crate) fn run(args: ReportArgs) -> anyhow::Result<()> {
     let folder = RunFolder::new(args.folder);
     let config = recorded_config(&folder)?;
     check_files(&config, config.evaluation.pairs, Images::Named)?;
+    destination::check_folder(folder.path())?;
     make(&config, &folder, Author::Onlooker)
 }
 
