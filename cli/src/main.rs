@@ -12,6 +12,7 @@ mod edit;
 mod evaluate;
 mod join;
 mod launch;
+mod lora;
 mod model;
 mod node;
 mod report;
@@ -95,6 +96,8 @@ enum Command {
     Sft(sft::SftArgs),
     /// Check the folder of a base editor or a judge before a run loads it.
     Model(model::ModelArgs),
+    /// Convert an adapter, or merge it into its base.
+    Lora(lora::LoraArgs),
     Devices(devices::DevicesArgs),
     /// Make or check a dataset folder.
     Dataset(dataset::DatasetArgs),
@@ -143,6 +146,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Evaluate(args) => evaluate::run(args),
         Command::Sft(args) => sft::run(args),
         Command::Model(args) => model::run(args),
+        Command::Lora(args) => lora::run(args),
         Command::Devices(args) => devices::run(args),
         Command::Dataset(args) => dataset::run(args),
         Command::Config(command) => config::run(command),
