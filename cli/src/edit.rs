@@ -187,5 +187,6 @@ pub(crate) fn run(args: EditArgs) -> anyhow::Result<()> {
 }
 
 fn open(path: &Path) -> anyhow::Result<RgbImage> {
-    images::open(path).with_context(|| format!("can't read the image {}", path.display()))
+    let image = images::open(path);
+    Ok(image.map_err(|error| UsageError(format!("image {}: {error}", path.display())))?)
 }

@@ -55,8 +55,9 @@ pub(super) fn run(args: ImportArgs) -> anyhow::Result<()> {
     use retouch_dataset::import::{Columns, Import};
     use retouch_models::images;
 
-    use crate::{exit::UsageError, output::say};
+    use crate::{destination, exit::UsageError, output::say};
 
+    destination::check_new_folder(&args.folder)?;
     let style = ProgressStyle::with_template("importing, {pos} rows ({elapsed})");
     let bar = ProgressBar::no_length().with_style(style.expect("a sound template"));
     let import = Import {
