@@ -133,7 +133,8 @@ struct Id<'a> {
 impl<'a> Id<'a> {
     /// `path` as an id, if it can be one.
     fn of(path: &'a Path) -> Option<Self> {
-        let (organisation, name) = path.to_str()?.split_once('/')?;
+        let text = path.to_str()?.trim_end_matches('/');
+        let (organisation, name) = text.split_once('/')?;
         let is_name = |text: &str| {
             let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
             !text.is_empty() && !text.starts_with(['.', '-']) && text.chars().all(known)
@@ -263,7 +264,7 @@ mod tests {
             ["ONE", "TWO"].map(|name| cache.path().join(format!("models--ORG--{name}")));
         assert_eq!(found("ORG/TWO".as_ref()), two.join("snapshots/b"));
         assert_eq!(found(&two), two.join("snapshots/b"));
-        assert_eq!(found("ORG/ONE".as_ref()), one.join("snapshots/c"));
+        assert_eq!(found("ORG/ONE/".as_ref()), one.join("snapshots/c"));
         // The snapshot itself is a folder like any other.
         let snapshot = two.join("snapshots/a");
         assert_eq!(found(&snapshot), snapshot);
