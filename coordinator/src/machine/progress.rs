@@ -56,9 +56,16 @@ impl Progress {
     pub(super) fn policy_of(&self, iteration: Iteration) -> Policy {
         let sampler = iteration.0.saturating_sub(1 + self.staleness);
         match sampler {
-            0 => Policy::BASE,
+            0 => self.first_policy(),
             _ => self.policy_after(Iteration(sampler)),
         }
+    }
+
+    /// The policy before the first iteration, needed as long as iterations that it samples may come again.
+    fn first_policy(&self) -> Policy {
+        let mut policies = self.policies.iter();
+        let first = policies.find(|policy| policy.iteration.0 == 0);
+        *first.unwrap_or(&Policy::BASE)
     }
 
     /// What an older program wrote down may lack a policy: the oldest that there is takes its place.
@@ -68,13 +75,15 @@ impl Progress {
         *policy.or(self.policies.first()).unwrap_or(&Policy::BASE)
     }
 
-    /// The policies before that of an iteration with which later ones are sampled, oldest first.
+    /// The policies before that of an iteration with which later ones are sampled, oldest first. The base model needs no
+    /// mention.
     pub(super) fn policies_before(&self, iteration: Iteration) -> Vec<Policy> {
-        let oldest = iteration.0.saturating_sub(self.staleness).max(1);
-        let earlier = (oldest..iteration.0).map(Iteration);
-        earlier
-            .map(|iteration| self.policy_after(iteration))
-            .collect()
+        let oldest = iteration.0.saturating_sub(self.staleness);
+        let first = (oldest == 0 && iteration.0 > 0).then(|| self.first_policy());
+        let first = first.filter(|policy| policy.adapter.is_some());
+        let earlier = (oldest.max(1)..iteration.0).map(Iteration);
+        let earlier = earlier.map(|iteration| self.policy_after(iteration));
+        first.into_iter().chain(earlier).collect()
     }
 
     /// The last durable checkpoint.
@@ -146,5 +155,72 @@ impl Progress {
             .0
             .saturating_sub(self.staleness);
         self.policies.retain(|policy| policy.iteration.0 >= oldest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::Blob;
+    use super::*;
+
+    fn policy(iteration: u32) -> Policy {
+        Policy {
+            iteration: Iteration(iteration),
+            adapter: Some(Blob {
+                hash: ContentHash::of(&iteration.to_le_bytes()),
+                size_bytes: 4,
+            }),
+        }
+    }
+
+    fn committed(policy: Policy) -> Committed {
+        Committed {
+            iteration: policy.iteration,
+            state: policy.adapter,
+            policy,
+        }
+    }
+
+    /// A run that starts from an adapter, or from none.
+    fn begun(first: Policy, staleness: u32) -> Progress {
+        let mut record = Record::empty(1);
+        record.committed = committed(first);
+        record.checkpoint.committed = record.committed;
+        record.policies = vec![first];
+        Progress::restored(&record, staleness)
+    }
+
+    #[test]
+    fn the_first_policy_samples_until_the_next_may() {
+        for first in [policy(0), Policy::BASE] {
+            let mut progress = begun(first, 1);
+            assert_eq!(progress.policy_of(Iteration(1)), first);
+            progress.commit(committed(policy(1)));
+            // Iteration 2 is sampled beside the first one's training, and again after a rewind.
+            assert_eq!(progress.policy_of(Iteration(2)), first);
+            assert_eq!(progress.policy_of(Iteration(3)), policy(1));
+            let is_needed = progress.needed().any(|hash| Some(hash) == first.hash());
+            assert_eq!(is_needed, first.adapter.is_some());
+        }
+    }
+
+    #[test]
+    fn checkpoints_keep_the_first_policy_as_long_as_it_samples() {
+        let mut progress = begun(policy(0), 2);
+        (1..=3).for_each(|iteration| progress.commit(committed(policy(iteration))));
+        assert_eq!(progress.policies_before(Iteration(0)), []);
+        assert_eq!(progress.policies_before(Iteration(1)), [policy(0)]);
+        assert_eq!(
+            progress.policies_before(Iteration(2)),
+            [policy(0), policy(1)]
+        );
+        assert_eq!(
+            progress.policies_before(Iteration(3)),
+            [policy(1), policy(2)]
+        );
+        // The base model needs no file, and checkpoints none for it.
+        let mut progress = begun(Policy::BASE, 2);
+        progress.commit(committed(policy(1)));
+        assert_eq!(progress.policies_before(Iteration(1)), []);
     }
 }

@@ -28,14 +28,14 @@ impl Blob {
 /// A policy that samples: the one after `iteration`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
-    /// The iteration that published it; 0 is the base model.
+    /// The iteration that published it; 0 is what the run starts from.
     pub iteration: Iteration,
     /// The adapter; `None` is the bare base model.
     pub adapter: Option<Blob>,
 }
 
 impl Policy {
-    /// The policy before the first iteration.
+    /// The policy before the first iteration, unless the run starts from an adapter.
     pub const BASE: Self = Self {
         iteration: Iteration(0),
         adapter: None,
@@ -80,7 +80,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// The start of the run needs no file.
+    /// The start of a run that makes its adapter of the seed needs no file.
     pub const START: Self = Self {
         committed: Committed::START,
         earlier: Vec::new(),
