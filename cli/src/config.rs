@@ -20,6 +20,7 @@ use retouch_proto::{
 
 use crate::dataset::{Images, check_rows};
 use crate::exit::UsageError;
+use crate::initial;
 use crate::output::{self, say};
 
 /// A run file and what is set over it.
@@ -83,7 +84,7 @@ pub(crate) fn run(command: ConfigCommand) -> anyhow::Result<()> {
     match command.action {
         Action::Check(args) => {
             let config = args.load()?;
-            check_files(&config, config.evaluation.pairs, Images::Decoded)?;
+            check_run(&config, config.evaluation.pairs, Images::Decoded)?;
             say!("{}: no problem", args.file.display());
         }
         Action::Show(args) => output::print(args.load()?.to_toml()),
@@ -99,6 +100,21 @@ pub(crate) fn check_files(
     held_out_pairs: u32,
     images: Images,
 ) -> anyhow::Result<()> {
+    refuse(&file_problems(config, held_out_pairs, images))
+}
+
+/// As [`check_files`], of a run that is to begin or go on: the adapter that it starts from is looked at too.
+pub(crate) fn check_run(
+    config: &RunConfig,
+    held_out_pairs: u32,
+    images: Images,
+) -> anyhow::Result<()> {
+    let mut problems = file_problems(config, held_out_pairs, images);
+    problems.extend(initial::problem(config));
+    refuse(&problems)
+}
+
+fn file_problems(config: &RunConfig, held_out_pairs: u32, images: Images) -> Vec<String> {
     let dataset = Path::new(&config.dataset.path);
     let mut needed = vec![model_file(config)];
     needed.extend(judge_files(config));
@@ -111,7 +127,7 @@ pub(crate) fn check_files(
     if let Err(error) = check_rows(dataset, held_out_pairs as usize, sources_max, images) {
         problems.push(format!("dataset.path: {error}"));
     }
-    refuse(&problems)
+    problems
 }
 
 /// What keeps the run's models from being loaded.
@@ -149,7 +165,7 @@ fn misfit(key: &str, path: &str, kind: FolderKind) -> Vec<String> {
 /// Checks that the adapter's targets are layers of the editor, whose configuration is read and nothing else.
 pub(crate) fn check_targets(config: &RunConfig) -> Result<(), UsageError> {
     let folder = Path::new(&config.model.path);
-    Ok(Layout::check_targets(folder, &config.lora)?)
+    Ok(Layout::check_targets(folder, &config.lora.adapter)?)
 }
 
 /// A key of the run file and a file or folder that must be there because of it; or why it can't be.

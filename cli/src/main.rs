@@ -30,6 +30,7 @@ mod runtime;
 
 // evaluation,
 mod heldout;
+mod initial;
 mod totals;
 
 // what comes in and where results go,

@@ -131,7 +131,7 @@ fn check(args: &CheckArgs) -> anyhow::Result<()> {
 fn targets(inspection: &Inspection, config: &RunConfig) -> Option<String> {
     let is_sound = inspection.all_problems().next().is_none();
     let is_editor = inspection.kind == FolderKind::Editor;
-    let check = || Layout::check_targets(&inspection.folder, &config.lora);
+    let check = || Layout::check_targets(&inspection.folder, &config.lora.adapter);
     let checked = (is_sound && is_editor).then(check)?;
     checked.err().map(|error| error.to_string())
 }

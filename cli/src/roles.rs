@@ -7,7 +7,7 @@ use clap::Args;
 use retouch_coordinator::{Admission, CoordinatorOptions, ServeError};
 use retouch_credentials::{Credentials, Principal};
 use retouch_models::editor::EditorSource;
-use retouch_proto::{WorkerId, config::DeviceName, worker::Role};
+use retouch_proto::{RunFolder, WorkerId, config::DeviceName, worker::Role};
 use retouch_worker::{
     RoleError,
     process::{self, Enforcer, Stop, StopSignal},
@@ -16,11 +16,11 @@ use retouch_worker::{
 };
 
 use crate::{
-    config::{ConfigArgs, check_files},
+    config::{ConfigArgs, check_run},
     credentials::{CredentialArgs, run_authority},
     dataset::Images,
     exit::{Refused, StartAgain, Stopped, Unreachable, UsageError},
-    room,
+    initial, room,
     runtime::{block_on, on_network_threads},
 };
 
@@ -125,7 +125,7 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
         let stop = args.process.set_up()?;
         let config = args.config.load()?;
         // Held-out pairs are for `evaluate`, which may run elsewhere.
-        check_files(&config, 0, Images::Named)?;
+        check_run(&config, 0, Images::Named)?;
         let listen = match args.listen {
             Some(listen) => listen,
             None => config
@@ -135,6 +135,7 @@ pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
                 .context(UsageError("cluster.listen is not host:port".to_owned()))?,
         };
         let run_dir = PathBuf::from(&config.run_dir);
+        initial::write(&config, &RunFolder::new(&run_dir))?;
         let admission = match args.credentials {
             Some(folder) => Admission::Given(
                 Credentials::load(&folder)

@@ -19,6 +19,8 @@ use crate::{destination, exit::UsageError, number, output::remark};
 const PLAIN_LOG_EVERY: u64 = 50;
 
 /// Trains an editor on pairs with targets: rows with a "target" column.
+///
+/// Reinforcement learning goes on from an adapter if the run file names it: `lora.init = "OUTPUT/adapter"`.
 #[derive(Debug, Args)]
 pub(crate) struct SftArgs {
     /// The base editor: a diffusers folder, or a model's id on the Hugging Face Hub that `hf download` has fetched.

@@ -158,7 +158,7 @@ fn roll_out(config: &RunConfig, device: &Device) -> anyhow::Result<()> {
     let editor = editors
         .load(folder, device, Parts::Transformer, dtype)
         .map_err(UsageError::from)?;
-    let adapter = lora::init_flat(&config.lora, editor.projections(), config.seed);
+    let adapter = lora::init_flat(&config.lora.adapter, editor.projections(), config.seed);
     let bytes = exchange::adapter_to_bytes(&adapter);
     let version = Version {
         hash: ContentHash::of(&bytes),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use retouch_dataset::{DatasetError, Split};
 use retouch_proto::files::{beside, put_in_place};
-use retouch_proto::run_folder::{RunFolder, adapter_name};
+use retouch_proto::run_folder::{CheckpointFile, RunFolder, adapter_name};
 use retouch_proto::{Iteration, RunConfig};
 
 use crate::dataset;
@@ -94,6 +94,10 @@ pub fn fork(old: &RunFolder, new: &RunFolder, config: &RunConfig) -> Result<Iter
     }
     let checkpoint = origin.checkpoint().map_err(no_checkpoint)?;
     let mut names: Vec<String> = checkpoint.files().map(|(_, name)| name).collect();
+    // What the old run started from is the reference of its learners, and of the new one's.
+    let initial =
+        [CheckpointFile::State, CheckpointFile::Version].map(CheckpointFile::initial_name);
+    names.extend(initial.into_iter().filter(|name| old.join(name).is_file()));
     if let Some(adapter) = checkpoint.ema_adapter {
         names.extend(files_of(old, &adapter_name(&adapter.to_string()))?);
     }
@@ -107,7 +111,7 @@ pub fn fork(old: &RunFolder, new: &RunFolder, config: &RunConfig) -> Result<Iter
         Ok(begun?)
     });
     if begun.is_err() {
-        for left in [new.checkpoints(), new.adapters()] {
+        for left in [new.checkpoints(), new.adapters(), new.join("initial")] {
             // The first error is the one to tell.
             let _ = fs::remove_dir_all(left);
         }
@@ -123,7 +127,7 @@ fn files_of(run: &RunFolder, folder: &str) -> Result<Vec<String>, ForkError> {
     Ok(names.map(|name| format!("{folder}/{name}")).collect())
 }
 
-fn copy(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(to.parent().unwrap_or(to))?;
     let partial = beside(to, "partial");
     fs::copy(from, &partial)?;

@@ -3,8 +3,8 @@
 //! It never touches a tensor: only ids, numbers and blob references (A4). Reading order:
 //! [`machine`] is the core that decides (A1); [`advantage`], [`filter`] and [`metrics`] are the
 //! method's arithmetic; [`store`] is the durable record, `archive` keeps its checkpoints at a URL, [`lookup`] finds
-//! things in it for people; `settings` says what may change when a run continues, and `fork` begins another run with what
-//! may not; `shell` owns machine and record, `tensorboard` draws charts, `services_grpc` talks to the world
+//! things in it for people; `settings` says what may change when a run continues, `fork` begins another run with what may not,
+//! and `initial` one from an adapter; `shell` owns machine and record, `tensorboard` draws charts, `services_grpc` talks to the world
 //! (`roster` knows who may, `renewal` keeps their certificates good), and [`serve`](serve()) ties them together.
 
 pub mod advantage;
@@ -12,6 +12,7 @@ mod archive;
 mod dataset;
 pub mod filter;
 mod fork;
+mod initial;
 pub mod lookup;
 pub mod machine;
 pub mod metrics;

@@ -20,6 +20,7 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::archive::{ArchiveError, Keeper, KeeperOptions, bring_back};
 use crate::dataset;
+use crate::initial;
 use crate::lookup::Lookup;
 use crate::machine::Machine;
 use crate::machine::io::Outcome;
@@ -232,7 +233,8 @@ impl Coordinator {
         let lock = lock(folder.record_lock()).await?;
         let rows_hash = dataset::hash(&rows);
         bring_back(&config, &rows_hash, &folder).await?;
-        let (store, record) = Store::open(folder.path(), &config, &rows_hash)?;
+        let (mut store, record) = Store::open(folder.path(), &config, &rows_hash)?;
+        let record = initial::begin(&config, &folder, &mut store, record)?;
         if !resume {
             has_ended(&record)?;
         }

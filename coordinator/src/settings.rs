@@ -134,10 +134,10 @@ mod tests {
         let config = tiny(|config| {
             config.seed = 8;
             config.learner.learning_rate = 0.5;
-            config.lora.rank = 3;
+            config.lora.adapter.rank = 3;
         });
         let recorded = preset(Preset::Tiny);
-        let (rate, rank) = (recorded.learner.learning_rate, recorded.lora.rank);
+        let (rate, rank) = (recorded.learner.learning_rate, recorded.lora.adapter.rank);
         let found = differences(&recorded.to_toml(), &config).unwrap();
         let rate = format!("learner.learning_rate: {rate} -> 0.5");
         let rank = format!("lora.rank: {rank} -> 3");

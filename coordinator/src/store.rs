@@ -35,7 +35,7 @@ pub(crate) use reader::ScoreRow;
 pub(crate) use snapshot::{RECORDS_KEPT, recorded_checkpoint, take_missing_snapshot, thin_out};
 
 use self::snapshot::Snapshots;
-use crate::machine::record::{Entry, Record};
+use crate::machine::record::{Checkpoint, Entry, Record};
 
 /// The run's record, open for writing; one owner.
 pub struct Store {
@@ -139,6 +139,21 @@ impl Store {
         });
         checkpoints.for_each(|iteration| self.snapshots.begin(iteration));
         Ok(())
+    }
+
+    /// Gives a run that has not begun a checkpoint to begin from, and tells so; gives what there is to go on from then.
+    ///
+    /// # Errors
+    /// As [`Store::write`].
+    pub(crate) fn begin_from(
+        &mut self,
+        checkpoint: Checkpoint,
+        incarnation: u32,
+        message: String,
+    ) -> Result<Record, StoreError> {
+        self.write(&[Entry::Checkpointed(checkpoint)])?;
+        self.on(|connection| tell(connection, EventKind::Control, message))?;
+        self.on(|connection| load::record(connection, incarnation))?
     }
 
     /// Tells the newest checkpoint that is complete, its snapshot of the record included. It closes with

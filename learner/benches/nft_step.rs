@@ -101,7 +101,12 @@ fn config(micro_batch_size: usize, checkpointing: Checkpointing) -> RunConfig {
 
 /// A state whose old policy is not the trained one, as after the first iterations.
 fn state(editor: &Editor, config: &RunConfig) -> LearnerState {
-    let adapter = LoraAdapter::init(&config.lora, editor.projections(), 1, &Device::flex());
+    let adapter = LoraAdapter::init(
+        &config.lora.adapter,
+        editor.projections(),
+        1,
+        &Device::flex(),
+    );
     let mut state = LearnerState::initial(adapter.to_flat());
     state.old.iter_mut().for_each(|value| *value *= 0.99);
     state
@@ -125,6 +130,7 @@ fn iterations(criterion: &mut Criterion) {
             editor: &editor,
             config: &config,
             number: Iteration(1),
+            reference: Option::None,
             groups: &groups,
         };
         print_stages(&name, iteration, &state);

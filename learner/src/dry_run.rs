@@ -11,6 +11,7 @@ use retouch_models::lora;
 use retouch_models::noise;
 use retouch_models::weights::LoadError;
 use retouch_proto::RunConfig;
+use retouch_proto::config::Reference;
 use retouch_proto::task::TrainMetrics;
 use retouch_proto::{GroupId, Iteration};
 use serde::Serialize;
@@ -83,7 +84,7 @@ pub fn dry_run(run: &RunConfig, observe: &mut Observer<'_>) -> Result<DryRun, Dr
     let dtype = device::float_type(run.model.dtype);
     let begin = Instant::now();
     let folder = Path::new(&run.model.path);
-    Layout::check_targets(folder, &run.lora)?;
+    Layout::check_targets(folder, &run.lora.adapter)?;
     let editor = Editor::load_as(folder, &device, Parts::Transformer, dtype)?;
     let load = begin.elapsed();
     let walk = Walk {
@@ -109,10 +110,12 @@ impl Walk<'_> {
         let blob = self.state().to_bytes();
         let begin = Instant::now();
         let state = LearnerState::from_bytes(&blob)?;
+        let reference = self.run.learner.reference;
         let iteration = SealedIteration {
             editor: self.editor,
             config: self.run,
             number: Iteration(1),
+            reference: (reference == Reference::Init).then_some(&state.theta[..]),
             groups: &groups,
         };
         let output = step::train_iteration(iteration, &state, &mut FirstOf { ranks }, observe)?;
@@ -142,7 +145,7 @@ impl Walk<'_> {
 
     fn state(&self) -> LearnerState {
         let projections = self.editor.projections();
-        let theta = lora::init_flat(&self.run.lora, projections, self.run.seed);
+        let theta = lora::init_flat(&self.run.lora.adapter, projections, self.run.seed);
         let mut state = LearnerState::initial(theta);
         state.old.iter_mut().for_each(|value| *value *= OLD_SHARE);
         state

@@ -4,7 +4,7 @@
 //! noise, [`nft`] is its loss; [`clip`], [`adamw`] and [`schedule`] are what an update does to parameters, and
 //! [`state`] is what carries it on. [`shards`] and [`lanes`] divide the work so that results do not depend on how many
 //! ranks and threads share it; [`collective`] adds their sums up. [`session`] is the role of a cluster's process, and
-//! [`dry_run`] an iteration before there is one, [`workload`] its size. [`sft`] is the other training.
+//! [`dry_run`] an iteration before there is one, [`workload`] its size, [`initial`] an adapter that a run starts from. [`sft`] is the other training.
 
 // What tests of the inside share with those of the outside names the crate as they do.
 #[cfg(test)]
@@ -14,6 +14,7 @@ pub mod adamw;
 pub mod clip;
 pub mod collective;
 pub mod dry_run;
+pub mod initial;
 pub mod lanes;
 pub mod metrics;
 pub mod nft;

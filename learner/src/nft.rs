@@ -3,7 +3,7 @@
 //! The network predicts a velocity v = eps - x0, so that a prediction at
 //! x_t = (1 - t) x0 + t eps implies the clean latent x0_hat(v) = x_t - t v.
 //! Three policies predict on the same (x_t, t, condition): the trained one
-//! (v_theta), the one that sampled (v_old) and the base (v_ref). Two mixtures of
+//! (v_theta), the one that sampled (v_old) and the reference (v_ref). Two mixtures of
 //! the first two are rewarded and punished:
 //!
 //! ```text
@@ -33,7 +33,7 @@ const WEIGHT_MIN: f64 = 1e-5;
 pub struct NftConfig {
     /// How far the two mixtures reach from the old policy; 1 is the paper's.
     pub beta: f64,
-    /// Weight of the pull towards the base model.
+    /// Weight of the pull towards the reference.
     pub kl_beta: f64,
     /// Advantages are clipped to this on both sides; also scales the loss.
     pub adv_clip_max: f64,
@@ -114,7 +114,7 @@ pub struct Velocities {
     pub v_theta: Tensor<3>,
     /// Of the policy that sampled x0; `None` means that it is the trained one.
     pub v_old: Option<Tensor<3>>,
-    /// The base model's; `None` leaves the KL term out.
+    /// The reference's; `None` leaves the KL term out.
     pub v_ref: Option<Tensor<3>>,
 }
 

@@ -31,7 +31,7 @@ use retouch_models::noise;
 use retouch_proto::config::NotFinite;
 
 use self::finding::Finding;
-use self::frozen::Frozen;
+use self::frozen::{Frozen, FrozenPolicies};
 use self::progress::Progress;
 use self::rank::Rank;
 use crate::adamw::Moments;
@@ -241,8 +241,11 @@ fn ask(rank: &Rank<'_>, pairs: &[Pair], times: &mut StageTimes) -> Result<Asked,
         })
     };
     let batch = timed(&mut times.prepare, noised)?;
-    let old = group.old.as_ref();
-    let frozen = Frozen::ask(editor, &group.condition, old, &batch, &rank.nft, times);
+    let policies = FrozenPolicies {
+        old: group.old.as_ref(),
+        reference: rank.reference.as_ref(),
+    };
+    let frozen = Frozen::ask(editor, &group.condition, policies, &batch, &rank.nft, times);
     Ok(Asked {
         group: position,
         batch,
@@ -267,12 +270,13 @@ fn train<'a>(
             checkpointing: config.learner.activation_checkpointing,
         },
         old: group.old.as_ref(),
+        reference: rank.reference.as_ref(),
     };
     let Asked { batch, frozen, .. } = asked;
     Ok(trained_gradient(policies, &batch, frozen, &rank.nft, times))
 }
 
-/// The three policies of the loss, under one condition. The reference is the editor without an adapter.
+/// The three policies of the loss, under one condition.
 #[derive(Clone, Copy, Debug)]
 pub struct Policies<'a> {
     /// The base model that they share.
@@ -283,6 +287,8 @@ pub struct Policies<'a> {
     pub theta: Trained<'a>,
     /// The one that sampled; `None` if it is the trained one.
     pub old: Option<&'a LoraAdapter>,
+    /// The one that the KL term measures from; `None` is the base model.
+    pub reference: Option<&'a LoraAdapter>,
 }
 
 /// What a batch of pairs gives.
@@ -306,7 +312,11 @@ pub fn pair_gradient<'a>(
     let Policies {
         editor, condition, ..
     } = policies;
-    let frozen = Frozen::ask(editor, condition, policies.old, batch, config, times);
+    let frozen_policies = FrozenPolicies {
+        old: policies.old,
+        reference: policies.reference,
+    };
+    let frozen = Frozen::ask(editor, condition, frozen_policies, batch, config, times);
     trained_gradient(policies, batch, frozen, config, times)
 }
 

@@ -32,7 +32,7 @@ pub fn workload(run: &RunConfig, role: Role) -> Workload {
         micro_batch_size: run.learner.micro_batch_size as usize,
         lanes: lanes(run),
         shards: (run.learner.gradient_shards / run.learner.ranks.max(1)) as usize,
-        lora: run.lora.clone(),
+        lora: run.lora.adapter.clone(),
     }
 }
 

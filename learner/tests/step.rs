@@ -376,7 +376,7 @@ fn a_sample_that_is_not_finite_is_dropped_where_that_is_wanted() {
 /// the last sample's advantage then takes its own beyond.
 fn one_gradient_too_large(editor: &Editor) -> (RunConfig, Vec<SealedGroup>, LearnerState) {
     let mut config = config();
-    config.lora.alpha = 6e35;
+    config.lora.adapter.alpha = 6e35;
     config.advantage.adv_clip_max = 1e6;
     let mut groups = groups(editor);
     *groups[3].advantages.last_mut().unwrap() = 1e6;

@@ -7,6 +7,7 @@ mod devices;
 mod errors;
 mod layers;
 mod lines;
+mod lora;
 mod paths;
 mod preset;
 mod sections;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use devices::{Devices, InvalidDevices, SeveralDevices};
 pub use errors::{ConfigErrors, Problem};
 pub use layers::{load, load_on_node, preset};
+pub use lora::LoraSection;
 pub use paths::{InvalidPathMove, PathMove};
 pub use preset::Preset;
 pub use sections::*;
@@ -55,8 +57,8 @@ pub struct RunConfig {
     pub alarms: AlarmConfig,
     /// Where checkpoints go, and which stay.
     pub checkpoint: CheckpointConfig,
-    /// The adapter.
-    pub lora: LoraConfig,
+    /// The adapter, and what it starts from.
+    pub lora: LoraSection,
     /// Processes, deadlines and limits.
     pub cluster: ClusterConfig,
     /// Held-out evaluation.
@@ -80,7 +82,7 @@ impl Default for RunConfig {
             learner: LearnerConfig::default(),
             alarms: AlarmConfig::default(),
             checkpoint: CheckpointConfig::default(),
-            lora: LoraConfig::default(),
+            lora: LoraSection::default(),
             cluster: ClusterConfig::default(),
             evaluation: EvaluationConfig::default(),
         }

@@ -9,6 +9,7 @@
 //! | `coordinator.addr` | `host:port` of the running coordinator | coordinator | workers of this folder, all commands |
 //! | `credentials/` | the run's authority, and certificate and token of each role | `launch`, coordinator | every process of the run |
 //! | `checkpoints/<iteration>/` | what the run can go on from: [`CheckpointFile`]s. One that a start finds damaged is moved to `<iteration>.damaged` | learner, coordinator | learners, archive |
+//! | `initial/` | the [`CheckpointFile`]s that a run with `lora.init` starts from; its policy may be the learners' reference | `coordinator` | coordinator, learners |
 //! | `adapters/<hash>/` | exported EMA adapters, as peft and diffusers read them | learner | archive, `evaluate`, report, people |
 //! | `events/` | TensorBoard's file; each start of the coordinator writes a new one with all steps | coordinator | TensorBoard |
 //! | `logs/<process>.log` | output of each process | `launch` | `launch`, people |
@@ -56,6 +57,11 @@ impl CheckpointFile {
             Self::Earlier(iteration) => format!("policy-{iteration}.safetensors"),
             Self::Record => RECORD.to_owned(),
         }
+    }
+
+    /// The name in the run folder of what the run starts from.
+    pub fn initial_name(self) -> String {
+        format!("initial/{}", self.file_name())
     }
 
     /// Its name in the run folder, as [`BlobAddress::File`](crate::BlobAddress::File) and the archive have it.
@@ -132,6 +138,11 @@ impl RunFolder {
         self.checkpoints().join(iteration.to_string())
     }
 
+    /// A file of what the run starts from, where that is not made of the seed.
+    pub fn initial(&self, file: CheckpointFile) -> PathBuf {
+        self.join(&file.initial_name())
+    }
+
     /// All exported adapters.
     pub fn adapters(&self) -> PathBuf {
         self.join(ADAPTERS)
@@ -195,6 +206,10 @@ mod tests {
             (folder.credentials(), "r/credentials"),
             (folder.checkpoints(), "r/checkpoints"),
             (folder.checkpoint(iteration), "r/checkpoints/3"),
+            (
+                folder.initial(CheckpointFile::Version),
+                "r/initial/version.safetensors",
+            ),
             (folder.adapters(), "r/adapters"),
             (folder.adapter("ab12"), "r/adapters/ab12"),
             (folder.events(), "r/events"),

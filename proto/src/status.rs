@@ -195,7 +195,7 @@ pub struct WorkerStatus {
 /// A policy that samples.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyStatus {
-    /// The iteration that published it; 0 is the base model.
+    /// The iteration that published it; 0 is what the run starts from.
     pub iteration: Iteration,
     /// Its adapter's hash; absent is the bare base model.
     pub version: Option<String>,

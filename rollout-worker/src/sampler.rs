@@ -129,7 +129,7 @@ impl Sampler {
     ) -> Result<Self, LoadError> {
         let folder = PathBuf::from(&config.model.path);
         let dtype = device::float_type(config.model.dtype);
-        Layout::check_targets(&folder, &config.lora)?;
+        Layout::check_targets(&folder, &config.lora.adapter)?;
         Ok(Self {
             editor: editors.load(&folder, &device, Parts::All, dtype)?,
             folder,
@@ -253,7 +253,7 @@ impl Settings {
                 guidance_scale: config.rollout.guidance_scale,
                 true_cfg_scale: config.rollout.true_cfg_scale,
             },
-            lora: config.lora.clone(),
+            lora: config.lora.adapter.clone(),
         }
     }
 }

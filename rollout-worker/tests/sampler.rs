@@ -31,8 +31,8 @@ fn config() -> RunConfig {
     config.model.max_sequence_length = 12;
     config.rollout.num_inference_steps = 3;
     config.rollout.solver = Solver::Dpm2;
-    config.lora.rank = 2;
-    config.lora.alpha = 4.0;
+    config.lora.adapter.rank = 2;
+    config.lora.adapter.alpha = 4.0;
     config
 }
 
@@ -67,7 +67,7 @@ fn version() -> Version {
         Parts::Transformer,
     )
     .expect("the pipeline");
-    let lora = config.lora;
+    let lora = config.lora.adapter;
     let flat: Vec<f32> = noise::normal_values(5, flat_len(&lora, editor.projections()))
         .into_iter()
         .map(|x| 0.3 * x)

@@ -41,7 +41,7 @@ use self::{
     supervisor::Supervisor,
 };
 use crate::{
-    config::{ConfigArgs, check_files},
+    config::{ConfigArgs, check_run},
     control::Target,
     credentials,
     dataset::Images,
@@ -126,7 +126,7 @@ pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
         true => Images::Named,
         false => Images::Decoded,
     };
-    check_files(&config, held_out_pairs, images)?;
+    check_run(&config, held_out_pairs, images)?;
     check_devices(&config)?;
     let stop = process::stop_signal(Enforcer::SecondSignal)?;
     if let Some(new) = args.fork {

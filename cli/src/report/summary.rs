@@ -77,7 +77,7 @@ impl Setup {
             judges: judges.collect::<Vec<_>>().join(", "),
             learner: format!(
                 "learning rate {}, nft_beta {}, kl_beta {}, LoRA of rank {}",
-                learner.learning_rate, learner.nft_beta, learner.kl_beta, config.lora.rank,
+                learner.learning_rate, learner.nft_beta, learner.kl_beta, config.lora.adapter.rank,
             ),
         }
     }

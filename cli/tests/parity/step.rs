@@ -67,6 +67,7 @@ fn step(case: &Case, device: &Device, checkpointing: Checkpointing) -> anyhow::R
                 checkpointing,
             },
             old: Some(&old.adapter),
+            reference: None,
         };
         let times = &mut StageTimes::default();
         let part = pair_gradient(policies, &batches.of(pair), &config, times);

@@ -102,9 +102,9 @@ fn what_can_not_be_forked_is_refused_and_nothing_is_left() {
         error.to_string()
     };
     let mut other = config.clone();
-    other.lora.rank = 3;
+    other.lora.adapter.rank = 3;
     let text = refused(&old.folder(), &new, &other);
-    let rank = old.config.lora.rank;
+    let rank = old.config.lora.adapter.rank;
     assert!(text.contains(&format!("lora.rank: {rank} -> 3")), "{text}");
 
     let mut staler = config.clone();

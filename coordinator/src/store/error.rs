@@ -169,7 +169,7 @@ impl StoreError {
         }
     }
 
-    pub(super) fn io(path: &Path, source: io::Error) -> Self {
+    pub(crate) fn io(path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         match is_full(&source) {
             true => Self::DiskFull { path },

@@ -3,6 +3,7 @@
 use std::{
     cell::LazyCell,
     collections::HashMap,
+    fs,
     ops::ControlFlow,
     path::{Path, PathBuf},
     sync::Arc,
@@ -21,7 +22,8 @@ use retouch_models::{
 };
 use retouch_proto::{
     ContentHash, GroupId, LeaseId,
-    config::RunConfig,
+    config::{Reference, RunConfig},
+    run_folder::{CheckpointFile, RunFolder},
     seed::{self, Purpose},
     task::{TrainGroup, TrainMetrics},
 };
@@ -122,11 +124,13 @@ pub(super) struct Trainer {
     device: Device,
     config: RunConfig,
     run_dir: PathBuf,
+    /// The flat adapter that the KL term measures from; `None` is the base model.
+    reference: Option<Vec<f32>>,
     ranks: Ranks,
 }
 
 impl Trainer {
-    /// Loads the base model of a run; encoders are not needed.
+    /// Loads the base model of a run, and its reference; encoders are not needed.
     pub(super) fn load(
         config: &RunConfig,
         device: Device,
@@ -136,13 +140,19 @@ impl Trainer {
     ) -> Result<Self, LoadError> {
         let dtype = device::float_type(config.model.dtype);
         let folder = Path::new(&config.model.path);
-        Layout::check_targets(folder, &config.lora)?;
+        Layout::check_targets(folder, &config.lora.adapter)?;
         let editor = editors.load(folder, &device, Parts::Transformer, dtype)?;
+        let len = flat_len(&config.lora.adapter, editor.projections());
+        let reference = match config.learner.reference {
+            Reference::Base => None,
+            Reference::Init => Some(initial_policy(&run_dir, len)?),
+        };
         Ok(Self {
             editor,
             device,
             config: config.clone(),
             run_dir,
+            reference,
             ranks,
         })
     }
@@ -188,7 +198,7 @@ impl Trainer {
             return Ok(LearnerState::initial(self.initial_adapter()));
         };
         let state = LearnerState::from_bytes(bytes)?;
-        let expected = flat_len(&self.config.lora, self.editor.projections());
+        let expected = flat_len(&self.config.lora.adapter, self.editor.projections());
         let found = state.theta.len();
         // Here rather than in the step, to name the likely cause: an edited run file beside an old checkpoint.
         if found != expected {
@@ -209,6 +219,7 @@ impl Trainer {
             editor: &self.editor,
             config: &self.config,
             number: inputs.task.iteration,
+            reference: self.reference.as_deref(),
             groups: &groups,
         };
         let mut observe = |_| {
@@ -315,7 +326,7 @@ impl Trainer {
     fn initial_adapter(&self) -> Vec<f32> {
         let seed = seed::derive(self.config.seed, Purpose::LoraInit, 0, 0, 0, 0);
         let projections = self.editor.projections();
-        lora::init_flat(&self.config.lora, projections, seed)
+        lora::init_flat(&self.config.lora.adapter, projections, seed)
     }
 
     fn write_checkpoint(
@@ -325,7 +336,7 @@ impl Trainer {
         trained: &mut Trained,
     ) -> Result<(), TrainError> {
         let begin = Instant::now();
-        let (projections, lora) = (self.editor.projections(), &self.config.lora);
+        let (projections, lora) = (self.editor.projections(), &self.config.lora.adapter);
         let earlier = inputs.task.earlier.iter().zip(&inputs.earlier);
         let checkpoint = Checkpoint {
             iteration: inputs.task.iteration,
@@ -342,4 +353,11 @@ impl Trainer {
         trained.metrics.checkpoint_s = begin.elapsed().as_secs_f64();
         Ok(())
     }
+}
+
+/// The policy that the run started from, which every learner finds in the run folder.
+fn initial_policy(run_dir: &Path, len: usize) -> Result<Vec<f32>, LoadError> {
+    let path = RunFolder::new(run_dir).initial(CheckpointFile::Version);
+    let bytes = fs::read(&path).map_err(|source| LoadError::Io { path, source })?;
+    exchange::adapter_from_bytes(&bytes, len)
 }

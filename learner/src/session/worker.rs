@@ -2,7 +2,9 @@
 
 use std::{
     collections::VecDeque,
+    fs,
     net::{IpAddr, SocketAddr},
+    path::Path,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -10,8 +12,9 @@ use std::{
 use retouch_credentials::Principal;
 use retouch_models::{device, editor::EditorSource};
 use retouch_proto::{
-    ContentHash,
+    ContentHash, Iteration, RunFolder,
     config::{DeviceName, LearnerConfig, RunConfig},
+    run_folder::CheckpointFile,
     task::{Task, TaskFailure, TaskOutcome, TrainResult, TrainTask},
     worker::Role,
 };
@@ -76,14 +79,24 @@ pub async fn run(options: WorkerOptions, editors: EditorSource) -> Result<(), Ro
     let at_work = AtWork::default();
     let ranks = Ranks::new(listener, deadlines(&config), shards, way, at_work.clone());
     let run_dir = session.run_dir().clone();
+    let first_policy = RunFolder::new(&run_dir).initial(CheckpointFile::Version);
     let load = move |config: &RunConfig, device: &str| {
         Trainer::load(config, device::parse(device)?, &editors, run_dir, ranks)
             .map_err(|error| format!("the base model cannot be loaded: {error}").into())
     };
     let trainer = session.load(load).await?;
     tracing::info!(model = config.model.path, "the base model is loaded");
+    let blobs = session.blobs();
+    if !config.lora.init.is_empty() {
+        offer(
+            &blobs,
+            &first_policy,
+            Iteration(1 + config.rollout.staleness_max),
+        )
+        .await;
+    }
     let training = Arc::new(Training {
-        blobs: session.blobs(),
+        blobs,
         trainer,
         at_work,
         shards,
@@ -92,6 +105,21 @@ pub async fn run(options: WorkerOptions, editors: EditorSource) -> Result<(), Ro
     Ok(session
         .serve(move |work| training.clone().answer(work))
         .await?)
+}
+
+/// Serves the policy that the run starts from to workers without its folder, until iteration `last` is committed.
+async fn offer(blobs: &Blobs, path: &Path, last: Iteration) {
+    let problem = match fs::read(path) {
+        Ok(bytes) => {
+            let kept = blobs.put(bytes.into(), Retention::Until(last)).await;
+            kept.err().map(|error| error.to_string())
+        }
+        Err(error) => Some(error.to_string()),
+    };
+    // Workers that share the folder need nobody who serves it.
+    if let Some(problem) = problem {
+        tracing::warn!(path = %path.display(), problem, "the first policy is not served");
+    }
 }
 
 /// The listener's address with the host that others know.

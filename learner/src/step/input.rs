@@ -20,6 +20,8 @@ pub struct SealedIteration<'a> {
     pub config: &'a RunConfig,
     /// The iteration's number.
     pub number: Iteration,
+    /// The policy that the KL term measures from, as a flat adapter; `None` is the base model.
+    pub reference: Option<&'a [f32]>,
     /// The kept groups in group-id order.
     pub groups: &'a [SealedGroup],
 }
@@ -85,12 +87,15 @@ impl SealedIteration<'_> {
     pub(super) fn check(&self, state: &LearnerState) -> Result<(), StepError> {
         self.groups.iter().try_for_each(SealedGroup::check)?;
         self.check_length("trained adapter", &state.theta)?;
+        if let Some(reference) = self.reference {
+            self.check_length("reference adapter", reference)?;
+        }
         let mut sampling = self.groups.iter().map(|group| group.sampler(state));
         sampling.try_for_each(|flat| self.check_length("sampling adapter", flat))
     }
 
     fn check_length(&self, which: &'static str, flat: &[f32]) -> Result<(), StepError> {
-        let expected = flat_len(&self.config.lora, self.editor.projections());
+        let expected = flat_len(&self.config.lora.adapter, self.editor.projections());
         if flat.len() == expected {
             return Ok(());
         }

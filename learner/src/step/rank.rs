@@ -17,6 +17,8 @@ pub(super) struct Rank<'a> {
     pub(super) plan: Plan,
     pub(super) nft: NftConfig,
     theta: &'a [f32],
+    /// The policy that the KL term measures from; `None` is the base model.
+    pub(super) reference: Option<LoraAdapter>,
     pub(super) groups: Vec<Option<RankGroup<'a>>>,
 }
 
@@ -40,8 +42,12 @@ impl<'a> Rank<'a> {
             plan: iteration.plan(),
             nft: NftConfig::from_run(iteration.config),
             theta: &state.theta,
+            reference: None,
             groups: Vec::new(),
         };
+        let device = iteration.editor.device();
+        let reference = iteration.reference.filter(|_| this.nft.kl_beta != 0.0);
+        this.reference = reference.map(|flat| this.adapter(flat, device));
         this.groups = this.load_groups(state);
         this
     }
@@ -124,7 +130,7 @@ impl<'a> Rank<'a> {
 
     fn adapter(&self, flat: &[f32], device: &Device) -> LoraAdapter {
         let SealedIteration { editor, config, .. } = self.iteration;
-        LoraAdapter::from_flat(&config.lora, editor.projections(), flat, device)
+        LoraAdapter::from_flat(&config.lora.adapter, editor.projections(), flat, device)
     }
 }
 

@@ -43,8 +43,8 @@ pub fn config() -> RunConfig {
         seed: 7,
         ..RunConfig::default()
     };
-    run.lora.rank = 2;
-    run.lora.alpha = 4.0;
+    run.lora.adapter.rank = 2;
+    run.lora.adapter.alpha = 4.0;
     run.learner.micro_batch_size = 4;
     run.learner.learning_rate = 1e-2;
     run
@@ -53,7 +53,7 @@ pub fn config() -> RunConfig {
 /// A state whose three policies differ.
 pub fn state(editor: &Editor, config: &RunConfig) -> LearnerState {
     let device = Device::flex();
-    let theta = LoraAdapter::init(&config.lora, editor.projections(), 1, &device).to_flat();
+    let theta = LoraAdapter::init(&config.lora.adapter, editor.projections(), 1, &device).to_flat();
     let mut state = LearnerState::initial(theta);
     let noise = |seed| noise::normal_values(seed, state.theta.len());
     let (old, ema) = (noise(2), noise(3));
@@ -122,6 +122,7 @@ pub fn iteration<'a>(
         editor,
         config,
         number: Iteration(1),
+        reference: None,
         groups,
     }
 }

@@ -378,7 +378,7 @@ mod tests {
         ];
         let config = load_text("preset = \"tiny\"\n", &[], &sets).unwrap();
         assert_eq!(config.dataset.path, "/data/x y");
-        assert_eq!(config.lora.target_modules, ["to_q"]);
+        assert_eq!(config.lora.adapter.target_modules, ["to_q"]);
         assert_eq!(config.learner.learning_rate, 1e-3);
     }
 

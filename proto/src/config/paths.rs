@@ -43,6 +43,7 @@ impl RunConfig {
             &mut self.run_dir,
             &mut self.model.path,
             &mut self.dataset.path,
+            &mut self.lora.init,
         ];
         for path in paths.into_iter().chain(of_terms) {
             if let Some(moved) = moves.iter().find_map(|step| step.apply(path)) {
@@ -75,6 +76,7 @@ mod tests {
         config.model.path = "/models/editor".into();
         config.dataset.path = "/modelsets/pairs".into();
         config.run_dir = "/models".into();
+        config.lora.init = "/models/adapters/sft".into();
         config.reward.terms = vec![RewardTerm {
             path: "/models/judges/small".into(),
             ..RewardTerm::default()
@@ -87,6 +89,7 @@ mod tests {
         assert_eq!(moved.model.path, "/mnt/editor");
         assert_eq!(moved.dataset.path, "/modelsets/pairs");
         assert_eq!(moved.run_dir, "/mnt");
+        assert_eq!(moved.lora.init, "/mnt/adapters/sft");
         assert_eq!(moved.reward.terms[0].path, "/j/small");
         assert_eq!(
             moved.reward.terms[0].template,

@@ -79,6 +79,16 @@ choice! {
 }
 
 choice! {
+    /// The policy from which the KL term measures the trained one's distance.
+    Reference {
+        /// The base model without an adapter.
+        Base = "base",
+        /// The adapter that the run starts from (`lora.init`).
+        Init = "init",
+    }
+}
+
+choice! {
     /// How learner ranks sum gradients.
     CollectiveKind {
         /// The fixed tree over sockets: the same bits for every rank count (A9).
@@ -311,8 +321,10 @@ pub struct LearnerConfig {
     pub activation_checkpointing: Checkpointing,
     /// How far the implicit positive and negative policies lie from the old one.
     pub nft_beta: f64,
-    /// Weight of the distance from the base model.
+    /// Weight of the distance from the reference policy.
     pub kl_beta: f64,
+    /// The reference policy: `base`, or `init` for the adapter that the run starts from.
+    pub reference: Reference,
     /// AdamW's.
     pub learning_rate: f64,
     /// Updates in which the learning rate grows to its full value; 0 for none.
@@ -357,6 +369,7 @@ impl Default for LearnerConfig {
             activation_checkpointing: Checkpointing::Block,
             nft_beta: 1.0,
             kl_beta: 1e-4,
+            reference: Reference::Base,
             learning_rate: 3e-4,
             warmup_iterations: 0,
             adam_beta1: 0.9,

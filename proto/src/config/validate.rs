@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use super::errors::{ConfigErrors, Problem};
-use super::{CollectiveKind, FilterRule, RewardTerm, RunConfig};
+use super::{CollectiveKind, FilterRule, Reference, RewardTerm, RunConfig};
 use crate::limits::{GROUP_SIZE_MAX, GROUPS_MAX, RANKS_MAX, STALENESS_MAX, TERMS_MAX};
 
 impl RunConfig {
@@ -174,6 +174,12 @@ fn learner<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
     within!(checks, learner.micro_batch_size, 1..=4096);
     within!(checks, learner.nft_beta, 1e-6..=10.0);
     within!(checks, learner.kl_beta, 0.0..=1e3);
+    checks.must(
+        learner.reference == Reference::Base || !config.lora.init.is_empty(),
+        "learner.reference",
+        learner.reference,
+        "is the adapter of lora.init, which names none: give lora.init, or base",
+    );
     within!(checks, learner.learning_rate, 0.0..=1.0);
     within!(checks, learner.warmup_iterations, 0..=1_000_000);
     within!(checks, learner.adam_beta1, 0.0..=0.999_999);
@@ -244,10 +250,10 @@ fn is_store_url(url: &str) -> bool {
 }
 
 fn lora<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
-    let lora = &config.lora;
+    let lora = &config.lora.adapter;
     within!(checks, lora.rank, 1..=4096);
     within!(checks, lora.alpha, 1e-6..=1e6);
-    let modules = &config.lora.target_modules;
+    let modules = &lora.target_modules;
     checks.must(
         !modules.is_empty(),
         "lora.target_modules",
@@ -369,6 +375,7 @@ mod tests {
         config.model.height = 100;
         config.learner.ranks = 3;
         config.learner.timestep_fraction = 0.1;
+        config.learner.reference = Reference::Init;
         config.learner.collective = CollectiveKind::Nccl;
         config.learner.device = DeviceName::Cpu.into();
         config.filter.tau_mean = f64::NAN;
@@ -386,6 +393,7 @@ mod tests {
             "reward.terms",
             "filter.tau_mean",
             "learner.gradient_shards",
+            "learner.reference",
             "learner.timestep_fraction",
             "learner.collective",
             "cluster.listen",
