@@ -10,9 +10,11 @@ mod lines;
 mod lora;
 mod paths;
 mod preset;
+mod schema;
 mod sections;
 mod validate;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use devices::{Devices, InvalidDevices, SeveralDevices};
@@ -21,19 +23,25 @@ pub use layers::{load, load_on_node, preset};
 pub use lora::LoraSection;
 pub use paths::{InvalidPathMove, PathMove};
 pub use preset::Preset;
+pub use schema::schema;
 pub use sections::*;
 
 use crate::{ids::RunId, worker::Role};
 
 /// Everything that defines a run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunConfig {
     /// The preset that the file builds on; its values are already in this one.
     pub preset: Preset,
-    /// The run's name.
+    /// The run's name: 1 to 64 letters, digits, dots, dashes or underscores.
+    #[schemars(
+        with = "String",
+        length(min = 1, max = 64),
+        regex(pattern = "^[A-Za-z0-9._-]+$")
+    )]
     pub name: RunId,
-    /// The run folder.
+    /// The run folder: record, checkpoints, adapters, logs and the report.
     pub run_dir: String,
     /// The seed that all randomness is derived from.
     pub seed: u64,
@@ -53,7 +61,7 @@ pub struct RunConfig {
     pub advantage: AdvantageConfig,
     /// Training.
     pub learner: LearnerConfig,
-    /// What is told as an alarm.
+    /// Thresholds of what is told as an alarm; 0 switches one off.
     pub alarms: AlarmConfig,
     /// Where checkpoints go, and which stay.
     pub checkpoint: CheckpointConfig,

@@ -12,12 +12,14 @@ pub struct UnknownChoice {
 
 /// Defines an enum whose variants are named in run files and on command lines.
 ///
-/// The enum serialises as its name, parses from it and displays as it.
+/// The enum serialises as its name, parses from it and displays as it; its schema has the variants' meanings.
 #[macro_export]
 macro_rules! choice {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+        #[derive(
+            Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+        )]
         pub enum $name {
             $($(#[$variant_doc])* #[serde(rename = $text)] $variant,)+
         }

@@ -1,9 +1,10 @@
 //! Named starting points.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A named starting point: a partial run file under the user's own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Preset {
     /// The defaults alone.
     #[default]

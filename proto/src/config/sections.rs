@@ -2,6 +2,7 @@
 
 use retouch_settings::choice;
 pub use retouch_settings::{Checkpointing, DeviceName, Dtype, LoraConfig, Solver};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Devices;
@@ -107,18 +108,18 @@ choice! {
 }
 
 /// The base editor.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
     /// Folder in the diffusers layout, or a model's id on the Hugging Face Hub that `hf download` has fetched.
     pub path: String,
-    /// How the size of edited images follows from their source: `fixed`, `aspect` or `preferred`.
+    /// How the size of edited images follows from their source.
     pub sizing: Sizing,
     /// Height of edited images in pixels.
     pub height: u32,
     /// Width of edited images in pixels.
     pub width: u32,
-    /// Prompt tokens.
+    /// Most prompt tokens; longer prompts are cut.
     pub max_sequence_length: u32,
     /// Number type of the weights.
     pub dtype: Dtype,
@@ -141,7 +142,7 @@ impl Default for ModelConfig {
 }
 
 /// The training pairs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DatasetConfig {
     /// Folder with `images/`, `train_metadata.jsonl` and `test_metadata.jsonl`.
@@ -157,7 +158,7 @@ impl Default for DatasetConfig {
 }
 
 /// Sampling.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RolloutConfig {
     /// Groups drawn per iteration.
@@ -192,7 +193,7 @@ impl Default for RolloutConfig {
 }
 
 /// Scoring.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RewardConfig {
     /// Permute rewards inside each group before advantages: the control that must not learn.
@@ -217,7 +218,7 @@ impl Default for RewardConfig {
 }
 
 /// One part of the reward.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RewardTerm {
     /// Its name in scores and reports.
@@ -253,7 +254,7 @@ impl Default for RewardTerm {
 }
 
 /// The low-variance group filter.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FilterConfig {
     /// Which groups are left out.
@@ -281,14 +282,14 @@ impl Default for FilterConfig {
 }
 
 /// From rewards to advantages.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdvantageConfig {
-    /// What they are divided by.
+    /// What advantages are divided by.
     pub std: AdvantageStd,
-    /// They are clipped to this.
+    /// Advantages are clipped to this, on both sides.
     pub adv_clip_max: f64,
-    /// Which of them count.
+    /// What becomes of them before they weigh the two losses.
     pub adv_mode: AdvMode,
 }
 
@@ -303,7 +304,7 @@ impl Default for AdvantageConfig {
 }
 
 /// Training.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LearnerConfig {
     /// Learner processes. Without a number, one for each card of a list in `device`, as far as `gradient_shards`
@@ -323,25 +324,25 @@ pub struct LearnerConfig {
     pub nft_beta: f64,
     /// Weight of the distance from the reference policy.
     pub kl_beta: f64,
-    /// The reference policy: `base`, or `init` for the adapter that the run starts from.
+    /// The reference policy.
     pub reference: Reference,
-    /// AdamW's.
+    /// AdamW's step size.
     pub learning_rate: f64,
     /// Updates in which the learning rate grows to its full value; 0 for none.
     pub warmup_iterations: u32,
-    /// AdamW's.
+    /// AdamW's decay of the mean of gradients.
     pub adam_beta1: f64,
-    /// AdamW's.
+    /// AdamW's decay of the mean of squared gradients.
     pub adam_beta2: f64,
-    /// AdamW's.
+    /// AdamW's term that keeps its divisor from 0.
     pub adam_epsilon: f64,
-    /// AdamW's.
+    /// AdamW's decoupled weight decay.
     pub weight_decay: f64,
     /// Gradients are clipped to this norm.
     pub max_grad_norm: f64,
     /// Share of the sampler's timesteps that each sample is trained on.
     pub timestep_fraction: f64,
-    /// How the old policy follows.
+    /// How the old policy follows: eta in theta_old <- eta theta_old + (1 - eta) theta.
     pub old_policy: OldPolicy,
     /// Limit of the EMA's decay.
     pub ema_decay_max: f64,
@@ -390,7 +391,7 @@ impl Default for LearnerConfig {
 }
 
 /// Thresholds of what is told as an alarm; 0 switches one off.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AlarmConfig {
     /// Gradient norm before clipping: above it, updates are mostly clipped away.
@@ -418,7 +419,7 @@ impl Default for AlarmConfig {
 
 /// Where checkpoints go besides the run folder, and which stay. By default all stay, in the run folder
 /// alone: nothing is deleted that nobody asked to delete.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
     /// Gets a copy of each, from which the run goes on where its folder is empty: `file:///FOLDER`,
@@ -431,7 +432,7 @@ pub struct CheckpointConfig {
 }
 
 /// Processes, deadlines and limits.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClusterConfig {
     /// Rollout workers that `launch` starts. Without a number, one for each card of `model.device`.
@@ -471,7 +472,7 @@ impl Default for ClusterConfig {
 }
 
 /// Held-out evaluation.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvaluationConfig {
     /// Held-out pairs; 0 evaluates nothing.
