@@ -5,6 +5,7 @@
 
 mod devices;
 mod errors;
+mod hints;
 mod layers;
 mod lines;
 mod lora;
@@ -21,6 +22,7 @@ pub use devices::{Devices, InvalidDevices, SeveralDevices};
 pub use errors::{ConfigErrors, Problem};
 pub use layers::{load, load_on_node, preset};
 pub use lora::LoraSection;
+pub use lines::key_lines;
 pub use paths::{InvalidPathMove, PathMove};
 pub use preset::Preset;
 pub use schema::schema;

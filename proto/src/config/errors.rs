@@ -2,10 +2,12 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 /// One problem: where, which key, what is wrong with the value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// The layer that gave the value, with its line where it has lines.
+    /// The layer that gave the value, with its line where it has lines; empty where it is told by the key alone.
     pub origin: String,
     /// Dotted path of the key; empty if the problem is the layer itself.
     pub key: String,
@@ -26,10 +28,12 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.key.as_str() {
-            "" => write!(f, "{}: {}", self.origin, self.problem),
-            key => write!(f, "{}: {key}: {}", self.origin, self.problem),
+        for part in [&self.origin, &self.key] {
+            if !part.is_empty() {
+                write!(f, "{part}: ")?;
+            }
         }
+        f.write_str(&self.problem)
     }
 }
 
@@ -41,9 +45,12 @@ pub struct ConfigErrors {
 
 impl ConfigErrors {
     pub(super) fn one(problem: Problem) -> Self {
-        Self {
-            problems: vec![problem],
-        }
+        Self::of(vec![problem])
+    }
+
+    /// Of at least one problem.
+    pub(super) fn of(problems: Vec<Problem>) -> Self {
+        Self { problems }
     }
 
     /// `Ok` when there are none.
@@ -51,7 +58,7 @@ impl ConfigErrors {
         if problems.is_empty() {
             Ok(())
         } else {
-            Err(Self { problems })
+            Err(Self::of(problems))
         }
     }
 

@@ -9,7 +9,8 @@ use toml::{Table, Value};
 
 use super::devices;
 use super::errors::{ConfigErrors, Problem};
-use super::lines::{join, lines};
+use super::hints::{Refusal, refusal};
+use super::lines::{element_of, join, key_lines, line};
 use super::preset::Preset;
 use super::{RunConfig, validate};
 
@@ -87,13 +88,32 @@ fn resolve(
     }
     layers.push(env_layer(env, &mut problems));
     layers.push(set_layer(sets, &mut problems));
-    problems.extend(layers.iter().flat_map(wrong_keys));
-    ConfigErrors::check(problems)?;
+    problems.extend(layers.iter_mut().flat_map(take_wrong_keys));
+    // Without the file or the preset nothing can be said of the values.
+    if problems
+        .iter()
+        .any(|problem| problem.key.is_empty() || problem.key == "preset")
+    {
+        return Err(ConfigErrors::of(problems));
+    }
     layers.insert(0, preset_layer(chosen_preset(&layers)));
     let mut config = extract(&layers)?;
-    settle(&mut config, &|key| is_given(&layers, key))?;
-    ConfigErrors::check(validate::problems(&config, |key| origin(&layers, key)))?;
+    if let Err(errors) = settle(&mut config, &|key| is_given(&layers, key)) {
+        problems.extend(errors.problems().iter().cloned());
+    }
+    let values = validate::problems(&config, |key| origin(&layers, key));
+    let own = |value: &Problem| !follows_from(value, &problems);
+    let values: Vec<Problem> = values.into_iter().filter(own).collect();
+    problems.extend(values);
+    ConfigErrors::check(problems)?;
     Ok(config)
+}
+
+/// Whether a problem is there only because a field that it is about has its default instead of what was given.
+fn follows_from(problem: &Problem, earlier: &[Problem]) -> bool {
+    earlier
+        .iter()
+        .any(|cause| problem.key == cause.key || problem.problem.contains(&cause.key))
 }
 
 /// The defaults with a preset over them.
@@ -131,8 +151,23 @@ fn is_given(layers: &[Layer], key: &str) -> bool {
 fn lookup<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
     match key.split_once('.') {
         None => table.get(key),
-        Some((section, rest)) => lookup(table.get(section)?.as_table()?, rest),
+        Some((section, rest)) => lookup(inner(table, section)?, rest),
     }
+}
+
+/// The table of this name, or the one at `name[0]`.
+fn inner<'a>(table: &'a Table, name: &str) -> Option<&'a Table> {
+    match indexed(name) {
+        (name, None) => table.get(name)?.as_table(),
+        (name, Some(index)) => table.get(name)?.as_array()?.get(index)?.as_table(),
+    }
+}
+
+/// `terms[0]` is the first of `terms`.
+fn indexed(name: &str) -> (&str, Option<usize>) {
+    let parts = name.strip_suffix(']').and_then(|name| name.split_once('['));
+    let element = parts.and_then(|(array, index)| Some((array, index.parse().ok()?)));
+    element.map_or((name, None), |(array, index)| (array, Some(index)))
 }
 
 fn chosen_preset(layers: &[Layer]) -> Preset {
@@ -156,11 +191,13 @@ fn file_layer(path: &Path) -> Result<Layer, Problem> {
     let origin = path.display().to_string();
     let failed = |problem: &dyn ToString| Problem::text(origin.clone(), problem.to_string());
     let text = std::fs::read_to_string(path).map_err(|error| failed(&error))?;
-    let values = text
-        .parse()
-        .map_err(|error: toml::de::Error| failed(&error))?;
+    let values = text.parse().map_err(|error: toml::de::Error| {
+        let place = error.span().map_or(0, |span| span.start);
+        let origin = format!("{origin}:{}", line(&text, place));
+        Problem::text(origin, error.message())
+    })?;
     Ok(Layer {
-        lines: lines(&text),
+        lines: key_lines(&text),
         values,
         origin,
     })
@@ -242,19 +279,28 @@ fn insert(table: &mut Table, key: &str, value: Value) -> Result<(), String> {
     }
 }
 
-/// Tries every key of a layer alone on the defaults, so that each wrong one is found.
-fn wrong_keys(layer: &Layer) -> Vec<Problem> {
+/// Takes every wrong key out of a layer: each is tried alone on the defaults, so that all are found.
+fn take_wrong_keys(layer: &mut Layer) -> Vec<Problem> {
     let mut leaves = Vec::new();
     collect_leaves("", &layer.values, &mut leaves);
-    let wrong = leaves.into_iter().filter_map(|(key, value)| {
-        let problem = wrong_key(&key, value)?;
-        Some(Problem {
-            origin: layer.origin_of(&key),
-            key,
-            problem,
-        })
-    });
-    wrong.collect()
+    let wrong: Vec<(String, Refusal)> = leaves
+        .into_iter()
+        .filter_map(|(key, value)| Some((wrong_key(&key, value)?, key)))
+        .map(|(refusal, key)| (key, refusal))
+        .collect();
+    let mut problems: Vec<Problem> = Vec::new();
+    for (key, refusal) in wrong {
+        remove(&mut layer.values, &key);
+        let Refusal { key, problem } = refusal;
+        if problems.iter().all(|told| told.key != key) {
+            problems.push(Problem {
+                origin: layer.origin_of(&key),
+                key,
+                problem,
+            });
+        }
+    }
+    problems
 }
 
 fn collect_leaves<'a>(prefix: &str, table: &'a Table, leaves: &mut Vec<(String, &'a Value)>) {
@@ -262,23 +308,57 @@ fn collect_leaves<'a>(prefix: &str, table: &'a Table, leaves: &mut Vec<(String, 
         let path = join(prefix, key);
         match value {
             Value::Table(inner) if !inner.is_empty() => collect_leaves(&path, inner, leaves),
+            Value::Array(elements) if elements.iter().any(Value::is_table) => {
+                for (index, element) in elements.iter().enumerate() {
+                    let path = element_of(&path, index);
+                    match element {
+                        Value::Table(inner) => collect_leaves(&path, inner, leaves),
+                        other => leaves.push((path, other)),
+                    }
+                }
+            }
             _ => leaves.push((path, value)),
         }
     }
 }
 
-fn wrong_key(key: &str, value: &Value) -> Option<String> {
-    let mut table = Table::new();
-    insert(&mut table, key, value.clone()).ok()?;
-    let error = table.try_into::<RunConfig>().err()?;
-    // The first line says what is wrong; the path is told by the caller.
-    let message = error.message().to_owned();
-    let shown = if message.starts_with("unknown field") {
-        String::new()
-    } else {
-        format!("{value}: ")
+fn wrong_key(key: &str, value: &Value) -> Option<Refusal> {
+    let error = alone(key, value.clone()).try_into::<RunConfig>().err()?;
+    // The path and the place are told by the caller.
+    Some(refusal(key, value, error.message()))
+}
+
+/// A run file with this key alone.
+fn alone(key: &str, value: Value) -> Table {
+    let (sections, name) = match key.rsplit_once('.') {
+        Some((sections, name)) => (Some(sections), name),
+        None => (None, key),
     };
-    Some(format!("{shown}{message}"))
+    let (name, value) = match indexed(name) {
+        (name, None) => (name, value),
+        (name, Some(_)) => (name, Value::Array(vec![value])),
+    };
+    let table = Table::from_iter([(name.to_owned(), value)]);
+    match sections {
+        Some(sections) => alone(sections, Value::Table(table)),
+        None => table,
+    }
+}
+
+fn remove(table: &mut Table, key: &str) {
+    let Some((section, rest)) = key.split_once('.') else {
+        // What stands in an array beside tables goes with the array.
+        table.remove(indexed(key).0);
+        return;
+    };
+    let (name, index) = indexed(section);
+    let inner = table.get_mut(name).and_then(|value| match index {
+        None => value.as_table_mut(),
+        Some(index) => value.as_array_mut()?.get_mut(index)?.as_table_mut(),
+    });
+    if let Some(inner) = inner {
+        remove(inner, rest);
+    }
 }
 
 #[cfg(test)]
@@ -327,13 +407,13 @@ mod tests {
         let errors = load_text(text, &env, &["learner.ranks=-1", "nonsense"]).unwrap_err();
         assert!(errors.starts_with("7 problems"), "{errors}");
         for expected in [
-            "run.toml:1: sede: unknown field `sede`",
-            "run.toml:2: iterations: \"many\": invalid type",
-            "run.toml:5: rollout.solver: \"dpm3\": unknown variant `dpm3`, expected one of `euler`",
-            "run.toml:7: extra.x: unknown field `extra`",
-            "environment: filter.tau: unknown field `tau`",
+            "run.toml:1: sede: unknown field, did you mean seed?",
+            "run.toml:2: iterations: invalid type: string \"many\", expected u32",
+            "run.toml:5: rollout.solver: unknown value \"dpm3\", did you mean \"dpm2\"? expected one of euler",
+            "run.toml:6: extra: unknown field, expected one of preset, name",
+            "environment: filter.tau: unknown field, expected one of rule, tau_mean",
             "--set: nonsense: is not key=value",
-            "--set: learner.ranks: -1: invalid value: integer `-1`, expected u32",
+            "--set: learner.ranks: invalid value: integer `-1`, expected u32",
         ] {
             assert!(
                 errors.contains(expected),
@@ -360,13 +440,67 @@ mod tests {
     fn broken_toml_and_missing_files_are_told() {
         let errors = load_text("seed = \n", &[], &[]).unwrap_err();
         assert!(
-            errors.contains("run.toml") && errors.contains("line 1"),
+            errors.contains("\n  run.toml:1: ") && errors.lines().count() == 2,
             "{errors}"
         );
         let errors = load(Some(Path::new("/no/such/run.toml")), [], &[])
             .unwrap_err()
             .to_string();
         assert!(errors.contains("/no/such/run.toml"), "{errors}");
+    }
+
+    #[test]
+    fn wrong_keys_and_wrong_values_come_together_and_each_once() {
+        let text = "[rollout]\ngroup_sise = 4\nnum_inference_steps = 0\n[lerner]\nranks = 2\nnft_beta = 1\n\
+                    [learner]\nranks = \"two\"\ngradient_shards = 3\n";
+        let errors = load_text(text, &[], &["learner.learning_rate=nan"]).unwrap_err();
+        let lines: Vec<&str> = errors.lines().skip(1).collect();
+        let expected = [
+            "  run.toml:8: learner.ranks: invalid type: string \"two\", expected u32",
+            "  run.toml:4: lerner: unknown field, did you mean learner?",
+            "  run.toml:2: rollout.group_sise: unknown field, did you mean group_size?",
+            "  run.toml:3: rollout.num_inference_steps: 0 is not in 1..=1000",
+            "  --set: learner.learning_rate: NaN is not in 0..=1",
+        ];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn fields_of_terms_are_told_with_their_own_lines() {
+        let text = "[[reward.terms]]\nname = \"a\"\n[[reward.terms]]\nname = \"b\"\nwieght = 2\nweight = -1\n";
+        let errors = load_text(text, &[], &[]).unwrap_err();
+        let lines: Vec<&str> = errors.lines().skip(1).collect();
+        assert_eq!(lines.len(), 2, "{errors}");
+        assert!(
+            lines[0].starts_with(
+                "  run.toml:5: reward.terms[1].wieght: unknown field, did you mean weight?"
+            ),
+            "{errors}"
+        );
+        assert!(
+            lines[1].starts_with("  run.toml:6: reward.terms[1].weight: -1 is not a weight"),
+            "{errors}"
+        );
+    }
+
+    #[test]
+    fn numbers_that_are_none_are_refused_wherever_they_stand() {
+        let mut defaults = RunConfig::default();
+        defaults.reward.terms.clear();
+        let defaults = Table::try_from(defaults).unwrap();
+        let mut leaves = Vec::new();
+        collect_leaves("", &defaults, &mut leaves);
+        let floats = leaves.iter().filter(|(_, value)| value.is_float());
+        let floats: Vec<&String> = floats.map(|(key, _)| key).collect();
+        assert!(floats.len() > 20, "{floats:?}");
+        for key in floats {
+            for number in ["nan", "inf", "-inf"] {
+                let set = format!("{key}={number}");
+                let errors = load_text("", &[], &[&set]).expect_err(&set);
+                assert!(errors.starts_with("1 problem in"), "{errors}");
+                assert!(errors.contains(&format!("--set: {key}: ")), "{errors}");
+            }
+        }
     }
 
     #[test]

@@ -24,8 +24,9 @@ struct Checks<F> {
 }
 
 impl<F: Fn(&str) -> String> Checks<F> {
+    /// A value has one problem at a time: what else is wrong with it mostly follows from that.
     fn must(&mut self, holds: bool, key: &str, value: impl ToString, right: impl AsRef<str>) {
-        if !holds {
+        if !holds && self.problems.iter().all(|problem| problem.key != key) {
             let problem = format!("{} {}", value.to_string(), right.as_ref());
             self.problems.push(Problem {
                 origin: (self.origin)(key),
@@ -114,20 +115,17 @@ fn rollout<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
 fn reward<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
     let terms = &config.reward.terms;
     checks.within("reward.terms", terms.len(), 1..=TERMS_MAX);
-    for term in terms {
-        checks.text("reward.terms", &term.name);
-        checks.text("reward.terms", &term.path);
-        checks.text("reward.terms", &term.template);
+    for (index, term) in terms.iter().enumerate() {
+        let key = |field: &str| format!("reward.terms[{index}].{field}");
+        checks.text(&key("name"), &term.name);
+        checks.text(&key("path"), &term.path);
+        checks.text(&key("template"), &term.template);
         let valid = term.weight.is_finite() && term.weight >= 0.0;
         let right = "is not a weight: give a positive one, or 0 for a term that is only watched";
-        checks.must(valid, "reward.terms", term.weight, right);
-        let same = terms.iter().filter(|other| other.name == term.name).count();
-        checks.must(
-            same == 1,
-            "reward.terms",
-            format!("{:?}", term.name),
-            "is the name of two terms",
-        );
+        checks.must(valid, &key("weight"), term.weight, right);
+        let is_taken = terms[..index].iter().any(|other| other.name == term.name);
+        let right = "is the name of an earlier term";
+        checks.must(!is_taken, &key("name"), format!("{:?}", term.name), right);
     }
     // Without terms, that is the problem.
     let watched_alone = !terms.is_empty() && terms.iter().all(RewardTerm::is_watched);
@@ -163,7 +161,9 @@ fn learner<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
         let key = "learner.ranks_max";
         checks.within(key, learner.ranks_max, learner.ranks..=RANKS_MAX as u32);
     }
-    let divides = learner.ranks > 0 && learner.gradient_shards.is_multiple_of(learner.ranks);
+    // Shards are no multiple of a number of ranks that is wrong itself.
+    let divides = !(1..=RANKS_MAX as u32).contains(&learner.ranks)
+        || learner.gradient_shards.is_multiple_of(learner.ranks);
     let right = format!("is not a multiple of learner.ranks = {}", learner.ranks);
     checks.must(
         divides,
@@ -190,9 +190,9 @@ fn learner<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
     within!(checks, learner.timestep_fraction, 0.0..=1.0);
     let steps = config.rollout.num_inference_steps;
     let trained = (f64::from(steps) * learner.timestep_fraction).floor();
-    let right = format!("leaves none of {steps} timesteps to train on");
+    let right = format!("leaves none of rollout.num_inference_steps = {steps} to train on");
     checks.must(
-        trained >= 1.0,
+        steps == 0 || trained >= 1.0,
         "learner.timestep_fraction",
         learner.timestep_fraction,
         right,
@@ -363,7 +363,7 @@ mod tests {
         );
         for weight in [-1.0, f64::NAN, f64::INFINITY] {
             let wrong = problem([1.0, weight]).expect("no weight");
-            let expected = format!("reward.terms: {weight} is not a weight");
+            let expected = format!("reward.terms[1].weight: {weight} is not a weight");
             assert!(wrong.contains(&expected), "{wrong}");
         }
     }
