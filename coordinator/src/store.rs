@@ -11,6 +11,7 @@ mod load;
 mod mend;
 mod origin;
 mod reader;
+mod recorded;
 mod schema;
 mod snapshot;
 mod verify;

@@ -11,7 +11,7 @@ use retouch_proto::task::{RolloutResult, ScoreResult};
 use retouch_proto::{GroupId, Iteration};
 
 /// Iterations whose metrics are loaded.
-const RECENT: usize = 100;
+pub(super) const RECENT: usize = 100;
 
 /// Parses JSON out of the database; `?`-able both ways.
 macro_rules! parse {
@@ -53,11 +53,7 @@ pub(super) fn record(connection: &Connection, incarnation: u32) -> Loaded<Record
         Ok(history) => history,
         Err(error) => return Ok(Err(error)),
     };
-    let totals = "SELECT value FROM meta WHERE key = 'totals'";
-    if let Some(text) = connection
-        .query_row(totals, [], |row| row.get::<_, String>(0))
-        .optional()?
-    {
+    if let Some(text) = totals(connection)? {
         record.totals = parse!("totals", &text);
     }
     let last_event = "SELECT coalesce(max(sequence), 0) FROM events";
@@ -90,6 +86,11 @@ fn last_checkpoint(connection: &Connection, until: Iteration) -> rusqlite::Resul
     connection
         .query_row(query, [until.0], |row| row.get(0))
         .optional()
+}
+
+pub(super) fn totals(connection: &Connection) -> rusqlite::Result<Option<String>> {
+    let query = "SELECT value FROM meta WHERE key = 'totals'";
+    connection.query_row(query, [], |row| row.get(0)).optional()
 }
 
 pub(super) fn standing(connection: &Connection) -> Loaded<Standing> {
