@@ -29,6 +29,7 @@ mod room;
 mod runtime;
 
 // evaluation,
+mod evaluating;
 mod heldout;
 mod initial;
 mod totals;
@@ -39,6 +40,7 @@ mod number;
 
 // and printing.
 mod estimate;
+mod fit;
 mod output;
 mod picture;
 mod show;

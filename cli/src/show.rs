@@ -1,5 +1,7 @@
 //! Numbers, hashes and times for people.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use retouch_proto::{
     Iteration,
     metrics::Metric,
@@ -64,10 +66,21 @@ pub(crate) fn duration(seconds: f64) -> String {
 
 /// `2026-11-24 20:30:04`, in UTC.
 pub(crate) fn utc(unix_ms: u64) -> String {
+    let (year, month, day) = date(unix_ms / 86_400_000);
+    format!("{year:04}-{month:02}-{day:02} {}", clock(unix_ms))
+}
+
+/// `20:30:04`, in UTC.
+pub(crate) fn clock(unix_ms: u64) -> String {
     let seconds = unix_ms / 1000;
-    let (year, month, day) = date(seconds / 86_400);
     let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
+    format!("{hour:02}:{minute:02}:{second:02}")
+}
+
+/// [`clock`] as of now.
+pub(crate) fn clock_now() -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    clock(since.map_or(0, |since| since.as_millis() as u64))
 }
 
 /// Year, month and day of the Gregorian calendar, so many days after 1970-01-01.
@@ -160,6 +173,7 @@ mod tests {
     #[test]
     fn times_are_dates() {
         assert_eq!(utc(0), "1970-01-01 00:00:00");
+        assert_eq!(clock(951_827_696_789), "12:34:56");
         assert_eq!(utc(951_827_696_789), "2000-02-29 12:34:56");
         assert_eq!(utc(1_735_689_599_999), "2024-12-31 23:59:59");
     }

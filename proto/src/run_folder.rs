@@ -15,6 +15,7 @@
 //! | `logs/<process>.log` | output of each process | `launch` | `launch`, people |
 //! | `scratch/<worker>/` | blobs that a worker spills to disk | workers | the same worker |
 //! | `launches.json` | wall clock and memory over all launches | `launch`, report | `launch`, report |
+//! | `evaluation.json` | how far the held-out evaluation is, while `launch` evaluates | `launch` | `status`, `top` |
 //! | `report.json`, `report.html`, `samples/` | the report and its pictures | report | people, scripts |
 //!
 //! A checkpoint at a URL has the same names below `checkpoint-<iteration>/` (coordinator/src/archive.rs).
@@ -173,6 +174,11 @@ impl RunFolder {
         self.join("launches.json")
     }
 
+    /// How far the held-out evaluation is.
+    pub fn evaluation(&self) -> PathBuf {
+        self.join("evaluation.json")
+    }
+
     /// The report for programs.
     pub fn report_json(&self) -> PathBuf {
         self.join("report.json")
@@ -216,6 +222,7 @@ mod tests {
             (folder.logs(), "r/logs"),
             (folder.scratch("learner-0"), "r/scratch/learner-0"),
             (folder.launches(), "r/launches.json"),
+            (folder.evaluation(), "r/evaluation.json"),
             (folder.report_json(), "r/report.json"),
             (folder.report_html(), "r/report.html"),
             (folder.samples(), "r/samples"),

@@ -1,7 +1,7 @@
 //! The commands that see or steer a run through its coordinator.
 //!
 //! In reading order: [`target`] says which run is meant, [`control_grpc`] calls its coordinator, and [`record`] reads the
-//! record of a run whose coordinator is gone. Every other module is one command, except that [`steer`] has all those that
+//! record of a run whose coordinator is gone; [`workers`] is the table of them. Every other module is one command, except that [`steer`] has all those that
 //! send the coordinator a single order.
 
 mod control_grpc;
@@ -13,8 +13,10 @@ pub(crate) mod steer;
 mod target;
 pub(crate) mod top;
 pub(crate) mod versions;
+mod workers;
 
 pub(crate) use self::{
     control_grpc::{ControlClient, Until},
+    record::{is_held, recorded_config},
     target::Target,
 };

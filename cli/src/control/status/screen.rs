@@ -7,170 +7,263 @@ use retouch_proto::{
     status::{IterationMetrics, Presence, RunStatus, WorkerStatus},
 };
 
-use crate::show::{
-    duration, group_counts, measured, policy, short, sparkline, step_stages, thinned,
+use super::super::{record::View, workers::Table};
+use crate::{
+    fit::{Room, width, wrap},
+    show::{duration, group_counts, measured, short, sparkline, step_stages, thinned},
 };
 
 /// Blocks of the reward trend.
 const TREND_MAX: usize = 60;
+/// What stands beside the trend.
+const TREND_SIDES: usize = "reward    0.0000 -> 0.0000".len();
 /// Iterations shown as rows.
 const ITERATIONS_MAX: usize = 5;
+/// The same on a low screen, which has neither the step nor the judges.
+const ITERATIONS_LOW: usize = 2;
+/// Rows of a screen that is low.
+const LOW: usize = 40;
+/// After the row of a worker that is lost.
+const LOST: &str = "  !";
 
-pub(super) fn text(status: &RunStatus) -> String {
-    let mut out = String::new();
-    headline(&mut out, status);
-    groups(&mut out, status);
-    history(&mut out, &status.history);
-    step(&mut out, &status.history);
-    workers(&mut out, &status.workers);
-    for stall in &status.stalls {
-        let for_s = stall.for_ms as f64 / 1e3;
-        let _ = writeln!(out, "\nSTALLED for {}: {}", duration(for_s), stall.cause);
+pub(super) fn text(view: &View, room: Room) -> String {
+    let status = &view.status;
+    let mut screen = Screen {
+        out: String::new(),
+        columns: room.columns,
+        is_low: room.rows < LOW,
+    };
+    screen.headline(status, view.recorded.is_some());
+    if let Some(note) = view.note() {
+        screen.line(&note, "  ");
     }
-    out
+    screen.groups(status);
+    screen.history(&status.history);
+    screen.step(&status.history);
+    let stalls = stalls(status, room.columns);
+    let rows = screen.rows() + stalls.len();
+    if view.recorded.is_none() {
+        screen.workers(&status.workers, room.rows.saturating_sub(rows));
+    }
+    stalls.iter().for_each(|line| screen.line(line, ""));
+    screen.out
 }
 
-fn headline(out: &mut String, status: &RunStatus) {
-    let eta = status.eta_s.filter(|_| !status.state.is_over());
-    let _ = writeln!(
-        out,
-        "{}: {}, iteration {} of {} ({}), checkpoint {}{}, up {}{}",
-        status.run,
-        status.state,
-        status.iteration.0.min(status.iterations),
-        status.iterations,
-        status.stage,
-        status.checkpointed,
-        if status.checkpoint_pending {
-            " (another is being made)"
-        } else {
-            ""
-        },
-        duration(status.uptime_s),
-        eta.map(|eta| format!(", about {} left", duration(eta)))
-            .unwrap_or_default(),
-    );
-    if let Some(reason) = &status.reason {
-        let _ = writeln!(out, "reason: {reason}");
-    }
-    let _ = writeln!(
-        out,
-        "version {}   {:.1} samples/s   {:.1} scores/s   {:.0} iterations/h",
-        status.version.as_deref().map_or("base", short),
-        status.rates.samples_per_s,
-        status.rates.scores_per_s,
-        status.rates.iterations_per_h,
-    );
+/// Lines so far, none wider than the room.
+struct Screen {
+    out: String,
+    columns: usize,
+    is_low: bool,
 }
 
-fn groups(out: &mut String, status: &RunStatus) {
-    let (groups, totals) = (&status.groups, &status.totals);
-    let _ = writeln!(
-        out,
-        "groups  {} open: {}",
-        groups.total,
-        group_counts(groups, ", "),
-    );
-    let _ = writeln!(
-        out,
-        "        so far: {} kept, {} filtered, {} dropped, {} made again; {} failed attempts",
-        totals.groups_kept,
-        totals.groups_filtered,
-        totals.groups_dropped,
-        totals.groups_remade,
-        totals.attempts_failed,
-    );
+impl Screen {
+    /// A line, or several; those after the first are indented.
+    fn line(&mut self, text: &str, indent: &str) {
+        for line in wrap(text, self.columns, indent) {
+            let _ = writeln!(self.out, "{line}");
+        }
+    }
+
+    fn rows(&self) -> usize {
+        self.out.lines().count()
+    }
+
+    fn headline(&mut self, status: &RunStatus, is_recorded: bool) {
+        let eta = status.eta_s.filter(|_| !status.state.is_over());
+        let pending = match status.checkpoint_pending {
+            true => " (another is being made)",
+            false => "",
+        };
+        let mut head = format!(
+            "{}: {}, iteration {} of {} ({}), checkpoint {}{pending}",
+            status.run,
+            status.state,
+            status.iteration.0.min(status.iterations),
+            status.iterations,
+            status.stage,
+            status.checkpointed,
+        );
+        if !is_recorded {
+            head += &format!(", up {}", duration(status.uptime_s));
+        }
+        if let Some(eta) = eta {
+            head += &format!(", about {} left", duration(eta));
+        }
+        self.line(&head, "  ");
+        if let Some(reason) = &status.reason {
+            self.line(&format!("reason: {reason}"), "  ");
+        }
+        let version = status.version.as_deref().map_or("base", short);
+        let rates = &status.rates;
+        let rates = format!(
+            "   {:.1} samples/s   {:.1} scores/s   {:.0} iterations/h",
+            rates.samples_per_s, rates.scores_per_s, rates.iterations_per_h,
+        );
+        let rates = if is_recorded { "" } else { &rates };
+        self.line(&format!("version {version}{rates}"), "        ");
+    }
+
+    fn groups(&mut self, status: &RunStatus) {
+        const INDENT: &str = "        ";
+        let (groups, totals) = (&status.groups, &status.totals);
+        let open = format!(
+            "groups  {} open: {}",
+            groups.total,
+            group_counts(groups, ", ")
+        );
+        self.line(&open, INDENT);
+        let so_far = format!(
+            "{INDENT}so far: {} kept, {} filtered, {} dropped, {} made again; {} failed attempts",
+            totals.groups_kept,
+            totals.groups_filtered,
+            totals.groups_dropped,
+            totals.groups_remade,
+            totals.attempts_failed,
+        );
+        self.line(&so_far, INDENT);
+    }
+
+    /// The whole reward trend as one line of blocks, and the last iterations as a table.
+    fn history(&mut self, history: &[IterationMetrics]) {
+        let scored = history.iter().filter(|m| m.scored > 0);
+        let rewards: Vec<f64> = scored.map(|m| m.reward_mean).collect();
+        if history.is_empty() {
+            return;
+        }
+        self.out.push('\n');
+        if let (Some(first), Some(last)) = (rewards.first(), rewards.last()) {
+            let blocks = self.columns.saturating_sub(TREND_SIDES).clamp(1, TREND_MAX);
+            let trend = sparkline(&thinned(&rewards, blocks));
+            self.line(&format!("reward  {trend}  {first:.4} -> {last:.4}"), "  ");
+        }
+        let columns = self.metrics();
+        let names = columns.iter().map(|m| cell(m, m.name)).collect::<String>();
+        let _ = writeln!(self.out, "{ITERATION}{names}");
+        let most = match self.is_low {
+            true => ITERATIONS_LOW,
+            false => ITERATIONS_MAX,
+        };
+        for metrics in &history[history.len().saturating_sub(most)..] {
+            let values = columns.iter().map(|m| cell(m, &measured(m, metrics)));
+            let values = values.collect::<String>();
+            let width = ITERATION.len();
+            let _ = writeln!(self.out, "{:>width$}{values}", metrics.iteration);
+        }
+        self.terms(history);
+    }
+
+    /// The columns of the table of iterations that there is room for.
+    fn metrics(&self) -> Vec<&'static Metric> {
+        let mut taken = ITERATION.len();
+        let shown = METRICS.iter().filter(|metric| metric.is_in_status());
+        let fitting = shown.take_while(|metric| {
+            taken += cell(metric, "").len();
+            taken <= self.columns
+        });
+        fitting.collect()
+    }
+
+    /// What each judge made of the last iteration, where there is more than one.
+    fn terms(&mut self, history: &[IterationMetrics]) {
+        let Some(last) = history
+            .last()
+            .filter(|last| last.reward_terms.len() > 1 && !self.is_low)
+        else {
+            return;
+        };
+        let terms = last.reward_terms.iter();
+        let terms: Vec<String> = terms
+            .map(|(name, mean)| format!("{name} {mean:.4}"))
+            .collect();
+        let title = format!(
+            "mean scores of iteration {}, by reward term:",
+            last.iteration
+        );
+        self.parts(&title, &terms);
+    }
+
+    /// Where the last training step's time went, on rank 0.
+    fn step(&mut self, history: &[IterationMetrics]) {
+        let Some((iteration, stages)) = step_stages(history).filter(|_| !self.is_low) else {
+            return;
+        };
+        let sum: f64 = stages.iter().map(|(_, seconds)| seconds).sum();
+        let parts: Vec<String> = stages
+            .iter()
+            .map(|(name, seconds)| format!("{name} {seconds:.2}"))
+            .collect();
+        let sum = duration(sum);
+        let title = format!("learner step of iteration {iteration}, {sum} on rank 0, in seconds:");
+        self.parts(&title, &parts);
+    }
+
+    /// A title, and under it parts that stay whole.
+    fn parts(&mut self, title: &str, parts: &[String]) {
+        self.out.push('\n');
+        self.line(title, "  ");
+        let mut line = String::new();
+        for part in parts {
+            let longer = match line.is_empty() {
+                true => format!("  {part}"),
+                false => format!("{line}   {part}"),
+            };
+            if width(&longer) > self.columns && !line.is_empty() {
+                self.line(&line, "  ");
+                line = format!("  {part}");
+            } else {
+                line = longer;
+            }
+        }
+        self.line(&line, "  ");
+    }
+
+    /// All of them, or as many as there are rows for, those that are lost first.
+    fn workers(&mut self, workers: &[WorkerStatus], rows: usize) {
+        let table = Table::fitting(workers, self.columns.saturating_sub(LOST.len()));
+        // An empty line, the header, and the line that says how many are not shown.
+        let fit = match workers.len() + 2 > rows {
+            true => rows.saturating_sub(3),
+            false => workers.len(),
+        };
+        let mut shown: Vec<&WorkerStatus> = workers.iter().collect();
+        if fit < workers.len() {
+            shown.sort_by_key(|worker| worker.state != Presence::Lost);
+        }
+        let _ = writeln!(self.out, "\n{}", table.header().join(" ").trim_end());
+        for worker in &shown[..fit] {
+            let row = table.row(worker).join(" ");
+            let lost = match worker.state {
+                Presence::Lost => LOST,
+                _ => "",
+            };
+            let _ = writeln!(self.out, "{row}{lost}");
+        }
+        if fit < workers.len() {
+            let more = workers.len() - fit;
+            self.line(&format!("... and {more} more; `top` scrolls"), "");
+        }
+    }
 }
 
-/// The whole reward trend as one line of blocks, and the last iterations as a table.
-fn history(out: &mut String, history: &[IterationMetrics]) {
-    let scored = history.iter().filter(|m| m.scored > 0);
-    let rewards: Vec<f64> = scored.map(|m| m.reward_mean).collect();
-    if history.is_empty() {
-        return;
-    }
-    out.push('\n');
-    if let (Some(first), Some(last)) = (rewards.first(), rewards.last()) {
-        let trend = sparkline(&thinned(&rewards, TREND_MAX));
-        let _ = writeln!(out, "reward  {trend}  {first:.4} -> {last:.4}");
-    }
-    let columns: Vec<&Metric> = METRICS.iter().filter(|m| m.is_in_status()).collect();
-    let names: Vec<String> = columns.iter().map(|m| cell(m, m.name)).collect();
-    let _ = writeln!(out, "iteration {}", names.join(" "));
-    for metrics in &history[history.len().saturating_sub(ITERATIONS_MAX)..] {
-        let values = columns.iter().map(|m| cell(m, &measured(m, metrics)));
-        let values: Vec<String> = values.collect();
-        let _ = writeln!(out, "{:>9} {}", metrics.iteration, values.join(" "));
-    }
-    terms(out, history);
-}
+/// The first column of the table of iterations.
+const ITERATION: &str = "iteration";
 
-/// A cell of a metric's column: under its name, right-aligned.
+/// A cell of a metric's column: under its name, right-aligned, with a space before it.
 fn cell(metric: &Metric, text: &str) -> String {
     const WIDTH_MIN: usize = 8;
-    format!("{text:>width$}", width = metric.name.len().max(WIDTH_MIN))
+    format!(" {text:>width$}", width = metric.name.len().max(WIDTH_MIN))
 }
 
-/// What each judge made of the last iteration, where there is more than one.
-fn terms(out: &mut String, history: &[IterationMetrics]) {
-    let Some(last) = history.last().filter(|last| last.reward_terms.len() > 1) else {
-        return;
-    };
-    let terms = last.reward_terms.iter();
-    let terms: Vec<String> = terms
-        .map(|(name, mean)| format!("{name} {mean:.4}"))
-        .collect();
-    let (iteration, terms) = (last.iteration, terms.join("   "));
-    let _ = writeln!(
-        out,
-        "\nmean scores of iteration {iteration}, by reward term:\n  {terms}"
-    );
-}
-
-/// Where the last training step's time went, on rank 0.
-fn step(out: &mut String, history: &[IterationMetrics]) {
-    let Some((iteration, stages)) = step_stages(history) else {
-        return;
-    };
-    let sum: f64 = stages.iter().map(|(_, seconds)| seconds).sum();
-    let parts: Vec<String> = stages
-        .iter()
-        .map(|(name, seconds)| format!("{name} {seconds:.2}"))
-        .collect();
-    let _ = writeln!(
-        out,
-        "\nlearner step of iteration {iteration}, {} on rank 0, in seconds:\n  {}",
-        duration(sum),
-        parts.join("   ")
-    );
-}
-
-fn workers(out: &mut String, workers: &[WorkerStatus]) {
-    let _ = writeln!(
-        out,
-        "\n{:<20} {:<8} {:<8} {:<10} {:>5} {:>6} {:>6} {:<16} {:>9}",
-        "worker", "role", "state", "device", "load", "done", "failed", "policy", "seen"
-    );
-    for worker in workers {
-        let _ = writeln!(
-            out,
-            "{:<20} {:<8} {:<8} {:<10} {:>5} {:>6} {:>6} {:<16} {:>9}{}",
-            worker.id,
-            worker.role,
-            worker.state,
-            worker.device,
-            format!("{}/{}", worker.busy, worker.slots),
-            worker.done,
-            worker.failed,
-            worker.policy.as_ref().map_or("-".to_owned(), policy),
-            duration(worker.last_seen_ms as f64 / 1e3),
-            if worker.state == Presence::Lost {
-                "  !"
-            } else {
-                ""
-            },
-        );
-    }
+/// An empty line and what stalls, for each.
+fn stalls(status: &RunStatus, columns: usize) -> Vec<String> {
+    let stalls = status.stalls.iter().flat_map(|stall| {
+        let for_s = stall.for_ms as f64 / 1e3;
+        let text = format!("STALLED for {}: {}", duration(for_s), stall.cause);
+        let mut lines = vec![String::new()];
+        lines.extend(wrap(&text, columns, "  "));
+        lines
+    });
+    stalls.collect()
 }
 
 #[cfg(test)]
@@ -180,7 +273,17 @@ pub(crate) mod tests {
         worker::Role,
     };
 
+    use super::super::super::{
+        record::{Coordinator, Recorded},
+        workers::tests::many,
+    };
     use super::*;
+    use crate::evaluating::Evaluating;
+
+    fn shown(status: RunStatus, room: Room) -> String {
+        let recorded = None;
+        text(&View { status, recorded }, room)
+    }
 
     fn worker(name: &str, role: Role, state: Presence) -> WorkerStatus {
         let is_rollout = role == Role::Rollout;
@@ -284,11 +387,16 @@ pub(crate) mod tests {
     fn judges_are_told_apart_where_there_are_several() {
         let mut last = iteration(2);
         last.reward_terms.insert("edit".into(), 0.6);
-        let mut out = String::new();
-        terms(&mut out, std::slice::from_ref(&last));
-        assert_eq!(out, "");
+        let mut screen = Screen {
+            out: String::new(),
+            columns: usize::MAX,
+            is_low: false,
+        };
+        screen.terms(std::slice::from_ref(&last));
+        assert_eq!(screen.out, "");
         last.reward_terms.insert("held-out".into(), 0.25);
-        terms(&mut out, &[last]);
+        screen.terms(&[last]);
+        let out = screen.out;
         let expected =
             "\nmean scores of iteration 2, by reward term:\n  edit 0.6000   held-out 0.2500\n";
         assert_eq!(out, expected);
@@ -317,7 +425,7 @@ rollout-0            rollout  ready    cpu          1/2      7      1 2:fedcba98
 
 STALLED for 4.0 s: 1 groups wait for a reward worker, and none is registered
 ";
-        assert_eq!(text(&sample()), expected);
+        assert_eq!(shown(sample(), Room::UNLIMITED), expected);
     }
 
     #[test]
@@ -327,11 +435,87 @@ STALLED for 4.0 s: 1 groups wait for a reward worker, and none is registered
             stalls: Vec::new(),
             ..sample()
         };
-        let shown = text(&fresh);
+        let begun = shown(fresh, Room::UNLIMITED);
         assert!(
-            !shown.contains(" -> ") && !shown.contains("learner step"),
-            "{shown}"
+            !begun.contains(" -> ") && !begun.contains("learner step"),
+            "{begun}"
         );
-        assert!(text(&sample()).contains(" -> ") && text(&sample()).contains("learner step"));
+        let later = shown(sample(), Room::UNLIMITED);
+        assert!(later.contains(" -> ") && later.contains("learner step"));
+    }
+
+    #[test]
+    fn a_run_without_a_coordinator_has_no_workers_and_says_who_is_there() {
+        let mut status = sample();
+        status.state = RunState::Finished;
+        status.workers.clear();
+        let recorded = Some(Recorded {
+            coordinator: Coordinator::Ended,
+            launch: true,
+            evaluation: Some(Evaluating {
+                done: 12,
+                pairs: 64,
+            }),
+        });
+        let text = text(&View { status, recorded }, Room::UNLIMITED);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(
+            lines[0].ends_with("checkpoint 1 (another is being made)"),
+            "{text}"
+        );
+        assert_eq!(lines[1], "version fedcba987654");
+        assert_eq!(
+            lines[2],
+            "the coordinator has ended; evaluating, 12 of 64 pairs"
+        );
+        assert!(
+            !text.contains("worker ") && text.contains("reward  "),
+            "{text}"
+        );
+    }
+
+    /// A screen's worth: long names, all stages, several judges, a stall.
+    fn crowded() -> RunStatus {
+        let mut status = sample();
+        status.workers = many();
+        status.history = (1..100).map(iteration).collect();
+        let terms = [
+            "edit",
+            "a-judge-with-a-long-name",
+            "another-judge-with-a-long-name",
+        ];
+        let last = status.history.last_mut().expect("one");
+        last.reward_terms = terms.map(|name| (name.to_owned(), 0.5)).into();
+        status.stalls[0].cause = "38 groups wait for a reward worker, and none is registered; \
+                                  `retouch join reward-worker` brings one"
+            .into();
+        status
+    }
+
+    #[test]
+    fn no_line_is_wider_than_the_terminal_and_every_worker_is_there() {
+        for columns in [80, 60] {
+            let rows = usize::MAX;
+            let text = shown(crowded(), Room { columns, rows });
+            for line in text.lines() {
+                assert!(width(line) <= columns, "{columns}: {line}\n{text}");
+            }
+            for number in 0..40 {
+                let end = format!("{number:03} ");
+                assert!(text.contains(&end), "{columns}: {end}\n{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_screen_that_is_watched_fits_and_says_who_is_not_on_it() {
+        for (columns, rows) in [(80, 24), (60, 20), (80, 60)] {
+            let mut status = crowded();
+            status.workers[39].state = Presence::Lost;
+            let text = shown(status, Room { columns, rows });
+            assert!(text.lines().count() <= rows, "{columns} x {rows}\n{text}");
+            assert!(text.contains("more; `top` scrolls"), "{text}");
+            assert!(text.contains("039 "), "the lost one is shown\n{text}");
+        }
     }
 }

@@ -26,9 +26,10 @@ use ratatui::{
 use retouch_coordinator::Command;
 use tokio::sync::mpsc;
 
-use self::model::{Input, Key, Top, Wish};
+use self::model::{Input, Key, LOG_MAX, Top, Wish};
 use super::{
     control_grpc::{ControlClient, Until, is_end},
+    record::{View, record_of},
     target::Target,
 };
 use crate::exit::UsageError;
@@ -41,8 +42,9 @@ type Screen = Terminal<TermionBackend<AlternateScreen<RawTerminal<Stdout>>>>;
 
 /// Watch and steer a run in a terminal.
 ///
-/// A live screen of the run: progress, throughput of each stage, the reward trend, every worker, what happens. Keys
-/// drain or restart the selected worker, pause and resume the run, make a checkpoint, drain or stop the run.
+/// A live screen of the run: progress, throughput of each stage, the reward trend, every worker, what happens. Arrows,
+/// page keys, Home and End select a worker. Keys drain or restart it, pause and resume the run, make a checkpoint, drain
+/// or stop the run. A run whose coordinator has ended is shown as its record has it, if its folder is here.
 #[derive(Debug, Args)]
 pub(crate) struct TopArgs {
     #[command(flatten)]
@@ -55,7 +57,7 @@ pub(crate) async fn run(args: TopArgs) -> anyhow::Result<()> {
         return Err(UsageError(problem.to_owned()).into());
     }
     // A wrong address or token is told before the screen is taken.
-    ControlClient::connect(&args.target).await?.status().await?;
+    View::of(&args.target).await?;
     let (sender, inputs) = mpsc::channel(INPUTS_MAX);
     let feeds = [
         tokio::spawn(feed_status(args.target.clone(), sender.clone())),
@@ -118,7 +120,7 @@ async fn tell(target: Target, command: Command, sender: mpsc::Sender<Input>) {
 async fn feed_status(target: Target, sender: mpsc::Sender<Input>) {
     loop {
         if let Err(error) = follow_status(&target, &sender).await {
-            let _ = sender.send(Input::Away(error.to_string())).await;
+            show_recorded(&target, &sender, error).await;
         }
         tokio::time::sleep(REFRESH_EVERY).await;
     }
@@ -134,10 +136,30 @@ async fn follow_status(target: &Target, sender: &mpsc::Sender<Input>) -> anyhow:
     }
 }
 
+/// What the record says of a run whose coordinator went away with this error.
+async fn show_recorded(target: &Target, sender: &mpsc::Sender<Input>, error: anyhow::Error) {
+    let away = match View::of_record(target, error) {
+        Ok(view) => {
+            let note = view.note().unwrap_or_default();
+            let _ = sender.send(Input::Status(Box::new(view.status))).await;
+            note
+        }
+        Err(error) => error.to_string(),
+    };
+    let _ = sender.send(Input::Away(away)).await;
+}
+
 async fn feed_events(target: Target, sender: mpsc::Sender<Input>) {
     let mut last = 0;
     // The status tells when the coordinator is away.
-    while follow_events(&target, &sender, &mut last).await.is_err() {
+    while let Err(error) = follow_events(&target, &sender, &mut last).await {
+        let recorded = record_of(&target, error).and_then(|record| Ok(record.events(LOG_MAX)?));
+        for event in recorded.unwrap_or_default() {
+            if event.sequence > last {
+                last = event.sequence;
+                let _ = sender.send(Input::Event(event)).await;
+            }
+        }
         tokio::time::sleep(REFRESH_EVERY).await;
     }
 }
@@ -178,6 +200,10 @@ fn key(pressed: TerminalKey) -> Option<Key> {
         TerminalKey::Char(c) => Some(Key::Char(c)),
         TerminalKey::Up => Some(Key::Up),
         TerminalKey::Down => Some(Key::Down),
+        TerminalKey::PageUp => Some(Key::PageUp),
+        TerminalKey::PageDown => Some(Key::PageDown),
+        TerminalKey::Home => Some(Key::Home),
+        TerminalKey::End => Some(Key::End),
         TerminalKey::Esc => Some(Key::Escape),
         _ => None,
     }

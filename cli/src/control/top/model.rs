@@ -9,14 +9,16 @@ use retouch_proto::{
 };
 
 /// Events kept for the log.
-const LOG_MAX: usize = 500;
+pub(super) const LOG_MAX: usize = 500;
+/// Workers that a page key goes past.
+const PAGE: isize = 10;
 
 /// Everything on the screen.
 #[derive(Debug, Default)]
 pub(super) struct Top {
     /// The newest status.
     pub(super) status: Option<RunStatus>,
-    /// Why there is no newer one, if the coordinator is away.
+    /// Why it is not the coordinator's, if that is away.
     pub(super) away: Option<String>,
     /// What happened, oldest first.
     pub(super) log: VecDeque<Event>,
@@ -57,6 +59,10 @@ pub(super) enum Input {
 pub(super) enum Key {
     Up,
     Down,
+    PageUp,
+    PageDown,
+    Home,
+    End,
     Char(char),
     Escape,
 }
@@ -105,6 +111,10 @@ impl Top {
         match key {
             Key::Up | Key::Char('k') => self.select(-1),
             Key::Down | Key::Char('j') => self.select(1),
+            Key::PageUp => self.select(-PAGE),
+            Key::PageDown => self.select(PAGE),
+            Key::Home => self.select(-isize::MAX),
+            Key::End => self.select(isize::MAX),
             Key::Char('p') => return Some(Wish::Tell(self.pause_or_resume())),
             Key::Char('c') => return Some(Wish::Tell(Command::Checkpoint)),
             Key::Char('d') => self.ask_about_worker("drain", Command::DrainWorker),
@@ -159,7 +169,7 @@ impl Top {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::status::tests::sample;
+    use crate::control::{status::tests::sample, workers::tests::many};
 
     fn top() -> Top {
         let mut top = Top::default();
@@ -192,6 +202,27 @@ mod tests {
         assert_eq!(selected(&top), "rollout-0", "the selected one is gone");
         top.handle(Input::Key(Key::Down));
         assert_eq!(selected(&top), "rollout-0");
+    }
+
+    #[test]
+    fn pages_and_ends_are_reached_with_a_key() {
+        let mut status = sample();
+        status.workers = many();
+        let ids: Vec<WorkerId> = status.workers.iter().map(|w| w.id.clone()).collect();
+        let mut top = Top::default();
+        top.handle(Input::Status(Box::new(status)));
+        for (key, row) in [
+            (Key::PageDown, 10),
+            (Key::PageDown, 20),
+            (Key::End, 39),
+            (Key::PageDown, 39),
+            (Key::PageUp, 29),
+            (Key::Home, 0),
+            (Key::PageUp, 0),
+        ] {
+            top.handle(Input::Key(key));
+            assert_eq!(top.selected.as_ref(), Some(&ids[row]), "{key:?}");
+        }
     }
 
     #[test]

@@ -5,16 +5,30 @@ use ratatui::{
     layout::{Constraint, Layout, Rect},
     style::{Color, Modifier, Style, Stylize},
     text::{Line, Span},
-    widgets::{Block, Gauge, Paragraph, Row, Sparkline, Table, TableState},
+    widgets::{Block, Cell, Gauge, Paragraph, Row, Sparkline, Table, TableState},
 };
-use retouch_proto::status::{Event, EventKind, Presence, RunState, RunStatus, WorkerStatus};
+use retouch_proto::status::{Event, EventKind, Presence, RunState, RunStatus};
 
-use super::model::Top;
-use crate::show::{duration, group_counts, policy, short, step_stages, utc};
+use super::{super::workers, model::Top};
+use crate::{
+    fit::{cut, width, wrap},
+    show::{clock, duration, group_counts, short, step_stages},
+};
 
-const KEYS: &str = "↑↓ worker   d drain   r restart   p pause/resume   c checkpoint   D drain run   S stop   q quit";
-const STAGE_ROWS: u16 = 6;
-const LOG_ROWS: u16 = 8;
+/// What keys do, in as many words as there is room for.
+const KEYS: [&str; 3] = [
+    "↑↓ worker   d drain   r restart   p pause/resume   c checkpoint   D drain run   S stop   q quit",
+    "↑↓ worker  d drain  r restart  p pause  c checkpoint  D drain run  S stop  q quit",
+    "↑↓ d drain r restart p pause c save D drain run S stop q quit",
+];
+/// Rows of the stages' box and of the events', on screens of at least so many rows.
+const BOX_ROWS: [(u16, u16, u16); 3] = [(28, 6, 8), (24, 6, 4), (0, 4, 3)];
+/// Columns of a screen that has the trend beside the stages take two fifths for it; a narrow one's, so many.
+const TREND_COLUMNS: u16 = 22;
+const WIDE: u16 = 100;
+/// Lines that trouble may take.
+const TROUBLE_ROWS: usize = 3;
+const SELECTED: &str = "> ";
 /// Rewards become heights by this.
 const REWARD_SCALE: f64 = 10_000.0;
 
@@ -23,59 +37,89 @@ pub(super) fn draw(frame: &mut Frame<'_>, top: &Top) {
         let text = top.away.as_deref().unwrap_or("asking the coordinator ...");
         return frame.render_widget(Paragraph::new(text), frame.area());
     };
+    let head = headline(status, top.away.as_deref(), frame.area().width.into());
+    let foot = footer(top, frame.area().width.into());
+    let of_height = |(rows, _, _): &&(u16, u16, u16)| frame.area().height >= *rows;
+    let (_, stage_rows, log_rows) = BOX_ROWS.iter().find(of_height).unwrap_or(&BOX_ROWS[0]);
     let rows = Layout::vertical([
-        Constraint::Length(3),
+        Constraint::Length(head.len() as u16),
         Constraint::Length(1),
-        Constraint::Length(STAGE_ROWS),
+        Constraint::Length(*stage_rows),
         Constraint::Min(3),
-        Constraint::Length(LOG_ROWS),
-        Constraint::Length(1),
+        Constraint::Length(*log_rows),
+        Constraint::Length(foot.len() as u16),
     ]);
-    let [head, gauge, middle, workers, log, foot] = rows.areas(frame.area());
-    headline(frame, head, status, top.away.as_deref());
+    let [head_area, gauge, middle, workers, log, foot_area] = rows.areas(frame.area());
+    frame.render_widget(Paragraph::new(head), head_area);
     progress(frame, gauge, status);
-    let [stages, rewards] =
-        Layout::horizontal([Constraint::Percentage(60), Constraint::Percentage(40)]).areas(middle);
+    let trend_columns = match middle.width >= WIDE {
+        true => Constraint::Percentage(40),
+        false => Constraint::Length(TREND_COLUMNS),
+    };
+    let [stages, rewards] = Layout::horizontal([Constraint::Min(0), trend_columns]).areas(middle);
     throughput(frame, stages, status);
     trend(frame, rewards, status);
     table(frame, workers, top);
     tail(frame, log, top.log.iter());
-    footer(frame, foot, top);
+    frame.render_widget(Paragraph::new(foot), foot_area);
 }
 
-fn headline(frame: &mut Frame<'_>, area: Rect, status: &RunStatus, away: Option<&str>) {
+fn headline(status: &RunStatus, away: Option<&str>, columns: usize) -> Vec<Line<'static>> {
     let eta = status.eta_s.filter(|_| !status.state.is_over());
     let eta = eta.map_or(String::new(), |eta| {
         format!(", about {} left", duration(eta))
     });
-    let first = Line::from(vec![
-        Span::from(status.run.to_string()).bold(),
+    let up = match away {
+        None => format!(", up {}", duration(status.uptime_s)),
+        Some(_) => String::new(),
+    };
+    let name = cut(status.run.as_str(), columns / 3);
+    let state = status.state.to_string();
+    let rest = format!(
+        "{}, checkpoint {}{up}{eta}",
+        status.stage, status.checkpointed
+    );
+    let begins = [name.as_str(), &state, ""].join("  ");
+    // The rest follows in the same line, and goes on below it.
+    let mut rest = wrap(&(" ".repeat(width(&begins)) + &rest), columns, "  ").into_iter();
+    let first = rest.next().unwrap_or_default();
+    let mut lines = vec![Line::from(vec![
+        Span::from(name).bold(),
         Span::from("  "),
-        Span::styled(status.state.to_string(), state_style(status.state)),
-        Span::from(format!(
-            "  {}, checkpoint {}, up {}{eta}",
-            status.stage,
-            status.checkpointed,
-            duration(status.uptime_s),
-        )),
-    ]);
-    let second = format!(
+        Span::styled(state, state_style(status.state)),
+        Span::from("  "),
+        Span::from(first.trim_start().to_owned()),
+    ])];
+    lines.extend(rest.map(Line::from));
+    let groups = format!(
         "groups  {}   version {}",
         group_counts(&status.groups, "  "),
         status.version.as_deref().map_or("base", short),
     );
-    let trouble = away.map(|away| format!("AWAY: {away}")).or_else(|| {
-        let stall = status.stalls.first()?;
+    lines.extend(
+        wrap(&groups, columns, "        ")
+            .into_iter()
+            .map(Line::from),
+    );
+    let trouble = wrap(&trouble(status, away), columns, "  ");
+    let trouble = trouble.into_iter().take(TROUBLE_ROWS);
+    lines.extend(trouble.map(|line| Line::from(line).red().bold()));
+    lines
+}
+
+/// Why the run failed, or what stops it or this screen.
+fn trouble(status: &RunStatus, away: Option<&str>) -> String {
+    if let Some(reason) = &status.reason {
+        return format!("FAILED: {reason}");
+    }
+    if let Some(away) = away {
+        return away.to_owned();
+    }
+    let stall = status.stalls.first();
+    stall.map_or(String::new(), |stall| {
         let for_s = stall.for_ms as f64 / 1e3;
-        Some(format!("STALLED for {}: {}", duration(for_s), stall.cause))
-    });
-    let failed = status
-        .reason
-        .as_ref()
-        .map(|reason| format!("FAILED: {reason}"));
-    let third = failed.or(trouble).unwrap_or_default();
-    let lines = vec![first, second.into(), Line::from(third).red().bold()];
-    frame.render_widget(Paragraph::new(lines), area);
+        format!("STALLED for {}: {}", duration(for_s), stall.cause)
+    })
 }
 
 fn state_style(state: RunState) -> Style {
@@ -104,26 +148,32 @@ fn throughput(frame: &mut Frame<'_>, area: Rect, status: &RunStatus) {
         f64::from(last.samples_trained) / last.stage_s.train.max(1e-3)
     });
     let rates = &status.rates;
-    let mut lines = vec![Line::from(format!(
-        "sample {:.1}/s   judge {:.1}/s   train {trained:.1}/s   {:.0} iterations/h",
-        rates.samples_per_s, rates.scores_per_s, rates.iterations_per_h,
-    ))];
+    let columns = usize::from(area.width.saturating_sub(2));
+    let mut lines = wrap(
+        &format!(
+            "sample {:.1}/s   judge {:.1}/s   train {trained:.1}/s   {:.0} iterations/h",
+            rates.samples_per_s, rates.scores_per_s, rates.iterations_per_h,
+        ),
+        columns,
+        "",
+    );
     if let Some(last) = last {
         let stages = &last.stage_s;
-        lines.push(Line::from(format!(
+        let iteration = format!(
             "iteration {}: collect {}, train {}, {:.0} % filtered",
             last.iteration,
             duration(stages.collect),
             duration(stages.train),
             100.0 * last.filter_rate,
-        )));
+        );
+        lines.extend(wrap(&iteration, columns, "  "));
     }
+    let mut lines: Vec<Line<'_>> = lines.into_iter().map(Line::from).collect();
     if let Some((_, stages)) = step_stages(&status.history) {
         let part = |(name, seconds): &(&str, f64)| format!("{name} {seconds:.2}");
         let parts: Vec<String> = stages.iter().map(part).collect();
-        let half = parts.len() / 2;
-        lines.push(Line::from(parts[..half].join("  ")).dim());
-        lines.push(Line::from(parts[half..].join("  ")).dim());
+        let parts = wrap(&parts.join("  "), columns, "");
+        lines.extend(parts.into_iter().map(|line| Line::from(line).dim()));
     }
     let block = Block::bordered().title("stages");
     frame.render_widget(Paragraph::new(lines).block(block), area);
@@ -149,48 +199,40 @@ fn trend(frame: &mut Frame<'_>, area: Rect, status: &RunStatus) {
 }
 
 fn table(frame: &mut Frame<'_>, area: Rect, top: &Top) {
-    let header = [
-        "worker", "role", "state", "device", "load", "done", "failed", "policy", "seen",
-    ];
-    let widths = [
-        Constraint::Min(16),
-        Constraint::Length(8),
-        Constraint::Length(8),
-        Constraint::Length(10),
-        Constraint::Length(5),
-        Constraint::Length(7),
-        Constraint::Length(6),
-        Constraint::Length(16),
-        Constraint::Length(9),
-    ];
-    let table = Table::new(top.workers().iter().map(row), widths)
-        .header(Row::new(header).bold())
+    let workers = top.workers();
+    let taken = 2 + width(SELECTED);
+    let columns = usize::from(area.width).saturating_sub(taken);
+    let table = workers::Table::fitting(workers, columns);
+    let cells = |texts: Vec<String>| texts.into_iter().map(Cell::from).collect::<Vec<_>>();
+    let rows = workers.iter().map(|worker| {
+        let color = presence_color(worker.state);
+        Row::new(cells(table.row(worker))).style(Style::new().fg(color))
+    });
+    let widths = table.columns.iter();
+    let widths =
+        widths.map(|(_, width)| Constraint::Length(u16::try_from(*width).unwrap_or(u16::MAX)));
+    let selected = top.selected_row();
+    let title = match (&top.selected, selected) {
+        (Some(id), Some(row)) => format!("{} of {}: {id}", row + 1, workers.len()),
+        _ => format!("{} workers", workers.len()),
+    };
+    let title = cut(&title, columns);
+    let rows = Table::new(rows, widths)
+        .header(Row::new(cells(table.header())).bold())
         .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED))
-        .highlight_symbol("> ")
-        .block(Block::bordered().title(format!("{} workers", top.workers().len())));
-    let mut state = TableState::default().with_selected(top.selected_row());
-    frame.render_stateful_widget(table, area, &mut state);
+        .highlight_symbol(SELECTED)
+        .block(Block::bordered().title(title));
+    let mut state = TableState::default().with_selected(selected);
+    frame.render_stateful_widget(rows, area, &mut state);
 }
 
-fn row(worker: &WorkerStatus) -> Row<'static> {
-    let color = match worker.state {
+fn presence_color(state: Presence) -> Color {
+    match state {
         Presence::Ready => Color::Reset,
         Presence::Loading | Presence::Leaving => Color::Yellow,
         Presence::Lost => Color::Red,
         Presence::Left => Color::DarkGray,
-    };
-    Row::new([
-        worker.id.to_string(),
-        worker.role.to_string(),
-        worker.state.to_string(),
-        worker.device.clone(),
-        format!("{}/{}", worker.busy, worker.slots),
-        worker.done.to_string(),
-        worker.failed.to_string(),
-        worker.policy.as_ref().map_or("-".to_owned(), policy),
-        duration(worker.last_seen_ms as f64 / 1e3),
-    ])
-    .style(Style::new().fg(color))
+    }
 }
 
 fn tail<'a>(frame: &mut Frame<'_>, area: Rect, log: impl DoubleEndedIterator<Item = &'a Event>) {
@@ -202,8 +244,7 @@ fn tail<'a>(frame: &mut Frame<'_>, area: Rect, log: impl DoubleEndedIterator<Ite
 }
 
 fn event(event: &Event) -> Line<'_> {
-    let when = utc(event.time_unix_ms);
-    let time = when.split(' ').next_back().unwrap_or_default();
+    let time = clock(event.time_unix_ms);
     let line = Line::from(format!(
         "{time}  {:<19}  {}",
         event.kind.as_str(),
@@ -225,33 +266,46 @@ fn event(event: &Event) -> Line<'_> {
     }
 }
 
-fn footer(frame: &mut Frame<'_>, area: Rect, top: &Top) {
-    let line = match &top.asked {
-        Some(asked) => Line::from(asked.question.as_str()).yellow().bold(),
-        None if !top.note.is_empty() => Line::from(format!("{}   |   {KEYS}", top.note)),
-        None => Line::from(KEYS).dim(),
-    };
-    frame.render_widget(Paragraph::new(line), area);
+/// What keys do, below what the last one was answered.
+fn footer(top: &Top, columns: usize) -> Vec<Line<'static>> {
+    if let Some(asked) = &top.asked {
+        let question = wrap(&asked.question, columns, "  ").into_iter();
+        return question
+            .map(|line| Line::from(line).yellow().bold())
+            .collect();
+    }
+    let fitting = KEYS.iter().find(|keys| width(keys) <= columns);
+    let keys = fitting.unwrap_or(&KEYS[KEYS.len() - 1]);
+    let mut lines = Vec::new();
+    if !top.note.is_empty() {
+        lines.extend(wrap(&top.note, columns, "  ").into_iter().map(Line::from));
+    }
+    lines.push(Line::from(*keys).dim());
+    lines
 }
 
 #[cfg(test)]
 mod tests {
     use ratatui::{Terminal, backend::TestBackend};
-    use retouch_proto::Iteration;
+    use retouch_proto::{Iteration, status::WorkerStatus};
 
     use super::super::model::{Input, Key};
     use super::*;
-    use crate::control::status::tests::sample;
+    use crate::control::{status::tests::sample, workers::tests::many};
 
     const WIDTH: u16 = 120;
 
     fn shown(top: &Top, height: u16) -> Vec<String> {
-        let mut terminal = Terminal::new(TestBackend::new(WIDTH, height)).unwrap();
+        shown_in(top, WIDTH, height)
+    }
+
+    fn shown_in(top: &Top, width: u16, height: u16) -> Vec<String> {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         terminal.draw(|frame| draw(frame, top)).unwrap();
         let buffer = terminal.backend().buffer().clone();
         let cells: Vec<&str> = buffer.content.iter().map(|cell| cell.symbol()).collect();
         cells
-            .chunks(usize::from(WIDTH))
+            .chunks(usize::from(width))
             .map(|row| row.concat().trim_end().to_owned())
             .collect()
     }
@@ -302,7 +356,7 @@ mod tests {
             "selected"
         );
         assert!(line(&lines, "reward-0 ").contains("lost"));
-        assert_eq!(lines[27], KEYS);
+        assert_eq!(lines[27], KEYS[0]);
     }
 
     #[test]
@@ -338,14 +392,15 @@ mod tests {
         assert_eq!(shown(&top, 28)[27], "restart learner-0? y / n");
         top.handle(Input::Key(Key::Char('n')));
         top.handle(Input::Answer("as you wish".into()));
-        assert!(shown(&top, 28)[27].starts_with("as you wish   |   "));
+        let lines = shown(&top, 28);
+        assert_eq!(lines[26..], ["as you wish", KEYS[0]]);
     }
 
     #[test]
     fn a_silent_coordinator_is_told_and_nothing_is_hidden() {
         let mut top = top();
         top.handle(Input::Away("no coordinator answers".into()));
-        assert_eq!(shown(&top, 28)[2], "AWAY: no coordinator answers");
+        assert_eq!(shown(&top, 28)[2], "no coordinator answers");
         let nothing = Top::default();
         assert_eq!(shown(&nothing, 5)[0], "asking the coordinator ...");
     }
@@ -369,7 +424,61 @@ mod tests {
     }
 
     #[test]
-    fn small_terminals_do_not_break_it() {
+    fn small_terminals_have_every_key_and_reach_every_worker() {
+        let mut status = sample();
+        status.workers = many();
+        status.run = retouch_proto::RunId::new("a-run-with-a-name-that-is-much-too-long").unwrap();
+        for (columns, rows) in [(80, 24), (60, 20)] {
+            let mut top = top();
+            top.handle(Input::Status(Box::new(status.clone())));
+            for worker in &status.workers {
+                let lines = shown_in(&top, columns, rows);
+                let text = lines.join("\n");
+                let number = &worker.id.as_str()[worker.id.as_str().len() - 4..];
+                let row = lines.iter().find(|line| line.contains("│> "));
+                assert!(
+                    row.is_some_and(|row| row.contains(number)),
+                    "{number}\n{text}"
+                );
+                assert!(
+                    text.contains(&format!("{}", worker.id)),
+                    "the title has all of it\n{text}"
+                );
+                let others = lines
+                    .iter()
+                    .filter(|line| line.contains("│  rollout"))
+                    .count();
+                assert!(others >= 2, "more than one at a time\n{text}");
+                for part in [
+                    "running",
+                    "about 96.0 s left",
+                    "2 scored",
+                    "STALLED for 4.0 s",
+                    "message 20",
+                ] {
+                    let mut words = part.split(' ');
+                    assert!(words.all(|word| text.contains(word)), "{part}\n{text}");
+                }
+                for key in [
+                    "↑↓",
+                    "d drain",
+                    "r restart",
+                    "p pause",
+                    "c ",
+                    "D drain run",
+                    "S stop",
+                    "q quit",
+                ] {
+                    let last = lines.last().unwrap();
+                    assert!(last.contains(key), "{key}: {last}");
+                }
+                top.handle(Input::Key(Key::Down));
+            }
+        }
+    }
+
+    #[test]
+    fn the_smallest_terminals_do_not_break_it() {
         for height in [1, 5, 12] {
             assert_eq!(shown(&top(), height).len(), usize::from(height));
         }
