@@ -9,7 +9,9 @@ use crate::{
     config::{ConfigArgs, check_files},
     dataset::Images,
     exit::UsageError,
-    heldout, output,
+    heldout,
+    meter::Lines,
+    output,
 };
 
 /// Compares an adapter with its base on held-out pairs, as the report of a run does.
@@ -29,7 +31,13 @@ pub(crate) fn run(args: EvaluateArgs) -> anyhow::Result<()> {
     let config = args.config.load()?;
     check_files(&config, config.evaluation.pairs, Images::Named)?;
     check_adapter(&args.adapter, Path::new(&config.model.path))?;
-    let (heldout, _) = heldout::evaluate(&config, &args.adapter)?;
+    if config.evaluation.pairs == 0 {
+        let problem = "evaluation.pairs is 0, which leaves nothing to evaluate: give 1 or more";
+        return Err(UsageError(problem.to_owned()).into());
+    }
+    // Standard output is for the result.
+    let meter = heldout::meter(&config, Lines::Error);
+    let (heldout, _) = heldout::evaluate(&config, &args.adapter, &meter)?;
     output::result(match args.json {
         true => output::json(&heldout)?,
         false => heldout::text(&heldout) + "\n",

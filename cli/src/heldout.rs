@@ -2,26 +2,31 @@
 
 use std::path::Path;
 
-use indicatif::ProgressBar;
 use retouch_dataset::Split;
 use retouch_evaluation::{Comparison, Evaluator, HeldOut, Outcome, Pair, pairs};
 use retouch_proto::RunConfig;
 use retouch_rollout_worker::source::size_rule;
 use retouch_tiny::{dataset::read_cases, oracle};
 
-/// Evaluates the adapter in a PEFT folder as the run file says.
+use crate::meter::{Lines, Meter};
+
+/// Evaluates the adapter in a PEFT folder as the run file says; `meter` counts its pairs.
 pub(crate) fn evaluate(
     config: &RunConfig,
     adapter: &Path,
+    meter: &Meter,
 ) -> anyhow::Result<(HeldOut, Vec<Outcome>)> {
     let pairs = read_pairs(config)?;
     let evaluator = Evaluator::load(config, adapter)?;
-    let bar = ProgressBar::new(pairs.len() as u64).with_prefix("evaluating");
-    let outcomes = evaluator.evaluate(pairs, &|| bar.inc(1));
-    bar.finish_and_clear();
-    let outcomes = outcomes?;
+    let outcomes = evaluator.evaluate(pairs, &|| meter.advance())?;
+    meter.finish();
     let heldout = HeldOut::of(&outcomes, evaluator.sampling());
     Ok((heldout, outcomes))
+}
+
+/// Counts the held-out pairs of a run file.
+pub(crate) fn meter(config: &RunConfig, lines: Lines) -> Meter {
+    Meter::new("evaluating", "pairs", config.evaluation.pairs.into(), lines)
 }
 
 /// The run's held-out pairs. Those of the toy dataset have their kinds and targets in its folder `oracle`.

@@ -3,7 +3,6 @@
 use std::{ops::ControlFlow, path::PathBuf};
 
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
 use retouch_learner::{
     adamw::AdamWConfig,
     sft::{
@@ -13,10 +12,13 @@ use retouch_learner::{
 };
 use retouch_models::{device, editor::Layout, lora::LoraConfig};
 
-use crate::{destination, exit::UsageError, number, output::remark};
-
-/// Steps between two log lines where there is no terminal to draw a bar on.
-const PLAIN_LOG_EVERY: u64 = 50;
+use crate::{
+    destination,
+    exit::UsageError,
+    meter::{Always, Lines, Meter},
+    number,
+    output::remark,
+};
 
 /// Trains an editor on pairs with targets: rows with a "target" column.
 ///
@@ -114,9 +116,12 @@ pub(crate) fn run(args: SftArgs) -> anyhow::Result<()> {
     number::check_multiple("--height", args.height, unit)?;
     number::check_multiple("--width", args.width, unit)?;
     let options = options(&args)?;
-    let mut shown = Shown::new(args.steps);
+    let mut shown = Shown {
+        encoding: None,
+        training: None,
+    };
     let outcome = train(&options, &mut |progress| shown.show(progress)).map_err(usage)?;
-    shown.bar.finish_and_clear();
+    shown.finish();
     let loss = outcome
         .validation_loss
         .map_or(String::new(), |loss| format!(", held-out loss {loss:.4}"));
@@ -194,46 +199,45 @@ fn trained(args: &SftArgs) -> Trained {
     }
 }
 
-/// The bar on a terminal, a line now and then elsewhere.
+/// Its two parts, each with a meter of its own.
 struct Shown {
-    bar: ProgressBar,
+    encoding: Option<Meter>,
+    training: Option<Meter>,
 }
 
 impl Shown {
-    fn new(steps: u64) -> Self {
-        let style = ProgressStyle::with_template(
-            "{bar:30} {pos}/{len}  {msg}  {elapsed} (about {eta} left)",
-        );
-        let bar = ProgressBar::new(steps)
-            .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        Self { bar }
-    }
-
     fn show(&mut self, progress: SftProgress) -> ControlFlow<()> {
         match progress {
             SftProgress::Encoding { done, total } => {
-                self.bar.set_message(format!("encoding {done}/{total}"))
+                let new = || Meter::new("encoding", "rows", total as u64, Lines::Output);
+                let meter = self.encoding.get_or_insert_with(new);
+                meter.set(done as u64, "", Always::NowAndThen);
             }
             SftProgress::Step { entry, steps } => {
-                self.bar.set_position(entry.step);
+                if let Some(encoding) = self.encoding.take() {
+                    encoding.finish();
+                }
+                let new = || Meter::new("training", "steps", steps, Lines::Output);
                 let held_out = entry
                     .validation_loss
                     .map_or(String::new(), |loss| format!("  held-out {loss:.4}"));
                 let line = format!(
-                    "loss {:.4}  grad {:.3}{held_out}",
-                    entry.loss, entry.grad_norm
+                    "loss {:.4}  grad {:.3}{held_out}  {:.2} s",
+                    entry.loss, entry.grad_norm, entry.seconds
                 );
-                let told = entry.validation_loss.is_some() || entry.step % PLAIN_LOG_EVERY == 0;
-                if self.bar.is_hidden() && told {
-                    remark!(
-                        "step {}/{steps}  {line}  {:.2} s",
-                        entry.step,
-                        entry.seconds
-                    );
-                }
-                self.bar.set_message(line);
+                let always = match entry.validation_loss {
+                    Some(_) => Always::Line,
+                    None => Always::NowAndThen,
+                };
+                self.training
+                    .get_or_insert_with(new)
+                    .set(entry.step, &line, always);
             }
         }
         ControlFlow::Continue(())
+    }
+
+    fn finish(&self) {
+        self.training.iter().for_each(Meter::finish);
     }
 }

@@ -45,6 +45,7 @@ use crate::{
     control::Target,
     credentials,
     dataset::Images,
+    evaluating::Evaluating,
     exit::{Stopped, UsageError},
     output::remark,
     report,
@@ -270,6 +271,7 @@ async fn train(
     let mut supervisor = Supervisor::new(&folder.logs(), progress.lines())?;
     credentials::run_authority(folder.path())?;
     let _ = std::fs::remove_file(folder.coordinator_address());
+    Evaluating::forget(folder);
     supervisor.start(processes::coordinator(folder, resumption.arguments));
     let pids = supervisor.pids();
     let end = tokio::select! {

@@ -13,7 +13,7 @@ use retouch_proto::{
 use crate::{
     control::{ControlClient, Target, Until},
     output::remark,
-    show::duration,
+    show::{clock_now, duration},
 };
 
 const POLL_EVERY: Duration = Duration::from_millis(500);
@@ -26,13 +26,14 @@ const STAGES: usize = 4;
 pub(super) struct Lines(MultiProgress);
 
 impl Lines {
+    /// Says it above the bars, and in whatever standard output is redirected to.
     pub(super) fn say(&self, line: &str) {
-        if self.0.is_hidden() {
+        let line = format!("{}  {line}", clock_now());
+        if self.0.is_hidden() || !std::io::stdout().is_terminal() {
             remark!("{line}");
-        } else {
-            // A terminal that can't be written to is no reason to end a run.
-            let _ = self.0.println(line);
         }
+        // A terminal that can't be written to is no reason to end a run.
+        let _ = self.0.println(line);
     }
 }
 
@@ -82,6 +83,10 @@ impl Progress {
         } else {
             ProgressDrawTarget::hidden()
         };
+        Self::drawn_on(target, seen)
+    }
+
+    fn drawn_on(target: ProgressDrawTarget, seen: Seen) -> Self {
         let bars = MultiProgress::with_draw_target(target);
         let stages = std::array::from_fn(|_| bars.add(ProgressBar::new(0).with_style(style())));
         Self {
@@ -114,14 +119,18 @@ impl Progress {
             self.tell(&event);
         }
         let status = control.status().await?;
-        self.tell_iterations(&status.history, status.iterations);
-        for (bar, view) in self.stages.iter().zip(stages(&status)) {
+        self.tell_iterations(&status.history, status.iterations, status.eta_s);
+        self.draw(&status);
+        Ok(())
+    }
+
+    fn draw(&self, status: &RunStatus) {
+        for (bar, view) in self.stages.iter().zip(stages(status)) {
             bar.set_prefix(view.name);
             bar.set_length(view.all);
             bar.set_position(view.done);
             bar.set_message(view.message);
         }
-        Ok(())
     }
 
     /// Tells what the coordinator recorded after it was last asked, and takes the bars away.
@@ -133,13 +142,21 @@ impl Progress {
         for event in record.last_events(EVENTS_MAX).unwrap_or_default() {
             self.tell(&event);
         }
-        self.tell_iterations(&record.iterations().unwrap_or_default(), iterations);
+        self.tell_iterations(&record.iterations().unwrap_or_default(), iterations, None);
     }
 
-    fn tell_iterations(&mut self, history: &[IterationMetrics], iterations: u32) {
+    /// A line for each that is new; the last one says how long the rest will take.
+    fn tell_iterations(
+        &mut self,
+        history: &[IterationMetrics],
+        iterations: u32,
+        eta_s: Option<f64>,
+    ) {
         let seen = self.seen.iteration;
-        for metrics in history.iter().filter(|m| m.iteration > seen) {
-            self.lines.say(&line(metrics, iterations));
+        let mut new = history.iter().filter(|m| m.iteration > seen).peekable();
+        while let Some(metrics) = new.next() {
+            let eta_s = eta_s.filter(|_| new.peek().is_none());
+            self.lines.say(&line(metrics, iterations, eta_s));
             self.seen.iteration = metrics.iteration;
         }
     }
@@ -176,7 +193,7 @@ fn event_line(event: &Event) -> Option<String> {
 }
 
 fn style() -> ProgressStyle {
-    ProgressStyle::with_template("{prefix:<10} {bar:24} {pos:>4}/{len:<4} {msg}")
+    ProgressStyle::with_template("{prefix:<10} {bar:16} {pos:>4}/{len:<4} {wide_msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
@@ -261,7 +278,7 @@ fn overall(status: &RunStatus) -> String {
     reward + &eta
 }
 
-fn line(metrics: &IterationMetrics, iterations: u32) -> String {
+fn line(metrics: &IterationMetrics, iterations: u32, eta_s: Option<f64>) -> String {
     let width = iterations.to_string().len();
     let loss = metrics
         .train
@@ -269,8 +286,11 @@ fn line(metrics: &IterationMetrics, iterations: u32) -> String {
         .map_or("no update".to_owned(), |train| {
             format!("loss {:.4}  grad {:.3}", train.policy_loss, train.grad_norm)
         });
+    let eta = eta_s.map_or(String::new(), |eta| {
+        format!(", about {} left", duration(eta))
+    });
     format!(
-        "iteration {:>width$}/{iterations}  reward {:.4} +- {:.4}  kept {}/{}  {loss}  {}",
+        "iteration {:>width$}/{iterations}  reward {:.4} +- {:.4}  kept {}/{}  {loss}  {}{eta}",
         metrics.iteration.0,
         metrics.reward_mean,
         metrics.reward_std,
@@ -283,7 +303,7 @@ fn line(metrics: &IterationMetrics, iterations: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::status::tests::sample;
+    use crate::{control::status::tests::sample, meter::tests::Paper};
 
     fn event(sequence: u64, iteration: u32, kind: EventKind) -> Event {
         Event {
@@ -306,12 +326,12 @@ mod tests {
             iteration: Iteration(iteration),
             ..IterationMetrics::default()
         };
-        progress.tell_iterations(&[done(4), done(5)], 9);
+        progress.tell_iterations(&[done(4), done(5)], 9, None);
         progress.tell(&event(7, 3, EventKind::Rewound));
         assert_eq!(progress.seen, seen);
         progress.tell(&event(8, 4, EventKind::Rewound));
         assert_eq!(progress.seen.iteration, Iteration(3));
-        progress.tell_iterations(&[done(3), done(4)], 9);
+        progress.tell_iterations(&[done(3), done(4)], 9, None);
         assert_eq!(progress.seen.iteration, Iteration(4));
     }
 
@@ -344,8 +364,23 @@ mod tests {
     fn without_a_terminal_an_iteration_is_a_line() {
         let sample = sample();
         assert_eq!(
-            line(&sample.history[1], sample.iterations),
-            "iteration  2/10  reward 0.6000 +- 0.2000  kept 3/4  loss 0.2500  grad 1.500  12.0 s"
+            line(&sample.history[1], sample.iterations, sample.eta_s),
+            "iteration  2/10  reward 0.6000 +- 0.2000  kept 3/4  loss 0.2500  grad 1.500  12.0 s, about 96.0 s left"
         );
+    }
+
+    #[test]
+    fn bars_do_not_wrap_in_narrow_terminals() {
+        for columns in [80, 60] {
+            let paper = Paper::new(columns);
+            let progress = Progress::drawn_on(paper.target(), Seen::default());
+            progress.draw(&sample());
+            progress.stages.iter().for_each(ProgressBar::tick);
+            let widest = paper.widest();
+            assert!(
+                widest > 50 && widest <= usize::from(columns),
+                "{columns}: {widest}"
+            );
+        }
     }
 }

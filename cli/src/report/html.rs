@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use retouch_evaluation::{Comparison, HEADINGS, bootstrap::Estimate};
+use retouch_evaluation::{Comparison, HEADINGS, HeldOut, bootstrap::Estimate};
 use retouch_proto::metrics::{METRICS, Metric};
 
 use crate::show::duration;
@@ -15,6 +15,8 @@ use super::{
 const CURVES_NOTE: &str = "<p class=\"note\">Pale: as measured in each iteration. Bold: smoothed, by a moving average \
                            that keeps 0.8 of itself.</p>";
 const STYLE: &str = include_str!("style.css");
+/// In place of numbers that nobody asked for.
+const NOT_EVALUATED: &str = "not evaluated";
 
 /// A held-out pair shown on the page.
 pub(crate) struct Example {
@@ -33,27 +35,20 @@ pub(crate) fn page(report: &Report, examples: &[Example]) -> String {
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>Retouch: {name}</title>\
          <style>{STYLE}</style></head><body><h1>{name}</h1>{}{}{}\
-         <h2>Training</h2>{CURVES_NOTE}<div class=\"charts\">{}</div>{}{}\
-         <h2>Held-out pairs</h2><p>The same initial noise before and after; the run has not trained on these pairs.</p>\
-         <div class=\"examples\">{}</div></body></html>\n",
+         <h2>Training</h2>{CURVES_NOTE}<div class=\"charts\">{}</div>{}{}{}</body></html>\n",
         headline(report),
         settings(report),
         measures(report),
         charts(&report.curve),
         never(&report.curve),
         glossary(),
-        examples.iter().map(example).collect::<String>(),
+        pictures(examples),
     )
 }
 
 fn headline(report: &Report) -> String {
-    let heldout = &report.heldout;
-    let (label, gain) = match &heldout.oracle {
-        Some(oracle) => ("oracle gain (of 5)", oracle.gain),
-        None => ("judge gain (of 1)", heldout.judge.gain),
-    };
     let facts = [
-        (label, interval(gain)),
+        gain(report.heldout.as_ref()),
         ("iterations", report.iterations.to_string()),
         ("state", report.state.clone()),
         ("wall clock", duration(report.wall_s)),
@@ -78,14 +73,42 @@ fn headline(report: &Report) -> String {
 
 /// What the run and its report were made with.
 fn settings(report: &Report) -> String {
-    let evaluation = ("evaluation", report.heldout.sampling.clone());
-    let facts = report.setup.facts().into_iter().chain([evaluation]);
+    let sampling = report
+        .heldout
+        .as_ref()
+        .map(|heldout| heldout.sampling.clone());
+    let evaluation = sampling.map(|sampling| ("evaluation", sampling));
+    let facts = report.setup.facts().into_iter().chain(evaluation);
     let rows = facts.map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>", escape(&value)));
     format!("<dl class=\"settings\">{}</dl>", rows.collect::<String>())
 }
 
+fn gain(heldout: Option<&HeldOut>) -> (&'static str, String) {
+    let Some(heldout) = heldout else {
+        return ("held-out gain", NOT_EVALUATED.to_owned());
+    };
+    match &heldout.oracle {
+        Some(oracle) => ("oracle gain (of 5)", interval(oracle.gain)),
+        None => ("judge gain (of 1)", interval(heldout.judge.gain)),
+    }
+}
+
 fn measures(report: &Report) -> String {
-    let heldout = &report.heldout;
+    let stages = report.stage_s.iter().map(|(stage, seconds)| {
+        format!(
+            "<tr><td>{}</td><td>{}</td></tr>",
+            escape(stage),
+            duration(*seconds)
+        )
+    });
+    let stages = stages.collect::<String>();
+    let stages = format!("<table><tr><th>stage</th><th>time</th></tr>{stages}</table>");
+    let Some(heldout) = &report.heldout else {
+        return format!(
+            "<h2>Measures on held-out pairs</h2><p>{NOT_EVALUATED}: evaluation.pairs is 0.</p>\
+             <div class=\"side\">{stages}</div>"
+        );
+    };
     let mut rows = String::new();
     if let Some(oracle) = &heldout.oracle {
         rows += &measure_row("oracle, 0..5", oracle);
@@ -98,22 +121,14 @@ fn measures(report: &Report) -> String {
             interval(*gain)
         )
     });
-    let stages = report.stage_s.iter().map(|(stage, seconds)| {
-        format!(
-            "<tr><td>{}</td><td>{}</td></tr>",
-            escape(stage),
-            duration(*seconds)
-        )
-    });
     format!(
         "<h2>Measures on {} held-out pairs</h2><p>{}; mean and 95 % interval of a paired bootstrap.</p>\
          <div class=\"scroll\"><table><tr><th></th><th>before</th><th>after</th><th>gain</th></tr>{rows}</table></div>\
          <div class=\"side\"><table><tr><th>task</th><th>gain</th></tr>{}</table>\
-         <table><tr><th>stage</th><th>time</th></tr>{}</table></div>",
+         {stages}</div>",
         heldout.pairs,
         escape(&heldout.sampling),
         tasks.collect::<String>(),
-        stages.collect::<String>(),
     )
 }
 
@@ -204,6 +219,18 @@ fn reward_terms(curve: &[IterationPoint]) -> String {
     line_chart("mean score by reward term", &iterations(curve), &series)
 }
 
+/// The held-out pairs that are shown, if there are any.
+fn pictures(examples: &[Example]) -> String {
+    if examples.is_empty() {
+        return String::new();
+    }
+    format!(
+        "<h2>Held-out pairs</h2><p>The same initial noise before and after; the run has not trained on these pairs.</p>\
+         <div class=\"examples\">{}</div>",
+        examples.iter().map(example).collect::<String>()
+    )
+}
+
 fn example(example: &Example) -> String {
     let headings = &HEADINGS[..example.scores.len()];
     let task = match example.task.is_empty() || example.task == example.prompt {
@@ -247,7 +274,9 @@ fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use retouch_proto::RunConfig;
+
+    use super::{super::summary::Setup, *};
 
     #[test]
     fn several_judges_have_a_chart_and_gaps_where_one_was_silent() {
@@ -305,6 +334,29 @@ mod tests {
         assert_eq!([drawn, rows], [with_chart.count(); 2], "{charts}");
         let first = |title: &str| charts.find(title).expect(title);
         assert!(first("KL to the base") < first("largest distance from the old policy"));
+    }
+
+    #[test]
+    fn a_run_without_held_out_pairs_has_a_page_that_says_so() {
+        let report = Report {
+            name: "demo".into(),
+            setup: Setup::of(&RunConfig::default(), 0),
+            state: "finished".into(),
+            iterations: 3,
+            heldout: None,
+            adapter: "abc".into(),
+            adapter_iteration: 3,
+            wall_s: 1.0,
+            peak_rss_mib: 1.0,
+            stage_s: [("train".to_owned(), 1.5)].into(),
+            curve: Vec::new(),
+        };
+        let page = page(&report, &[]);
+        assert_eq!(page.matches(NOT_EVALUATED).count(), 2, "{page}");
+        assert!(!page.contains("<img") && !page.contains("NaN"), "{page}");
+        assert!(page.contains("<td>train</td><td>1.5 s</td>"), "{page}");
+        let json = serde_json::to_value(&report).expect("JSON");
+        assert!(json["heldout"].is_null() && json.get("heldout").is_some());
     }
 
     #[test]

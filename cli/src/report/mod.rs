@@ -6,7 +6,6 @@ mod summary;
 
 use std::{
     collections::BTreeMap,
-    fs::{File, TryLockError},
     path::PathBuf,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
@@ -14,7 +13,7 @@ use std::{
 use anyhow::{Context, bail};
 use clap::Args;
 use retouch_coordinator::store::Reader;
-use retouch_evaluation::{Outcome, contact_sheet, sheet};
+use retouch_evaluation::{HeldOut, Outcome, contact_sheet, sheet};
 use retouch_proto::{
     RunConfig,
     files::{PUBLIC, write_whole},
@@ -27,8 +26,17 @@ use self::{
     summary::{IterationPoint, Report, Setup},
 };
 use crate::{
-    config::check_files, dataset::Images, destination, exit::UsageError, heldout, memory,
-    output::remark, picture, show::duration, totals::Totals,
+    config::check_files,
+    control::{is_held, recorded_config},
+    dataset::Images,
+    destination,
+    evaluating::Evaluating,
+    heldout, memory,
+    meter::Lines,
+    output::remark,
+    picture,
+    show::duration,
+    totals::Totals,
 };
 
 /// Pairs shown as pictures.
@@ -70,18 +78,6 @@ pub(crate) fn run(args: ReportArgs) -> anyhow::Result<()> {
     make(&config, &folder, Author::Onlooker)
 }
 
-fn recorded_config(folder: &RunFolder) -> anyhow::Result<RunConfig> {
-    let file = folder.config();
-    let text = std::fs::read_to_string(&file).with_context(|| {
-        let folder = folder.path().display();
-        UsageError(format!(
-            "{folder} is not a run folder: it has no config.toml"
-        ))
-    })?;
-    let config = RunConfig::from_toml(&text);
-    Ok(config.map_err(|errors| UsageError(format!("{}: {errors}", file.display())))?)
-}
-
 /// Evaluates the run's newest adapter on held-out pairs and writes `report.json`, `report.html` and the pictures.
 pub(crate) fn make(config: &RunConfig, folder: &RunFolder, author: Author) -> anyhow::Result<()> {
     let record = Reader::open(folder.path())?;
@@ -95,7 +91,7 @@ pub(crate) fn make(config: &RunConfig, folder: &RunFolder, author: Author) -> an
     };
     let adapter = adapter.to_string();
     let evaluation_started = Instant::now();
-    let (heldout, outcomes) = heldout::evaluate(config, &folder.adapter(&adapter))?;
+    let (heldout, outcomes) = evaluate(config, folder, &adapter, author)?;
     let evaluate_s = evaluation_started.elapsed().as_secs_f64();
     let peak_kib = memory::peak_resident_kib(std::process::id());
     let totals = match author {
@@ -124,20 +120,41 @@ pub(crate) fn make(config: &RunConfig, folder: &RunFolder, author: Author) -> an
     Ok(())
 }
 
+/// Evaluates the adapter, if the run file asks for held-out pairs. A launch says in the folder how far it is.
+fn evaluate(
+    config: &RunConfig,
+    folder: &RunFolder,
+    adapter: &str,
+    author: Author,
+) -> anyhow::Result<(Option<HeldOut>, Vec<Outcome>)> {
+    let pairs = u64::from(config.evaluation.pairs);
+    if pairs == 0 {
+        return Ok((None, Vec::new()));
+    }
+    let meter = heldout::meter(config, Lines::Output);
+    let meter = match author {
+        Author::Launch => {
+            let folder = folder.clone();
+            meter.noting(move |done| Evaluating { done, pairs }.save(&folder))
+        }
+        Author::Onlooker => meter,
+    };
+    let evaluated = heldout::evaluate(config, &folder.adapter(adapter), &meter);
+    if author == Author::Launch {
+        Evaluating::forget(folder);
+    }
+    let (heldout, outcomes) = evaluated?;
+    Ok((Some(heldout), outcomes))
+}
+
 fn state(config: &RunConfig, folder: &RunFolder, iterations: usize) -> &'static str {
     if iterations as u32 >= config.iterations {
         "finished"
-    } else if is_going_on(folder) {
+    } else if is_held(&folder.record_lock()) {
         "running"
     } else {
         "stopped"
     }
-}
-
-/// Whether a coordinator holds the record.
-fn is_going_on(folder: &RunFolder) -> bool {
-    File::open(folder.record_lock())
-        .is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 fn stage_seconds(history: &[IterationMetrics], evaluate_s: f64) -> BTreeMap<String, f64> {
@@ -159,6 +176,9 @@ fn write_pictures(
     report: &Report,
     outcomes: &[Outcome],
 ) -> anyhow::Result<Vec<Example>> {
+    if outcomes.is_empty() {
+        return Ok(Vec::new());
+    }
     let samples = folder.samples();
     std::fs::create_dir_all(&samples)
         .with_context(|| format!("can't create {}", samples.display()))?;
@@ -188,6 +208,10 @@ fn write_pictures(
 /// What the pictures were made with.
 fn sheet_title(report: &Report) -> Vec<String> {
     let setup = &report.setup;
+    let sampling = report
+        .heldout
+        .iter()
+        .map(|heldout| heldout.sampling.as_str());
     vec![
         format!(
             "{}: before and after {} iterations",
@@ -196,7 +220,10 @@ fn sheet_title(report: &Report) -> Vec<String> {
         format!("model {}, data {}", setup.model, setup.dataset),
         format!(
             "{}, seed {}, {}, retouch {}",
-            report.heldout.sampling, setup.seed, setup.date, setup.version
+            sampling.collect::<String>(),
+            setup.seed,
+            setup.date,
+            setup.version
         ),
     ]
 }
@@ -213,7 +240,10 @@ fn print_summary(report: &Report, folder: &RunFolder) {
         report.state,
         report.iterations
     );
-    remark!("{}", heldout::text(&report.heldout));
+    match &report.heldout {
+        Some(heldout) => remark!("{}", heldout::text(heldout)),
+        None => remark!("not evaluated: evaluation.pairs is 0"),
+    }
     for (stage, seconds) in &report.stage_s {
         remark!("  {stage:<22} {}", duration(*seconds));
     }

@@ -118,7 +118,8 @@ pub(crate) struct Report {
     /// `finished`, `stopped` or `running`.
     pub(crate) state: String,
     pub(crate) iterations: u32,
-    pub(crate) heldout: HeldOut,
+    /// None if the run file asks for no held-out pairs.
+    pub(crate) heldout: Option<HeldOut>,
     /// Content hash of the exported EMA adapter.
     pub(crate) adapter: String,
     /// The iteration after which it was exported; later ones are not in it.
