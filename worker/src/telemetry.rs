@@ -1,8 +1,9 @@
 //! Log lines to the terminal and to a file.
 
 use std::{
+    ffi::OsStr,
     fs::OpenOptions,
-    io,
+    io::{self, IsTerminal},
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -12,6 +13,9 @@ use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::Subscribe
 
 /// The environment variable that says what is logged, as in `info,retouch_worker=debug`.
 pub const LOG_VARIABLE: &str = "RETOUCH_LOG";
+
+/// The environment variable by which people want no colours anywhere (no-color.org).
+const NO_COLOR: &str = "NO_COLOR";
 
 /// Where log lines go.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +56,10 @@ pub fn init(options: &TelemetryOptions) -> Result<(), TelemetryError> {
         .unwrap_or(tracing::level_filters::LevelFilter::TRACE);
     // A terminal or a disk that takes no line is no reason to end, and saying so would panic.
     let terminal = tracing_subscriber::fmt::layer()
+        .with_ansi(has_colours(
+            io::stderr().is_terminal(),
+            std::env::var_os(NO_COLOR).as_deref(),
+        ))
         .with_writer(io::stderr)
         .log_internal_errors(false)
         .with_filter(level);
@@ -70,6 +78,11 @@ pub fn init(options: &TelemetryOptions) -> Result<(), TelemetryError> {
     Ok(())
 }
 
+/// Colours are for terminals, and for whoever has not set [`NO_COLOR`] to something.
+fn has_colours(is_terminal: bool, no_color: Option<&OsStr>) -> bool {
+    is_terminal && no_color.is_none_or(OsStr::is_empty)
+}
+
 fn open(path: &Path) -> Result<std::fs::File, TelemetryError> {
     let folder = path.parent().map_or(Ok(()), std::fs::create_dir_all);
     folder
@@ -78,4 +91,16 @@ fn open(path: &Path) -> Result<std::fs::File, TelemetryError> {
             path: path.to_owned(),
             source,
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_are_for_terminals_whose_user_wants_them() {
+        assert!(has_colours(true, None) && has_colours(true, Some(OsStr::new(""))));
+        assert!(!has_colours(true, Some(OsStr::new("1"))));
+        assert!(!has_colours(false, None));
+    }
 }
