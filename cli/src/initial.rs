@@ -7,9 +7,10 @@ use retouch_learner::{
     initial::{self, InitialError},
     state::LearnerState,
 };
-use retouch_models::{editor, exchange, lora::Projection};
+use retouch_models::{editor::Layout, exchange, lora::Projection};
 use retouch_proto::{
     RunConfig, RunFolder,
+    config::Problem,
     files::{PUBLIC, write_whole},
     run_folder::CheckpointFile,
 };
@@ -17,13 +18,17 @@ use retouch_proto::{
 use crate::exit::UsageError;
 
 /// What of the adapter keeps the run from starting; nothing where it has started already, or the model is what is wrong.
-pub(crate) fn problem(config: &RunConfig) -> Option<String> {
+pub(crate) fn problem(config: &RunConfig) -> Option<Problem> {
     if config.lora.init.is_empty() || is_written(&RunFolder::new(&config.run_dir)) {
         return None;
     }
-    let projections = editor::projections(config.model.path.as_ref()).ok()?;
-    let error = read(config, &projections).err()?;
-    Some(format!("lora.init: {error}"))
+    let layout = Layout::read(config.model.path.as_ref()).ok()?;
+    let error = read(config, &layout.projections).err()?;
+    Some(Problem {
+        origin: String::new(),
+        key: "lora.init".to_owned(),
+        problem: error.to_string(),
+    })
 }
 
 /// Leaves in the run folder what the coordinator begins a run with, and learners may take for their reference. What is
@@ -35,8 +40,8 @@ pub(crate) fn write(config: &RunConfig, folder: &RunFolder) -> anyhow::Result<()
     if config.lora.init.is_empty() || is_written(folder) {
         return Ok(());
     }
-    let projections = editor::projections(config.model.path.as_ref());
-    let flat = read(config, &projections.map_err(UsageError::from)?)
+    let layout = Layout::read(config.model.path.as_ref());
+    let flat = read(config, &layout.map_err(UsageError::from)?.projections)
         .map_err(|error| UsageError(format!("lora.init: {error}")))?;
     let version = exchange::adapter_to_bytes(&flat);
     let state = LearnerState::initial(flat).to_bytes();

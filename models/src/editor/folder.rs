@@ -8,10 +8,9 @@ use serde_json::{Map, Value, json};
 
 use super::base::{Files, Loader};
 use super::base_model::PipelineClass;
-use super::{Assumed, Base, Editor, ImageSize, LatentFormat, Parts, TextStart};
+use super::{Base, Editor, ImageSize, LatentFormat, Parts, TextStart};
 use crate::hub;
 use crate::init::Init;
-use crate::lora::{LoraConfig, Projection};
 use crate::scheduler::FlowMatchScheduler;
 use crate::weights::{LoadError, read_config, require_file, write_config};
 
@@ -113,22 +112,6 @@ impl Editor {
         self.base.save(folder)?;
         self.scheduler.save(&folder.join("scheduler"))
     }
-}
-
-/// The layers of a pipeline's transformer that an adapter may change, by the folder's configurations alone.
-///
-/// # Errors
-/// If a configuration can't be read, the parts do not fit each other, or the pipeline is another one.
-pub fn projections(folder: &Path) -> Result<Vec<Projection>, LoadError> {
-    let folder = &hub::locate(folder)?;
-    // No size of an edit, nor of an adapter, changes them.
-    let assumed = Assumed {
-        size: ImageSize::square(512),
-        prompt_tokens: 1,
-        lora: &LoraConfig::default(),
-    };
-    let outline = (loader(folder)?.outline)(folder, &assumed)?;
-    Ok(outline.projections)
 }
 
 fn loader(folder: &Path) -> Result<&'static Loader, LoadError> {

@@ -34,7 +34,6 @@ pub use base_model::{BaseModel, Encoders, TextWidths};
 pub use condition::{Condition, ConditionBatch};
 pub use error::EditError;
 pub use flux_kontext::{FluxKontext, FluxKontextEncoders};
-pub use folder::projections;
 pub use latents::LatentFormat;
 pub use layout::Layout;
 pub use merge::merge_pipeline;

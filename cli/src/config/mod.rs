@@ -1,10 +1,12 @@
 //! Run files: the arguments that name one, and `retouch config`.
 
+mod commented;
+
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueHint};
 use retouch_models::{
     device::cards,
     editor::Layout,
@@ -14,20 +16,21 @@ use retouch_models::{
 };
 use retouch_proto::{
     RunConfig,
-    config::{load, load_on_node},
+    config::{Problem, load, load_on_node, schema},
     limits::SOURCES_MAX,
 };
+use serde::Serialize;
 
 use crate::dataset::{Images, check_rows};
 use crate::exit::UsageError;
 use crate::initial;
-use crate::output::{self, say};
+use crate::output::{self, print_json, say};
 
 /// A run file and what is set over it.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ConfigArgs {
     /// The run file.
-    #[arg(value_name = "RUN_FILE")]
+    #[arg(value_name = "RUN_FILE", value_hint = ValueHint::FilePath)]
     file: PathBuf,
     /// Set one field over the run file, such as `learner.learning_rate=1e-4`; may be given often.
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -64,8 +67,17 @@ impl ConfigArgs {
     }
 }
 
-/// Check a run file or show it resolved.
+/// Check a run file, show it resolved, or print its schema.
+///
+/// Examples:
+///
+///   retouch config show > run.toml                every field with its default and its meaning
+///   retouch config show run.toml --set seed=1     what a run file comes to
+///   retouch config schema > retouch.schema.json   for editors: with the line
+///                                                 `#:schema ./retouch.schema.json` at its head, a run
+///                                                 file is completed and checked while it is written
 #[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
 pub(crate) struct ConfigCommand {
     #[command(subcommand)]
     action: Action,
@@ -74,20 +86,78 @@ pub(crate) struct ConfigCommand {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Check every field, that the files it names are there, that the editor has the layers of [lora] target_modules, and
-    /// every row of the dataset.
-    Check(ConfigArgs),
-    /// Print the resolved run file: defaults, preset, file, environment and --set.
-    Show(ConfigArgs),
+    /// every row and image of the dataset.
+    Check(CheckArgs),
+    /// Print the resolved run file, every field with its meaning: defaults, preset, file, environment and --set.
+    Show(ShowArgs),
+    /// Print the JSON schema of run files, from which editors complete and check them (taplo, Even Better TOML).
+    Schema,
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Print the result as JSON: `problems`, each with its origin, key and text.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct ShowArgs {
+    /// The run file; without one, defaults, environment and --set are shown.
+    #[arg(value_name = "RUN_FILE", value_hint = ValueHint::FilePath)]
+    file: Option<PathBuf>,
+    /// Set one field over the run file, such as `learner.learning_rate=1e-4`; may be given often.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Print the values alone, as JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(command: ConfigCommand) -> anyhow::Result<()> {
     match command.action {
-        Action::Check(args) => {
-            let config = args.load()?;
-            check_run(&config, config.evaluation.pairs, Images::Decoded)?;
-            say!("{}: no problem", args.file.display());
+        Action::Check(args) => check_file(&args),
+        Action::Show(args) => {
+            let config = load(args.file.as_deref(), std::env::vars(), &args.sets);
+            let config = config.map_err(|errors| UsageError(errors.to_string()))?;
+            match args.json {
+                true => print_json(&config),
+                false => {
+                    output::print(commented::text(&config));
+                    Ok(())
+                }
+            }
         }
-        Action::Show(args) => output::print(args.load()?.to_toml()),
+        Action::Schema => print_json(&schema()),
+    }
+}
+
+/// What `config check --json` prints.
+#[derive(Debug, Serialize)]
+struct Checked {
+    problems: Vec<Problem>,
+}
+
+fn check_file(args: &CheckArgs) -> anyhow::Result<()> {
+    let file = &args.config.file;
+    let loaded = load(Some(file), std::env::vars(), &args.config.sets);
+    let problems = match &loaded {
+        Ok(config) => run_problems(config, config.evaluation.pairs, Images::Decoded),
+        Err(errors) => errors.problems().to_vec(),
+    };
+    if args.json {
+        print_json(&Checked {
+            problems: problems.clone(),
+        })?;
+    }
+    if let Err(errors) = loaded {
+        return Err(UsageError(errors.to_string()).into());
+    }
+    refuse(&problems)?;
+    if !args.json {
+        say!("{}: no problem", file.display());
     }
     Ok(())
 }
@@ -109,12 +179,16 @@ pub(crate) fn check_run(
     held_out_pairs: u32,
     images: Images,
 ) -> anyhow::Result<()> {
-    let mut problems = file_problems(config, held_out_pairs, images);
-    problems.extend(initial::problem(config));
-    refuse(&problems)
+    refuse(&run_problems(config, held_out_pairs, images))
 }
 
-fn file_problems(config: &RunConfig, held_out_pairs: u32, images: Images) -> Vec<String> {
+fn run_problems(config: &RunConfig, held_out_pairs: u32, images: Images) -> Vec<Problem> {
+    let mut problems = file_problems(config, held_out_pairs, images);
+    problems.extend(initial::problem(config));
+    problems
+}
+
+fn file_problems(config: &RunConfig, held_out_pairs: u32, images: Images) -> Vec<Problem> {
     let dataset = Path::new(&config.dataset.path);
     let mut needed = vec![model_file(config)];
     needed.extend(judge_files(config));
@@ -125,13 +199,22 @@ fn file_problems(config: &RunConfig, held_out_pairs: u32, images: Images) -> Vec
     let layout = Layout::read(config.model.path.as_ref());
     let sources_max = layout.map_or(SOURCES_MAX, |layout| layout.sources_max);
     if let Err(error) = check_rows(dataset, held_out_pairs as usize, sources_max, images) {
-        problems.push(format!("dataset.path: {error}"));
+        problems.push(problem("dataset.path", error));
     }
     problems
 }
 
+/// What is wrong with the files of a key.
+fn problem(key: &str, problem: impl ToString) -> Problem {
+    Problem {
+        origin: String::new(),
+        key: key.to_owned(),
+        problem: problem.to_string(),
+    }
+}
+
 /// What keeps the run's models from being loaded.
-fn misfits(config: &RunConfig) -> Vec<String> {
+fn misfits(config: &RunConfig) -> Vec<Problem> {
     let judges = config.reward.terms.iter().map(|term| &term.path);
     // Several terms may ask one judge.
     let judges: BTreeSet<&String> = judges.collect();
@@ -140,24 +223,22 @@ fn misfits(config: &RunConfig) -> Vec<String> {
     if problems.is_empty()
         && let Err(error) = check_targets(config)
     {
-        problems.push(error.to_string());
+        problems.push(problem("lora.target_modules", error));
     }
     problems.extend(judges.flat_map(|path| misfit("reward.terms.path", path, FolderKind::Judge)));
     problems
 }
 
-fn misfit(key: &str, path: &str, kind: FolderKind) -> Vec<String> {
+fn misfit(key: &str, path: &str, kind: FolderKind) -> Vec<Problem> {
     match inspect(path.as_ref()) {
-        Err(error) => vec![format!("{key}: {error}")],
+        Err(error) => vec![problem(key, error)],
         Ok(found) if found.kind != kind => {
-            vec![format!(
-                "{key}: {path} holds {}, expected {kind}",
-                found.kind
-            )]
+            let found = format!("{path} holds {}, expected {kind}", found.kind);
+            vec![problem(key, found)]
         }
         Ok(found) => found
             .all_problems()
-            .map(|problem| format!("{key}: {problem}"))
+            .map(|found| problem(key, found))
             .collect(),
     }
 }
@@ -201,18 +282,20 @@ pub(crate) fn check(needed: &[Needed]) -> anyhow::Result<()> {
     refuse(&missing(needed))
 }
 
-fn missing(needed: &[Needed]) -> Vec<String> {
+fn missing(needed: &[Needed]) -> Vec<Problem> {
     let missing = needed.iter().filter_map(|(key, file)| match file {
-        Err(error) => Some(format!("{key}: {error}")),
-        Ok(file) => (!file.exists()).then(|| format!("{key}: {} is missing", file.display())),
+        Err(error) => Some(problem(key, error)),
+        Ok(file) => {
+            (!file.exists()).then(|| problem(key, format!("{} is missing", file.display())))
+        }
     });
     missing.collect()
 }
 
-fn refuse(problems: &[String]) -> anyhow::Result<()> {
+fn refuse(problems: &[Problem]) -> anyhow::Result<()> {
     if problems.is_empty() {
-        Ok(())
-    } else {
-        Err(UsageError(problems.join("\n")).into())
+        return Ok(());
     }
+    let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    Err(UsageError(lines.join("\n")).into())
 }
