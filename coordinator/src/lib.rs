@@ -23,7 +23,7 @@ mod services_grpc;
 mod settings;
 mod shell;
 pub mod store;
-mod tensorboard;
+pub mod tensorboard;
 
 pub use archive::ArchiveError;
 pub use fork::{ForkError, fork};

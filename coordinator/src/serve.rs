@@ -252,7 +252,7 @@ impl Coordinator {
         })?;
         let (run, config_toml) = (config.name.clone(), config.to_toml());
         write(&folder.config(), &config_toml)?;
-        let charts = Charts::new(folder.events());
+        let charts = Charts::new(folder.events(), config_toml.clone());
         let lookup = Lookup::new(folder.path().to_owned(), rows.clone().into());
         let (shell, handle) = Shell::new(
             |now_ms| Machine::new(config, rows, record, now_ms),

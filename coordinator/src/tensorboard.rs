@@ -1,13 +1,14 @@
 //! The run's numbers for TensorBoard: `events/` in the run folder, one file that has every step once.
 //!
-//! The format is a row of records, each its length, that length's checksum, an `Event` message and its checksum. Of
-//! the message only what scalars need is written, by hand: `wall_time = 1` (double), `step = 2`, `file_version = 3`,
-//! `summary = 5` with values of `tag = 1` and `simple_value = 2` (float), `session_log = 7` with `status = 1`.
-//!
 //! TensorBoard reads the files of a folder one after the other, so a step that is in two of them is drawn twice. A start
 //! of the coordinator, and a rewind, therefore write the whole history into a new file, empty the one before it and
 //! remove older ones. Its first event says that a session starts, upon which a TensorBoard that is running drops what it
 //! has read.
+//!
+//! Pictures are a run of their own to TensorBoard, in the folder `samples` below, so that whoever draws them need not be
+//! the coordinator, through which no bulk bytes pass (A4).
+
+mod event;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -16,28 +17,34 @@ use std::path::{Path, PathBuf};
 use retouch_proto::files::put_in_place;
 use retouch_proto::metrics::METRICS;
 use retouch_proto::status::IterationMetrics;
+use toml::{Table, Value};
 
-const VERSION: &str = "brain.Event:2";
+pub use self::event::Picture;
+use self::event::{Event, Setting};
+
 const PREFIX: &str = "events.out.tfevents.";
 const OURS: &str = ".retouch.";
 /// TensorBoard reads every file with `tfevents` in its name, finished or not.
 const UNFINISHED: &str = "retouch.partial";
-/// `SessionLog.START`.
-const SESSION_START: u64 = 1;
-/// CRC-32C (Castagnoli), reflected.
-const POLYNOMIAL: u32 = 0x82f6_3b78;
-const MASK_DELTA: u32 = 0xa282_ead8;
+/// The folder of the pictures, and so the name of their run.
+const PICTURES: &str = "samples";
 
 /// The charts of a run. It goes on without them where they can't be written.
 pub(crate) struct Charts {
     folder: PathBuf,
+    /// The resolved run file.
+    run_file: String,
     file: Option<EventsFile>,
 }
 
 impl Charts {
-    /// In that folder; nothing is written yet.
-    pub(crate) fn new(folder: PathBuf) -> Self {
-        Self { folder, file: None }
+    /// In that folder, of a run with this resolved run file; nothing is written yet.
+    pub(crate) fn new(folder: PathBuf, run_file: String) -> Self {
+        Self {
+            folder,
+            run_file,
+            file: None,
+        }
     }
 
     /// Whether there is a file to add to.
@@ -47,7 +54,7 @@ impl Charts {
 
     /// Begins anew with the committed iterations.
     pub(crate) fn begin(&mut self, history: &[IterationMetrics], now_ms: u64) {
-        let created = EventsFile::create(&self.folder, history, now_ms);
+        let created = EventsFile::create(&self.folder, &self.run_file, history, now_ms);
         self.keep(created);
     }
 
@@ -78,22 +85,24 @@ struct EventsFile {
 
 impl EventsFile {
     /// Begins a file with the iterations so far, which takes the place of all older ones.
-    fn create(folder: &Path, history: &[IterationMetrics], now_ms: u64) -> io::Result<Self> {
+    fn create(
+        folder: &Path,
+        run_file: &str,
+        history: &[IterationMetrics],
+        now_ms: u64,
+    ) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
         let older = ours(folder)?;
         let unfinished = folder.join(UNFINISHED);
         let mut events = Self {
             file: File::create(&unfinished)?,
         };
-        if let Err(error) = events.write_history(history, now_ms) {
+        if let Err(error) = events.write_history(run_file, history, now_ms) {
             let _ = fs::remove_file(&unfinished);
             return Err(error);
         }
-        // Readers take files by name, and go on to later names only, whatever the clock says.
         let newest = older.iter().map(|(seconds, _)| *seconds).max().unwrap_or(0);
-        let seconds = (now_ms / 1000).max(newest + 1);
-        let name = format!("{PREFIX}{seconds}{OURS}{}", std::process::id());
-        put_in_place(&unfinished, &folder.join(name))?;
+        put_in_place(&unfinished, &folder.join(next_name(&older, now_ms)))?;
         for (seconds, path) in older {
             match seconds == newest {
                 // A TensorBoard that has read it looks for more in it first: without the file it would go no further.
@@ -104,37 +113,61 @@ impl EventsFile {
         Ok(events)
     }
 
-    fn write_history(&mut self, history: &[IterationMetrics], now_ms: u64) -> io::Result<()> {
-        let mut version = wall_time(now_ms);
-        text_field(&mut version, 3, VERSION);
-        self.write(&version)?;
-        // At step 0, which needs no field: every step that was read before is dropped.
-        let (mut start, mut session) = (wall_time(now_ms), Vec::new());
-        number_field(&mut session, 1, SESSION_START);
-        bytes_field(&mut start, 7, &session);
-        self.write(&start)?;
+    fn write_history(
+        &mut self,
+        run_file: &str,
+        history: &[IterationMetrics],
+        now_ms: u64,
+    ) -> io::Result<()> {
+        self.write(&Event::version(now_ms))?;
+        self.write(&Event::session_start(now_ms))?;
+        // Markdown shows indented lines as they are.
+        let lines: String = run_file
+            .lines()
+            .map(|line| format!("    {line}\n"))
+            .collect();
+        self.write(&Event::text("run_file", &lines, now_ms))?;
+        self.write(&Event::settings(&settings(run_file), now_ms))?;
         history
             .iter()
             .try_for_each(|metrics| self.add(metrics, now_ms))
     }
 
     fn add(&mut self, metrics: &IterationMetrics, now_ms: u64) -> io::Result<()> {
-        let mut event = wall_time(now_ms);
-        number_field(&mut event, 2, metrics.iteration.0.into());
-        bytes_field(&mut event, 5, &summary(&scalars(metrics)));
-        self.write(&event)
+        let step = metrics.iteration.0;
+        self.write(&Event::scalars(step, &scalars(metrics), now_ms))
     }
 
-    fn write(&mut self, event: &[u8]) -> io::Result<()> {
-        let length = (event.len() as u64).to_le_bytes();
-        let parts = [
-            &length[..],
-            &masked_checksum(&length).to_le_bytes(),
-            event,
-            &masked_checksum(event).to_le_bytes(),
-        ];
-        self.file.write_all(&parts.concat())
+    fn write(&mut self, event: &Event) -> io::Result<()> {
+        self.file.write_all(&event.record())
     }
+}
+
+/// Adds pictures to the run's `events` folder, in a file of their own.
+///
+/// # Errors
+/// If it can't be written.
+pub fn add_pictures(events: &Path, pictures: &[Picture], now_ms: u64) -> io::Result<()> {
+    let folder = events.join(PICTURES);
+    fs::create_dir_all(&folder)?;
+    let events = pictures
+        .iter()
+        .map(|picture| Event::picture(picture, now_ms));
+    let records = std::iter::once(Event::version(now_ms)).chain(events);
+    let unfinished = folder.join(UNFINISHED);
+    let written: Vec<u8> = records.flat_map(|event| event.record()).collect();
+    fs::write(&unfinished, written)?;
+    put_in_place(
+        &unfinished,
+        &folder.join(next_name(&ours(&folder)?, now_ms)),
+    )
+}
+
+/// Readers take files by name, and go on to later names only, whatever the clock says.
+fn next_name(older: &[(u64, PathBuf)], now_ms: u64) -> String {
+    let newest = older.iter().map(|(seconds, _)| *seconds).max().unwrap_or(0);
+    let seconds = (now_ms / 1000).max(newest + 1);
+    format!("{PREFIX}{seconds}{OURS}{}", std::process::id())
 }
 
 /// The files that earlier starts wrote, with the second in their names.
@@ -164,56 +197,31 @@ fn scalars(metrics: &IterationMetrics) -> Vec<(String, f64)> {
     scalars
 }
 
-fn summary(scalars: &[(String, f64)]) -> Vec<u8> {
-    let mut summary = Vec::new();
-    for (tag, value) in scalars {
-        let mut scalar = Vec::new();
-        text_field(&mut scalar, 1, tag);
-        scalar.push(2 << 3 | 5);
-        scalar.extend((*value as f32).to_le_bytes());
-        bytes_field(&mut summary, 1, &scalar);
+/// Every field of a run file that has one value, as `section.field`.
+fn settings(run_file: &str) -> Vec<(String, Setting)> {
+    let mut found = Vec::new();
+    if let Ok(table) = run_file.parse::<Table>() {
+        collect("", &table, &mut found);
     }
-    summary
+    found
 }
 
-fn wall_time(now_ms: u64) -> Vec<u8> {
-    let mut event = vec![1 << 3 | 1];
-    event.extend((now_ms as f64 / 1e3).to_le_bytes());
-    event
-}
-
-fn number_field(message: &mut Vec<u8>, field: u8, value: u64) {
-    message.push(field << 3);
-    varint(message, value);
-}
-
-fn text_field(message: &mut Vec<u8>, field: u8, value: &str) {
-    bytes_field(message, field, value.as_bytes());
-}
-
-fn bytes_field(message: &mut Vec<u8>, field: u8, value: &[u8]) {
-    message.push(field << 3 | 2);
-    varint(message, value.len() as u64);
-    message.extend(value);
-}
-
-fn varint(message: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        message.push(value as u8 | 0x80);
-        value >>= 7;
+fn collect(section: &str, table: &Table, found: &mut Vec<(String, Setting)>) {
+    for (key, value) in table {
+        let key = format!("{section}{key}");
+        let setting = match value {
+            Value::Table(fields) => {
+                collect(&format!("{key}."), fields, found);
+                continue;
+            }
+            Value::Integer(number) => Setting::Number(*number as f64),
+            Value::Float(number) => Setting::Number(*number),
+            Value::Boolean(is_on) => Setting::Switch(*is_on),
+            Value::String(text) => Setting::Text(text.clone()),
+            Value::Array(_) | Value::Datetime(_) => Setting::Text(value.to_string()),
+        };
+        found.push((key, setting));
     }
-    message.push(value as u8);
-}
-
-/// Records that hold checksums themselves must not fool one: hence the rotation and the constant.
-fn masked_checksum(bytes: &[u8]) -> u32 {
-    checksum(bytes).rotate_right(15).wrapping_add(MASK_DELTA)
-}
-
-fn checksum(bytes: &[u8]) -> u32 {
-    let step = |crc: u32| (crc >> 1) ^ (POLYNOMIAL & (crc & 1).wrapping_neg());
-    let byte = |crc: u32, byte: &u8| (0..8).fold(crc ^ u32::from(*byte), |crc, _| step(crc));
-    !bytes.iter().fold(!0, byte)
 }
 
 #[cfg(test)]
@@ -221,25 +229,8 @@ mod tests {
     use retouch_proto::Iteration;
     use retouch_proto::task::TrainMetrics;
 
+    use super::event::tests::records;
     use super::*;
-
-    /// Takes the records of a file apart, checking every checksum.
-    fn records(mut bytes: &[u8]) -> Vec<Vec<u8>> {
-        let mut records = Vec::new();
-        while !bytes.is_empty() {
-            let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-            let check = |of: &[u8], at: usize| {
-                let told = u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
-                assert_eq!(masked_checksum(of), told);
-            };
-            let event = &bytes[12..12 + length];
-            check(&bytes[..8], 8);
-            check(event, 12 + length);
-            records.push(event.to_vec());
-            bytes = &bytes[16 + length..];
-        }
-        records
-    }
 
     fn metrics(iteration: u32) -> IterationMetrics {
         IterationMetrics {
@@ -249,13 +240,6 @@ mod tests {
             train: Some(TrainMetrics::default()),
             ..IterationMetrics::default()
         }
-    }
-
-    #[test]
-    fn the_checksum_is_crc_32c() {
-        // The check value of the polynomial's catalogue entry.
-        assert_eq!(checksum(b"123456789"), 0xe306_9283);
-        assert_eq!(checksum(b""), 0);
     }
 
     fn files(folder: &Path) -> Vec<PathBuf> {
@@ -268,13 +252,14 @@ mod tests {
     #[test]
     fn a_file_begins_with_its_version_and_has_a_record_for_each_iteration() {
         let folder = tempfile::tempdir().unwrap();
-        let mut events = EventsFile::create(folder.path(), &[metrics(1)], 1_500).unwrap();
+        let mut events =
+            EventsFile::create(folder.path(), "seed = 7", &[metrics(1)], 1_500).unwrap();
         events.add(&metrics(300), 2_000).unwrap();
         let files = files(folder.path());
         assert_eq!(files.len(), 1);
         let bytes = fs::read(&files[0]).unwrap();
         let records = records(&bytes);
-        assert_eq!(records.len(), 4);
+        assert_eq!(records.len(), 6);
         let time = |seconds: f64| [&[9][..], &seconds.to_le_bytes()].concat();
         assert_eq!(
             records[0],
@@ -282,9 +267,9 @@ mod tests {
         );
         let session_start = vec![7 << 3 | 2, 2, 1 << 3, 1];
         assert_eq!(records[1], [time(1.5), session_start].concat());
-        assert_eq!(records[2][..11], [time(1.5), vec![16, 1]].concat());
+        assert_eq!(records[4][..11], [time(1.5), vec![16, 1]].concat());
         assert_eq!(
-            records[3][..12],
+            records[5][..12],
             [time(2.0), vec![16, 0xac, 2]].concat(),
             "300 takes two bytes"
         );
@@ -294,7 +279,7 @@ mod tests {
         ]
         .concat();
         let has = |record: &[u8]| record.windows(scalar.len()).any(|part| part == scalar);
-        assert!(has(&records[2]) && has(&records[3]));
+        assert!(has(&records[4]) && has(&records[5]));
     }
 
     #[test]
@@ -307,7 +292,7 @@ mod tests {
         // In one second, and after the clock was set back.
         for (history, now_ms) in [(0, 5_000), (1, 5_000), (2, 3_000)] {
             let history: Vec<_> = (1..=history).map(metrics).collect();
-            let mut charts = Charts::new(folder.path().to_owned());
+            let mut charts = Charts::new(folder.path().to_owned(), String::new());
             charts.begin(&history, now_ms);
             charts.add(&metrics(history.len() as u32 + 1), now_ms);
             assert!(charts.are_open());
@@ -320,7 +305,7 @@ mod tests {
             }
             last = newest.clone();
             let records = records(&fs::read(&last).unwrap());
-            assert_eq!(records.len(), 2 + history.len() + 1);
+            assert_eq!(records.len(), 4 + history.len() + 1);
         }
     }
 
@@ -329,13 +314,53 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("events");
         fs::write(&folder, "no folder").unwrap();
-        let mut charts = Charts::new(folder.clone());
+        let mut charts = Charts::new(folder.clone(), String::new());
         charts.begin(&[], 1_000);
         charts.add(&metrics(1), 1_000);
         assert!(!charts.are_open());
         fs::remove_file(&folder).unwrap();
         charts.begin(&[metrics(1)], 1_000);
         assert!(charts.are_open());
+    }
+
+    #[test]
+    fn every_setting_of_the_run_file_is_named() {
+        let run_file = "seed = 7\n[rollout]\nsolver = \"dpm2\"\nguidance_scale = 2.5\n[reward]\npermute = true\n\
+                        [[reward.terms]]\nname = \"edit\"\n";
+        let found = settings(run_file);
+        let value = |key: &str| {
+            found
+                .iter()
+                .find(|(other, _)| other == key)
+                .map(|(_, value)| value)
+        };
+        assert_eq!(value("seed"), Some(&Setting::Number(7.0)));
+        assert_eq!(value("rollout.solver"), Some(&Setting::Text("dpm2".into())));
+        assert_eq!(value("rollout.guidance_scale"), Some(&Setting::Number(2.5)));
+        assert_eq!(value("reward.permute"), Some(&Setting::Switch(true)));
+        assert!(
+            matches!(value("reward.terms"), Some(Setting::Text(text)) if text.contains("edit"))
+        );
+    }
+
+    #[test]
+    fn pictures_lie_in_files_of_their_own_with_rising_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let picture = |step| Picture {
+            tag: "heldout/pairs".to_owned(),
+            step,
+            size: (1, 1),
+            png: vec![1, 2, 3],
+        };
+        // In one second, and after the clock was set back.
+        add_pictures(folder.path(), &[picture(10), picture(20)], 5_000).unwrap();
+        add_pictures(folder.path(), &[picture(30)], 5_000).unwrap();
+        add_pictures(folder.path(), &[picture(40)], 1_000).unwrap();
+        let files = files(&folder.path().join(PICTURES));
+        let counts = files
+            .iter()
+            .map(|file| records(&fs::read(file).unwrap()).len());
+        assert_eq!(counts.collect::<Vec<_>>(), [3, 2, 2]);
     }
 
     #[test]
@@ -371,7 +396,10 @@ mod tests {
                 "train",
                 "policy_loss kl_div old_kl_div old_deviate old_deviate_max",
             ),
-            ("train", "x0_norm x0_norm_max grad_norm samples pairs"),
+            (
+                "train",
+                "x0_norm x0_norm_max grad_norm learning_rate samples pairs",
+            ),
             (
                 "step_seconds",
                 "data_wait prepare v_old v_ref forward backward",

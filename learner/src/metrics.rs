@@ -20,6 +20,8 @@ pub struct StepMetrics {
     pub terms: Terms<f64>,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
+    /// The optimizer's, at this step of the warm-up.
+    pub learning_rate: f64,
     /// Share of itself that the old policy kept.
     pub eta: f64,
     /// Where this rank's time went.
@@ -39,6 +41,7 @@ impl From<StepMetrics> for TrainMetrics {
             x0_norm: terms.x0_norm,
             x0_norm_max: terms.x0_norm_max,
             grad_norm: metrics.grad_norm,
+            learning_rate: metrics.learning_rate,
             samples: metrics.samples as u64,
             pairs: metrics.pairs as u64,
             fetch_s: 0.0,

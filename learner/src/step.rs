@@ -117,6 +117,7 @@ pub fn train_iteration(
             loss: terms.policy_loss + learner.kl_beta * terms.kl,
             terms,
             grad_norm,
+            learning_rate: update_now.adamw.learning_rate,
             eta: update_now.eta,
             times,
         };

@@ -129,7 +129,7 @@ const SECONDS: Option<&str> = Some("seconds per iteration");
 /// v_theta, v_old and v_ref are the velocities that the trained policy, the one that sampled and the base predict for a
 /// (sample, timestep) pair; "mean square" and "largest" are over the elements of a latent `[S, C]`.
 #[rustfmt::skip]
-pub static METRICS: [Metric; 45] = [
+pub static METRICS: [Metric; 46] = [
     row("reward_mean", ("reward", "mean"), "0..1", REWARD, Scored(|m| m.reward_mean),
         "mean of all rewards"),
     row("reward_std", ("reward", "std"), "0..1", REWARD, Scored(|m| m.reward_std),
@@ -167,6 +167,8 @@ pub static METRICS: [Metric; 45] = [
         "largest squared element of x0 over all pairs"),
     row("grad_norm", ("train", "grad_norm"), "loss per weight", Some("gradient norm"), Trained(|t| t.grad_norm),
         "2-norm of the mean gradient over all of the adapter's weights, before clipping"),
+    row("learning_rate", ("train", "learning_rate"), "per update", None, Trained(|t| t.learning_rate),
+        "the optimizer's learning rate, warm-up included"),
     row("samples", ("train", "samples"), "candidates", None, Trained(|t| t.samples as f64),
         "candidates learned from, without those dropped for not being finite"),
     row("pairs", ("train", "pairs"), "pairs", None, Trained(|t| t.pairs as f64),
@@ -248,6 +250,7 @@ mod tests {
             x0_norm: 0.06,
             x0_norm_max: 0.07,
             grad_norm: 0.08,
+            learning_rate: 0.085,
             samples: 101,
             pairs: 102,
             fetch_s: 0.09,

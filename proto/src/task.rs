@@ -274,6 +274,8 @@ pub struct TrainMetrics {
     pub x0_norm_max: f64,
     /// Gradient norm before clipping.
     pub grad_norm: f64,
+    /// The optimizer's learning rate.
+    pub learning_rate: f64,
     /// Samples trained on.
     pub samples: u64,
     /// (sample, timestep) pairs trained on.

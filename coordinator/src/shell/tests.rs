@@ -23,7 +23,7 @@ fn shell(folder: &Path, run: &MadeUpRun) -> (Shell, Handle) {
     let rows = (0..100).map(row).collect();
     let config = run.config.clone();
     let start = |now_ms| Machine::new(config, rows, record, now_ms);
-    let charts = Charts::new(folder.join("events"));
+    let charts = Charts::new(folder.join("events"), String::new());
     Shell::new(start, store, charts).unwrap()
 }
 

@@ -125,6 +125,7 @@ fn train_result() -> TrainResult {
         metrics: TrainMetrics {
             policy_loss: 1.0,
             grad_norm: 2.0,
+            learning_rate: 1e-3,
             pairs: 60,
             ..TrainMetrics::default()
         },

@@ -501,6 +501,7 @@ train_metrics!(
     x0_norm,
     x0_norm_max,
     grad_norm,
+    learning_rate,
     samples,
     pairs,
     fetch_s,
