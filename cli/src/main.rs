@@ -41,6 +41,7 @@ mod number;
 // and printing.
 mod estimate;
 mod fit;
+mod group_sheet;
 mod meter;
 mod output;
 mod picture;

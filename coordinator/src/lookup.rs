@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use retouch_dataset::{Row, Split};
 use retouch_proto::lookup::{CandidateView, GroupQuery, GroupStage, GroupView, VersionView};
+use retouch_proto::saved_group::GroupPictures;
 use retouch_proto::status::{Event, PolicyStatus, RunStatus};
-use retouch_proto::{ContentHash, GroupId, RunConfig, RunFolder};
+use retouch_proto::task::RolloutResult;
+use retouch_proto::{BlobAddress, BlobRef, ContentHash, GroupId, RunConfig, RunFolder};
 
 use crate::store::{Found, Reader, ScoreRow, StoreError};
 
@@ -66,6 +68,10 @@ impl Lookup {
         let scored = found.into_iter().map(|(group, mut view)| {
             let scores = reader.scores(group.attempt, group.group.index)?;
             view.candidates = candidates(&group, scores);
+            view.pictures = group
+                .sampled
+                .filter(|_| query.index.is_some())
+                .map(pictures);
             Ok(view)
         });
         scored.collect()
@@ -115,6 +121,7 @@ impl Lookup {
             at_work,
             reward_mean: found.reward_mean,
             dropped: found.dropped.clone(),
+            pictures: None,
             candidates: Vec::new(),
         }
     }
@@ -143,6 +150,37 @@ fn candidates(found: &Found, scores: Vec<ScoreRow>) -> Vec<CandidateView> {
         terms: row.score.terms,
     };
     scores.into_iter().enumerate().map(view).collect()
+}
+
+fn pictures(sampled: RolloutResult) -> GroupPictures<BlobRef> {
+    GroupPictures {
+        sources: sampled.sources_png,
+        candidates: sampled.edits_png,
+    }
+}
+
+/// Names those who may hold a group's pictures: who sampled it and who judged it, if they still live. The record has no
+/// owners, which come and go.
+pub fn name_owners(groups: &mut [GroupView], status: &RunStatus) {
+    for group in groups {
+        let GroupView {
+            pictures: Some(pictures),
+            sampled_by,
+            scored_by,
+            ..
+        } = group
+        else {
+            continue;
+        };
+        let holders = [&*sampled_by, &*scored_by].into_iter().flatten();
+        let workers = holders.filter_map(|name| {
+            let mut workers = status.workers.iter();
+            workers.find(|worker| worker.id.as_str() == name)
+        });
+        let owners: Vec<BlobAddress> = workers.filter_map(|worker| worker.blobs.clone()).collect();
+        let blobs = pictures.sources.iter_mut().chain(&mut pictures.candidates);
+        blobs.for_each(|blob| blob.owners.clone_from(&owners));
+    }
 }
 
 /// Who works on which group, as the status tells it.

@@ -23,7 +23,7 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
-use crate::lookup::{Lookup, at_work};
+use crate::lookup::{Lookup, at_work, name_owners};
 use crate::machine::io::{Command, Ticket};
 use crate::roster::{Impostor, Roster};
 use crate::shell::{Handle, Refused, Request as ShellRequest};
@@ -245,10 +245,12 @@ impl Control for Services {
     ) -> Result<Response<GroupsReply>, Status> {
         self.admit_control(&request)?;
         let query = GroupQuery::try_from(request.into_inner())?;
-        let at_work = at_work(&self.run_status().await?);
-        let groups = self
+        let status = self.run_status().await?;
+        let at_work = at_work(&status);
+        let mut groups = self
             .look_up(move |lookup| lookup.groups(&query, &at_work))
             .await?;
+        name_owners(&mut groups, &status);
         let reply = GroupsReply::try_from(&groups[..])?;
         let bytes = reply.groups_json.len();
         if bytes >= MESSAGE_BYTES_MAX {

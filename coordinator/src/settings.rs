@@ -6,7 +6,7 @@ use retouch_proto::RunConfig;
 use toml::{Table, Value};
 
 /// Sections and keys that change no sample (A9): a run continues with other values. So do devices.
-const FREE_KEYS: [&str; 12] = [
+const FREE_KEYS: [&str; 13] = [
     "preset",
     "name",
     "run_dir",
@@ -15,6 +15,7 @@ const FREE_KEYS: [&str; 12] = [
     "checkpoint",
     "cluster",
     "evaluation",
+    "samples",
     "learner.ranks",
     "learner.ranks_min",
     "learner.ranks_max",

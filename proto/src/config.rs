@@ -71,6 +71,8 @@ pub struct RunConfig {
     pub lora: LoraSection,
     /// Processes, deadlines and limits.
     pub cluster: ClusterConfig,
+    /// Pictures while it runs.
+    pub samples: SamplesConfig,
     /// Held-out evaluation.
     pub evaluation: EvaluationConfig,
 }
@@ -94,6 +96,7 @@ impl Default for RunConfig {
             checkpoint: CheckpointConfig::default(),
             lora: LoraSection::default(),
             cluster: ClusterConfig::default(),
+            samples: SamplesConfig::default(),
             evaluation: EvaluationConfig::default(),
         }
     }

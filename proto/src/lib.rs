@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`ids`] and [`blob`] name things, [`task`] is the work, [`worker`] how work
 //! and results travel, [`status`] and [`lookup`] what people see, [`metrics`] what its numbers mean, [`config`] the run
-//! file, [`run_folder`] what a run leaves on disk ([`files`] how), [`seed`] where all randomness comes from. [`grpc`] has the generated services; its types are named only in
+//! file, [`run_folder`] what a run leaves on disk ([`files`] how, [`saved_group`] with which pictures), [`seed`] where all randomness comes from. [`grpc`] has the generated services; its types are named only in
 //! files called `<whose>_grpc.rs` (A2), everything else uses the domain types of this crate, and the
 //! conversions between the two check every message against [`limits`].
 
@@ -22,6 +22,7 @@ mod pb {
     tonic::include_proto!("retouch.v1");
 }
 pub mod run_folder;
+pub mod saved_group;
 pub mod seed;
 pub mod status;
 pub mod task;

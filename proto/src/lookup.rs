@@ -5,9 +5,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::blob::ContentHash;
+use crate::blob::{BlobRef, ContentHash};
 use crate::ids::{GroupId, Iteration};
 use crate::one_or_several;
+use crate::saved_group::GroupPictures;
 use crate::status::PolicyStatus;
 use crate::task::TermScore;
 
@@ -135,6 +136,9 @@ pub struct GroupView {
     pub reward_mean: Option<f64>,
     /// Why it was given up.
     pub dropped: Option<String>,
+    /// Its pictures as blobs, with the workers that may hold them; told if it is asked for alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pictures: Option<GroupPictures<BlobRef>>,
     /// Its candidates, once they have scores.
     pub candidates: Vec<CandidateView>,
 }

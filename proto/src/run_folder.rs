@@ -11,12 +11,14 @@
 //! | `checkpoints/<iteration>/` | what the run can go on from: [`CheckpointFile`]s. One that a start finds damaged is moved to `<iteration>.damaged` | learner, coordinator | learners, archive |
 //! | `initial/` | the [`CheckpointFile`]s that a run with `lora.init` starts from; its policy may be the learners' reference | `coordinator` | coordinator, learners |
 //! | `adapters/<hash>/` | exported EMA adapters, as peft and diffusers read them | learner | archive, `evaluate`, report, people |
-//! | `events/` | TensorBoard's file; each start of the coordinator writes a new one with all steps | coordinator | TensorBoard |
+//! | `events/` | TensorBoard's file; each start of the coordinator writes a new one with all steps. Pictures are in `events/samples/` | coordinator, `samples` | TensorBoard |
 //! | `logs/<process>.log` | output of each process | `launch` | `launch`, people |
 //! | `scratch/<worker>/` | blobs that a worker spills to disk | workers | the same worker |
 //! | `launches.json` | wall clock and memory over all launches | `launch`, report | `launch`, report |
 //! | `evaluation.json` | how far the held-out evaluation is, while `launch` evaluates | `launch` | `status`, `top` |
 //! | `report.json`, `report.html`, `samples/` | the report and its pictures | report | people, scripts |
+//! | `samples/heldout_<iteration>.png`, `samples/heldout/` | held-out pairs as adapters on the way edit them (cli/src/samples) | `samples`, `launch` | report, people |
+//! | `samples/groups/<iteration>/` | a group of the iteration with all candidates and scores ([`SavedGroup`](crate::saved_group::SavedGroup)), the last ones and some of the older | reward workers | `groups --save`, `samples`, people |
 //!
 //! A checkpoint at a URL has the same names below `checkpoint-<iteration>/` (coordinator/src/archive.rs).
 
@@ -24,6 +26,7 @@ use std::path::{Path, PathBuf};
 
 use crate::Iteration;
 use crate::paths;
+use crate::saved_group::SavedGroups;
 
 const RECORD: &str = "run.db";
 const CHECKPOINTS: &str = "checkpoints";
@@ -189,9 +192,14 @@ impl RunFolder {
         self.join("report.html")
     }
 
-    /// The report's pictures.
+    /// The report's pictures, and those that a run leaves on its way.
     pub fn samples(&self) -> PathBuf {
         self.join(SAMPLES)
+    }
+
+    /// One group of each iteration.
+    pub fn saved_groups(&self) -> SavedGroups {
+        SavedGroups::new(self.samples().join("groups"))
     }
 }
 
@@ -226,6 +234,7 @@ mod tests {
             (folder.report_json(), "r/report.json"),
             (folder.report_html(), "r/report.html"),
             (folder.samples(), "r/samples"),
+            (folder.saved_groups().of(iteration), "r/samples/groups/3"),
         ];
         for (place, name) in places {
             assert_eq!(place, Path::new(name));

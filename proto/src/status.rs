@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::blob::BlobAddress;
 use crate::ids::{Generation, GroupId, Iteration, RunId, WorkerId};
 use crate::task::TrainMetrics;
 use crate::worker::{Role, WorkerState};
@@ -175,6 +176,9 @@ pub struct WorkerStatus {
     pub state: Presence,
     /// The device, for people.
     pub device: String,
+    /// Where it serves its blobs, while it lives.
+    #[serde(default)]
+    pub blobs: Option<BlobAddress>,
     /// What it sampled with last (rollout workers that have had work).
     #[serde(default)]
     pub policy: Option<PolicyStatus>,

@@ -5,9 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use retouch_models::{device, memory};
 use retouch_proto::{
+    RunFolder,
     config::RunConfig,
+    saved_group::GroupPictures,
     task::{ScoreResult, ScoreTask, Task, TaskFailure, TaskOutcome},
     worker::Role,
 };
@@ -18,6 +21,7 @@ use retouch_worker::{
 
 use crate::{
     judge_grpc::{self, LoadedScorer},
+    keep::Keeper,
     scorer::{Group, Scored, Scorer},
 };
 
@@ -50,6 +54,10 @@ pub async fn run(options: WorkerOptions) -> Result<(), RoleError> {
         blobs: session.blobs(),
         scorer: scorer.clone(),
         at_work: AtWork::default(),
+        keeper: Keeper::new(
+            RunFolder::new(session.run_dir()),
+            session.config().samples.keep_groups,
+        ),
     });
     let at_work = scores.at_work.clone();
     let rest = |scorer: &mut Scorer| match memory::is_host(scorer.device()) {
@@ -69,6 +77,7 @@ struct Scores {
     blobs: Blobs,
     scorer: Hosted<Scorer>,
     at_work: AtWork,
+    keeper: Keeper,
 }
 
 impl Scores {
@@ -86,31 +95,39 @@ impl Scores {
 
     async fn score(&self, task: ScoreTask) -> Result<ScoreResult, TaskFailure> {
         let begin = Instant::now();
-        let edits = task.edits_png.iter().map(|blob| blob.hash).collect();
-        let group_id = task.group;
-        let group = self.fetch_group(task).await?;
+        let pictures = self.fetch_pictures(&task).await?;
+        let group = decode(&task, &pictures).await?;
         let scored = self.scorer.run(move |scorer| scorer.score(&group)).await?;
         let Scored { scores, unscored } = scored.map_err(|error| TaskFailure {
             retryable: error.is_retryable(),
             ..TaskFailure::lasting(error)
         })?;
+        self.keeper.offer(&task, &scores, pictures);
         Ok(ScoreResult {
-            group: group_id,
-            edits,
+            group: task.group,
+            edits: task.edits_png.iter().map(|blob| blob.hash).collect(),
             scores,
             unscored,
             scoring_s: begin.elapsed().as_secs_f64(),
         })
     }
 
-    async fn fetch_group(&self, task: ScoreTask) -> Result<Group, TaskFailure> {
+    async fn fetch_pictures(&self, task: &ScoreTask) -> Result<GroupPictures<Bytes>, TaskFailure> {
         let retention = Retention::Until(task.group.iteration);
-        let sources = self.blobs.fetch_all(&task.sources_png, retention).await?;
-        let edits = self.blobs.fetch_all(&task.edits_png, retention).await?;
-        let decode = move || Group::decode(task.prompt, task.requirement, &sources, &edits);
-        let group = tokio::task::spawn_blocking(decode).await;
-        group
-            .map_err(TaskFailure::lasting)?
-            .map_err(TaskFailure::lasting)
+        Ok(GroupPictures {
+            sources: self.blobs.fetch_all(&task.sources_png, retention).await?,
+            candidates: self.blobs.fetch_all(&task.edits_png, retention).await?,
+        })
     }
+}
+
+async fn decode(task: &ScoreTask, pictures: &GroupPictures<Bytes>) -> Result<Group, TaskFailure> {
+    let (prompt, requirement) = (task.prompt.clone(), task.requirement.clone());
+    let pictures = pictures.clone();
+    let decode =
+        move || Group::decode(prompt, requirement, &pictures.sources, &pictures.candidates);
+    let group = tokio::task::spawn_blocking(decode).await;
+    group
+        .map_err(TaskFailure::lasting)?
+        .map_err(TaskFailure::lasting)
 }

@@ -1,6 +1,6 @@
 //! `retouch groups`: find groups, and see all that is known of them.
 
-use std::fmt::Write;
+use std::{fmt::Write, path::PathBuf};
 
 use clap::Args;
 use retouch_coordinator::lookup::AtWork;
@@ -9,17 +9,30 @@ use retouch_proto::{
     lookup::{Attempts, CandidateView, GroupQuery, GroupStage, GroupView},
 };
 
-use super::{control_grpc::ControlClient, record::record_of, target::Target};
+use super::{control_grpc::ControlClient, record::record_of, save, target::Target};
 use crate::{
+    exit::UsageError,
     output::{self, print_json, say},
     show::{duration, policy},
 };
 
 /// Find groups: scores per candidate, reasons, who made them.
 ///
-/// Finds groups and shows what became of them: who sampled and judged them, with which policy, their scores, why they
-/// were dropped. Asks the coordinator, or reads the record if the run is over and its folder is here.
+/// Finds groups and shows what became of them: who sampled and judged them, with which policy,
+/// their scores, why they were dropped. Asks the coordinator, or reads the record if the run is
+/// over and its folder is here.
+///
+/// With --save, the pictures of one group are written to a folder: the source, every candidate, a
+/// sheet with rewards, advantages and digit probabilities, and group.json. Workers hold a group's
+/// pictures until its iteration is committed; one group of each iteration is kept in
+/// samples/groups of the run folder (samples.keep_groups).
+///
+/// Examples:
+///
+///   retouch groups runs/first --state filtered
+///   retouch groups runs/first --id 3/7 --save group-3-7
 #[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
 pub(crate) struct GroupsArgs {
     #[command(flatten)]
     target: Target,
@@ -44,6 +57,9 @@ pub(crate) struct GroupsArgs {
     /// Show at most so many, newest iterations first; 1000 is the most.
     #[arg(long, default_value_t = 20)]
     limit: u32,
+    /// Write the group's pictures, a sheet of them with all scores, and group.json to this new folder.
+    #[arg(long, value_name = "FOLDER", requires = "id")]
+    save: Option<PathBuf>,
     /// Print all that is known as JSON.
     #[arg(long)]
     json: bool,
@@ -64,7 +80,15 @@ fn stage(name: &str) -> Result<GroupStage, String> {
 }
 
 pub(crate) async fn run(args: GroupsArgs) -> anyhow::Result<()> {
+    if let Some(folder) = &args.save {
+        save::check_folder(folder)?;
+    }
     let groups = find(&args).await?;
+    if let (Some(folder), Some(id)) = (&args.save, args.id) {
+        let group = groups.first();
+        let group = group.ok_or_else(|| UsageError(format!("the run has no group {id}")))?;
+        save::save(&args.target, group, folder).await?;
+    }
     if args.json {
         return print_json(&groups);
     }
@@ -252,6 +276,7 @@ mod tests {
             at_work: None,
             reward_mean: Some(0.5),
             dropped: None,
+            pictures: None,
             candidates: vec![CandidateView {
                 reward: 0.5,
                 advantage: Some(-0.25),

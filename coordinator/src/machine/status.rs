@@ -63,6 +63,7 @@ impl Machine {
             generation: worker.generation,
             state: worker.presence,
             device: worker.device.clone(),
+            blobs: self.workers.blob_address(id),
             policy: worker.policy.map(policy_status),
             slots: worker.slots,
             busy: worker.leases.len() as u32,

@@ -471,6 +471,30 @@ impl Default for ClusterConfig {
     }
 }
 
+/// Pictures that a run leaves in `samples/` of its folder while it goes on. They change nothing that is learned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SamplesConfig {
+    /// Iterations between pictures of held-out pairs as the EMA adapter edits them, from the first checkpoint at or
+    /// after each multiple of it; 0 for none.
+    pub every: u32,
+    /// The first so many held-out pairs are edited, with the settings of `evaluation`.
+    pub pairs: u32,
+    /// Of one group of each iteration all candidates are kept, with scores: of the newest so many iterations, and of as
+    /// many before them, evenly spread. 0 keeps none.
+    pub keep_groups: u32,
+}
+
+impl Default for SamplesConfig {
+    fn default() -> Self {
+        Self {
+            every: 10,
+            pairs: 8,
+            keep_groups: 100,
+        }
+    }
+}
+
 /// Held-out evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]

@@ -78,6 +78,7 @@ pub(super) fn problems(config: &RunConfig, origin: impl Fn(&str) -> String) -> V
     checkpoint(config, &mut checks);
     lora(config, &mut checks);
     cluster(config, &mut checks);
+    samples(config, &mut checks);
     evaluation(config, &mut checks);
     checks.problems
 }
@@ -279,6 +280,13 @@ fn cluster<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
         format!("{:?}", cluster.listen),
         "is not address:port",
     );
+}
+
+fn samples<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
+    let samples = &config.samples;
+    within!(checks, samples.every, 0..=1_000_000);
+    within!(checks, samples.pairs, 1..=256);
+    within!(checks, samples.keep_groups, 0..=1_000_000);
 }
 
 fn evaluation<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {

@@ -24,7 +24,7 @@ pub use client::{BlobClient, BlobClientOptions, FetchError, FetchLimits};
 pub use entries::Retention;
 pub use store::{BlobReader, BlobStore, BlobStoreError, BlobStoreOptions, Changes};
 
-/// Serves a store's blobs to the run's workers, until `stop` is cancelled;
+/// Serves a store's blobs to the run's workers and to whoever controls it, until `stop` is cancelled;
 /// gives the address with the port that was chosen.
 ///
 /// # Errors

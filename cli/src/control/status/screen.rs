@@ -293,6 +293,7 @@ pub(crate) mod tests {
             generation: Generation(1),
             state,
             device: "cpu".into(),
+            blobs: None,
             policy: is_rollout.then(|| PolicyStatus {
                 iteration: Iteration(2),
                 version: Some("fedcba9876543210".into()),

@@ -4,7 +4,7 @@ use retouch_proto::Iteration;
 use retouch_proto::lookup::{Attempts, GroupQuery, GroupStage, GroupView};
 
 use super::driver::{Driver, config, rows};
-use crate::lookup::{AtWork, Lookup, at_work};
+use crate::lookup::{AtWork, Lookup, at_work, name_owners};
 use crate::machine::record::Entry;
 use crate::store::Store;
 
@@ -94,6 +94,43 @@ fn groups_tell_who_made_them_what_they_got_and_who_is_at_them_now() {
 }
 
 #[test]
+fn pictures_of_one_group_are_told_with_those_who_may_hold_them() {
+    let mut driver = Driver::with_all_roles(config());
+    driver.work_until_committed(1);
+    let recorded = Recorded::of(&driver.entries);
+    let find = |index| {
+        let query = GroupQuery {
+            iteration: Some(Iteration(1)),
+            index,
+            ..ALL
+        };
+        recorded.groups(query, &AtWork::new())
+    };
+    assert!(find(None).iter().all(|group| group.pictures.is_none()));
+    let mut groups = find(Some(0));
+    let status = driver.machine.status(driver.now_ms);
+    name_owners(&mut groups, &status);
+    let pictures = groups[0].pictures.as_ref().expect("it was sampled");
+    let address = |name: &str| {
+        let mut workers = status.workers.iter();
+        let worker = workers.find(|worker| worker.id.as_str() == name);
+        worker.and_then(|worker| worker.blobs.clone())
+    };
+    let holders =
+        [address("rollout-0"), address("reward-0")].map(|address| address.expect("it lives"));
+    let hashes: Vec<_> = pictures
+        .candidates
+        .iter()
+        .map(|blob| Some(blob.hash))
+        .collect();
+    let images: Vec<_> = groups[0].candidates.iter().map(|c| c.image).collect();
+    assert_eq!(hashes, images);
+    for blob in pictures.candidates.iter().chain(&pictures.sources) {
+        assert_eq!(blob.owners, holders);
+    }
+}
+
+#[test]
 fn a_query_leaves_out_what_is_otherwise() {
     let mut driver = Driver::with_all_roles(config());
     driver.work_until_committed(2);
@@ -117,7 +154,11 @@ fn a_query_leaves_out_what_is_otherwise() {
         prompt: Some(prompt),
         ..ALL
     });
-    assert!(same.contains(&one[0]));
+    let without_pictures = GroupView {
+        pictures: None,
+        ..one[0].clone()
+    };
+    assert!(same.contains(&without_pictures));
     assert!(
         same.iter()
             .all(|group| group.prompt.contains(&one[0].prompt))

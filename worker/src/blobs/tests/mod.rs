@@ -211,20 +211,22 @@ fn authority() -> Authority {
 }
 
 #[tokio::test]
-async fn blobs_go_to_the_runs_workers_and_to_nobody_else() {
+async fn blobs_go_to_the_runs_workers_and_control_and_to_nobody_else() {
     let (run, other_run) = (authority(), authority());
     let access = |authority: &Authority, principal| authority.issue(principal).unwrap().into();
     let owner = worker_with(1 << 30, access(&run, Principal::Worker(Role::Rollout))).await;
     let bytes = bytes(3_000_000, 8);
     owner.store.put(bytes.clone(), Retention::Pinned).unwrap();
     let blob = reference(&bytes, &[&owner.address]);
-    let learner = worker_with(1 << 30, access(&run, Principal::Worker(Role::Learner))).await;
-    let fetched = learner.fetch(&blob).await.unwrap();
-    assert_eq!(fetched, bytes);
+    for principal in [Principal::Worker(Role::Learner), Principal::Control] {
+        let caller = worker_with(1 << 30, access(&run, principal)).await;
+        assert_eq!(caller.fetch(&blob).await.unwrap(), bytes, "{principal}");
+    }
     for (stranger, said) in [
         (
-            access(&run, Principal::Control),
-            "is for control, this call needs one of rollout or",
+            access(&run, Principal::Coordinator),
+            // Its certificate is good for serving alone.
+            "UnsupportedCertificate",
         ),
         (
             access(&other_run, Principal::Worker(Role::Learner)),
