@@ -16,7 +16,7 @@ pub(crate) fn evaluate(
     adapter: &Path,
     meter: &Meter,
 ) -> anyhow::Result<(HeldOut, Vec<Outcome>)> {
-    let pairs = read_pairs(config)?;
+    let pairs = read_pairs(config, config.evaluation.pairs as usize)?;
     let evaluator = Evaluator::load(config, adapter)?;
     let outcomes = evaluator.evaluate(pairs, &|| meter.advance())?;
     meter.finish();
@@ -29,10 +29,15 @@ pub(crate) fn meter(config: &RunConfig, lines: Lines) -> Meter {
     Meter::new("evaluating", "pairs", config.evaluation.pairs.into(), lines)
 }
 
-/// The run's held-out pairs. Those of the toy dataset have their kinds and targets in its folder `oracle`.
-fn read_pairs(config: &RunConfig) -> anyhow::Result<Vec<Pair>> {
+/// The first `count` held-out pairs, or all where there are fewer.
+pub(crate) fn read_first_pairs(config: &RunConfig, count: usize) -> anyhow::Result<Vec<Pair>> {
+    let all = retouch_dataset::read(Path::new(&config.dataset.path), Split::Test)?.len();
+    read_pairs(config, count.min(all))
+}
+
+/// The first `count` of the run's held-out pairs. Those of the toy dataset have their kinds and targets in its folder `oracle`.
+fn read_pairs(config: &RunConfig, count: usize) -> anyhow::Result<Vec<Pair>> {
     let folder = Path::new(&config.dataset.path);
-    let count = config.evaluation.pairs as usize;
     let mut pairs = pairs::read(folder, count, size_rule(&config.model))?;
     if folder.join("oracle").is_dir() {
         for (pair, case) in pairs.iter_mut().zip(read_cases(folder, Split::Test)?) {

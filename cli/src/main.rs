@@ -17,6 +17,7 @@ mod model;
 mod node;
 mod report;
 mod roles;
+mod samples;
 mod sft;
 mod warm;
 
@@ -91,6 +92,7 @@ enum Command {
     Versions(versions::VersionsArgs),
     Events(events::EventsArgs),
     Report(report::ReportArgs),
+    Samples(samples::SamplesArgs),
     Join(join::JoinArgs),
     Node(node::NodeArgs),
     /// Edit one image by one instruction.
@@ -145,6 +147,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Versions(args) => block_on(versions::run(args)),
         Command::Events(args) => block_on(events::run(args)),
         Command::Report(args) => report::run(args),
+        Command::Samples(args) => samples::run(args),
         Command::Join(args) => join::run(args),
         Command::Node(args) => node::run(args),
         Command::Edit(args) => edit::run(args),

@@ -1,4 +1,4 @@
-//! The memory of processes: what they have, and what the allocator keeps of it.
+//! What processes take of the machine: their memory, what the allocator keeps of it, and who computes first.
 
 /// Gives it back to the system, for this thread and for those that compute with it. Allocators keep
 /// freed memory by thread; a role that computes on other threads, or in other sizes, would not get it.
@@ -10,6 +10,13 @@ pub(crate) fn give_back() {
 fn collect() {
     // SAFETY: it frees what is free already, of the calling thread.
     unsafe { libmimalloc_sys::mi_collect(true) };
+}
+
+/// Has this process compute when no other wants to.
+pub(crate) fn yield_to_others() {
+    const LOWEST: i32 = 19;
+    // SAFETY: it takes numbers alone. Where it is refused, the process computes as others do.
+    unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, LOWEST) };
 }
 
 /// Resident set of one process in KiB; 0 once it is gone.

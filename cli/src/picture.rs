@@ -3,7 +3,7 @@
 use std::{io::Cursor, path::Path};
 
 use anyhow::Context;
-use image::{ImageFormat, RgbImage};
+use image::{ImageFormat, ImageResult, RgbImage};
 use retouch_proto::files::{PUBLIC, write_whole};
 
 use crate::{destination, exit::UsageError};
@@ -37,9 +37,19 @@ fn endings() -> String {
 pub(crate) fn save(image: &RgbImage, path: &Path) -> anyhow::Result<()> {
     let context = || format!("can't write {}", path.display());
     let format = ImageFormat::from_path(path).with_context(context)?;
+    let bytes = encoded(image, format).with_context(context)?;
+    write_whole(path, bytes, PUBLIC).with_context(context)
+}
+
+/// A picture as the bytes of a PNG.
+pub(crate) fn png(image: &RgbImage) -> ImageResult<Vec<u8>> {
+    encoded(image, ImageFormat::Png)
+}
+
+fn encoded(image: &RgbImage, format: ImageFormat) -> ImageResult<Vec<u8>> {
     let mut bytes = Cursor::new(Vec::new());
-    image.write_to(&mut bytes, format).with_context(context)?;
-    write_whole(path, bytes.into_inner(), PUBLIC).with_context(context)
+    image.write_to(&mut bytes, format)?;
+    Ok(bytes.into_inner())
 }
 
 #[cfg(test)]

@@ -83,6 +83,12 @@ pub(crate) fn clock_now() -> String {
     clock(since.map_or(0, |since| since.as_millis() as u64))
 }
 
+/// The time now.
+pub(crate) fn now_unix_ms() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+    since_epoch.unwrap_or_default().as_millis() as u64
+}
+
 /// Year, month and day of the Gregorian calendar, so many days after 1970-01-01.
 fn date(mut days: u64) -> (u64, u64, u64) {
     let is_leap = |year: u64| {

@@ -1,6 +1,6 @@
 //! What an adapter gains over its base, measured on pairs that no run has trained on.
 //!
-//! In reading order: [`pairs`] are images with instructions, [`Evaluator`] edits each before and after, from the same
+//! In reading order: [`pairs`] are images with instructions, [`PairEditor`] edits them, [`Evaluator`] each before and after, from the same
 //! noise, and has the judge score both, which gives an [`Outcome`]; [`HeldOut`] sums them up, with intervals from
 //! [`bootstrap`], and [`contact_sheet()`] shows them, drawn as any [`sheet`] of pictures with text is.
 //!
@@ -11,6 +11,7 @@ pub mod bootstrap;
 mod contact_sheet;
 mod evaluator;
 mod outcome;
+mod pair_editor;
 pub mod pairs;
 pub mod sheet;
 mod summary;
@@ -18,5 +19,6 @@ mod summary;
 pub use contact_sheet::{HEADINGS, contact_sheet};
 pub use evaluator::{EvaluationError, Evaluator};
 pub use outcome::{Outcome, Scored};
+pub use pair_editor::PairEditor;
 pub use pairs::{ORACLE_MAX, Oracle, Pair};
 pub use summary::{Comparison, HeldOut};

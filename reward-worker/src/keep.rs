@@ -93,11 +93,11 @@ mod tests {
             group: GroupId { iteration, index },
             prompt: "make it red".into(),
             requirement: String::new(),
-            source_png: BlobRef {
+            sources_png: vec![BlobRef {
                 hash: ContentHash::of(b"source"),
                 size_bytes: 6,
                 owners: Vec::new(),
-            },
+            }],
             edits_png: Vec::new(),
         }
     }

@@ -14,6 +14,7 @@ mod placement;
 mod processes;
 mod progress;
 mod run_folder;
+mod samples;
 mod standing;
 mod supervisor;
 
@@ -273,9 +274,10 @@ async fn train(
     let _ = std::fs::remove_file(folder.coordinator_address());
     Evaluating::forget(folder);
     supervisor.start(processes::coordinator(folder, resumption.arguments));
-    let pids = supervisor.pids();
+    let (pids, progress_lines) = (supervisor.pids(), progress.lines());
     let end = tokio::select! {
         end = follow(config, folder, &mut supervisor, &mut progress) => end.unwrap_or_else(End::Failed),
+        () = samples::watch(config, folder, pids.clone(), progress_lines) => unreachable!("samples are drawn for ever"),
         () = memory::watch(pids, launch) => unreachable!("memory is watched for ever"),
         signal = stop.signalled() => End::Signalled(signal),
     };
@@ -385,7 +387,14 @@ async fn evaluate(config: RunConfig, folder: &RunFolder, stop: &Stop) -> anyhow:
     }
     let path = folder.path().display().to_string();
     let folder = folder.clone();
-    let report = off_thread(move || report::make(&config, &folder, report::Author::Launch));
+    let report = off_thread(move || {
+        // The last checkpoint's pictures, and all that there was no room for before.
+        let device = config.model.device.first();
+        if let Err(error) = crate::samples::draw(&config, &folder, device) {
+            remark!("no pictures of held-out pairs were drawn: {error:#}");
+        }
+        report::make(&config, &folder, report::Author::Launch)
+    });
     tokio::select! {
         made = report => made?,
         signal = stop.signalled() => {

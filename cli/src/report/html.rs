@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use retouch_evaluation::{Comparison, HEADINGS, HeldOut, bootstrap::Estimate};
 use retouch_proto::metrics::{METRICS, Metric};
 
-use crate::show::duration;
+use crate::{samples::Strip, show::duration};
 
 use super::{
     chart::{Series, line_chart},
@@ -29,13 +29,13 @@ pub(crate) struct Example {
 }
 
 /// Renders the whole page.
-pub(crate) fn page(report: &Report, examples: &[Example]) -> String {
+pub(crate) fn page(report: &Report, examples: &[Example], strips: &[Strip]) -> String {
     let name = escape(&report.name);
     format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>Retouch: {name}</title>\
          <style>{STYLE}</style></head><body><h1>{name}</h1>{}{}{}\
-         <h2>Training</h2>{CURVES_NOTE}<div class=\"charts\">{}</div>{}{}{}</body></html>\n",
+         <h2>Training</h2>{CURVES_NOTE}<div class=\"charts\">{}</div>{}{}{}{}</body></html>\n",
         headline(report),
         settings(report),
         measures(report),
@@ -43,6 +43,7 @@ pub(crate) fn page(report: &Report, examples: &[Example]) -> String {
         never(&report.curve),
         glossary(),
         pictures(examples),
+        film(strips),
     )
 }
 
@@ -233,10 +234,7 @@ fn pictures(examples: &[Example]) -> String {
 
 fn example(example: &Example) -> String {
     let headings = &HEADINGS[..example.scores.len()];
-    let task = match example.task.is_empty() || example.task == example.prompt {
-        true => String::new(),
-        false => format!("<br><small>{}</small>", escape(&example.task)),
-    };
+    let task = small_task(&example.task, &example.prompt);
     let scores = example.scores.iter().map(|lines| {
         let lines: Vec<String> = lines.iter().map(|line| escape(line)).collect();
         lines.join("<br>")
@@ -250,6 +248,41 @@ fn example(example: &Example) -> String {
         columns(scores),
         escape(&example.prompt),
     )
+}
+
+/// The same pairs as the run's adapters edited them on the way.
+fn film(strips: &[Strip]) -> String {
+    if strips.is_empty() {
+        return String::new();
+    }
+    let strips = strips.iter().map(|strip| {
+        let frames = strip.frames.iter().map(|(heading, path)| {
+            let (heading, path) = (escape(heading), escape(path));
+            format!(
+                "<figure><a href=\"{path}\"><img src=\"{path}\" loading=\"lazy\" alt=\"{heading}\"></a>\
+                 <figcaption>{heading}</figcaption></figure>"
+            )
+        });
+        format!(
+            "<p>{}{}</p><div class=\"film\">{}</div>",
+            escape(&strip.prompt),
+            small_task(&strip.task, &strip.prompt),
+            frames.collect::<String>()
+        )
+    });
+    format!(
+        "<h2>Held-out pairs while it trained</h2><p>The EMA adapter of each iteration, always from the same initial \
+         noise.</p>{}",
+        strips.collect::<String>()
+    )
+}
+
+/// The task under an instruction, unless it says nothing new.
+fn small_task(task: &str, prompt: &str) -> String {
+    match task.is_empty() || task == prompt {
+        true => String::new(),
+        false => format!("<br><small>{}</small>", escape(task)),
+    }
 }
 
 /// Texts that stand over or under the pictures of a strip.
@@ -351,7 +384,7 @@ mod tests {
             stage_s: [("train".to_owned(), 1.5)].into(),
             curve: Vec::new(),
         };
-        let page = page(&report, &[]);
+        let page = page(&report, &[], &[]);
         assert_eq!(page.matches(NOT_EVALUATED).count(), 2, "{page}");
         assert!(!page.contains("<img") && !page.contains("NaN"), "{page}");
         assert!(page.contains("<td>train</td><td>1.5 s</td>"), "{page}");
@@ -370,6 +403,24 @@ mod tests {
         for text in ["<script>", "<b>", "<0.5"] {
             assert!(!html.contains(text), "{html}");
             assert!(html.contains(&escape(text)), "{html}");
+        }
+    }
+
+    #[test]
+    fn the_film_has_every_frame_with_its_iteration() {
+        assert_eq!(film(&[]), "");
+        let html = film(&[Strip {
+            prompt: "把球变成红色".to_owned(),
+            task: "recolour".to_owned(),
+            frames: vec![("iteration 10".to_owned(), "samples/a.png".to_owned())],
+        }]);
+        for part in [
+            "把球变成红色",
+            "recolour",
+            "iteration 10",
+            "src=\"samples/a.png\"",
+        ] {
+            assert!(html.contains(part), "{part}: {html}");
         }
     }
 

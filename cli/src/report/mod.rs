@@ -4,11 +4,7 @@ mod chart;
 mod html;
 mod summary;
 
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-    time::{Instant, SystemTime, UNIX_EPOCH},
-};
+use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -35,7 +31,8 @@ use crate::{
     meter::Lines,
     output::remark,
     picture,
-    show::duration,
+    samples::Film,
+    show::{duration, now_unix_ms},
     totals::Totals,
 };
 
@@ -113,8 +110,12 @@ pub(crate) fn make(config: &RunConfig, folder: &RunFolder, author: Author) -> an
     };
     let examples = write_pictures(folder, &report, &outcomes)?;
     let page = folder.report_html();
-    write_whole(&page, html::page(&report, &examples), PUBLIC)
-        .with_context(|| format!("can't write {}", page.display()))?;
+    write_whole(
+        &page,
+        html::page(&report, &examples, &Film::of(folder).strips()),
+        PUBLIC,
+    )
+    .with_context(|| format!("can't write {}", page.display()))?;
     report.save(&folder.report_json())?;
     print_summary(&report, folder);
     Ok(())
@@ -226,11 +227,6 @@ fn sheet_title(report: &Report) -> Vec<String> {
             setup.version
         ),
     ]
-}
-
-fn now_unix_ms() -> u64 {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-    since_epoch.unwrap_or_default().as_millis() as u64
 }
 
 fn print_summary(report: &Report, folder: &RunFolder) {
