@@ -92,7 +92,7 @@ fn a_run_leaves_pictures_on_its_way_that_change_nothing() {
         .expect("it starts");
     let said = String::from_utf8_lossy(&again.stdout).into_owned();
     assert!(
-        again.status.success() && said.contains("no adapter without pictures"),
+        again.status.success() && said.contains("due has its pictures"),
         "{said}"
     );
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     files::beside,
     ids::{GroupId, Iteration},
-    limits::SOURCES_MAX,
+    limits::{SOURCES_MAX, STALENESS_MAX},
     task::TermScore,
 };
 
@@ -61,6 +61,9 @@ pub fn source_file(index: usize) -> String {
         index => format!("source_{index}.png"),
     }
 }
+
+/// Iterations within which a folder that is not finished may be somebody's work: more than are ever open at once.
+const UNFINISHED_MAX: u32 = 2 * STALENESS_MAX as u32;
 
 /// The name of a candidate's picture.
 pub fn candidate_file(sample: usize) -> String {
@@ -169,6 +172,7 @@ impl SavedGroups {
     ) -> io::Result<()> {
         fs::create_dir_all(&self.0)?;
         group.write(&self.of(group.group.iteration), pictures)?;
+        self.sweep(group.group.iteration);
         for iteration in superfluous(&self.iterations(), newest_max) {
             match fs::remove_dir_all(self.of(iteration)) {
                 // Another worker was first.
@@ -177,6 +181,22 @@ impl SavedGroups {
             }
         }
         Ok(())
+    }
+}
+
+impl SavedGroups {
+    /// Removes what processes left that were killed while they wrote. A living one writes one of the last iterations.
+    fn sweep(&self, now: Iteration) {
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        for entry in entries {
+            let name = entry.file_name();
+            let parts = name.to_str().and_then(|name| name.split_once('.'));
+            let of: Option<u32> = parts.and_then(|(number, _)| number.parse().ok());
+            if of.is_some_and(|of| of.saturating_add(UNFINISHED_MAX) < now.0) {
+                // Of no use to anybody, and in nobody's way.
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
     }
 }
 
@@ -274,6 +294,19 @@ mod tests {
         }
         let kept: Vec<u32> = groups.iterations().iter().map(|kept| kept.0).collect();
         assert_eq!(kept, [8, 16, 24, 32, 37, 38, 39, 40]);
+    }
+
+    #[test]
+    fn what_killed_processes_left_is_swept_up() {
+        let place = tempfile::tempdir().unwrap();
+        let groups = SavedGroups::new(place.path().to_owned());
+        for name in ["1.partial77", "90.partial77"] {
+            fs::create_dir(place.path().join(name)).unwrap();
+        }
+        let (group, pictures) = group(100);
+        groups.keep(&group, &pictures, 4).unwrap();
+        let left = |name: &str| place.path().join(name).exists();
+        assert!(!left("1.partial77") && left("90.partial77") && left("100"));
     }
 
     #[test]

@@ -96,6 +96,8 @@ impl Film {
         }
         let unfinished = beside(&folder, "partial");
         let context = || format!("can't write {}", folder.display());
+        // What a process left that was killed over it.
+        let _ = fs::remove_dir_all(&unfinished);
         fs::create_dir_all(&unfinished).with_context(context)?;
         for (index, picture) in pictures.iter().enumerate() {
             picture::save(picture, &unfinished.join(format!("{index:03}.png")))?;
@@ -287,6 +289,9 @@ mod tests {
     fn what_is_drawn_stays_as_it_is() {
         let place = tempfile::tempdir().expect("a temporary folder");
         let film = film(&place, None);
+        let killed = film.folder.join("000010.partial");
+        fs::create_dir_all(&killed).expect("a folder");
+        fs::write(killed.join("007.png"), "cut short").expect("a file");
         assert!(!film.has(Iteration(10)));
         film.add(Iteration(10), &[picture([3, 0, 0])])
             .expect("written");

@@ -72,12 +72,18 @@ pub(crate) fn run(args: SamplesArgs) -> anyhow::Result<()> {
     let drawn = draw(&config, &folder, device)?;
     match drawn.last() {
         Some(newest) => remark!("{}", grid_file(&folder, *newest).display()),
-        None => remark!(
-            "there is no adapter without pictures: they are of every {} iterations (samples.every)",
-            config.samples.every
-        ),
+        None => remark!("{}", nothing_due(config.samples.every)),
     }
     Ok(())
+}
+
+fn nothing_due(every: u32) -> String {
+    match every {
+        0 => "samples.every = 0: no pictures are drawn".to_owned(),
+        every => format!(
+            "every exported adapter that is due has its pictures; one is due every {every} iterations (samples.every)"
+        ),
+    }
 }
 
 /// Where an iteration's grid lies.
