@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Component;
-use super::classes::{JUDGES, is_known};
+use super::classes::{self, JUDGES, is_known};
 use crate::editor::{Assumed, ImageSize, LOADERS, Outline, supported_classes};
 use crate::hub;
 use crate::judge::ChatTemplate;
@@ -90,15 +90,22 @@ fn pipeline(folder: &Path) -> Result<Inspection, LoadError> {
         .get("_class_name")
         .and_then(Value::as_str)
         .unwrap_or("");
-    let parts = parts(class, &index).into_iter();
-    let components = parts.map(|(name, class)| Component::check(name, class, &folder.join(name)));
+    let (parts, unread): (Vec<_>, Vec<_>) = parts(class, &index)
+        .into_iter()
+        .partition(|(name, part)| is_read(class, name) || classes::class(part).is_some());
+    let components = parts
+        .into_iter()
+        .map(|(name, class)| Component::check(name, class, &folder.join(name)));
+    let unread = unread
+        .into_iter()
+        .map(|(name, class)| format!("{name}: a part of class {class} is not read"));
     let mut inspection = Inspection {
         folder: folder.to_owned(),
         kind: FolderKind::Editor,
         class: class.to_owned(),
         components: components.collect(),
         problems: unsupported(folder, class).into_iter().collect(),
-        warnings: Vec::new(),
+        warnings: unread.collect(),
     };
     // Sound parts may still not fit each other.
     if inspection.all_problems().next().is_none() {
@@ -123,6 +130,12 @@ fn outline(class: &str, folder: &Path) -> Result<Outline, LoadError> {
         lora: &lora,
     };
     Outline::read(class, folder, &assumed)
+}
+
+/// Whether the pipeline's loader reads the part.
+fn is_read(class: &str, part: &str) -> bool {
+    let known = LOADERS.iter().find(|loader| loader.class.name == class);
+    known.is_some_and(|loader| loader.class.parts.iter().any(|read| read.name == part))
 }
 
 /// Names and classes of a pipeline's parts: those that its index lists, and those that it should.

@@ -8,6 +8,7 @@ use super::*;
 use crate::editor::{Editor, ImageSize, Parts};
 use crate::golden::Case;
 use crate::lora::{Checkpointing, LoraConfig};
+use crate::weights::{read_config, write_config};
 
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
@@ -76,6 +77,28 @@ fn workload(dtype: DType) -> Workload {
             target_modules: vec!["to_q".into()],
         },
     }
+}
+
+#[test]
+fn a_part_that_nobody_reads_is_no_problem() {
+    let (_root, folder) = pipeline();
+    let path = folder.join("model_index.json");
+    let mut index: serde_json::Value = read_config(&path).unwrap();
+    index["safety_checker"] = serde_json::json!(["diffusers", "FluxSafetyChecker"]);
+    write_config(&path, &index).unwrap();
+    let inspection = inspect(&folder).unwrap();
+    assert_eq!(inspection.all_problems().next(), None);
+    let expected = "safety_checker: a part of class FluxSafetyChecker is not read";
+    assert_eq!(inspection.warnings, [expected]);
+    Editor::load(&folder, &Device::flex(), Parts::All).unwrap();
+    // One that is read may not be of an unknown class.
+    index["vae"] = serde_json::json!(["diffusers", "AutoencoderTiny"]);
+    write_config(&path, &index).unwrap();
+    let problems = problems(&folder);
+    assert_eq!(
+        problems,
+        ["vae: the class AutoencoderTiny is not supported"]
+    );
 }
 
 #[test]
