@@ -89,6 +89,11 @@ fn absent(folder: &Path) -> String {
     let missing = format!(
         "no weights: neither {DIFFUSERS_FILE} nor {TRANSFORMERS_FILE} (nor their .index.json) is there"
     );
+    if let Some(broken) = files.iter().find(|name| is_broken_link(&folder.join(name))) {
+        return format!(
+            "{missing}; {broken} is a link to a file that is not there: download the model again"
+        );
+    }
     if !others.is_empty() {
         return format!(
             "{missing}; of such files, the folder has {}",
@@ -111,6 +116,11 @@ fn absent(folder: &Path) -> String {
             conversion(first)
         ),
     }
+}
+
+/// Whether a link leads nowhere, as in a Hub cache whose blobs were deleted or are still being downloaded.
+fn is_broken_link(path: &Path) -> bool {
+    path.is_symlink() && !path.exists()
 }
 
 /// The names of a folder's files, sorted; none if it can't be read.
@@ -214,6 +224,19 @@ mod tests {
         );
         let text = refused(&["config.json", "optimizer.bin"]);
         assert!(text.ends_with("is there"), "{text}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_that_leads_nowhere_is_named() {
+        let folder = folder(&["config.json"]);
+        let link = folder.path().join(TRANSFORMERS_FILE);
+        std::os::unix::fs::symlink(folder.path().join("blobs/0a"), link).unwrap();
+        let text = locate(folder.path()).unwrap_err().to_string();
+        assert!(
+            text.contains("; model.safetensors is a link to a file that is not there"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -9,13 +9,15 @@ pub(super) const REMEDY: &str =
     "download the model that they were quantised from, whose weights are bf16, f16 or f32";
 
 /// Ends of tensor names that schemes add beside the weights, each with its scheme.
-const MARKS: [(&str, &str); 9] = [
+const MARKS: [(&str, &str); 11] = [
     (".SCB", "bitsandbytes, 8 bits"),
     (".absmax", "bitsandbytes, 4 bits"),
     (".quant_map", "bitsandbytes, 4 bits"),
     (".qweight", "GPTQ or AWQ"),
     (".qzeros", "GPTQ or AWQ"),
     (".wscales", "SVDQuant"),
+    ("._data", "quanto"),
+    (".weight._scale", "quanto"),
     (".weight_scale", "fp8 or int8 with scales"),
     (".weight_scale_inv", "fp8 with scales"),
     (".scale_weight", "fp8 with scales"),
