@@ -43,7 +43,7 @@ struct MakeArgs {
     #[arg(long, default_value_t = 512, value_parser = number::within(0..=PAIRS_MAX), allow_hyphen_values = true)]
     test: u32,
     /// The seed that decides everything.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = number::within(0..=u64::MAX), allow_hyphen_values = true)]
     seed: u64,
     /// Also write the pictures asked for, as `sft` needs them.
     #[arg(long)]

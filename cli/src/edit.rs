@@ -75,7 +75,7 @@ pub(crate) struct EditArgs {
     #[arg(long, default_value_t = 128, value_parser = number::within(1..=4096usize), allow_hyphen_values = true)]
     max_sequence_length: usize,
     /// Decides the initial noise.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = number::within(0..=u64::MAX), allow_hyphen_values = true)]
     seed: u64,
     /// Number type of the weights: f32 or bf16.
     #[arg(long, default_value = "f32", value_parser = PossibleValuesParser::new(Dtype::NAMES).try_map(|name| name.parse::<Dtype>()))]

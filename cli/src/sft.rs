@@ -83,7 +83,7 @@ pub(crate) struct SftArgs {
     #[arg(long, default_value_t = 0.99, value_parser = number::within(0.0..=0.999_999), allow_hyphen_values = true)]
     ema_decay_max: f64,
     /// Decides initialisation, order and noise.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = number::within(0..=u64::MAX), allow_hyphen_values = true)]
     seed: u64,
     /// Held-out rows that the loss is measured on.
     #[arg(long, default_value_t = 64, value_parser = number::within(0..=1_000_000usize), allow_hyphen_values = true)]

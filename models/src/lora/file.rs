@@ -210,10 +210,14 @@ impl<'a> Reader<'a> {
             }
         }
         if !strangers.is_empty() {
-            let (format, count) = (self.format.name, strangers.len());
+            let format = self.format.name;
+            let problem = match layers.is_empty() {
+                true => "none of its tensors is named as an adapter's are".to_owned(),
+                false => format!("names that are not in the format of {format}"),
+            };
+            let (count, names) = (strangers.len(), listed(&strangers, ", "));
             self.problems.push(format!(
-                "names that are not in the format of {format} ({count}): {}; supported: {SUPPORTED}",
-                listed(&strangers, ", ")
+                "{problem} ({count}): {names}; supported: {SUPPORTED}"
             ));
         }
         if adapters.len() > 1 {

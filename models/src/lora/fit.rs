@@ -59,7 +59,7 @@ impl AdapterFile {
         let (mut fitted, mut misfits) = (BTreeMap::new(), Misfits::default());
         for layer in self.layers() {
             let Some(slot) = slots.find(layer) else {
-                misfits.unknown.push(layer);
+                misfits.no_such(layer);
                 continue;
             };
             match other_width(layer, &projections[slot]) {
@@ -130,15 +130,41 @@ fn other_width(layer: &StoredLayer, projection: &Projection) -> Option<String> {
     (found != expected).then(|| format!(" expects {expected} outputs, the file has {found}"))
 }
 
+/// Layers before and behind the blocks, by the beginnings of diffusers' and Black Forest Labs' names. Nothing outside of
+/// the blocks is adapted here (`dit/blocks.rs`).
+const OUTSIDE: [&str; 11] = [
+    "x_embedder",
+    "context_embedder",
+    "time_text_embed",
+    "norm_out",
+    "proj_out",
+    "img_in",
+    "txt_in",
+    "time_in",
+    "vector_in",
+    "guidance_in",
+    "final_layer",
+];
+
 /// The layers of a file that a model can't take.
 #[derive(Default)]
 struct Misfits<'a> {
     unknown: Vec<&'a StoredLayer>,
+    outside: Vec<&'a StoredLayer>,
     other_width: Vec<(&'a StoredLayer, String)>,
     twice: Vec<&'a StoredLayer>,
 }
 
-impl Misfits<'_> {
+impl<'a> Misfits<'a> {
+    /// Takes a layer that is none of the model's projections.
+    fn no_such(&mut self, layer: &'a StoredLayer) {
+        let is_outside = OUTSIDE.iter().any(|name| layer.name.starts_with(name));
+        match is_outside {
+            true => self.outside.push(layer),
+            false => self.unknown.push(layer),
+        }
+    }
+
     /// A sentence for each kind.
     fn problems(self, projections: &[Projection]) -> Vec<String> {
         let plain = |layers: &[&StoredLayer]| -> Vec<(String, String)> {
@@ -156,6 +182,11 @@ impl Misfits<'_> {
                 "unknown layer",
                 plain(&self.unknown),
                 there_are(projections),
+            ),
+            (
+                "layer outside of the blocks, which adapters do not change here",
+                plain(&self.outside),
+                String::new(),
             ),
             ("other width", widths, String::new()),
             ("twice in the file", plain(&self.twice), String::new()),

@@ -347,6 +347,9 @@ fn what_does_not_fit_is_told_with_its_reason() {
     let expected = "the adapter does not fit this model, read as diffusers names layers; unknown layer (1): \
                     transformer_blocks.1.attn.to_q (there are single_transformer_blocks.0.attn.to_k, ";
     assert!(error.contains(expected), "{error}");
+    let error = one("proj_out", [HIDDEN, HIDDEN]);
+    let expected = "layer outside of the blocks, which adapters do not change here (1): proj_out";
+    assert!(error.ends_with(expected), "{error}");
     let error = one("transformer_blocks.0.attn.to_q", [HIDDEN, 9]);
     assert!(
         error.ends_with(
@@ -428,6 +431,10 @@ fn what_is_no_sound_adapter_is_told_by_name() {
         error.contains("several adapters in one file: one, two"),
         "{error}"
     );
+    let weights = [("proj.weight".to_owned(), values(2, 2, 0.0))].into();
+    let error = load(&weights).unwrap_err();
+    let expected = "no sound adapter; none of its tensors is named as an adapter's are (1): proj.weight; supported: ";
+    assert!(error.contains(expected), "{error}");
     assert!(
         load(&TensorMap::new())
             .unwrap_err()
