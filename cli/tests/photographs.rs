@@ -149,9 +149,61 @@ fn photographs_go_from_the_check_through_training_to_edits() {
     let set = format!("dataset.path={}", data.display());
     let mut run = Run::launch(&[&set, "iterations=1", "evaluation.pairs=4"]);
     run.finish_well();
+    an_adapter_brings_its_settings(root.path(), &run.path().join("run"));
     for (name, expected) in &photographs {
         edit(root.path(), name, expected, &adapter);
     }
+}
+
+/// `--run` edits as the run's evaluation did, with nothing said; so does its adapter by itself.
+fn an_adapter_brings_its_settings(root: &Path, run: &Path) {
+    let edited = |arguments: &[&str]| {
+        let output = root.join("of-the-run.png");
+        let mut command = retouch();
+        command
+            .arg("edit")
+            .arg(folder().join("plain.png"))
+            .arg("add a cloud")
+            .args(arguments);
+        let edited = command
+            .arg("--output")
+            .arg(&output)
+            .output()
+            .expect("retouch starts");
+        assert!(
+            edited.status.success(),
+            "{arguments:?}: {}",
+            stderr(&edited)
+        );
+        fs::read(&output).expect("an edited picture")
+    };
+    let adapter = run.join("adapters/final");
+    let [run, adapter] = [run, &adapter].map(|path| path.to_str().expect("UTF-8").to_owned());
+    let editor = assets().join("editor").display().to_string();
+    let by_run = edited(&["--run", &run]);
+    let model = ["--model", &editor, "--adapter", &adapter];
+    assert_eq!(edited(&model), by_run);
+    let sampling = fs::read_to_string(Path::new(&adapter).join("sampling.json")).expect("settings");
+    let sampling: serde_json::Value = serde_json::from_str(&sampling).expect("JSON");
+    let said: Vec<String> = [
+        "num_inference_steps",
+        "guidance_scale",
+        "true_cfg_scale",
+        "max_sequence_length",
+    ]
+    .map(|key| format!("--{}={}", key.replace('_', "-"), sampling[key]))
+    .into();
+    let said: Vec<&str> = said.iter().map(String::as_str).chain(model).collect();
+    assert_eq!(edited(&said), by_run);
+    assert_ne!(
+        edited(&[&model[..], &["--num-inference-steps=1"]].concat()),
+        by_run
+    );
+    let card = fs::read_to_string(Path::new(&adapter).join("README.md")).expect("a card");
+    assert!(
+        card.contains("## Results") && card.contains("held-out pairs"),
+        "{card}"
+    );
 }
 
 /// Two steps of supervision; gives the adapter.

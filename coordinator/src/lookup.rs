@@ -22,21 +22,35 @@ pub type AtWork = BTreeMap<GroupId, String>;
 pub struct Lookup {
     run_dir: PathBuf,
     rows: Arc<[Row]>,
+    without_rows: Option<String>,
 }
 
 impl Lookup {
     /// For a run whose dataset is at hand.
     pub fn new(run_dir: PathBuf, rows: Arc<[Row]>) -> Self {
-        Self { run_dir, rows }
+        Self {
+            run_dir,
+            rows,
+            without_rows: None,
+        }
     }
 
-    /// For a run folder that nobody serves. Without its dataset, prompts stay empty.
+    /// For a run folder that nobody serves. Without its dataset, prompts stay empty, for which
+    /// [`Lookup::without_rows`] has the reason.
     pub fn of_folder(run_dir: &Path) -> Self {
-        let config = std::fs::read_to_string(RunFolder::new(run_dir).config()).unwrap_or_default();
-        let rows = RunConfig::from_toml(&config).ok().and_then(|config| {
-            retouch_dataset::read(Path::new(&config.dataset.path), Split::Train).ok()
-        });
-        Self::new(run_dir.to_owned(), rows.unwrap_or_default().into())
+        let (rows, without_rows) = match recorded_rows(run_dir) {
+            Ok(rows) => (rows, None),
+            Err(reason) => (Vec::new(), Some(reason)),
+        };
+        Self {
+            without_rows,
+            ..Self::new(run_dir.to_owned(), rows.into())
+        }
+    }
+
+    /// Why instructions and images are not known, if they are not.
+    pub fn without_rows(&self) -> Option<&str> {
+        self.without_rows.as_deref()
     }
 
     /// Groups that the query describes, newest iteration first.
@@ -125,6 +139,16 @@ impl Lookup {
             candidates: Vec::new(),
         }
     }
+}
+
+/// The rows of the dataset that the run file in the folder names.
+fn recorded_rows(run_dir: &Path) -> Result<Vec<Row>, String> {
+    let file = RunFolder::new(run_dir).config();
+    let text = std::fs::read_to_string(&file);
+    let text = text.map_err(|error| format!("{}: {error}", file.display()))?;
+    let config = RunConfig::from_toml(&text).map_err(|error| error.to_string())?;
+    let rows = retouch_dataset::read(Path::new(&config.dataset.path), Split::Train);
+    rows.map_err(|error| error.to_string())
 }
 
 /// The record does not say what is under way; who is at work does.

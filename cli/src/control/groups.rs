@@ -12,6 +12,7 @@ use retouch_proto::{
 use super::{control_grpc::ControlClient, record::record_of, save, target::Target};
 use crate::{
     exit::UsageError,
+    exit::complain,
     output::{self, print_json, say},
     show::{duration, policy},
 };
@@ -110,6 +111,11 @@ async fn find(args: &GroupsArgs) -> anyhow::Result<Vec<GroupView>> {
         Ok(mut control) => control.groups(query).await,
         Err(error) => {
             let lookup = record_of(&args.target, error)?;
+            if let Some(reason) = lookup.without_rows() {
+                complain(format_args!(
+                    "instructions and images are not shown: the dataset can't be read from here: {reason}"
+                ));
+            }
             Ok(lookup.groups(&query, &AtWork::new())?)
         }
     }

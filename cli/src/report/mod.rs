@@ -10,8 +10,9 @@ use anyhow::{Context, bail};
 use clap::Args;
 use retouch_coordinator::store::Reader;
 use retouch_evaluation::{HeldOut, Outcome, contact_sheet, sheet};
+use retouch_learner::card::Card;
 use retouch_proto::{
-    RunConfig,
+    Iteration, RunConfig,
     files::{PUBLIC, write_whole},
     run_folder::{RunFolder, SAMPLES},
     status::IterationMetrics,
@@ -108,6 +109,7 @@ pub(crate) fn make(config: &RunConfig, folder: &RunFolder, author: Author) -> an
         stage_s: stage_seconds(&history, evaluate_s),
         curve: history.iter().map(IterationPoint::from).collect(),
     };
+    describe_adapter(config, folder, &report)?;
     let examples = write_pictures(folder, &report, &outcomes)?;
     let page = folder.report_html();
     write_whole(
@@ -119,6 +121,16 @@ pub(crate) fn make(config: &RunConfig, folder: &RunFolder, author: Author) -> an
     report.save(&folder.report_json())?;
     print_summary(&report, folder);
     Ok(())
+}
+
+/// Has the model card of the adapter say what the evaluation found.
+fn describe_adapter(config: &RunConfig, folder: &RunFolder, report: &Report) -> anyhow::Result<()> {
+    let Some(heldout) = &report.heldout else {
+        return Ok(());
+    };
+    let card = Card::of_run(config, Iteration(report.adapter_iteration));
+    let card = card.with_results(heldout::text(heldout));
+    Ok(card.write(&folder.adapter(&report.adapter))?)
 }
 
 /// Evaluates the adapter, if the run file asks for held-out pairs. A launch says in the folder how far it is.

@@ -15,8 +15,14 @@ use retouch_proto::run_folder::{CheckpointFile, RunFolder};
 use retouch_proto::{ContentHash, Iteration};
 use thiserror::Error;
 
+use crate::card::Card;
+
 /// The file of an adapter folder whose hash names the folder.
 const ADAPTER_FILE: &str = "adapter_model.safetensors";
+/// The link to the newest adapter.
+const LATEST: &str = "latest";
+/// The link to the adapter of a run that is done.
+const FINAL: &str = "final";
 
 /// A checkpoint that could not be written.
 #[derive(Debug, Error)]
@@ -57,6 +63,10 @@ pub(super) struct Checkpoint<'a> {
     pub(super) ema: &'a LoraAdapter,
     pub(super) lora: &'a LoraConfig,
     pub(super) projections: &'a [Projection],
+    /// What the adapter's folder says of it.
+    pub(super) card: Card,
+    /// Whether nothing is to be trained after it.
+    pub(super) is_last: bool,
 }
 
 /// Writes `checkpoints/<iteration>/` and `adapters/<hash>/` of the EMA, whose hash it
@@ -86,11 +96,13 @@ fn export(parent: &Path, checkpoint: &Checkpoint<'_>) -> Result<ContentHash, Che
         ema,
         lora,
         projections,
+        card,
         ..
     } = checkpoint;
     let partial = fresh_folder(parent)?;
     save_peft(&partial, ema, lora, projections)?;
     save_diffusers(&partial, ema, lora, projections)?;
+    card.write(&partial)?;
     let weights = partial.join(ADAPTER_FILE);
     let bytes = fs::read(&weights).map_err(|source| CheckpointError::Io {
         path: weights,
@@ -98,7 +110,31 @@ fn export(parent: &Path, checkpoint: &Checkpoint<'_>) -> Result<ContentHash, Che
     })?;
     let hash = ContentHash::of(&bytes);
     put_in_place(&partial, &parent.join(hash.to_string()))?;
+    // Names for people, whose absence costs the run nothing.
+    if let Err(error) = name_newest(parent, &hash.to_string(), checkpoint.is_last) {
+        tracing::warn!(%error, "the links latest and final in {} are not up to date", parent.display());
+    }
     Ok(hash)
+}
+
+/// Has `latest` lead to the adapter, and `final` too if it is the run's last; else there is no final one any more.
+fn name_newest(adapters: &Path, name: &str, is_last: bool) -> io::Result<()> {
+    link(adapters, name, LATEST)?;
+    match is_last {
+        true => link(adapters, name, FINAL),
+        false => match fs::remove_file(adapters.join(FINAL)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        },
+    }
+}
+
+/// A link that is there at every moment, replaced as a whole.
+fn link(folder: &Path, to: &str, name: &str) -> io::Result<()> {
+    let fresh = folder.join(format!(".{name}"));
+    let _ = fs::remove_file(&fresh);
+    std::os::unix::fs::symlink(to, &fresh)?;
+    fs::rename(fresh, folder.join(name))
 }
 
 /// An empty folder beside the one it will become; what a killed process left is
@@ -150,8 +186,10 @@ fn sync(folder: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use burn::tensor::Device;
+    use retouch_proto::RunConfig;
 
     use super::*;
+    use crate::card::CARD_FILE;
 
     fn write_to(run_dir: &Path, iteration: u32, state: &[u8]) -> ContentHash {
         let projections = [Projection {
@@ -174,6 +212,8 @@ mod tests {
             ema: &ema,
             lora: &lora,
             projections: &projections,
+            card: Card::of_run(&RunConfig::default(), iteration),
+            is_last: iteration == Iteration(9),
         };
         write(run_dir, &checkpoint).unwrap()
     }
@@ -203,6 +243,28 @@ mod tests {
         );
         assert!(adapter.join("adapter_config.json").is_file());
         assert!(adapter.join("pytorch_lora_weights.safetensors").is_file());
+        assert!(adapter.join(CARD_FILE).is_file());
+    }
+
+    #[test]
+    fn links_lead_to_the_newest_adapter_and_to_the_last() {
+        let folder = tempfile::tempdir().unwrap();
+        let adapters = RunFolder::new(folder.path()).adapters();
+        let leads_to = |link: &str| fs::read_link(adapters.join(link)).ok();
+        let hash = PathBuf::from(write_to(folder.path(), 8, b"8").to_string());
+        assert_eq!(
+            (leads_to(LATEST), leads_to(FINAL)),
+            (Some(hash.clone()), None)
+        );
+        write_to(folder.path(), 9, b"9");
+        assert_eq!(
+            (leads_to(LATEST), leads_to(FINAL)),
+            (Some(hash.clone()), Some(hash))
+        );
+        // The run was made longer.
+        write_to(folder.path(), 10, b"10");
+        assert_eq!(leads_to(FINAL), None);
+        assert!(adapters.join(LATEST).join(ADAPTER_FILE).is_file());
     }
 
     #[test]

@@ -36,6 +36,7 @@ use super::{
     ranks::Ranks,
 };
 use crate::{
+    card::Card,
     collective::{Collective, CollectiveError},
     metrics::StepMetrics,
     shards::ShardReduce,
@@ -348,6 +349,8 @@ impl Trainer {
             ema: &LoraAdapter::from_flat(lora, projections, &state.ema, &self.device),
             lora,
             projections,
+            card: Card::of_run(&self.config, inputs.task.iteration),
+            is_last: inputs.task.iteration.0 >= self.config.iterations,
         };
         trained.ema_adapter = Some(checkpoint::write(&self.run_dir, &checkpoint)?);
         trained.metrics.checkpoint_s = begin.elapsed().as_secs_f64();

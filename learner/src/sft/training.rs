@@ -19,6 +19,7 @@ use super::network::{Asked, Network};
 use super::rows::{Pair, read_pairs};
 use super::{SftError, SftOptions, Trained};
 use crate::adamw::AdamWConfig;
+use crate::card::Card;
 use crate::lanes::Lanes;
 use crate::metrics::host;
 use crate::nft;
@@ -296,6 +297,7 @@ impl Training<'_> {
                 let projections = network.editor().projections();
                 lora::save_peft(&folder, adapter, config, projections)?;
                 lora::save_diffusers(&folder, adapter, config, projections)?;
+                Card::of_sft(self.options, config).write(&folder)?;
                 Ok(folder)
             }
             _ => {

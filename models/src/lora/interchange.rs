@@ -34,6 +34,17 @@ pub fn save_peft(
     write_peft(folder, &tensors, &peft_json(config))
 }
 
+/// Names the base model in a peft folder's configuration, as peft does.
+///
+/// # Errors
+/// If the configuration can't be read or written.
+pub fn name_base(folder: &Path, base: &str) -> Result<(), LoadError> {
+    let path = folder.join(CONFIG_FILE);
+    let mut config: serde_json::Map<String, Value> = read_config(&path)?;
+    config.insert("base_model_name_or_path".to_owned(), base.into());
+    write_config(&path, &Value::Object(config))
+}
+
 /// The files of a peft folder that is there.
 pub(super) fn write_peft(
     folder: &Path,

@@ -28,7 +28,7 @@ pub use adapter::{LoraAdapter, LoraPair, flat_len, init_flat};
 pub use convert::AdapterFormat;
 pub use file::AdapterFile;
 pub use gradient::LoraGradient;
-pub use interchange::{load_adapter, save_diffusers, save_peft};
+pub use interchange::{load_adapter, name_base, save_diffusers, save_peft};
 pub use linear::{LoraLinear, Projection, Scope};
 pub(crate) use merge::{merge, merged};
 pub use retouch_settings::{Checkpointing, LoraConfig};
