@@ -7,6 +7,7 @@
 //! learners for that; then the workers; then the reason, as the last line.
 
 mod crew;
+mod disk;
 mod dry_run;
 mod last_words;
 mod memory;
@@ -130,6 +131,7 @@ pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
     };
     check_run(&config, held_out_pairs, images)?;
     check_devices(&config)?;
+    disk::check(&config)?;
     let stop = process::stop_signal(Enforcer::SecondSignal)?;
     if let Some(new) = args.fork {
         config = fork(config, &new)?;
