@@ -283,15 +283,14 @@ fn insert(table: &mut Table, key: &str, value: Value) -> Result<(), String> {
 fn take_wrong_keys(layer: &mut Layer) -> Vec<Problem> {
     let mut leaves = Vec::new();
     collect_leaves("", &layer.values, &mut leaves);
-    let wrong: Vec<(String, Refusal)> = leaves
+    let wrong: Vec<Refusal> = leaves
         .into_iter()
-        .filter_map(|(key, value)| Some((wrong_key(&key, value)?, key)))
-        .map(|(refusal, key)| (key, refusal))
+        .filter_map(|(key, value)| wrong_key(&key, value))
         .collect();
     let mut problems: Vec<Problem> = Vec::new();
-    for (key, refusal) in wrong {
+    for Refusal { key, problem } in wrong {
+        // An unknown section goes whole: an empty one is as wrong.
         remove(&mut layer.values, &key);
-        let Refusal { key, problem } = refusal;
         if problems.iter().all(|told| told.key != key) {
             problems.push(Problem {
                 origin: layer.origin_of(&key),
