@@ -52,7 +52,11 @@ fn status_shows_every_worker_while_the_run_goes_on() {
             .count()
     };
     assert_eq!(
-        [roles("rollout"), roles("reward"), roles("learner")],
+        [
+            roles("rollout-worker"),
+            roles("reward-worker"),
+            roles("learner")
+        ],
         [2, 1, 2],
         "{status:#}"
     );
@@ -156,7 +160,10 @@ fn a_bare_node_joins_with_address_and_token_alone() {
     let mut node = retouch()
         .args(["join", "rollout-worker", "--name", "bare"])
         .args(["--coordinator", &read(&folder, "coordinator.addr")])
-        .args(["--token", &read(&folder, "credentials/rollout/token")])
+        .args([
+            "--token",
+            &read(&folder, "credentials/rollout-worker/token"),
+        ])
         .arg("--scratch")
         .arg(folder.join("node"))
         .current_dir(&folder)
@@ -168,7 +175,7 @@ fn a_bare_node_joins_with_address_and_token_alone() {
     });
     assert_eq!(
         worker(&joined, "bare").expect("it is there")["role"],
-        "rollout"
+        "rollout-worker"
     );
     assert_eq!(adapter(&run.finish_well()), adapter(undisturbed()));
     let status = node.wait().expect("our own child");

@@ -194,7 +194,8 @@ impl Authority {
     /// The token with which a node becomes `principal`.
     pub fn token(&self, principal: Principal) -> JoinToken {
         let mut hasher = blake3::Hasher::new_keyed(&self.secret);
-        hasher.update(principal.as_str().as_bytes());
+        // Tokens of a run stay what they were, whatever its roles are called.
+        hasher.update(principal.former_name().as_bytes());
         JoinToken::new(principal, self.hash, hasher.finalize())
     }
 
@@ -313,9 +314,14 @@ impl Authority {
     }
 }
 
-/// The folder of one principal's credentials.
+/// The folder of one principal's credentials; where there is only one by its former name, that.
 pub fn principal_folder(folder: &Path, principal: Principal) -> PathBuf {
-    folder.join(principal.as_str())
+    let own = folder.join(principal.as_str());
+    let former = folder.join(principal.former_name());
+    match !own.is_dir() && former.is_dir() {
+        true => former,
+        false => own,
+    }
 }
 
 /// Workers serve and call, the coordinator only serves, people only call.

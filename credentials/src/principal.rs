@@ -43,12 +43,20 @@ impl Principal {
         Self::Worker(Role::Learner),
     ];
 
-    /// `coordinator`, `rollout`, `reward`, `learner` or `control`.
+    /// `coordinator`, `rollout-worker`, `reward-worker`, `learner` or `control`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Coordinator => "coordinator",
             Self::Worker(role) => role.as_str(),
             Self::Control => "control",
+        }
+    }
+
+    /// Its name in run folders of before, and what tokens are derived from ever since.
+    pub(crate) fn former_name(self) -> &'static str {
+        match self {
+            Self::Worker(role) => role.word(),
+            Self::Coordinator | Self::Control => self.as_str(),
         }
     }
 
@@ -86,14 +94,15 @@ impl fmt::Display for Principal {
 
 /// Text that names nobody.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is none of coordinator, rollout, reward, learner, control")]
+#[error("{0:?} is none of coordinator, rollout-worker, reward-worker, learner, control")]
 pub struct InvalidPrincipal(String);
 
 impl FromStr for Principal {
     type Err = InvalidPrincipal;
 
     fn from_str(text: &str) -> Result<Self, InvalidPrincipal> {
-        let known = Self::ALL.into_iter().find(|known| known.as_str() == text);
+        let is_meant = |known: &Self| [known.as_str(), known.former_name()].contains(&text);
+        let known = Self::ALL.into_iter().find(is_meant);
         known.ok_or_else(|| InvalidPrincipal(text.to_owned()))
     }
 }
@@ -112,11 +121,14 @@ mod tests {
     fn names_round_trip() {
         for principal in Principal::ALL {
             assert_eq!(principal.as_str().parse(), Ok(principal));
+            assert_eq!(principal.former_name().parse(), Ok(principal));
             assert_eq!(
                 Principal::of_dns_name(&principal.dns_names()[0]),
                 Some(principal)
             );
         }
+        let former = Principal::of_dns_name("rollout.retouch.internal");
+        assert_eq!(former, Some(Principal::Worker(Role::Rollout)));
         for name in [
             "worker.retouch.internal",
             "learner",

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tonic::{service::Routes, transport::server::TcpIncoming};
 
-use super::*;
+use super::{authority::principal_folder, *};
 
 const LEARNER: Principal = Principal::Worker(Role::Learner);
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -156,11 +156,14 @@ async fn tokens_of_other_roles_and_runs_admit_nobody() {
     };
     let rollout = run.token(Principal::Worker(Role::Rollout));
     let error = join(rollout.clone(), LEARNER).await;
-    assert_eq!(error, "this join token is for rollout, not for learner");
+    assert_eq!(
+        error,
+        "this join token is for rollout-worker, not for learner"
+    );
     // One that lies about its role fails at the coordinator.
     let forged = rollout
         .reveal()
-        .replace("rollout", "learner")
+        .replace("rollout-worker", "learner")
         .parse()
         .unwrap();
     let error = join(forged, LEARNER).await;
@@ -184,7 +187,7 @@ async fn the_authority_checks_principal_and_key_itself() {
     let (_folder, authority) = authority();
     let rollout = authority.token(Principal::Worker(Role::Rollout));
     let refusal = authority.enroll(&rollout, LEARNER, &[4; 65]).unwrap_err();
-    let expected = "this join token is for rollout, it does not admit learner";
+    let expected = "this join token is for rollout-worker, it does not admit learner";
     assert_eq!(refusal.to_string(), expected);
     let refusal = authority.enroll(&authority.token(LEARNER), LEARNER, &[4; 64]);
     assert!(
@@ -270,7 +273,7 @@ fn certificates_are_renewed_in_time_with_the_same_keys_and_tokens() {
         let changed: Vec<_> = changed.map(|(old, _)| old.0.file_name().unwrap()).collect();
         assert_eq!(changed, ["cert.pem"; 5]);
         for principal in Principal::ALL {
-            let own = authority::principal_folder(folder.path(), principal);
+            let own = principal_folder(folder.path(), principal);
             Credentials::load_at(&own, now).unwrap();
         }
         before = renewed;
@@ -380,4 +383,30 @@ async fn clocks_may_differ_by_weeks() {
             .await
             .unwrap();
     }
+}
+
+/// As a run folder was before roles had the names of their commands.
+#[test]
+fn folders_and_tokens_of_before_are_good() {
+    let (folder, run) = authority();
+    run.write_missing(folder.path()).unwrap();
+    let role = Principal::Worker(Role::Rollout);
+    let (now, before) = (
+        folder.path().join("rollout-worker"),
+        folder.path().join("rollout"),
+    );
+    assert_eq!(principal_folder(folder.path(), role), now);
+    fs::rename(&now, &before).unwrap();
+    run.write_missing(folder.path()).unwrap();
+    assert!(!now.exists(), "one folder is enough");
+    assert_eq!(principal_folder(folder.path(), role), before);
+    Credentials::load(&before).unwrap();
+
+    let token = fs::read_to_string(before.join("token")).unwrap();
+    assert_eq!(token.trim(), run.token(role).reveal());
+    let written_before = token.replace("retouch.rollout-worker.", "retouch.rollout.");
+    assert_eq!(
+        written_before.parse::<JoinToken>().unwrap(),
+        run.token(role)
+    );
 }

@@ -15,8 +15,10 @@ use crate::task::{Assignment, TaskResult};
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Samples groups.
+    #[serde(rename = "rollout-worker", alias = "rollout")]
     Rollout,
     /// Scores groups.
+    #[serde(rename = "reward-worker", alias = "reward")]
     Reward,
     /// Trains.
     Learner,
@@ -26,8 +28,17 @@ impl Role {
     /// All roles, in the order of the work.
     pub const ALL: [Self; 3] = [Self::Rollout, Self::Reward, Self::Learner];
 
-    /// `rollout`, `reward` or `learner`.
+    /// Its name: that of the command, of the folder of its credentials, and in JSON.
     pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Rollout => "rollout-worker",
+            Self::Reward => "reward-worker",
+            Self::Learner => "learner",
+        }
+    }
+
+    /// The word for it in a sentence, before "worker". Its name once was this alone, and is read so, too.
+    pub fn word(self) -> &'static str {
         match self {
             Self::Rollout => "rollout",
             Self::Reward => "reward",
@@ -36,22 +47,25 @@ impl Role {
     }
 }
 
+/// [`Role::word`], for sentences.
+
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
+        f.pad(self.word())
     }
 }
 
 /// Text that is not a role.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("role {0:?} is none of rollout, reward, learner")]
+#[error("role {0:?} is none of rollout-worker, reward-worker, learner")]
 pub struct InvalidRole(String);
 
 impl FromStr for Role {
     type Err = InvalidRole;
 
     fn from_str(text: &str) -> Result<Self, InvalidRole> {
-        let known = Self::ALL.into_iter().find(|role| role.as_str() == text);
+        let is_meant = |role: &Self| [role.as_str(), role.word()].contains(&text);
+        let known = Self::ALL.into_iter().find(is_meant);
         known.ok_or_else(|| InvalidRole(text.to_owned()))
     }
 }

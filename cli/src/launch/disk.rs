@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_disk_has_room_for_two_checkpoints_and_should_for_all() {
-        let judged = |free| judged("runs/a", free << 20, 10 << 20, 5);
+        let judged = |free: u64| judged("runs/a", free << 20, 10 << 20, 5);
         let refused = judged(19).expect_err("no room").to_string();
         assert!(
             refused.contains("runs/a has 19.0 MiB free, a run needs 2 checkpoints of 10.0 MiB"),

@@ -22,16 +22,7 @@ pub(super) struct Seat {
 impl Seat {
     /// The worker's name, and that of its log: `learner-0`.
     pub(super) fn name(self) -> String {
-        format!("{}-{}", command(self.role), self.index)
-    }
-}
-
-/// The command that starts a worker of this role.
-pub(super) fn command(role: Role) -> &'static str {
-    match role {
-        Role::Rollout => "rollout-worker",
-        Role::Reward => "reward-worker",
-        Role::Learner => "learner",
+        format!("{}-{}", self.role.as_str(), self.index)
     }
 }
 

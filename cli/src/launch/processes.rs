@@ -64,7 +64,7 @@ fn worker_arguments(seat: Seat, folder: &RunFolder) -> Vec<OsString> {
     // The file, not what is in it: a coordinator that is started again may get another port.
     let address = folder.coordinator_address();
     [
-        (placement::command(seat.role).into(), None),
+        (seat.role.as_str().into(), None),
         ("--coordinator".into(), Some(address.into_os_string())),
         ("--credentials".into(), Some(credentials.into_os_string())),
         ("--name".into(), Some(name.into())),

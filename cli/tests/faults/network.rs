@@ -27,9 +27,9 @@ const SLOW: Duration = Duration::from_millis(120);
 const LONG_CUT: Duration = Duration::from_millis(4_500);
 const SHORT_CUT: Duration = Duration::from_millis(1_500);
 const WORKERS: [(&str, &str, &str); 5] = [
-    ("rollout-worker", "rollout", "rollout-worker-0"),
-    ("rollout-worker", "rollout", "rollout-worker-1"),
-    ("reward-worker", "reward", "reward-worker-0"),
+    ("rollout-worker", "rollout-worker", "rollout-worker-0"),
+    ("rollout-worker", "rollout-worker", "rollout-worker-1"),
+    ("reward-worker", "reward-worker", "reward-worker-0"),
     ("learner", "learner", "learner-0"),
     ("learner", "learner", "learner-1"),
 ];

@@ -67,8 +67,7 @@ impl Cluster {
         let name = format!("{role}-{index}");
         let (address, data) = (self.address.clone(), format!("data-{name}"));
         let arguments = ["--coordinator", &address, "--name", &name];
-        let principal = role.trim_end_matches("-worker");
-        let credentials = format!("run/credentials/{principal}");
+        let credentials = format!("run/credentials/{role}");
         let rest = ["--data-dir", &data, "--device", "cpu"];
         let access = ["--credentials", &credentials];
         self.spawn(&name, &[&[role][..], &arguments, &access, &rest].concat());

@@ -204,7 +204,8 @@ async fn workers_do_not_steer_and_people_do_not_work() {
     let run = Run::start().await;
     for refused in control(&run.channel_as(ROLLOUT)).await {
         let status = refused.unwrap_err();
-        let expected = "the client certificate is for rollout, this call needs one of control";
+        let expected =
+            "the client certificate is for rollout-worker, this call needs one of control";
         assert_eq!(
             (status.code(), status.message()),
             (Code::PermissionDenied, expected)
