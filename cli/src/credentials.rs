@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueHint};
 use retouch_credentials::{
     Access, Authority, Credentials, EnrollError, JoinToken, Principal, authority::principal_folder,
     enroll,
@@ -29,7 +29,7 @@ const FOLDER_VARIABLE: &str = "RETOUCH_CREDENTIALS";
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct CredentialArgs {
     /// A folder with ca.pem, cert.pem and key.pem, or with such a folder for each role.
-    #[arg(long, env = FOLDER_VARIABLE, value_name = "FOLDER")]
+    #[arg(long, env = FOLDER_VARIABLE, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
     credentials: Option<PathBuf>,
     /// A join token, for which the coordinator gives a certificate, or several separated by commas;
     /// better given in the environment than for all to see.

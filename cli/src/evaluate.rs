@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueHint};
 use retouch_models::{editor::Layout, lora::AdapterFile};
 
 use crate::{
@@ -20,7 +20,7 @@ pub(crate) struct EvaluateArgs {
     #[command(flatten)]
     config: ConfigArgs,
     /// The adapter: a PEFT folder, or a file of another program, as `edit` takes them.
-    #[arg(long)]
+    #[arg(long, value_hint = ValueHint::AnyPath)]
     adapter: PathBuf,
     /// Print the numbers as JSON.
     #[arg(long)]

@@ -222,4 +222,19 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn shells_complete_names_and_folders() {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let script = completions::script(shell, Cli::command()).unwrap();
+            for name in ["filtered", "attempt-failed", "reward-worker", "scratch"] {
+                assert!(script.contains(name), "{shell}: {name}");
+            }
+        }
+        let zsh = completions::script(Shell::Zsh, Cli::command()).unwrap();
+        assert!(
+            zsh.contains("folder, as `launch` printed it:_files -/"),
+            "{zsh}"
+        );
+    }
 }

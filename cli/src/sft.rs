@@ -2,7 +2,7 @@
 
 use std::{ops::ControlFlow, path::PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, ValueHint};
 use retouch_learner::{
     adamw::AdamWConfig,
     sft::{
@@ -26,13 +26,13 @@ use crate::{
 #[derive(Debug, Args)]
 pub(crate) struct SftArgs {
     /// The base editor: a diffusers folder, or a model's id on the Hugging Face Hub that `hf download` has fetched.
-    #[arg(long)]
+    #[arg(long, value_hint = ValueHint::DirPath)]
     model: PathBuf,
     /// The dataset: train_metadata.jsonl with prompt, image, target; test_metadata.jsonl is held out.
-    #[arg(long)]
+    #[arg(long, value_hint = ValueHint::DirPath)]
     dataset: PathBuf,
     /// Where the result, the log and the checkpoints go; the same command goes on from the last checkpoint.
-    #[arg(long)]
+    #[arg(long, value_hint = ValueHint::DirPath)]
     output: PathBuf,
     /// What is trained.
     #[arg(long, value_enum, default_value_t = What::Lora)]

@@ -4,7 +4,11 @@ mod harness;
 
 use std::path::Path;
 
-use harness::{adapter, json, read, retouch, run::Run, status, worker};
+use harness::{
+    adapter, json, read, retouch,
+    run::{ERR, OUT, Run},
+    status, worker,
+};
 use serde_json::Value;
 
 /// Runs a command on the run's coordinator as from another machine: by address and token.
@@ -27,6 +31,25 @@ fn remote_json(folder: &Path, command: &[&str]) -> Value {
 fn local_json(folder: &Path, command: &str) -> Value {
     let run = folder.join("run");
     json(retouch().args([command, "--json"]).arg(run)).expect("JSON")
+}
+
+/// Without a terminal nothing has colours, and progress is lines with the time.
+fn check_plain(folder: &Path) {
+    let logs = std::fs::read_dir(folder.join("run/logs")).expect("logs");
+    let mut files: Vec<_> = logs.map(|log| log.expect("a log").path()).collect();
+    files.extend([folder.join(OUT), folder.join(ERR)]);
+    for file in &files {
+        let text = std::fs::read_to_string(file).expect("text");
+        assert!(!text.contains('\x1b'), "{}:\n{text}", file.display());
+    }
+    let told = std::fs::read_to_string(folder.join(OUT)).expect("text");
+    let times = |what: &str| {
+        told.lines()
+            .filter(|line| line.get(8..).is_some_and(|rest| rest.starts_with(what)))
+            .count()
+    };
+    assert_eq!(times("  iteration "), 6, "{told}");
+    assert!(times("  evaluating: ") >= 1, "{told}");
 }
 
 #[test]
@@ -102,6 +125,13 @@ fn a_run_that_is_steered_from_elsewhere_ends_with_the_same_adapter() {
             .iter()
             .any(|group| group["state"] == "kept")
     );
+    let over = local_json(&folder, "status");
+    assert_eq!(
+        (&over["state"], &over["coordinator"], &over["committed"]),
+        (&"finished".into(), &"ended".into(), &6.into())
+    );
+    assert_eq!(over["history"].as_array().expect("iterations").len(), 6);
+    check_plain(&folder);
     let away = retouch()
         .arg("pause")
         .arg(folder.join("run"))

@@ -21,8 +21,19 @@ use crate::{
 
 /// The record in the run's folder, for a run without a coordinator; `error` if there is none.
 pub(super) fn record_of(target: &Target, error: anyhow::Error) -> anyhow::Result<Lookup> {
-    let folder = recorded_folder(target, error)?;
+    let folder = recorded_folder(target, error).map_err(|error| unrecorded(target, error))?;
     Ok(Lookup::of_folder(folder.path()))
+}
+
+/// Looking things up without a coordinator needs a record, and waiting brings none.
+fn unrecorded(target: &Target, error: anyhow::Error) -> anyhow::Error {
+    match target.run_folder() {
+        Some(folder) if error.is::<Unreachable>() => {
+            let folder = folder.display();
+            UsageError(format!("{folder} is no run folder: it has no record")).into()
+        }
+        _ => error,
+    }
 }
 
 /// A run as people see it: by its coordinator, or by its record.
@@ -163,18 +174,11 @@ fn recorded_folder(target: &Target, error: anyhow::Error) -> anyhow::Result<RunF
     if !error.is::<Unreachable>() && is_held(&folder.record_lock()) {
         return Err(error);
     }
-    if folder.record().is_file() {
-        return Ok(folder);
-    }
     // A launch that has just begun has no record yet.
-    if folder.config().is_file() {
-        return Err(error);
+    match folder.record().is_file() {
+        true => Ok(folder),
+        false => Err(error),
     }
-    let problem = format!(
-        "{} is not a run folder: it has no record",
-        folder.path().display()
-    );
-    Err(UsageError(problem).into())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueHint};
 use retouch_credentials::{Access, Principal};
 use retouch_proto::{RunFolder, WorkerId};
 use retouch_worker::session::CoordinatorAddress;
@@ -33,6 +33,7 @@ pub(crate) struct Target {
     /// The run's folder, as `launch` printed it.
     #[arg(
         value_name = "RUN_FOLDER",
+        value_hint = ValueHint::DirPath,
         required_unless_present = "coordinator",
         conflicts_with = "coordinator"
     )]

@@ -31,7 +31,9 @@ const NAME: Column = column("worker", NAME_WIDTH, Side::Left, |worker| {
 
 /// Those beside the name.
 const COLUMNS: [Column; 8] = [
-    column("role", 8, Side::Left, |worker| worker.role.to_string()),
+    column("role", 14, Side::Left, |worker| {
+        worker.role.as_str().to_owned()
+    }),
     column("state", 8, Side::Left, |worker| worker.state.to_string()),
     column("device", 10, Side::Left, |worker| worker.device.clone()),
     column("load", 5, Side::Right, |worker| {
@@ -162,7 +164,7 @@ pub(super) mod tests {
             names(80),
             ["worker", "role", "state", "load", "policy", "seen"]
         );
-        assert_eq!(names(60), ["worker", "state", "load", "policy", "seen"]);
+        assert_eq!(names(60), ["worker", "state", "load", "seen"]);
         assert_eq!(names(30), ["worker", "state"]);
     }
 

@@ -7,7 +7,7 @@ mod summary;
 use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
 use anyhow::{Context, bail};
-use clap::Args;
+use clap::{Args, ValueHint};
 use retouch_coordinator::store::Reader;
 use retouch_evaluation::{HeldOut, Outcome, contact_sheet, sheet};
 use retouch_learner::card::Card;
@@ -55,7 +55,7 @@ const SHEET_COLUMNS: u32 = 2;
 #[command(verbatim_doc_comment)]
 pub(crate) struct ReportArgs {
     /// The run's folder, as `launch` printed it.
-    #[arg(value_name = "RUN_FOLDER")]
+    #[arg(value_name = "RUN_FOLDER", value_hint = ValueHint::DirPath)]
     folder: PathBuf,
 }
 

@@ -15,11 +15,11 @@ use crate::{
 
 /// Blocks of the reward trend.
 const TREND_MAX: usize = 60;
-/// What stands beside the trend.
-const TREND_SIDES: usize = "reward    0.0000 -> 0.0000".len();
+/// What stands before the trend.
+const REWARD: &str = "reward  ";
 /// Iterations shown as rows.
 const ITERATIONS_MAX: usize = 5;
-/// The same on a low screen, which has neither the step nor the judges.
+/// The same on a low screen, which has no sums, step or judges.
 const ITERATIONS_LOW: usize = 2;
 /// Rows of a screen that is low.
 const LOW: usize = 40;
@@ -112,6 +112,9 @@ impl Screen {
             group_counts(groups, ", ")
         );
         self.line(&open, INDENT);
+        if self.is_low {
+            return;
+        }
         let so_far = format!(
             "{INDENT}so far: {} kept, {} filtered, {} dropped, {} made again; {} failed attempts",
             totals.groups_kept,
@@ -132,9 +135,11 @@ impl Screen {
         }
         self.out.push('\n');
         if let (Some(first), Some(last)) = (rewards.first(), rewards.last()) {
-            let blocks = self.columns.saturating_sub(TREND_SIDES).clamp(1, TREND_MAX);
+            let ends = format!("  {first:.4} -> {last:.4}");
+            let taken = REWARD.len() + ends.len();
+            let blocks = self.columns.saturating_sub(taken).clamp(1, TREND_MAX);
             let trend = sparkline(&thinned(&rewards, blocks));
-            self.line(&format!("reward  {trend}  {first:.4} -> {last:.4}"), "  ");
+            self.line(&format!("{REWARD}{trend}{ends}"), "  ");
         }
         let columns = self.metrics();
         let names = columns.iter().map(|m| cell(m, m.name)).collect::<String>();
@@ -419,10 +424,10 @@ iteration reward_mean reward_std policy_loss grad_norm filter_rate   groups     
 learner step of iteration 2, 3.5 s on rank 0, in seconds:
   data wait 0.50   prepare 0.00   v_old 1.00   v_ref 0.00   forward 0.00   backward 2.00   all-reduce 0.00   optimizer 0.00   checkpoint 0.00   publish 0.00
 
-worker               role     state    device      load   done failed policy                seen
-learner-0            learner  ready    cpu          0/2      7      1 -                    0.3 s
-reward-0             reward   lost     cpu          0/2      7      1 -                    0.3 s  !
-rollout-0            rollout  ready    cpu          1/2      7      1 2:fedcba987654       0.3 s
+worker               role           state    device      load   done failed policy                seen
+learner-0            learner        ready    cpu          0/2      7      1 -                    0.3 s
+reward-0             reward-worker  lost     cpu          0/2      7      1 -                    0.3 s  !
+rollout-0            rollout-worker ready    cpu          1/2      7      1 2:fedcba987654       0.3 s
 
 STALLED for 4.0 s: 1 groups wait for a reward worker, and none is registered
 ";
