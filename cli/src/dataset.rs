@@ -10,8 +10,14 @@ use retouch_dataset::{DatasetError, Row};
 use retouch_models::images;
 use retouch_proto::limits::SOURCES_MAX;
 use retouch_tiny::dataset::{Dataset, Targets};
+use serde::Serialize;
 
-use crate::{destination, exit::UsageError, number, output::say};
+use crate::{
+    destination,
+    exit::UsageError,
+    number,
+    output::{print_json, say},
+};
 
 /// Most pairs of a split that are made.
 const PAIRS_MAX: u32 = 10_000_000;
@@ -54,13 +60,16 @@ struct MakeArgs {
 struct CheckArgs {
     /// The folder with train_metadata.jsonl, test_metadata.jsonl and the images.
     folder: PathBuf,
+    /// Print the result as JSON: the numbers of `train` and `test` rows, or the first `problems` and their `count`.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(args: DatasetArgs) -> anyhow::Result<()> {
     match args.command {
         DatasetCommand::Make(args) => make(&args),
         DatasetCommand::Import(args) => import::run(args),
-        DatasetCommand::Check(args) => check(&args.folder),
+        DatasetCommand::Check(args) => check(&args),
     }
 }
 
@@ -88,12 +97,41 @@ fn make(args: &MakeArgs) -> anyhow::Result<()> {
 }
 
 /// Reads both splits as a run does, with every image.
-fn check(folder: &Path) -> anyhow::Result<()> {
-    let [train, test] =
-        check_rows(folder, 1, SOURCES_MAX, Images::Decoded).map_err(UsageError::from)?;
-    let folder = folder.display();
-    say!("{folder}: {train} train and {test} test pairs, no problem");
+fn check(args: &CheckArgs) -> anyhow::Result<()> {
+    let checked = check_rows(&args.folder, 1, SOURCES_MAX, Images::Decoded);
+    if args.json {
+        print_json(&Checked::of(&checked))?;
+    }
+    let [train, test] = checked.map_err(UsageError::from)?;
+    if !args.json {
+        let folder = args.folder.display();
+        say!("{folder}: {train} train and {test} test pairs, no problem");
+    }
     Ok(())
+}
+
+/// What `dataset check --json` prints.
+#[derive(Debug, Serialize)]
+struct Checked<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    train: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    test: Option<usize>,
+    problems: &'a [String],
+    count: usize,
+}
+
+impl<'a> Checked<'a> {
+    fn of(checked: &'a Result<[usize; 2], DatasetError>) -> Self {
+        let rows = checked.as_ref().ok();
+        let error = checked.as_ref().err();
+        Self {
+            train: rows.map(|[train, _]| *train),
+            test: rows.map(|[_, test]| *test),
+            problems: error.map_or(&[], DatasetError::shown),
+            count: error.map_or(0, DatasetError::count),
+        }
+    }
 }
 
 /// How far a check of a dataset looks at its images.

@@ -180,6 +180,18 @@ fn all_commands_look_into_the_images() {
         let rows: String = expected.iter().map(row).collect();
         fs::write(folder.join(split.file_name()), rows).expect("a file");
     }
+    let mut json = Command::new(env!("CARGO_BIN_EXE_retouch"));
+    let json = json
+        .args(["dataset", "check", "--json"])
+        .arg(folder)
+        .output();
+    let told: serde_json::Value =
+        serde_json::from_slice(&json.expect("retouch starts").stdout).expect("JSON");
+    assert_eq!(
+        (&told["count"], told.get("train")),
+        (&6.into(), None),
+        "{told}"
+    );
     let problems = problems(folder);
     assert_eq!(problems.len(), 6, "{problems:#?}");
     for (problem, (image, what)) in problems.iter().zip(expected.iter().cycle()) {

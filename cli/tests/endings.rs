@@ -26,33 +26,25 @@ fn code(run: &mut Run) -> Option<i32> {
     run.finish().code()
 }
 
-/// Copies the dataset with pictures that are none.
-fn undecodable_dataset(folder: &Path) -> String {
-    let copy = folder.join("data");
-    fs::create_dir_all(copy.join("images")).expect("our own folder");
-    for split in ["train_metadata.jsonl", "test_metadata.jsonl"] {
-        fs::copy(assets().join("dataset").join(split), copy.join(split)).expect("a split");
-    }
-    for image in fs::read_dir(assets().join("dataset/images")).expect("images") {
-        let name = image.expect("an image").file_name();
-        fs::write(copy.join("images").join(name), "not a picture").expect("our own file");
-    }
-    format!("dataset.path={}", copy.display())
+/// A judge of numbers that are none, in a folder of its own; gives the setting.
+fn spoiled_judge(folder: &Path) -> String {
+    let judge = folder.join("judge");
+    copy_folder(&assets().join("judge"), &judge);
+    spoil(&judge.join("model.safetensors"));
+    let template = judge.join("template.txt");
+    format!("reward.terms=[{{ path = {judge:?}, template = {template:?} }}]")
 }
 
-fn restore_images(folder: &Path) {
-    for image in fs::read_dir(assets().join("dataset/images")).expect("images") {
-        let image = image.expect("an image");
-        let copy = folder.join("data/images").join(image.file_name());
-        fs::copy(image.path(), copy).expect("our own file");
-    }
+fn restore_judge(folder: &Path) {
+    let sound = assets().join("judge/model.safetensors");
+    fs::copy(sound, folder.join("judge/model.safetensors")).expect("our own file");
 }
 
 #[test]
 fn a_run_that_fails_ends_with_its_reason_until_it_is_retried() {
     let place = tempfile::tempdir().expect("a temporary folder");
-    let dataset = undecodable_dataset(place.path());
-    let mut run = Run::launch(&[&dataset, "iterations=1"]);
+    let judge = spoiled_judge(place.path());
+    let mut run = Run::launch(&[&judge, "iterations=1"]);
     assert_eq!(code(&mut run), Some(1), "{}", run.logs());
     let reason = run.reason();
     for part in [
@@ -63,13 +55,13 @@ fn a_run_that_fails_ends_with_its_reason_until_it_is_retried() {
     }
 
     let begin = Instant::now();
-    run.again(&[&dataset, "iterations=1"]);
+    run.again(&[&judge, "iterations=1"]);
     assert_eq!(code(&mut run), Some(1), "{}", run.logs());
     assert_eq!(run.reason(), reason);
     assert!(begin.elapsed() < AT_ONCE, "{:?}", begin.elapsed());
 
-    restore_images(place.path());
-    let mut arguments = run_file(run.path(), &[&dataset, "iterations=1"]);
+    restore_judge(place.path());
+    let mut arguments = run_file(run.path(), &[&judge, "iterations=1"]);
     arguments.push("--retry".to_owned());
     run.child = launch_command(&arguments, run.path())
         .spawn()
@@ -81,11 +73,7 @@ fn a_run_that_fails_ends_with_its_reason_until_it_is_retried() {
 #[test]
 fn whatever_a_run_fails_of_is_the_last_line() {
     let place = tempfile::tempdir().expect("a temporary folder");
-    let judge = place.path().join("judge");
-    copy_folder(&assets().join("judge"), &judge);
-    spoil(&judge.join("model.safetensors"));
-    let template = judge.join("template.txt");
-    let judge = format!("reward.terms=[{{ path = {judge:?}, template = {template:?} }}]");
+    let judge = spoiled_judge(place.path());
     fails_of(
         "judge with numbers that are none",
         &[&judge],

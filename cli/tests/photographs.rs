@@ -234,7 +234,7 @@ fn fine_tune(root: &Path, data: &Path) -> PathBuf {
     output.join("adapter")
 }
 
-/// An edit of the upright picture in its own size, rounded down to tokens; or the reason why not.
+/// An edit of the upright picture in its own size, rounded down to the small editor's tokens; or the reason why not.
 fn edit(root: &Path, name: &str, expected: &Expected, adapter: &Path) {
     let output = root.join("edited.png");
     let _ = fs::remove_file(&output);
@@ -266,7 +266,7 @@ fn edit(root: &Path, name: &str, expected: &Expected, adapter: &Path) {
         Expected::Seen { width, height, .. } => {
             assert!(edited.status.success(), "{name}: {}", stderr(&edited));
             let size = image::image_dimensions(&output).expect("an edited picture");
-            assert_eq!(size, (width / 16 * 16, height / 16 * 16), "{name}");
+            assert_eq!(size, (width / 8 * 8, height / 8 * 8), "{name}");
         }
     }
 }

@@ -20,6 +20,11 @@ impl DatasetError {
         Self { shown, count: 1 }
     }
 
+    /// The first problems in words.
+    pub fn shown(&self) -> &[String] {
+        &self.shown
+    }
+
     /// How many problems there are, those that are not shown included.
     pub fn count(&self) -> usize {
         self.count

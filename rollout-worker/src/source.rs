@@ -112,7 +112,10 @@ pub fn load(folder: &Path, paths: &[String], rule: SizeRule) -> Result<Sources, 
     let images: Vec<RgbImage> = images.collect::<Result<_, _>>()?;
     let last = images.last().ok_or(SourceError::None)?;
     let size = rule.size(ImageSize::of(last));
-    let several = SizeRule::Area(size.height * size.width);
+    let several = match rule {
+        SizeRule::Fixed(size) => SizeRule::Area(size.height * size.width),
+        rule => rule,
+    };
     let images = match &images[..] {
         [image] => vec![fit(image, size)],
         images => {

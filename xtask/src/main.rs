@@ -66,13 +66,15 @@ fn ci() -> anyhow::Result<()> {
     gpu::prove(&root())?;
     nccl()?;
     s3()?;
+    parquet()?;
     cargo(&["test", "--workspace"])
 }
 
 /// Of all that any build has; what only builds without a feature have, the compiler sees when tests are built.
 fn clippy() -> anyhow::Result<()> {
     gpu::llvm::provide(&root())?;
-    let features = format!("{},retouch-coordinator/simulator", gpu::build::FEATURES);
+    let more = "retouch-coordinator/simulator,retouch-cli/parquet";
+    let features = format!("{},{more}", gpu::build::FEATURES);
     let what = ["clippy", "--workspace", "--all-targets", "--features"];
     cargo(&[&what[..], &[&features, "--", "--deny", "warnings"]].concat())
 }
@@ -86,6 +88,12 @@ fn nccl() -> anyhow::Result<()> {
             .env(nccl::VARIABLE, library)
             .env("NCCL_SOCKET_IFNAME", "lo"),
     )
+}
+
+/// The import of parquet shards, alone: with its feature, whatever depends on the crate would be built a second time.
+fn parquet() -> anyhow::Result<()> {
+    let which = ["--package", "retouch-dataset", "--features", "parquet"];
+    cargo(&[&["test"][..], &which, &["--", "import"]].concat())
 }
 
 fn s3() -> anyhow::Result<()> {

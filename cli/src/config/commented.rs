@@ -87,7 +87,10 @@ mod tests {
             text.contains("# - dpm2: DPM-Solver++, second-order"),
             "{text}"
         );
-        assert!(text.contains("\n# The judge's folder.\npath = "), "{text}");
+        assert!(
+            text.contains("\n# The judge's folder, or its id on the Hugging Face Hub.\npath = "),
+            "{text}"
+        );
         let mut comments = lines.iter().filter(|line| line.starts_with('#'));
         assert!(comments.all(|line| line.len() <= COLUMNS + 2), "{text}");
     }

@@ -47,7 +47,7 @@ pub(crate) fn build(root: &Path, profile: Profile) -> anyhow::Result<()> {
         Profile::Release => {
             llvm::provide(root)?;
             let what = ["build", "--package", "retouch-cli", "--release"];
-            crate::cargo(&[&what[..], &["--features", "cuda,wgpu"]].concat())?;
+            crate::cargo(&[&what[..], &["--features", "cuda,wgpu,parquet"]].concat())?;
         }
     }
     println!("built {}", binary(root, profile).display());
