@@ -48,7 +48,6 @@ impl Role {
 }
 
 /// [`Role::word`], for sentences.
-
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.word())

@@ -9,6 +9,8 @@
 mod crew;
 mod disk;
 mod dry_run;
+#[cfg(test)]
+mod fixture;
 mod last_words;
 mod memory;
 mod placement;
@@ -408,27 +410,16 @@ async fn evaluate(config: RunConfig, folder: &RunFolder, stop: &Stop) -> anyhow:
 
 #[cfg(test)]
 mod tests {
-    use retouch_proto::config::{DeviceName, Preset, preset};
+    use retouch_proto::config::DeviceName;
 
-    use super::*;
-
-    fn card(index: u8, total_bytes: u64) -> Card {
-        Card {
-            index,
-            name: "a card".to_owned(),
-            total_bytes,
-            compute_capability: [9, 0],
-            uuid: String::new(),
-        }
-    }
+    use super::{
+        fixture::{card, small_run},
+        *,
+    };
 
     #[test]
     fn roles_that_share_a_card_are_counted_together() {
-        let assets = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/tiny");
-        let mut config = preset(Preset::Tiny);
-        config.model.path = format!("{assets}/editor");
-        config.reward.terms[0].path = format!("{assets}/judge");
-        config.learner.ranks = 1;
+        let mut config = small_run();
         config.model.device = DeviceName::Cuda(0).into();
         config.reward.device = DeviceName::Cuda(0).into();
         config.learner.device = DeviceName::Cuda(1).into();

@@ -120,25 +120,14 @@ fn roomiest(config: &RunConfig, cards: &[Card]) -> Option<DeviceName> {
 mod tests {
     use retouch_proto::config::{Preset, preset};
 
-    use super::*;
-
-    fn card(index: u8, total_bytes: u64) -> Card {
-        Card {
-            index,
-            name: "a card".to_owned(),
-            total_bytes,
-            compute_capability: [9, 0],
-            uuid: String::new(),
-        }
-    }
+    use super::{
+        super::fixture::{card, small_run},
+        *,
+    };
 
     #[test]
     fn the_card_with_the_most_room_is_taken_if_it_is_enough() {
-        let assets = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/tiny");
-        let mut config = preset(Preset::Tiny);
-        config.model.path = format!("{assets}/editor");
-        config.reward.terms[0].path = format!("{assets}/judge");
-        config.learner.ranks = 1;
+        let mut config = small_run();
         config.model.device = DeviceName::Cuda(0).into();
         config.reward.device = DeviceName::Cuda(1).into();
         config.learner.device = DeviceName::Cuda(1).into();

@@ -29,17 +29,18 @@ fn column<'a>(values: &'a [Option<&'a [u8]>], depth: i16) -> (Vec<ByteArray>, Ve
     (values.collect(), levels.collect())
 }
 
+/// An instruction, a source and a target.
+type Given<'a> = (&'a str, Option<&'a [u8]>, Option<&'a [u8]>);
+
 /// Writes a shard with these instructions, sources and targets.
-fn shard(path: &Path, rows: &[(&str, Option<&[u8]>, Option<&[u8]>)]) {
+fn shard(path: &Path, rows: &[Given<'_>]) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let schema = parse_message_type(SCHEMA).unwrap().into();
     let properties = WriterProperties::builder().build().into();
     let file = File::create(path).unwrap();
     let mut writer = SerializedFileWriter::new(file, schema, properties).unwrap();
     let mut group = writer.next_row_group().unwrap();
-    let of = |pick: fn(&(&str, Option<&[u8]>, Option<&[u8]>)) -> Option<Vec<u8>>| {
-        rows.iter().map(pick).collect::<Vec<_>>()
-    };
+    let of = |pick: fn(&Given<'_>) -> Option<Vec<u8>>| rows.iter().map(pick).collect::<Vec<_>>();
     let prompts = of(|row| Some(row.0.as_bytes().to_vec()));
     let sources = of(|row| row.1.map(<[u8]>::to_vec));
     let targets = of(|row| row.2.map(<[u8]>::to_vec));
