@@ -155,8 +155,13 @@ fn header(config: &Value) -> String {
 fn parse(header: &str) -> serde_json::Result<PeftConfig> {
     let header: BTreeMap<String, Value> = serde_json::from_str(header)?;
     let prefix = format!("{DIFFUSERS_PREFIX}.");
+    // A transformer's own `save_lora_adapter` has no prefix, neither here nor in the tensors' names.
+    let is_prefixed = header.keys().any(|key| key.starts_with(&prefix));
     let fields = header
         .into_iter()
-        .filter_map(|(key, value)| Some((key.strip_prefix(&prefix)?.to_owned(), value)));
+        .filter_map(|(key, value)| match is_prefixed {
+            true => Some((key.strip_prefix(&prefix)?.to_owned(), value)),
+            false => Some((key, value)),
+        });
     serde_json::from_value(Value::Object(fields.collect()))
 }

@@ -127,6 +127,24 @@ fn product([out_features, in_features]: [usize; 2], rank: usize, scale: f32) -> 
         .collect()
 }
 
+/// diffusers' pipelines put "transformer." before all keys, `save_lora_adapter` of a transformer alone nothing.
+#[test]
+fn diffusers_metadata_is_read_with_a_prefix_and_without() {
+    let layer = "transformer_blocks.0.attn.to_q";
+    for prefix in ["transformer.", ""] {
+        let names = ["A", "B"].map(|factor| format!("{prefix}{layer}.lora_{factor}.weight"));
+        let names = names.each_ref().map(String::as_str);
+        let header = format!("{{\"{prefix}r\": 2, \"{prefix}lora_alpha\": 6.0}}");
+        let metadata = [("lora_adapter_metadata".to_owned(), header)].into();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pytorch_lora_weights.safetensors");
+        write_safetensors(&path, &factors(names, [HIDDEN, HIDDEN], 2), &metadata).unwrap();
+        let adapter = load_adapter(&path, &flux(), &Device::flex()).unwrap();
+        let expected = [(layer.to_owned(), product([HIDDEN, HIDDEN], 2, 3.0))];
+        assert_eq!(updates(&adapter), expected, "{prefix:?}");
+    }
+}
+
 #[test]
 fn one_layer_is_read_under_the_names_of_every_program() {
     let (layer, shape) = ("transformer_blocks.0.attn.to_out.0", [HIDDEN, HIDDEN]);
