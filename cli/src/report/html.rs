@@ -430,7 +430,7 @@ mod tests {
             example(&Example {
                 prompt: "把球变成红色".to_owned(),
                 task: "recolour".to_owned(),
-                picture: "samples/heldout_000.png".to_owned(),
+                picture: "samples/pair_000.png".to_owned(),
                 scores: (0..count).map(|i| vec![format!("judge 0.{i}")]).collect(),
             })
         };

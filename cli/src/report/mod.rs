@@ -204,7 +204,7 @@ fn write_pictures(
         .iter()
         .enumerate()
         .map(|(index, outcome)| {
-            let name = format!("heldout_{index:03}.png");
+            let name = format!("pair_{index:03}.png");
             picture::save(&sheet::strip(outcome.pictures()), &samples.join(&name))?;
             let mut scores = vec![Vec::new(), outcome.before.lines(), outcome.after.lines()];
             scores.resize(outcome.pictures().len(), Vec::new());
