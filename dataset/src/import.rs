@@ -17,6 +17,7 @@ use parquet::{
     errors::ParquetError,
     record::{self, Field},
 };
+use retouch_proto::files::{beside, whole_folder};
 
 pub use columns::Columns;
 
@@ -118,26 +119,13 @@ impl Import<'_> {
             return Err(ImportError::unclear(self.folder, problem));
         }
         let shards = shards::find(self.source)?;
-        let mut partial = self.folder.as_os_str().to_owned();
-        partial.push(".partial");
-        let partial = PathBuf::from(partial);
-        let imported = self.write(&shards, &partial);
-        let imported = imported.and_then(|imported| {
-            fs::rename(&partial, self.folder).map_err(ImportError::io(self.folder))?;
-            Ok(imported)
-        });
-        if imported.is_err() {
-            // Of what was written of it, nothing is of use.
-            let _ = fs::remove_dir_all(&partial);
-        }
-        imported
+        let (partial, wrap) = (beside(self.folder, "partial"), ImportError::io(self.folder));
+        whole_folder(self.folder, &partial, wrap, |partial| {
+            self.write(&shards, partial)
+        })
     }
 
     fn write(&self, shards: &[Shard], partial: &Path) -> Result<Imported, ImportError> {
-        // From an import that was ended.
-        if partial.exists() {
-            fs::remove_dir_all(partial).map_err(ImportError::io(partial))?;
-        }
         let mut output = Output::create(partial)?;
         let mut held_out = match shards.iter().any(|shard| shard.split == Split::Test) {
             true => 0,

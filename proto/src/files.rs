@@ -52,6 +52,33 @@ pub fn put_in_place(temporary: &Path, path: &Path) -> io::Result<()> {
     File::open(folder_of(path))?.sync_all()
 }
 
+/// Makes a folder that appears whole or not at all: `fill` fills `unfinished`, which then gets the folder's name. What a
+/// killed process left at `unfinished` goes first. `wrap` makes an error of what the file system says.
+///
+/// # Errors
+/// If `fill` fails or the folder can't be made; nothing of it is left then.
+pub fn whole_folder<T, E>(
+    folder: &Path,
+    unfinished: &Path,
+    wrap: impl Fn(io::Error) -> E,
+    fill: impl FnOnce(&Path) -> Result<T, E>,
+) -> Result<T, E> {
+    let emptied = match fs::remove_dir_all(unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => fs::create_dir_all(unfinished),
+    };
+    let made = emptied.map_err(&wrap).and_then(|()| {
+        let filled = fill(unfinished)?;
+        fs::rename(unfinished, folder).map_err(&wrap)?;
+        Ok(filled)
+    });
+    if made.is_err() {
+        // The first error is the one to tell.
+        let _ = fs::remove_dir_all(unfinished);
+    }
+    made
+}
+
 /// `NAME.SUFFIX` beside a file `NAME`.
 pub fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);

@@ -74,6 +74,15 @@ impl CheckpointFile {
     }
 }
 
+/// The iterations that name entries of a folder, oldest first; none where it can't be read.
+pub fn iterations_in(folder: &Path) -> Vec<Iteration> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut iterations: Vec<Iteration> = numbers.map(Iteration).collect();
+    iterations.sort();
+    iterations
+}
+
 /// The name of an exported adapter's folder in the run folder.
 pub fn adapter_name(hash: &str) -> String {
     format!("{ADAPTERS}/{hash}")

@@ -9,9 +9,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    files::beside,
+    files::{beside, whole_folder},
     ids::{GroupId, Iteration},
     limits::{SOURCES_MAX, STALENESS_MAX},
+    run_folder::iterations_in,
     task::TermScore,
 };
 
@@ -83,13 +84,8 @@ impl SavedGroup {
     ) -> io::Result<()> {
         // Of this process alone: another may write the same folder at the same time.
         let unfinished = beside(folder, &format!("partial{}", std::process::id()));
-        let written = self
-            .write_files(&unfinished, pictures)
-            .and_then(|()| fs::rename(&unfinished, folder));
-        if written.is_err() {
-            let _ = fs::remove_dir_all(&unfinished);
-        }
-        match written {
+        let fill = |folder: &Path| self.write_files(folder, pictures);
+        match whole_folder(folder, &unfinished, |error| error, fill) {
             Err(_) if folder.join(GROUP_FILE).exists() => Ok(()),
             written => written,
         }
@@ -100,7 +96,6 @@ impl SavedGroup {
         folder: &Path,
         pictures: &GroupPictures<B>,
     ) -> io::Result<()> {
-        fs::create_dir_all(folder)?;
         for (index, picture) in pictures.sources.iter().enumerate() {
             fs::write(folder.join(source_file(index)), picture)?;
         }
@@ -152,11 +147,7 @@ impl SavedGroups {
 
     /// The iterations of which a group is kept, oldest first.
     pub fn iterations(&self) -> Vec<Iteration> {
-        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
-        let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let mut iterations: Vec<Iteration> = numbers.map(Iteration).collect();
-        iterations.sort();
-        iterations
+        iterations_in(&self.0)
     }
 
     /// Keeps a group, and of older iterations' no more than the limit allows: the newest `newest_max`, and of those before

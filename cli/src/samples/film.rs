@@ -13,8 +13,8 @@ use retouch_evaluation::{
 };
 use retouch_proto::{
     Iteration, RunFolder,
-    files::{PUBLIC, beside, write_whole},
-    run_folder::SAMPLES,
+    files::{PUBLIC, beside, whole_folder, write_whole},
+    run_folder::{SAMPLES, iterations_in},
 };
 use serde::{Deserialize, Serialize};
 
@@ -94,24 +94,22 @@ impl Film {
         if folder.is_dir() {
             return Ok(());
         }
-        let unfinished = beside(&folder, "partial");
-        let context = || format!("can't write {}", folder.display());
-        // What a process left that was killed over it.
-        let _ = fs::remove_dir_all(&unfinished);
-        fs::create_dir_all(&unfinished).with_context(context)?;
-        for (index, picture) in pictures.iter().enumerate() {
-            picture::save(picture, &unfinished.join(format!("{index:03}.png")))?;
-        }
-        fs::rename(&unfinished, &folder).with_context(context)
+        let wrap = |error| {
+            let context = format!("can't write {}", folder.display());
+            anyhow::Error::new(error).context(context)
+        };
+        whole_folder(&folder, &beside(&folder, "partial"), wrap, |unfinished| {
+            let mut numbered = pictures.iter().enumerate();
+            numbered.try_for_each(|(index, picture)| {
+                picture::save(picture, &unfinished.join(format!("{index:03}.png")))
+            })
+        })
     }
 
     /// The iterations that have pictures, oldest first; the base is none.
     fn iterations(&self) -> Vec<Iteration> {
-        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let mut iterations: Vec<Iteration> = numbers.map(Iteration).collect();
+        let mut iterations = iterations_in(&self.folder);
         iterations.retain(|iteration| *iteration != BASE);
-        iterations.sort();
         iterations
     }
 
