@@ -1,18 +1,18 @@
 //! What an adapter's folder says of itself: a model card for people and the Hub, and how the adapter was sampled with when
 //! it was measured, for `retouch edit`.
 
-use std::{
-    fmt::Write,
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fmt::Write, fs, io, path::Path};
 
 use retouch_models::{
+    hub,
     lora::{LoraConfig, name_base},
     solver::Solver,
     weights::LoadError,
 };
-use retouch_proto::{Iteration, RunConfig};
+use retouch_proto::{
+    Iteration, RunConfig,
+    files::{PUBLIC, write_whole},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::sft::SftOptions;
@@ -162,27 +162,28 @@ impl Card {
     /// # Errors
     /// If the folder can't be written.
     pub fn write(&self, folder: &Path) -> Result<(), LoadError> {
-        let io = |path: &PathBuf, written: io::Result<()>| {
-            written.map_err(|source| LoadError::Io {
-                path: path.clone(),
-                source,
-            })
-        };
         name_base(folder, &self.base)?;
-        let path = folder.join(SAMPLING_FILE);
         let sampling = serde_json::to_string_pretty(&self.sampling).map_err(io::Error::from);
-        io(
-            &path,
-            sampling.and_then(|text| fs::write(&path, text + "\n")),
-        )?;
+        let path = folder.join(SAMPLING_FILE);
+        let written = sampling.and_then(|text| write_whole(&path, text + "\n", PUBLIC));
+        written.map_err(|source| LoadError::Io { path, source })?;
+        self.write_text(folder)
+    }
+
+    /// Writes the card alone, in place of one that is there.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn write_text(&self, folder: &Path) -> Result<(), LoadError> {
         let path = folder.join(CARD_FILE);
-        io(&path, fs::write(&path, self.text()))
+        let written = write_whole(&path, self.text(), PUBLIC);
+        written.map_err(|source| LoadError::Io { path, source })
     }
 
     fn text(&self) -> String {
         let mut text = "---\n".to_owned();
         // The Hub takes ids alone.
-        if is_id(&self.base) {
+        if hub::is_id(self.base.as_ref()) {
             let _ = writeln!(text, "base_model: {}", self.base);
         }
         text +=
@@ -212,14 +213,6 @@ fn lora(config: &LoraConfig) -> [(&'static str, String); 2] {
         ("rank, alpha", format!("{}, {}", config.rank, config.alpha)),
         ("layers", config.target_modules.join(", ")),
     ]
-}
-
-/// Whether a base can be a model's id on the Hub, and not a path.
-fn is_id(base: &str) -> bool {
-    let is_name = |name: &str| !name.is_empty() && !name.starts_with('.');
-    base.split_once('/').is_some_and(|(organisation, name)| {
-        is_name(organisation) && is_name(name) && !name.contains('/')
-    }) && !Path::new(base).exists()
 }
 
 #[cfg(test)]

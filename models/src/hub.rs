@@ -56,6 +56,11 @@ pub fn locate(path: &Path) -> Result<PathBuf, LoadError> {
     )
 }
 
+/// Whether `path` is a model's id and no folder.
+pub fn is_id(path: &Path) -> bool {
+    Id::of(path).is_some() && !path.exists()
+}
+
 /// Where the Hub's client keeps repositories, by the variables that it reads.
 fn cache(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
     let below = |name: &str, rest: &str| variable(name).map(|folder| folder.join(rest));

@@ -130,7 +130,7 @@ fn describe_adapter(config: &RunConfig, folder: &RunFolder, report: &Report) -> 
     };
     let card = Card::of_run(config, Iteration(report.adapter_iteration));
     let card = card.with_results(heldout::text(heldout));
-    Ok(card.write(&folder.adapter(&report.adapter))?)
+    Ok(card.write_text(&folder.adapter(&report.adapter))?)
 }
 
 /// Evaluates the adapter, if the run file asks for held-out pairs. A launch says in the folder how far it is.
