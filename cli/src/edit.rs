@@ -235,16 +235,12 @@ pub(crate) fn run(args: EditArgs) -> anyhow::Result<()> {
         height: args.height.unwrap_or_else(|| round(shown.height())),
         width: args.width.unwrap_or_else(|| round(shown.width())),
     };
-    // Pictures of several things have several aspects: cropping them to one would lose what matters.
-    let usual = match sources.len() {
-        1 => Sources::Result,
-        _ => Sources::Own,
-    };
+    let source_size = args.source_size.map(SourceSize::from);
     let condition = editor.encode_request(&EditRequest {
         prompt: &args.prompt,
         negative_prompt: options.negative_prompt().map(|_| &*args.negative_prompt),
         sources: &sources,
-        source_size: args.source_size.unwrap_or(usual).into(),
+        source_size: source_size.unwrap_or(SourceSize::usual(sources.len())),
         size,
         max_sequence_length,
     })?;

@@ -5,8 +5,8 @@ use std::path::Path;
 use image::RgbImage;
 use retouch_models::{
     device::{self, DeviceError},
-    editor::{EditError, Layout},
-    lora::{LoraAdapter, load_adapter},
+    editor::EditError,
+    lora::LoraAdapter,
     weights::LoadError,
 };
 use retouch_proto::RunConfig;
@@ -52,12 +52,10 @@ impl Evaluator {
     /// # Errors
     /// If a device, a model or the adapter can't be used.
     pub fn load(config: &RunConfig, adapter: &Path) -> Result<Self, EvaluationError> {
-        let device = device::open(config.model.device.first())?;
-        // Before the editor, which may take minutes to load.
-        let layout = Layout::read(Path::new(&config.model.path))?;
+        let editor = PairEditor::load(config, config.model.device.first())?;
         Ok(Self {
-            adapter: load_adapter(adapter, &layout.projections, &device)?,
-            editor: PairEditor::load(config, config.model.device.first())?,
+            adapter: editor.adapter(adapter)?,
+            editor,
             scorer: Scorer::load(&config.reward, &device::open(config.reward.device.first())?)?,
         })
     }

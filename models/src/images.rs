@@ -11,6 +11,8 @@ use image::{
     DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage, metadata::Orientation,
 };
 
+use crate::weights::foreign::{is_html, is_pointer};
+
 /// Longest file that is read.
 pub const FILE_BYTES_MAX: u64 = 128 << 20;
 /// Most pixels of an image: 8192 x 8192.
@@ -115,17 +117,8 @@ fn check_length(bytes: u64) -> Result<(), ImageFileError> {
     Ok(())
 }
 
-/// What else lies in folders of images, by how it begins. HEIC has its name after the length of its first box.
-const FOREIGN: [(usize, &[u8], &str); 12] = [
-    (0, b"", "empty"),
-    (
-        0,
-        b"version https://git-lfs",
-        "a git-lfs pointer: `git lfs pull` gets the file itself",
-    ),
-    (0, b"<!DOCTYPE", "a web page"),
-    (0, b"<!doctype", "a web page"),
-    (0, b"<html", "a web page"),
+/// Other kinds of images, by how they begin. HEIC and AVIF have their names after the length of their first box.
+const OTHER_KINDS: [(usize, &[u8], &str); 7] = [
     (0, b"GIF8", "a GIF"),
     (0, b"BM", "a BMP"),
     (0, b"II*\0", "a TIFF or a camera's raw file"),
@@ -136,14 +129,27 @@ const FOREIGN: [(usize, &[u8], &str); 12] = [
 ];
 
 fn format(bytes: &[u8]) -> Result<ImageFormat, ImageFileError> {
-    let foreign = FOREIGN.iter().find(|(at, begin, _)| match begin.len() {
-        0 => bytes.is_empty(),
-        _ => bytes.get(*at..).is_some_and(|rest| rest.starts_with(begin)),
-    });
-    match foreign {
-        Some((.., what)) => Err(ImageFileError::Foreign(what)),
+    match foreign(bytes) {
+        Some(what) => Err(ImageFileError::Foreign(what)),
         None => Ok(image::guess_format(bytes)?),
     }
+}
+
+/// What a file is that lies in a folder of images and is none that is read, where that can be said.
+fn foreign(bytes: &[u8]) -> Option<&'static str> {
+    if bytes.is_empty() {
+        return Some("empty");
+    }
+    if is_pointer(bytes) {
+        return Some("a git-lfs pointer: `git lfs pull` gets the file itself");
+    }
+    if is_html(bytes) {
+        return Some("a web page");
+    }
+    let begins =
+        |at: usize, begin: &[u8]| bytes.get(at..).is_some_and(|rest| rest.starts_with(begin));
+    let kind = OTHER_KINDS.iter().find(|(at, begin, _)| begins(*at, begin));
+    kind.map(|(.., what)| *what)
 }
 
 fn decode(bytes: &[u8], format: ImageFormat) -> Result<RgbImage, ImageFileError> {

@@ -88,10 +88,7 @@ impl From<RgbImage> for Sources {
 impl Sources {
     /// How the editor is to take them: they have their sizes.
     pub fn source_size(&self) -> SourceSize {
-        match self.images.len() {
-            1 => SourceSize::Result,
-            _ => SourceSize::Own,
-        }
+        SourceSize::usual(self.images.len())
     }
 
     /// The one that the edit has its shape from.

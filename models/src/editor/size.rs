@@ -23,6 +23,17 @@ pub enum SourceSize {
     Preferred,
 }
 
+impl SourceSize {
+    /// For so many sources, where nobody says: pictures of several things have several aspects, and cropping them to one
+    /// would lose what matters.
+    pub fn usual(sources: usize) -> Self {
+        match sources {
+            1 => Self::Result,
+            _ => Self::Own,
+        }
+    }
+}
+
 /// How the size of edited images follows from that of their source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SizeRule {

@@ -62,7 +62,7 @@ fn nearest(entry: &str, projections: &[Projection]) -> Option<String> {
     let endings: BTreeSet<&str> = projections.iter().flat_map(|p| endings(&p.name)).collect();
     let distances = endings
         .into_iter()
-        .map(|ending| (distance(entry, ending), ending));
+        .map(|ending| (strsim::levenshtein(entry, ending), ending));
     let (distance, nearest) = distances.min()?;
     // What shares less than half of its letters is no slip of the pen.
     (distance * 2 <= entry.chars().count()).then(|| nearest.to_owned())
@@ -73,21 +73,6 @@ fn endings(name: &str) -> impl Iterator<Item = &str> {
     let dots = name.match_indices('.').map(|(dot, _)| dot + 1);
     let endings = std::iter::once(0).chain(dots).map(|start| &name[start..]);
     endings.filter(|ending| ending.parse::<usize>().is_err())
-}
-
-/// Levenshtein's distance: letters to insert, delete or replace.
-fn distance(from: &str, to: &str) -> usize {
-    let to: Vec<char> = to.chars().collect();
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (i, letter) in from.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, other) in to.iter().enumerate() {
-            let replaced = diagonal + usize::from(letter != *other);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[to.len()]
 }
 
 #[cfg(test)]
@@ -160,7 +145,7 @@ mod tests {
             ("abc", "", 3),
             ("kitten", "sitting", 3),
         ] {
-            assert_eq!(distance(from, to), expected, "{from} {to}");
+            assert_eq!(strsim::levenshtein(from, to), expected, "{from} {to}");
         }
     }
 }

@@ -11,7 +11,7 @@ pub(super) fn failed_download(bytes: &[u8]) -> Option<String> {
     if bytes.is_empty() {
         return Some("the file is empty: download it again".to_owned());
     }
-    if bytes.starts_with(b"version https://git-lfs.github.com/spec/") {
+    if is_pointer(bytes) {
         return Some(pointer(bytes));
     }
     is_page(bytes).then(|| {
@@ -58,17 +58,26 @@ fn pointer(bytes: &[u8]) -> String {
     )
 }
 
+/// Whether the bytes are what git-LFS has in place of a file.
+pub(crate) fn is_pointer(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"version https://git-lfs.github.com/spec/")
+}
+
+/// Whether the bytes begin as an HTML page does.
+pub(crate) fn is_html(bytes: &[u8]) -> bool {
+    begins(bytes, b"<!doctype html") || begins(bytes, b"<html")
+}
+
 /// Whether the bytes begin as an HTML or XML document does.
 fn is_page(bytes: &[u8]) -> bool {
+    is_html(bytes) || begins(bytes, b"<?xml")
+}
+
+/// Whether a document begins so, in letters of any case, behind a byte order mark and blanks.
+fn begins(bytes: &[u8], start: &[u8]) -> bool {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let bytes = bytes.trim_ascii_start();
-    [&b"<!doctype html"[..], b"<html", b"<?xml"]
-        .iter()
-        .any(|start| {
-            bytes
-                .get(..start.len())
-                .is_some_and(|found| found.eq_ignore_ascii_case(start))
-        })
+    let found = bytes.trim_ascii_start().get(..start.len());
+    found.is_some_and(|found| found.eq_ignore_ascii_case(start))
 }
 
 /// The first line of a short text, such as a server's `Access to model ... is restricted`.

@@ -10,7 +10,7 @@ mod error;
 mod file;
 mod fold;
 mod folder;
-mod foreign;
+pub(crate) mod foreign;
 mod json;
 mod load;
 mod locate;
