@@ -28,8 +28,8 @@ use crate::{control::recorded_config, exit::UsageError, number, output::say, pic
 
 /// Edit an image by one instruction.
 ///
-/// An adapter's folder says how it was sampled when it was measured (sampling.json); what is not given here is taken
-/// from there.
+/// An adapter's folder says how it was sampled when it was measured (sampling.json); what is not
+/// given here is taken from there.
 ///
 /// Examples:
 ///

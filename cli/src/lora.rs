@@ -26,23 +26,23 @@ pub(crate) struct LoraArgs {
 enum LoraCommand {
     /// Write an adapter in another format; its factors, ranks and alphas stay as they are.
     ///
-    /// Reads what `edit --adapter` reads: a PEFT folder, or a safetensors file as diffusers, ComfyUI, ai-toolkit, kohya,
-    /// OneTrainer, XLabs or DiffSynth write it.
+    /// Reads what `edit --adapter` reads: a PEFT folder, or a safetensors file as diffusers, ComfyUI,
+    /// ai-toolkit, kohya, OneTrainer, XLabs or DiffSynth write it.
     ///
     /// Examples:
     ///
     ///   retouch lora convert style.safetensors --to peft --output style-peft
-    ///   retouch lora convert kohya.safetensors --model models/Qwen-Image-Edit-2509 --to diffusers --output kohya-diffusers
+    ///   retouch lora convert kohya.safetensors --model MODEL --to diffusers --output for-diffusers
     #[command(verbatim_doc_comment)]
     Convert(ConvertArgs),
     /// Write a copy of a base editor with an adapter added to its weights.
     ///
-    /// The copy needs no adapter and edits as the base does with it, up to the rounding of the weights' number type.
-    /// Element types and shards stay as the base has them.
+    /// The copy needs no adapter and edits as the base does with it, up to the rounding of the
+    /// weights' number type. Element types and shards stay as the base has them.
     ///
     /// Example:
     ///
-    ///   retouch lora merge runs/first/adapters/HASH --model models/FLUX.1-Kontext-dev --output models/first
+    ///   retouch lora merge runs/first/adapters/final --model MODEL --output models/first
     ///   retouch edit photo.png "make it rain" --model models/first --output rain.png
     #[command(verbatim_doc_comment)]
     Merge(MergeArgs),

@@ -95,11 +95,9 @@ enum Command {
     Samples(samples::SamplesArgs),
     Join(join::JoinArgs),
     Node(node::NodeArgs),
-    /// Edit one image by one instruction.
     Edit(edit::EditArgs),
     /// Compare an adapter with its base on held-out pairs.
     Evaluate(evaluate::EvaluateArgs),
-    /// Train an editor by supervision: flow matching on pairs with targets.
     Sft(sft::SftArgs),
     /// Check the folder of a base editor or a judge before a run loads it.
     Model(model::ModelArgs),
@@ -209,6 +207,23 @@ mod tests {
                 help.contains("75") && help.contains("130"),
                 "{name}\n{help}"
             );
+        }
+    }
+
+    /// The words of a variant here would stand in place of all that its arguments say.
+    #[test]
+    fn help_has_the_examples_of_its_commands() {
+        let mut cli = Cli::command();
+        cli.build();
+        for (name, example) in [
+            ("launch", "retouch launch run.toml --retry"),
+            ("edit", "--run runs/quickstart --output out.png"),
+            ("sft", "lora.init = \"OUTPUT/adapter\""),
+            ("samples", "retouch samples runs/first"),
+        ] {
+            let command = cli.find_subcommand_mut(name).expect(name);
+            let help = command.render_long_help().to_string();
+            assert!(help.contains(example), "{name}\n{help}");
         }
     }
 

@@ -20,10 +20,12 @@ use crate::{
     output::remark,
 };
 
-/// Trains an editor on pairs with targets: rows with a "target" column.
+/// Train an editor by supervision: flow matching on pairs with targets, rows with a "target" column.
 ///
-/// Reinforcement learning goes on from an adapter if the run file names it: `lora.init = "OUTPUT/adapter"`.
+/// With lora.init = "OUTPUT/adapter" in its run file, a run of reinforcement learning begins from
+/// the adapter.
 #[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
 pub(crate) struct SftArgs {
     /// The base editor: a diffusers folder, or a model's id on the Hugging Face Hub that `hf download` has fetched.
     #[arg(long, value_hint = ValueHint::DirPath)]

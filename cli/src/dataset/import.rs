@@ -7,8 +7,8 @@ use clap::Args;
 /// Make a dataset folder of parquet shards, as the Hugging Face Hub serves datasets.
 ///
 /// Images are written as the files that they are. Columns are found by their usual names (prompt or
-/// instruction; image, source_image or input_image; target, target_image or edited_image), or named. Shards
-/// called test or validation are held out.
+/// instruction; image, source_image or input_image; target, target_image or edited_image), or
+/// named. Shards called test or validation are held out.
 ///
 /// Example:
 ///
