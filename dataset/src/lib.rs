@@ -20,5 +20,5 @@ mod split;
 pub use error::{DatasetError, both};
 pub use image_file::{ImagePathError, image_file};
 pub use lines::{parse_json, read_lines};
-pub use row::Row;
-pub use split::{Split, check, read, read_held_out, read_with};
+pub use row::{Row, SourcesLimit};
+pub use split::{Counts, Split, check, read, read_held_out, read_with};

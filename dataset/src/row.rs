@@ -1,6 +1,9 @@
 //! One line of a metadata file.
 
-use std::{fmt::Display, path::Path};
+use std::{
+    fmt::{self, Display},
+    path::Path,
+};
 
 use retouch_proto::{
     limits::{ADDRESS_BYTES_MAX, PROMPT_BYTES_MAX, SOURCES_MAX},
@@ -9,6 +12,32 @@ use retouch_proto::{
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 use crate::{image_file, parse_json};
+
+/// The most source images that a row may have, by whoever takes no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourcesLimit {
+    /// The base model.
+    Model(usize),
+    /// The run file, which memory is planned by.
+    Run(usize),
+}
+
+impl SourcesLimit {
+    fn max(self) -> usize {
+        match self {
+            Self::Model(max) | Self::Run(max) => max,
+        }
+    }
+}
+
+impl Display for SourcesLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Model(max) => write!(f, "the base model takes {max}"),
+            Self::Run(max) => write!(f, "dataset.sources_max is {max}"),
+        }
+    }
+}
 
 /// An instruction and the images that it is about. Other keys of a line are the business of others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +84,18 @@ impl Row {
         self.files().try_for_each(|(key, path)| {
             check(path).map_err(|error| format!("{key} {path:?}: {error}"))
         })
+    }
+
+    /// Whether it has no more sources than are taken.
+    ///
+    /// # Errors
+    /// How many it has.
+    pub fn check_limit(&self, limit: SourcesLimit) -> Result<(), String> {
+        let (count, max) = (self.images.len(), limit.max());
+        match count > max {
+            true => Err(format!("image names {count} files, {limit}")),
+            false => Ok(()),
+        }
     }
 
     /// The images that it names, each with its key.

@@ -87,8 +87,19 @@ pub fn read_held_out(folder: &Path, count: usize) -> Result<Vec<Row>, DatasetErr
     Ok(rows)
 }
 
+/// What a dataset has of everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// Rows to learn from.
+    pub train: usize,
+    /// Held-out rows.
+    pub test: usize,
+    /// Most source images of a row.
+    pub sources_max: usize,
+}
+
 /// Checks that a folder has training rows and at least `held_out` held-out ones, all of them sound and passed by `step`
-/// (which may decode their images); gives both numbers. For no held-out rows, no file need be there.
+/// (which may decode their images). For no held-out rows, no file need be there.
 ///
 /// # Errors
 /// The problems of both splits together.
@@ -96,11 +107,15 @@ pub fn check(
     folder: &Path,
     held_out_min: usize,
     step: impl Fn(&Row) -> Result<(), String> + Sync,
-) -> Result<[usize; 2], DatasetError> {
-    let step = |row: Row| step(&row);
-    let train = read_with(folder, Split::Train, step);
-    let (train, test) = both(train, held_out(folder, held_out_min, step))?;
-    Ok([train.len(), test.len()])
+) -> Result<Counts, DatasetError> {
+    let sources = |row: Row| step(&row).map(|()| row.images.len());
+    let train = read_with(folder, Split::Train, sources);
+    let (train, test) = both(train, held_out(folder, held_out_min, sources))?;
+    Ok(Counts {
+        train: train.len(),
+        test: test.len(),
+        sources_max: train.into_iter().chain(test).max().unwrap_or(0),
+    })
 }
 
 fn held_out<T: Send>(

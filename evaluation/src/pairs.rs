@@ -4,8 +4,8 @@ use std::path::Path;
 
 use image::RgbImage;
 use retouch_dataset::{DatasetError, read_held_out};
-use retouch_models::editor::SizeRule;
-use retouch_rollout_worker::source::{self, SourceError, Sources};
+use retouch_models::editor::{SizeRule, Sources};
+use retouch_rollout_worker::source::{self, SourceError};
 use thiserror::Error;
 
 /// The best score of an [`Oracle`].

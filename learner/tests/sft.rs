@@ -215,6 +215,61 @@ fn another_base_model_is_trained_alike() {
     assert!(error.to_string().starts_with(expected), "{error}");
 }
 
+/// Rows of one source and of two, of several sizes, in the micro batches that their sizes allow.
+#[test]
+fn rows_of_several_sources_are_trained_on_with_all_of_them() {
+    let folder = tempfile::tempdir().unwrap();
+    dataset(folder.path());
+    let tall = |color: [u8; 3]| {
+        let picture = RgbImage::from_pixel(32, 64, Rgb(color));
+        picture.save(folder.path().join("tall.png")).unwrap();
+    };
+    let row = |image: &str| {
+        format!("{{\"prompt\":\"make it blue\",\"image\":{image},\"target\":\"blue.png\"}}\n")
+    };
+    let rows = [
+        row("\"red.png\""),
+        row("[\"tall.png\",\"red.png\"]"),
+        row("[\"red.png\",\"tall.png\"]"),
+        row("[\"blue.png\",\"red.png\"]"),
+    ];
+    for split in [Split::Train, Split::Test] {
+        let rows = rows.concat().repeat(2);
+        fs::write(folder.path().join(split.file_name()), rows).unwrap();
+    }
+    let trained = |output: &str, micro_batch_size: usize| {
+        let mut options = qwen_options(folder.path(), output, lora());
+        options.batch_size = 8;
+        options.micro_batch_size = micro_batch_size;
+        options.validation_rows = 8;
+        run(&options);
+        let steps = log(&options).into_iter();
+        steps
+            .flat_map(|step| [Some(step.loss), step.validation_loss])
+            .flatten()
+            .collect::<Vec<f64>>()
+    };
+    tall([20, 200, 20]);
+    let alone = trained("alone", 1);
+    let together = trained("together", 8);
+    assert_eq!(alone.len(), together.len());
+    for (alone, together) in alone.iter().zip(&together) {
+        assert!((alone / together - 1.0).abs() < 1e-4, "{alone} {together}");
+    }
+    // The first update is of the same rows, noises and parameters.
+    tall([200, 200, 200]);
+    assert_ne!(trained("another picture", 8)[0], together[0]);
+
+    let error = sft::train(&options(folder.path(), "flux", lora()), &mut |_| {
+        ControlFlow::Continue(())
+    });
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("jsonl:2: image names 2 files, the base model takes 1"),
+        "{error}"
+    );
+}
+
 #[test]
 fn what_is_wrong_is_named() {
     let folder = tempfile::tempdir().unwrap();

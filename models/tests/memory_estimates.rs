@@ -8,12 +8,12 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
 use image::RgbImage;
 use retouch_models::editor::{
-    Editor, Encoders, FluxKontext, FluxKontextEncoders, ImageSize, Parts, QwenImageEdit,
-    QwenImageEditEncoders, SampleOptions,
+    Condition, EditRequest, Editor, Encoders, FluxKontext, FluxKontextEncoders, ImageSize, Parts,
+    QwenImageEdit, QwenImageEditEncoders, SampleOptions, SourceSize,
 };
 use retouch_models::flux::{FluxTransformer, FluxTransformerConfig};
 use retouch_models::init::Init;
-use retouch_models::inspect::{Estimate, Guidance, Role, Workload, estimate, inspect};
+use retouch_models::inspect::{Estimate, Guidance, Reference, Role, Workload, estimate, inspect};
 use retouch_models::judge::{Judge, JudgeRequest, Template};
 use retouch_models::lora::{Checkpointing, LoraAdapter, LoraConfig, Trained, flat_len};
 use retouch_models::noise;
@@ -87,6 +87,16 @@ fn flux(folder: &Path, heads: usize, axes: [usize; 3]) {
     editor.save(folder).unwrap();
 }
 
+/// Text tokens of the small FLUX.1-Kontext, which pads to the workload's.
+fn flux_text(_sources: usize) -> usize {
+    12
+}
+
+/// Those of the small Qwen-Image-Edit beside the images, hardly one of which is more than a letter.
+fn qwen_text(sources: usize) -> usize {
+    174 + 8 * sources
+}
+
 /// A small Qwen-Image-Edit likewise.
 fn qwen(folder: &Path, heads: usize, axes: [usize; 3]) {
     let small = small("qwen_image_edit_pipeline__sequential_positions");
@@ -94,7 +104,8 @@ fn qwen(folder: &Path, heads: usize, axes: [usize; 3]) {
     let encoders = QwenImageEditEncoders::load(&small, &device, DType::F32).unwrap();
     let scheduler = FlowMatchScheduler::load(&small.join("scheduler")).unwrap();
     let config = QwenImageTransformerConfig {
-        num_layers: 4,
+        // Of the text, the first and the last block keep less than the others.
+        num_layers: 16,
         attention_head_dim: axes.iter().sum(),
         num_attention_heads: heads,
         axes_dims_rope: axes,
@@ -121,6 +132,7 @@ fn workload(dtype: DType) -> Workload {
         device: DeviceName::Cpu,
         dtype,
         size: SIZE,
+        sources: 1,
         group_size: 4,
         max_sequence_length: 12,
         num_inference_steps: 2,
@@ -130,7 +142,21 @@ fn workload(dtype: DType) -> Workload {
         lanes: 1,
         shards: 1,
         lora: lora(),
+        reference: Reference::Base,
     }
+}
+
+fn encode(editor: &Editor, sources: usize) -> Condition {
+    let source = RgbImage::new(SIZE.width as u32, SIZE.height as u32);
+    let request = EditRequest {
+        prompt: "make it red",
+        negative_prompt: None,
+        sources: &vec![source; sources],
+        source_size: SourceSize::usual(sources),
+        size: SIZE,
+        max_sequence_length: 12,
+    };
+    editor.encode_request(&request).unwrap()
 }
 
 fn adapter(editor: &Editor, device: &Device) -> LoraAdapter {
@@ -139,12 +165,11 @@ fn adapter(editor: &Editor, device: &Device) -> LoraAdapter {
 }
 
 /// Loads, encodes, samples a group and decodes it.
-fn roll_out(folder: &Path, dtype: DType) {
+fn roll_out(folder: &Path, workload: &Workload) {
     let device = Device::flex();
-    let editor = Editor::load_as(folder, &device, Parts::All, dtype).unwrap();
+    let editor = Editor::load_as(folder, &device, Parts::All, workload.dtype).unwrap();
     let adapters = [adapter(&editor, &device), adapter(&editor, &device)];
-    let source = RgbImage::new(SIZE.width as u32, SIZE.height as u32);
-    let condition = editor.encode("make it red", &source, SIZE, 12).unwrap();
+    let condition = encode(&editor, workload.sources);
     let [tokens, channels] = editor.latent_shape(SIZE);
     let noise = noise::normal(1, [4, tokens, channels], &device);
     let options = SampleOptions {
@@ -172,14 +197,13 @@ const LEARNED: [&str; 8] = [
 ];
 
 /// Loads, and takes a gradient on a micro batch.
-fn learn(folder: &Path, dtype: DType, checkpointing: Checkpointing) {
+fn learn(folder: &Path, workload: &Workload) {
     let device = Device::flex();
     let encoders = Editor::load(folder, &device, Parts::All).unwrap();
-    let source = RgbImage::new(SIZE.width as u32, SIZE.height as u32);
-    let condition = encoders.encode("make it red", &source, SIZE, 12).unwrap();
+    let condition = encode(&encoders, workload.sources);
     drop(encoders);
     MOST.store(NOW.load(Ordering::Relaxed), Ordering::Relaxed);
-    let editor = Editor::load_as(folder, &device, Parts::Transformer, dtype).unwrap();
+    let editor = Editor::load_as(folder, &device, Parts::Transformer, workload.dtype).unwrap();
     let adapter = adapter(&editor, &device.clone().autodiff());
     let [tokens, channels] = editor.latent_shape(SIZE);
     let x = noise::normal(1, [3, tokens, channels], &device);
@@ -187,7 +211,7 @@ fn learn(folder: &Path, dtype: DType, checkpointing: Checkpointing) {
     let prepared = editor.prepare(&[&condition], 1.0);
     let trained = Trained {
         adapter: &adapter,
-        checkpointing,
+        checkpointing: workload.checkpointing,
     };
     let tracked = editor.tracked_velocity_of(x, t, &prepared, trained);
     let gradients = tracked.output().square().mean().backward();
@@ -208,12 +232,12 @@ fn print(name: &str, estimate: &Estimate, peak: u64) {
 }
 
 /// Scores a group with the judge of the quickstart.
-fn judge(folder: &Path, dtype: DType) {
-    let judge = Judge::load_as(folder, &Device::flex(), dtype).unwrap();
+fn judge(folder: &Path, workload: &Workload) {
+    let judge = Judge::load_as(folder, &Device::flex(), workload.dtype).unwrap();
     let template = Template::load(&folder.join("template.txt")).unwrap();
     let image = || RgbImage::new(SIZE.width as u32, SIZE.height as u32);
     let request = JudgeRequest {
-        sources: &[image()],
+        sources: &vec![image(); workload.sources],
         edits: &[image(), image(), image(), image()],
         prompt: "make the circle red",
         requirement: "keep the rest",
@@ -222,33 +246,40 @@ fn judge(folder: &Path, dtype: DType) {
     assert_eq!(judge.score(&request).unwrap().len(), 4);
 }
 
+fn name(workload: &Workload) -> String {
+    let Workload {
+        dtype,
+        checkpointing,
+        sources,
+        ..
+    } = workload;
+    format!("{dtype:?}, {checkpointing:?}, sources {sources}")
+}
+
 /// An estimate and what was allocated in fact.
-fn measure(folder: &Path, role: Role, dtype: DType, work: fn(&Path, DType)) -> (u64, u64) {
+fn measure(
+    folder: &Path,
+    role: Role,
+    workload: &Workload,
+    work: fn(&Path, &Workload),
+) -> (u64, u64) {
     let inspection = inspect(folder).unwrap();
-    let estimate = estimate(&inspection, role, &workload(dtype)).unwrap();
-    let peak = peak(|| work(folder, dtype));
-    print(&format!("{role}, {dtype:?}"), &estimate, peak);
+    let estimate = estimate(&inspection, role, workload).unwrap();
+    let peak = peak(|| work(folder, workload));
+    print(&format!("{role}, {}", name(workload)), &estimate, peak);
     (estimate.bytes, peak)
 }
 
 /// The same of a gradient; what a learner's process holds besides is measured in a process of its own
 /// (`cli/tests/memory_plan.rs`).
-fn measure_gradient(folder: &Path, dtype: DType, checkpointing: Checkpointing) -> (u64, u64) {
+fn measure_gradient(folder: &Path, workload: &Workload) -> (u64, u64) {
     let inspection = inspect(folder).unwrap();
-    let workload = Workload {
-        checkpointing,
-        ..workload(dtype)
-    };
-    let mut estimate = estimate(&inspection, Role::Learner, &workload).unwrap();
+    let mut estimate = estimate(&inspection, Role::Learner, workload).unwrap();
     let lines = &mut estimate.lines;
     lines.retain(|line| LEARNED.contains(&line.what.as_str()));
     estimate.bytes = lines.iter().map(|line| line.bytes).sum();
-    let peak = peak(|| learn(folder, dtype, checkpointing));
-    print(
-        &format!("gradient, {dtype:?}, {checkpointing:?}"),
-        &estimate,
-        peak,
-    );
+    let peak = peak(|| learn(folder, workload));
+    print(&format!("gradient, {}", name(workload)), &estimate, peak);
     (estimate.bytes, peak)
 }
 
@@ -257,29 +288,44 @@ fn measure_gradient(folder: &Path, dtype: DType, checkpointing: Checkpointing) -
 fn roles_take_no_more_and_not_much_less_than_estimated() {
     let folder = tempfile::tempdir().unwrap();
     let mut measured = Vec::new();
-    for (name, make) in [
-        ("flux", flux as fn(&Path, usize, [usize; 3])),
-        ("qwen", qwen),
+    type Make = fn(&Path, usize, [usize; 3]);
+    type Text = fn(usize) -> usize;
+    for (name, make, text, sources_max) in [
+        ("flux", flux as Make, flux_text as Text, 1),
+        ("qwen", qwen, qwen_text, 3),
     ] {
         println!("{name}");
         let [wide, narrow] = ["wide", "narrow"].map(|kind| folder.path().join(name).join(kind));
         // In the one, tokens are what takes memory, in the other, pixels.
         make(&wide, 4, [16, 24, 24]);
         make(&narrow, 1, [2, 2, 4]);
-        for dtype in [DType::F32, DType::BF16] {
-            measured.push(measure(&wide, Role::RolloutWorker, dtype, roll_out));
-            for checkpointing in [Checkpointing::None, Checkpointing::Block] {
-                let (estimated, peak) = measure_gradient(&wide, dtype, checkpointing);
+        for (dtype, sources) in [(DType::F32, 1), (DType::BF16, 1), (DType::F32, sources_max)] {
+            let of = |checkpointing| Workload {
+                sources,
+                checkpointing,
+                max_sequence_length: text(sources),
+                ..workload(dtype)
+            };
+            let plain = of(Checkpointing::None);
+            measured.push(measure(&wide, Role::RolloutWorker, &plain, roll_out));
+            for workload in [plain, of(Checkpointing::Block)] {
+                let (estimated, peak) = measure_gradient(&wide, &workload);
                 let off = peak as f64 / estimated as f64 - 1.0;
-                assert!(off.abs() < 0.12, "{dtype:?} {checkpointing:?}: {off:+.3}");
+                assert!(off.abs() < 0.12, "{}: {off:+.3}", self::name(&workload));
             }
         }
-        measured.push(measure(&narrow, Role::RolloutWorker, DType::F32, roll_out));
+        let plain = workload(DType::F32);
+        measured.push(measure(&narrow, Role::RolloutWorker, &plain, roll_out));
     }
     // A template of a published judge is longer than this one's, so that only the upper bound holds.
     let judges = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../assets/tiny/judge");
-    let scored =
-        [DType::F32, DType::BF16].map(|dtype| measure(&judges, Role::RewardWorker, dtype, judge));
+    let scored = [(DType::F32, 1), (DType::BF16, 1), (DType::F32, 3)].map(|(dtype, sources)| {
+        let workload = Workload {
+            sources,
+            ..workload(dtype)
+        };
+        measure(&judges, Role::RewardWorker, &workload, judge)
+    });
     for (estimated, peak) in measured.iter().chain(&scored) {
         assert!(
             peak <= estimated,

@@ -8,6 +8,7 @@ use retouch_models::{
     device,
     editor::{
         Condition, EditError, EditRequest, Editor, EditorSource, Layout, Parts, SampleOptions,
+        Sources,
     },
     exchange,
     lora::{LoraAdapter, LoraConfig, flat_len},
@@ -22,7 +23,7 @@ use retouch_proto::{
 };
 use thiserror::Error;
 
-use crate::{lru::Lru, source::Sources};
+use crate::lru::Lru;
 
 /// Conditions that are kept: a refilled or remade group comes soon after.
 const CONDITIONS_MAX: usize = 8;

@@ -8,7 +8,7 @@ use std::{
 use image::RgbImage;
 use retouch_dataset::{ImagePathError, image_file};
 use retouch_models::{
-    editor::{ImageSize, SizeRule, SourceSize, fit},
+    editor::{ImageSize, SizeRule, Sources},
     images::{self, ImageFileError},
 };
 use retouch_proto::config::{ModelConfig, Sizing};
@@ -66,61 +66,17 @@ pub fn size_rule(model: &ModelConfig) -> SizeRule {
     }
 }
 
-/// What an edit is made of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sources {
-    /// The source images as the editor sees them, at least one.
-    pub images: Vec<RgbImage>,
-    /// The size of the edit, which is the rule's for the last of them, as in the reference pipelines.
-    pub size: ImageSize,
-}
-
-impl From<RgbImage> for Sources {
-    /// A single one of the edit's size.
-    fn from(image: RgbImage) -> Self {
-        Self {
-            size: ImageSize::of(&image),
-            images: vec![image],
-        }
-    }
-}
-
-impl Sources {
-    /// How the editor is to take them: they have their sizes.
-    pub fn source_size(&self) -> SourceSize {
-        SourceSize::usual(self.images.len())
-    }
-
-    /// The one that the edit has its shape from.
-    pub fn last(&self) -> &RgbImage {
-        self.images.last().expect("there is at least one")
-    }
-}
-
-/// Loads the images at `paths` in the dataset folder. A single one is what is edited: the largest part in its middle
-/// that has the proportions of the rule's size for it, resized to that size. Of several, each keeps its own
-/// proportions, with as many pixels, since they show several things and cropping would cut some off.
+/// Loads the images at `paths` in the dataset folder, sized by the rule.
 ///
 /// # Errors
-///
 /// If a path leads out of the folder, or a file is missing or broken.
 pub fn load(folder: &Path, paths: &[String], rule: SizeRule) -> Result<Sources, SourceError> {
     let images = paths.iter().map(|path| open(folder, path));
     let images: Vec<RgbImage> = images.collect::<Result<_, _>>()?;
-    let last = images.last().ok_or(SourceError::None)?;
-    let size = rule.size(ImageSize::of(last));
-    let several = match rule {
-        SizeRule::Fixed(size) => SizeRule::Area(size.height * size.width),
-        rule => rule,
-    };
-    let images = match &images[..] {
-        [image] => vec![fit(image, size)],
-        images => {
-            let own = |image: &RgbImage| fit(image, several.size(ImageSize::of(image)));
-            images.iter().map(own).collect()
-        }
-    };
-    Ok(Sources { images, size })
+    match &images[..] {
+        [] => Err(SourceError::None),
+        images => Ok(Sources::sized(images, rule)),
+    }
 }
 
 fn open(folder: &Path, path: &str) -> Result<RgbImage, SourceError> {
@@ -144,8 +100,6 @@ mod tests {
     /// One image of the folder.
     fn load(folder: &Path, path: &str, rule: SizeRule) -> Result<RgbImage, SourceError> {
         let sources = super::load(folder, &[path.to_owned()], rule)?;
-        assert_eq!(sources.source_size(), SourceSize::Result);
-        assert_eq!(ImageSize::of(sources.last()), sources.size);
         Ok(sources.last().clone())
     }
 
@@ -189,32 +143,8 @@ mod tests {
     }
 
     #[test]
-    fn several_sources_keep_their_aspects_and_the_last_gives_the_size() {
-        let folder = dataset();
-        RgbImage::new(40, 80)
-            .save(folder.path().join("tall.png"))
-            .unwrap();
-        let paths = ["tall.png", "images/0.png"].map(str::to_owned);
-        let load = |rule| super::load(folder.path(), &paths, rule).unwrap();
-        let sizes = |sources: &Sources| -> Vec<(u32, u32)> {
-            sources.images.iter().map(RgbImage::dimensions).collect()
-        };
-        let fixed = load(size(64, 64));
-        assert_eq!(sizes(&fixed), [(32, 80), (64, 48)]);
-        assert_eq!(
-            (fixed.size, fixed.source_size()),
-            (ImageSize::square(64), SourceSize::Own)
-        );
-        let aspect = load(SizeRule::Area(64 * 64));
-        assert_eq!(sizes(&aspect)[1], (64, 48));
-        assert_eq!(
-            aspect.size,
-            ImageSize {
-                height: 48,
-                width: 64
-            }
-        );
-        let none = super::load(folder.path(), &[], size(64, 64)).unwrap_err();
+    fn without_a_path_there_is_nothing_to_edit() {
+        let none = super::load(dataset().path(), &[], size(64, 64)).unwrap_err();
         assert!(!none.is_retryable());
     }
 

@@ -9,7 +9,7 @@ use std::{
 use image::{ImageFormat, RgbImage};
 use retouch_models::{
     device,
-    editor::{EditorSource, SizeRule},
+    editor::{EditorSource, SizeRule, Sources},
     memory,
 };
 use retouch_proto::{
@@ -28,7 +28,7 @@ use tonic::service::Routes;
 
 use crate::{
     sampler::{GroupInput, GroupOutput, SampleError, Sampler, Version},
-    source::{self, Sources},
+    source,
 };
 
 /// Groups at a time: while one is on the device, the next one's source and adapter

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
-use retouch_models::editor::{Editor, ImageSize, Prompt, PromptBatch, PromptInput, fit};
+use retouch_models::editor::{
+    Editor, ImageSize, Prompt, PromptBatch, PromptInput, SizeRule, Sources,
+};
 use retouch_models::images;
 
 use super::SftError;
@@ -19,13 +21,20 @@ const ROWS_AT_ONCE: usize = 64;
 
 /// All rows of a file, encoded once.
 pub(super) struct Examples {
-    sources: Vec<Vec<f32>>,
-    targets: Vec<Vec<f32>>,
+    rows: Vec<Encoded>,
     prompts: Prompts,
     /// Index into `prompts` of every row.
     prompt_of_row: Vec<usize>,
-    /// Tokens and channels of a packed latent.
+    /// Tokens and channels of a target's packed latent.
     latent: [usize; 2],
+}
+
+/// A row's packed latents.
+struct Encoded {
+    target: Vec<f32>,
+    /// Of all sources, one after the other.
+    sources: Vec<f32>,
+    source_sizes: Vec<ImageSize>,
 }
 
 /// The different prompts, as far as they can be encoded once and for all.
@@ -40,8 +49,10 @@ enum Prompts {
 pub(super) struct Batch {
     /// Packed latents of the targets: `[B, S, C]`
     pub(super) x0: Tensor<3>,
-    /// Packed latents of the sources: `[B, S, C]`
+    /// Packed latents of the sources: `[B, R, C]`
     pub(super) sources: Tensor<3>,
+    /// Sizes of the sources, which are those of every row.
+    pub(super) source_sizes: Vec<ImageSize>,
     /// The prompts.
     pub(super) text: Text,
 }
@@ -74,46 +85,48 @@ impl Examples {
     ) -> Result<Self, SftError> {
         let (prompts, prompt_of_row) = encoding.prompts(rows)?;
         let mut examples = Self {
-            sources: Vec::with_capacity(rows.len()),
-            targets: Vec::with_capacity(rows.len()),
+            rows: Vec::with_capacity(rows.len()),
             prompts,
             prompt_of_row,
             latent: encoding.editor.latent_shape(encoding.size),
         };
         for part in rows.chunks(ROWS_AT_ONCE) {
-            let latents = encoding
+            let encoded = encoding
                 .lanes
-                .map(part.iter().collect(), |row| encoding.pair(row));
-            for pair in latents {
-                let (source, target) = pair?;
-                examples.sources.push(source);
-                examples.targets.push(target);
+                .map(part.iter().collect(), |row| encoding.encode(row));
+            for row in encoded {
+                examples.rows.push(row?);
             }
-            advance(examples.sources.len())?;
+            advance(examples.rows.len())?;
         }
         Ok(examples)
     }
 
     pub(super) fn len(&self) -> usize {
-        self.prompt_of_row.len()
+        self.rows.len()
     }
 
-    /// The given rows as tensors on a device.
+    /// The sizes of a row's sources.
+    pub(super) fn source_sizes(&self, row: usize) -> &[ImageSize] {
+        &self.rows[row].source_sizes
+    }
+
+    /// The given rows, at least one and with sources of the same sizes, as tensors on a device.
     pub(super) fn batch(&self, rows: &[usize], device: &Device) -> Batch {
         let [tokens, channels] = self.latent;
-        let latents = |of: &[Vec<f32>]| {
-            let values: Vec<f32> = rows
-                .iter()
-                .flat_map(|&row| of[row].iter().copied())
-                .collect();
+        let first = &self.rows[rows[0]];
+        let latents = |of: fn(&Encoded) -> &[f32], tokens: usize| {
+            let values = rows.iter().flat_map(|&row| of(&self.rows[row]));
+            let values: Vec<f32> = values.copied().collect();
             Tensor::from_data(
                 TensorData::new(values, [rows.len(), tokens, channels]),
                 device,
             )
         };
         Batch {
-            x0: latents(&self.targets),
-            sources: latents(&self.sources),
+            x0: latents(|row| &row.target, tokens),
+            sources: latents(|row| &row.sources, first.sources.len() / channels),
+            source_sizes: first.source_sizes.clone(),
             text: self.text(rows),
         }
     }
@@ -131,14 +144,14 @@ impl Examples {
 
 impl Encoding<'_> {
     /// Each different prompt once, and which of them every row has. Where the text encoder sees the source, the
-    /// same words about another image are another prompt.
+    /// same words about other images are another prompt.
     fn prompts(&self, rows: &[Pair]) -> Result<(Prompts, Vec<usize>), SftError> {
         let sees_sources = self.editor.prompt_sees_sources();
         let mut different: Vec<&Pair> = Vec::new();
         let mut known = BTreeMap::new();
         let mut prompt_of_row = Vec::with_capacity(rows.len());
         for row in rows {
-            let key = (&row.prompt, sees_sources.then_some(&row.image));
+            let key = (&row.prompt, sees_sources.then_some(&row.images));
             let next = different.len();
             let prompt = *known.entry(key).or_insert(next);
             if prompt == next {
@@ -160,7 +173,7 @@ impl Encoding<'_> {
 
     fn prompt(&self, row: &Pair) -> Result<Prompt, SftError> {
         let sources = match self.editor.prompt_sees_sources() {
-            true => vec![fit(&open(&row.image)?, self.size)],
+            true => self.sources(row)?.images,
             false => Vec::new(),
         };
         let input = PromptInput {
@@ -173,14 +186,25 @@ impl Encoding<'_> {
         Ok(prompts.row(0))
     }
 
-    /// Packed latents of a row's source and target.
-    fn pair(&self, row: &Pair) -> Result<(Vec<f32>, Vec<f32>), SftError> {
-        Ok((self.latents(&row.image)?, self.latents(&row.target)?))
+    fn encode(&self, row: &Pair) -> Result<Encoded, SftError> {
+        let sources = self.sources(row)?;
+        let source_size = sources.source_size();
+        let encoded = self
+            .editor
+            .encode_sources(&sources.images, source_size, self.size)?;
+        let target = self.editor.encode_image(&open(&row.target)?, self.size)?;
+        Ok(Encoded {
+            target: host(target),
+            sources: host(encoded.latents),
+            source_sizes: encoded.resized.iter().map(ImageSize::of).collect(),
+        })
     }
 
-    /// Packed latents of an image file.
-    fn latents(&self, path: &Path) -> Result<Vec<f32>, SftError> {
-        Ok(host(self.editor.encode_image(&open(path)?, self.size)?))
+    /// The source images as rollouts see them.
+    fn sources(&self, row: &Pair) -> Result<Sources, SftError> {
+        let images = row.images.iter().map(|path| open(path));
+        let images: Vec<RgbImage> = images.collect::<Result<_, _>>()?;
+        Ok(Sources::sized(&images, SizeRule::Fixed(self.size)))
     }
 }
 

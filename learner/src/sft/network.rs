@@ -140,7 +140,7 @@ impl Network {
             prompts: self.prompts(&batch.text)?,
             image_latents: batch.sources.clone(),
             size: self.size,
-            source_sizes: vec![self.size],
+            source_sizes: batch.source_sizes.clone(),
         };
         let prepared = self.editor.prepare_batch(conditions, self.guidance_scale);
         let adapter = self.adapter.as_ref();

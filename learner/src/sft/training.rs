@@ -1,13 +1,13 @@
 //! The training itself.
 
 use std::fs;
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use retouch_dataset::{Split, both};
-use retouch_models::editor::{Editor, ImageSize};
+use retouch_dataset::{SourcesLimit, Split, both};
+use retouch_models::editor::{Editor, ImageSize, Layout};
 use retouch_models::lora;
 use retouch_models::noise;
 use retouch_proto::seed::{self, Purpose};
@@ -128,11 +128,13 @@ pub fn train(
 
 /// The training pairs and the held-out ones.
 fn read(options: &SftOptions) -> Result<[Vec<Pair>; 2], SftError> {
+    let limit = SourcesLimit::Model(Layout::read(&options.base)?.sources_max);
+    let read = |split| read_pairs(&options.dataset, split, limit);
     let held_out = match options.validation_rows {
         0 => Ok(Vec::new()),
-        _ => read_pairs(&options.dataset, Split::Test),
+        _ => read(Split::Test),
     };
-    let (train, mut held_out) = both(read_pairs(&options.dataset, Split::Train), held_out)?;
+    let (train, mut held_out) = both(read(Split::Train), held_out)?;
     held_out.truncate(options.validation_rows);
     Ok([train, held_out])
 }
@@ -187,9 +189,9 @@ impl Training<'_> {
         let step = state.step + 1;
         let draws = self.draws(step, examples.len());
         let parts = self.lanes.map_with(
-            self.micro_batches(draws.len()),
+            self.micro_batches(&draws, examples),
             || self.network.to_train(&state.parameters),
-            |network, range| loss_and_gradient(network, examples, &draws[range], &options.device),
+            |network, draws| loss_and_gradient(network, examples, &draws, &options.device),
         );
         let parts: Vec<(f64, Vec<f32>)> = parts.into_iter().collect::<Result<_, _>>()?;
         let (losses, gradients): (Vec<f64>, Vec<Vec<f32>>) = parts.into_iter().unzip();
@@ -234,10 +236,10 @@ impl Training<'_> {
         };
         let draws: Vec<Draw> = (0..rows).map(draw).collect();
         let losses = self.lanes.map_with(
-            self.micro_batches(rows),
+            self.micro_batches(&draws, examples),
             || self.network.to_use(&state.ema),
-            |network, range| {
-                let losses = losses(network, examples, &draws[range], &self.options.device)?;
+            |network, draws| {
+                let losses = losses(network, examples, &draws, &self.options.device)?;
                 Ok(host(losses).into_iter().map(f64::from).sum::<f64>())
             },
         );
@@ -282,10 +284,24 @@ impl Training<'_> {
         )
     }
 
-    /// Parts of nearly one size that fit the largest allowed.
-    fn micro_batches(&self, rows: usize) -> Vec<Range<usize>> {
-        let parts = rows.div_ceil(self.options.micro_batch_size);
-        (0..parts).map(|index| part(rows, index, parts)).collect()
+    /// Draws whose sources have the same sizes, in parts of nearly one length that fit the longest allowed.
+    fn micro_batches<'a>(&self, draws: &'a [Draw], examples: &Examples) -> Vec<Vec<&'a Draw>> {
+        let mut alike: Vec<Vec<&Draw>> = Vec::new();
+        for draw in draws {
+            let sizes = |draw: &Draw| examples.source_sizes(draw.row);
+            match alike
+                .iter_mut()
+                .find(|known| sizes(known[0]) == sizes(draw))
+            {
+                Some(known) => known.push(draw),
+                None => alike.push(vec![draw]),
+            }
+        }
+        let parts = alike.iter().flat_map(|draws| {
+            let parts = draws.len().div_ceil(self.options.micro_batch_size);
+            (0..parts).map(move |index| draws[part(draws.len(), index, parts)].to_vec())
+        });
+        parts.collect()
     }
 
     /// Saves the averaged parameters where users look for them.
@@ -321,7 +337,7 @@ enum Counter {
 fn loss_and_gradient(
     network: &mut Network,
     examples: &Examples,
-    draws: &[Draw],
+    draws: &[&Draw],
     device: &Device,
 ) -> Result<(f64, Vec<f32>), SftError> {
     let loss = losses(network, examples, draws, device)?.sum();
@@ -334,7 +350,7 @@ fn loss_and_gradient(
 fn losses(
     network: &Network,
     examples: &Examples,
-    draws: &[Draw],
+    draws: &[&Draw],
     device: &Device,
 ) -> Result<Tensor<1>, SftError> {
     let rows: Vec<usize> = draws.iter().map(|draw| draw.row).collect();
@@ -347,7 +363,7 @@ fn losses(
     Ok(nft::mean_square(velocity - (noise - batch.x0)))
 }
 
-fn noise_of(batch: &Batch, draws: &[Draw]) -> Tensor<3> {
+fn noise_of(batch: &Batch, draws: &[&Draw]) -> Tensor<3> {
     let [_, tokens, channels] = batch.x0.dims();
     let seeds: Vec<u64> = draws.iter().map(|draw| draw.noise_seed).collect();
     noise::normal_batch(&seeds, [tokens, channels], &batch.x0.device())

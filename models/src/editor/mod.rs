@@ -24,6 +24,7 @@ mod qwen_image_edit;
 mod random;
 mod size;
 mod source;
+mod sources;
 #[cfg(test)]
 mod tests;
 
@@ -38,10 +39,13 @@ pub use latents::LatentFormat;
 pub use layout::Layout;
 pub use merge::merge_pipeline;
 pub(crate) use outline::{Assumed, Network, Outline};
-pub use pipeline::{EditRequest, Editor, NEGATIVE_PROMPT, Parts, Prepared, SampleOptions};
+pub use pipeline::{
+    EditRequest, Editor, EncodedSources, NEGATIVE_PROMPT, Parts, Prepared, SampleOptions,
+};
 pub use pixels::fit;
 pub use prompt::{Prompt, PromptBatch, PromptInput};
 pub use qwen_image_edit::{Areas, QwenImageEdit, QwenImageEditEncoders, TextPositions};
 pub use random::{ConditionShape, PromptShape};
 pub use size::{ImageSize, SizeRule, SourceSize, output_size};
 pub use source::{EditorSource, Loaded};
+pub use sources::Sources;

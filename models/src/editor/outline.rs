@@ -34,7 +34,7 @@ pub(crate) struct Outline {
     pub(crate) adapter: Work,
     /// One prompt.
     pub(crate) prompt: Work,
-    /// One source image.
+    /// The source images.
     pub(crate) encoding: Work,
     /// One edited image.
     pub(crate) decoding: Work,
@@ -52,8 +52,10 @@ pub(crate) struct Network {
 /// One edit, of which the work is told.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Assumed<'a> {
-    /// Size of the result and of its one source.
+    /// Size of the result and of each source.
     pub(crate) size: ImageSize,
+    /// Source images.
+    pub(crate) sources: usize,
     /// Tokens of the instruction.
     pub(crate) prompt_tokens: usize,
     /// The adapter.
@@ -79,11 +81,11 @@ impl Assumed<'_> {
         (self.size.height * self.size.width) as u64
     }
 
-    /// Tokens of the result and its source, and the given number of text tokens.
+    /// Tokens of the result and its sources, and the given number of text tokens.
     pub(super) fn tokens(&self, format: LatentFormat, text: usize) -> Tokens {
         let [image, _] = format.shape(self.size);
         Tokens {
-            image: 2 * image as u64,
+            image: ((1 + self.sources) * image) as u64,
             text: text as u64,
         }
     }

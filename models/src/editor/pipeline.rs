@@ -4,7 +4,7 @@ use image::RgbImage;
 
 use super::at_once::{images_at_once, samples_at_once};
 use super::base::Context;
-use super::pixels::{fit, lanczos, size_of, to_images, to_tensor};
+use super::pixels::{fit, lanczos, to_images, to_tensor};
 use super::{
     Base, Condition, ConditionBatch, ConditionShape, EditError, ImageSize, LatentFormat, Prompt,
     PromptBatch, PromptInput, SourceSize, TrainedPart,
@@ -51,6 +51,15 @@ pub struct EditRequest<'a> {
     pub size: ImageSize,
     /// Text tokens, for base models that pad and cut their text.
     pub max_sequence_length: usize,
+}
+
+/// Source images, encoded.
+#[derive(Debug, Clone)]
+pub struct EncodedSources {
+    /// Their packed latents, one after the other: `[R, C]`
+    pub latents: Tensor<2>,
+    /// The images as they were encoded.
+    pub resized: Vec<RgbImage>,
 }
 
 /// How images are sampled.
@@ -225,30 +234,41 @@ impl Editor {
     /// If there are more source images than the base model takes, a size does not divide into tokens, the encoders
     /// were not loaded, or the prompt can't be tokenized.
     pub fn encode_request(&self, request: &EditRequest<'_>) -> Result<Condition, EditError> {
-        self.base.check_sources(request.sources)?;
-        let (size, source_size) = (request.size, request.source_size);
-        let resize = |source| self.resize(source, size, source_size);
-        let resized: Vec<RgbImage> = request
-            .sources
-            .iter()
-            .map(resize)
-            .collect::<Result<_, _>>()?;
-        let latents: Vec<Tensor<2>> = resized
-            .iter()
-            .map(|source| self.latents(source))
-            .collect::<Result<_, _>>()?;
-        let seen = match source_size {
+        let encoded = self.encode_sources(request.sources, request.source_size, request.size)?;
+        let seen = match request.source_size {
             // What was cropped away is no part of the source.
-            SourceSize::Result => &resized[..],
+            SourceSize::Result => &encoded.resized[..],
             SourceSize::Own | SourceSize::Preferred => request.sources,
         };
         let prompt = |prompt| self.encode_prompt(prompt, seen, request.max_sequence_length);
         Ok(Condition {
             prompt: prompt(request.prompt)?,
             negative_prompt: request.negative_prompt.map(prompt).transpose()?,
-            image_latents: joined(latents),
-            size,
-            source_sizes: resized.iter().map(size_of).collect(),
+            image_latents: encoded.latents,
+            size: request.size,
+            source_sizes: encoded.resized.iter().map(ImageSize::of).collect(),
+        })
+    }
+
+    /// Encodes source images without an instruction.
+    ///
+    /// # Errors
+    /// As [`Editor::encode_request`].
+    pub fn encode_sources(
+        &self,
+        sources: &[RgbImage],
+        source_size: SourceSize,
+        size: ImageSize,
+    ) -> Result<EncodedSources, EditError> {
+        self.base.check_sources(sources)?;
+        let resized = sources
+            .iter()
+            .map(|source| self.resize(source, size, source_size));
+        let resized: Vec<RgbImage> = resized.collect::<Result<_, _>>()?;
+        let latents = resized.iter().map(|source| self.latents(source));
+        Ok(EncodedSources {
+            latents: joined(latents.collect::<Result<_, _>>()?),
+            resized,
         })
     }
 
@@ -300,7 +320,7 @@ impl Editor {
         size: ImageSize,
         source_size: SourceSize,
     ) -> Result<RgbImage, EditError> {
-        let (unit, own) = (self.base.format().unit(), size_of(source));
+        let (unit, own) = (self.base.format().unit(), ImageSize::of(source));
         let resized = match source_size {
             SourceSize::Result => size,
             SourceSize::Own => own.floor_to(unit),

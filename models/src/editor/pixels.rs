@@ -26,17 +26,10 @@ pub(super) fn lanczos(image: &RgbImage, size: ImageSize) -> RgbImage {
     )
 }
 
-pub(super) fn size_of(image: &RgbImage) -> ImageSize {
-    ImageSize {
-        height: image.height() as usize,
-        width: image.width() as usize,
-    }
-}
-
 /// # Shapes
 /// * output in -1..1: `[1, 3, H, W]`
 pub(super) fn to_tensor(image: &RgbImage, device: &Device) -> Tensor<4> {
-    let ImageSize { height, width } = size_of(image);
+    let ImageSize { height, width } = ImageSize::of(image);
     let values: Vec<f32> = image
         .as_raw()
         .iter()
@@ -82,7 +75,7 @@ mod tests {
     #[test]
     fn fitting_crops_the_middle_and_leaves_the_right_size_alone() {
         let image = gradient(100, 60);
-        assert_eq!(fit(&image, size_of(&image)), image);
+        assert_eq!(fit(&image, ImageSize::of(&image)), image);
         let square = fit(&image, ImageSize::square(60));
         assert_eq!((square.width(), square.height()), (60, 60));
         assert_eq!(square.get_pixel(0, 7), image.get_pixel(20, 7));

@@ -89,6 +89,15 @@ const PREFERRED: [(usize, usize); 17] = [
 ];
 
 impl ImageSize {
+    /// Of the sizes that Kontext was trained on, that with the most pixels.
+    pub fn largest_preferred() -> Self {
+        let largest = PREFERRED
+            .into_iter()
+            .max_by_key(|(width, height)| width * height);
+        let (width, height) = largest.expect("there are preferred sizes");
+        Self { height, width }
+    }
+
     /// Height and width alike.
     pub fn square(side: usize) -> Self {
         Self {

@@ -87,7 +87,7 @@ fn targeted(editor: &Outline, lora: &LoraConfig) -> u64 {
 fn tokens(editor: &Outline, samples: u64, widths: u64, what: &str) -> MemoryLine {
     let factors = [
         (samples, "samples"),
-        (editor.tokens.all(), "tokens (result, source, text)"),
+        (editor.tokens.all(), "tokens (result, sources, text)"),
         (editor.hidden as u64, "wide"),
         (widths, "times"),
         F32,

@@ -126,6 +126,7 @@ fn outline(class: &str, folder: &Path) -> Result<Outline, LoadError> {
     };
     let assumed = Assumed {
         size: ImageSize::square(512),
+        sources: 1,
         prompt_tokens: 128,
         lora: &lora,
     };

@@ -7,7 +7,7 @@
 //! runs beside their plans, and what of it was measured on a card.
 
 use super::learner_memory::{self, Trunk};
-use super::memory::{F32, MemoryLine, Workload, fuller};
+use super::memory::{F32, MemoryLine, Reference, Workload, fuller};
 use crate::editor::{Outline, samples_at_once};
 use crate::lora::Checkpointing;
 use crate::ops::Scores;
@@ -55,7 +55,10 @@ pub(super) fn learner(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine>
         |what: &str, count: u64| MemoryLine::product(what, &[(count, ""), (values, "values"), F32]);
     let mut lines = vec![
         MemoryLine::weights("transformer", trunk.parameters, workload.dtype),
-        copies("policy and old policy", 2),
+        match workload.reference {
+            Reference::Base => copies("policy and old policy", 2),
+            Reference::Adapter => copies("policy, old policy and reference", 3),
+        },
         copies(
             "gradients of a micro batch and a shard, and their flat form",
             3,
@@ -152,7 +155,7 @@ impl Passing<'_> {
     fn line(&self, what: &str, widths: u64) -> MemoryLine {
         let factors = [
             (self.samples, "samples at once"),
-            (self.tokens, "tokens (result, source, text)"),
+            (self.tokens, "tokens (result, sources, text)"),
             (self.hidden, "wide"),
             (widths, "times"),
             self.workload.number(),

@@ -29,11 +29,6 @@ const SINGLE: Widths = Widths {
 /// What is on its way back through a feed-forward: the gradient of its inner activations, attention's beside them, as
 /// it is computed (5) and as it is passed on (5), and those of the block's output (3).
 const PASSING: Widths = Widths { wide: 5, narrow: 8 };
-/// The same where both streams have feed-forwards of their own, as measured: they go back together, in f32.
-const PASSING_TWO_STREAMS: Widths = Widths {
-    wide: 22,
-    narrow: 0,
-};
 /// Bytes of the program and its threads.
 const PROGRAM: u64 = 16 << 20;
 
@@ -50,7 +45,7 @@ pub(super) struct Trunk<'a> {
     pub(super) parameters: u64,
     /// Width of a token.
     pub(super) hidden: u64,
-    /// Tokens of one sample: result, source and text.
+    /// Tokens of one sample: result, sources and text.
     pub(super) tokens: u64,
     /// Blocks with weights of their own for image and text.
     pub(super) double_blocks: u64,
@@ -76,11 +71,17 @@ fn halfway(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {
     };
     let mut lines = carried(trunk, workload);
     lines.push(copies("old policy on the device", 1, ""));
+    lines.push(copies(
+        "reference on the device",
+        workload.reference.adapters(),
+        "",
+    ));
     lines.push(copies("policy as leaves of graphs", lanes, "lanes"));
     lines.push(copies("gradient sums", workload.shards as u64, "shards"));
     lines.extend(activations(trunk, workload));
     lines.push(held_back(trunk, workload));
     lines.extend(widened(trunk, workload));
+    lines.retain(|line| line.bytes > 0);
     lines
 }
 
@@ -99,12 +100,16 @@ fn update(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {
 fn carried(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {
     let values = adapter(trunk, workload);
     let state = [(STATE_VECTORS, ""), (values, "values"), F32];
-    vec![
+    let reference = [(workload.reference.adapters(), ""), (values, "values"), F32];
+    let mut lines = vec![
         MemoryLine::weights("transformer", trunk.parameters, workload.dtype),
         MemoryLine::product("policy, old policy, EMA and Adam's moments", &state),
         MemoryLine::product("the blob that they were read from", &state),
+        MemoryLine::product("the reference", &reference),
         MemoryLine::product("the program", &[(PROGRAM, "B")]),
-    ]
+    ];
+    lines.retain(|line| line.bytes > 0);
+    lines
 }
 
 /// What a micro batch keeps until it goes back, and what is on the way then.
@@ -130,21 +135,20 @@ fn activations(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {
             line("graph of one block", 1, graph_of_one(trunk, workload)),
         ],
     };
-    lines.push(line("gradients on their way", 1, passing(trunk)));
+    lines.push(line("gradients on their way", 1, PASSING));
     lines.retain(|line| line.bytes > 0);
     lines
 }
 
 /// Each thread's heap keeps for a while what tensors of one size left, while others come.
 fn held_back(trunk: &Trunk<'_>, workload: &Workload) -> MemoryLine {
-    let passing = passing(trunk);
     let passed = match workload.checkpointing {
-        Checkpointing::None => passing,
+        Checkpointing::None => PASSING,
         Checkpointing::Block => {
             let one = graph_of_one(trunk, workload);
             Widths {
-                wide: one.wide + passing.wide,
-                narrow: one.narrow + passing.narrow,
+                wide: one.wide + PASSING.wide,
+                narrow: one.narrow + PASSING.narrow,
             }
         }
     };
@@ -163,13 +167,6 @@ fn graph_of_one(trunk: &Trunk<'_>, workload: &Workload) -> Widths {
     }
 }
 
-fn passing(trunk: &Trunk<'_>) -> Widths {
-    match trunk.single_blocks {
-        0 => PASSING_TWO_STREAMS,
-        _ => PASSING,
-    }
-}
-
 fn of_tokens(
     trunk: &Trunk<'_>,
     workload: &Workload,
@@ -179,7 +176,7 @@ fn of_tokens(
 ) -> MemoryLine {
     let factors = [
         (lanes(workload) * workload.micro_batch_size as u64, "pairs"),
-        (trunk.tokens, "tokens (result, source, text)"),
+        (trunk.tokens, "tokens (result, sources, text)"),
         (trunk.hidden, "wide"),
         (count, "times"),
         (widths.bytes(workload.dtype), "B"),

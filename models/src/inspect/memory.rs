@@ -63,8 +63,10 @@ pub struct Workload {
     pub device: DeviceName,
     /// The float type of the weights.
     pub dtype: DType,
-    /// Size of the edited images and of the source.
+    /// Size of the edited images and of each source.
     pub size: ImageSize,
+    /// Most source images of an edit.
+    pub sources: usize,
     /// Edits of a group.
     pub group_size: usize,
     /// Prompt tokens of an editor.
@@ -83,6 +85,26 @@ pub struct Workload {
     pub shards: usize,
     /// The adapter.
     pub lora: LoraConfig,
+    /// What the KL term of a learner's loss keeps beside the base model.
+    pub reference: Reference,
+}
+
+/// The policy from which a learner's KL term measures the trained one's distance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reference {
+    /// The base model, or none.
+    Base,
+    /// An adapter of the trained one's size.
+    Adapter,
+}
+
+impl Reference {
+    pub(super) fn adapters(self) -> u64 {
+        match self {
+            Self::Base => 0,
+            Self::Adapter => 1,
+        }
+    }
 }
 
 /// How many velocities a sampling step takes.
@@ -120,6 +142,7 @@ impl Workload {
     pub(super) fn assumed(&self) -> Assumed<'_> {
         Assumed {
             size: self.size,
+            sources: self.sources,
             prompt_tokens: self.max_sequence_length,
             lora: &self.lora,
         }

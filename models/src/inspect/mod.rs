@@ -19,4 +19,4 @@ mod tests;
 pub use component::{Component, Tensors};
 pub use effort::{Effort, EffortLine, Unit};
 pub use folder::{FolderKind, Inspection, inspect};
-pub use memory::{Estimate, Guidance, MemoryLine, Role, Workload, estimate};
+pub use memory::{Estimate, Guidance, MemoryLine, Reference, Role, Workload, estimate};

@@ -63,6 +63,7 @@ fn workload(dtype: DType) -> Workload {
         device: DeviceName::Cpu,
         dtype,
         size: ImageSize::square(16),
+        sources: 1,
         group_size: 3,
         max_sequence_length: 7,
         num_inference_steps: 6,
@@ -76,6 +77,7 @@ fn workload(dtype: DType) -> Workload {
             alpha: 4.0,
             target_modules: vec!["to_q".into()],
         },
+        reference: Reference::Base,
     }
 }
 
@@ -189,6 +191,56 @@ fn guidance_takes_a_second_velocity() {
     };
     let plain = velocities(Guidance::None);
     assert_eq!(velocities(Guidance::ClassifierFree), 2 * plain);
+}
+
+/// Of the published models: how much more a plan is if an edit has three sources.
+#[test]
+fn every_source_is_planned_for() {
+    let (_root, inspection) = qwen_image_edit();
+    let plan = |role, sources| {
+        let workload = Workload {
+            sources,
+            ..recipe(512)
+        };
+        estimate(&inspection, role, &workload).unwrap()
+    };
+    let tokens = |sources| {
+        let line = &plan(Role::RolloutWorker, sources).effort.lines[0];
+        let (tokens, _) = line.arithmetic.rsplit_once(" tokens").unwrap();
+        tokens.rsplit_once(' ').unwrap().1.parse::<usize>().unwrap()
+    };
+    // A square of 512 is 32 tokens wide; the text encoder sees it in 384 x 384, which are 14 x 14 tokens.
+    assert_eq!(tokens(3) - tokens(1), 2 * (32 * 32 + 14 * 14));
+    for role in [Role::RolloutWorker, Role::Learner] {
+        let [one, three] = [1, 3].map(|sources| plan(role, sources));
+        assert!(three.bytes > one.bytes, "{role}");
+        assert!(three.effort.flops > one.effort.flops, "{role}");
+    }
+}
+
+#[test]
+fn an_adapter_as_reference_is_planned_for() {
+    let (_root, inspection) = flux_kontext();
+    for device in [DeviceName::Cpu, DeviceName::Cuda(0)] {
+        let plan = |reference| {
+            let workload = Workload {
+                device,
+                reference,
+                ..recipe(1024)
+            };
+            estimate(&inspection, Role::Learner, &workload).unwrap()
+        };
+        let [base, adapter] = [Reference::Base, Reference::Adapter].map(plan);
+        let lines = |plan: &Estimate, of: &str| {
+            let lines = plan.lines.iter().filter(|line| line.what.contains(of));
+            lines.map(|line| line.bytes).sum::<u64>()
+        };
+        let policies =
+            lines(&base, "old policy on the device").max(lines(&base, "policy and old") / 2);
+        // On a CPU there is a vector of it besides.
+        let copies = if device == DeviceName::Cpu { 2 } else { 1 };
+        assert_eq!(adapter.bytes - base.bytes, copies * policies, "{device}");
+    }
 }
 
 #[test]

@@ -50,7 +50,7 @@ pub(in crate::editor) fn outline(
             FluxTransformerConfig::places(name, tokens)
         }),
         prompt: clip.work() + t5.work(assumed.prompt_tokens as u64),
-        encoding: vae.encoding_work(assumed.pixels()),
+        encoding: vae.encoding_work(assumed.pixels()) * assumed.sources as u64,
         decoding: vae.decoding_work(assumed.pixels()),
         projections,
     })

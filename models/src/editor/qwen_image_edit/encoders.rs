@@ -8,9 +8,11 @@ use super::format_of;
 use super::template::{DROPPED_TOKENS, ImageMarkup, render};
 use crate::autoencoder_kl_qwen_image::AutoencoderKlQwenImage;
 use crate::editor::base_model::vae_type;
-use crate::editor::pixels::{lanczos, size_of};
+use crate::editor::pixels::lanczos;
 use crate::editor::size::area_size;
-use crate::editor::{EditError, Encoders, LatentFormat, Prompt, PromptInput, TextWidths};
+use crate::editor::{
+    EditError, Encoders, ImageSize, LatentFormat, Prompt, PromptInput, TextWidths,
+};
 use crate::image_processor::{Contradiction, ImageError, ImageProcessor, Patches};
 use crate::qwen2_5_vl::{Grid, Qwen2_5Vl, Qwen2_5VlConfig, TokenRows};
 use crate::tokenizer::Tokenizer;
@@ -147,7 +149,7 @@ impl QwenImageEditEncoders {
     }
 
     fn patches(&self, source: &RgbImage, area: usize) -> Result<Patches, ImageError> {
-        let size = area_size(size_of(source), area);
+        let size = area_size(ImageSize::of(source), area);
         self.image_processor.patches(&lanczos(source, size))
     }
 

@@ -36,7 +36,8 @@ pub(in crate::editor) fn outline(
     let transformer = QwenImageTransformer::init(&config, &Init::unused());
     let projections = transformer.projections().to_vec();
     let patches = seen_patches(&processor, assumed);
-    let seen = patches / text.vision.merge_unit() + assumed.prompt_tokens;
+    let all = assumed.sources * patches;
+    let seen = all / text.vision.merge_unit() + assumed.prompt_tokens;
     let tokens = assumed.tokens(format, seen);
     let network = |name, table| Network { name, table };
     Ok(Outline {
@@ -52,15 +53,15 @@ pub(in crate::editor) fn outline(
         adapter: assumed.adapter(&projections, |name| {
             QwenImageTransformerConfig::places(name, tokens)
         }),
-        prompt: text.vision_work(patches as u64)
+        prompt: text.vision_work(patches as u64) * assumed.sources as u64
             + text.language_work((DROPPED_TOKENS + seen) as u64, 0),
-        encoding: vae.encoding_work(assumed.pixels()),
+        encoding: vae.encoding_work(assumed.pixels()) * assumed.sources as u64,
         decoding: vae.decoding_work(assumed.pixels()),
         projections,
     })
 }
 
-/// Patches of the source as the text encoder sees it.
+/// Patches of a source as the text encoder sees it.
 fn seen_patches(processor: &ImageProcessor, assumed: &Assumed<'_>) -> usize {
     let shown = area_size(assumed.size, Areas::default().condition);
     let [height, width] = processor.target_size(shown.height, shown.width);
