@@ -1,28 +1,62 @@
-//! `retouch completions`: what a shell needs to complete this program's command lines.
+//! `retouch completions`, and what a shell is told each time that somebody asks it to complete a command line.
 
-use clap::{Args, Command};
-use clap_complete::Shell;
+mod keys;
+mod runs;
+
+use clap::{Args, Command, ValueEnum};
+use clap_complete::{CompleteEnv, env::Shells};
 
 use crate::output;
 
+pub(crate) use self::{
+    keys::keys,
+    runs::{run_and_worker, run_folders},
+};
+
+/// Says to this program that a shell asks, and which.
+const VARIABLE: &str = "_RETOUCH_COMPLETE";
+
 /// Print a script that completes command lines, for a shell.
 ///
-/// Prints a completion script. For bash: `retouch completions bash > ~/.local/share/bash-completion/completions/retouch`;
-/// for zsh, into a folder of `$fpath` as `_retouch`; for fish: `retouch completions fish > ~/.config/fish/completions/retouch.fish`.
+/// The script has this program say what comes next: commands, options and their values, files and folders, keys of run
+/// files, runs, and the workers of a run that is going on.
+///
+/// Examples:
+///
+///   echo 'source <(retouch completions bash)' >> ~/.bashrc
+///   echo 'source <(retouch completions zsh)' >> ~/.zshrc        (after compinit)
+///   echo 'retouch completions fish | source' >> ~/.config/fish/config.fish
 #[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
 pub(crate) struct CompletionsArgs {
     /// Which shell.
     shell: Shell,
 }
 
-/// Completes the command lines of `cli`.
-pub(crate) fn run(args: CompletionsArgs, cli: Command) -> anyhow::Result<()> {
-    output::print(script(args.shell, cli)?);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Shell {
+    Bash,
+    Elvish,
+    Fish,
+    Powershell,
+    Zsh,
+}
+
+pub(crate) fn run(args: CompletionsArgs) -> anyhow::Result<()> {
+    output::print(script(args.shell)?);
     Ok(())
 }
 
-pub(crate) fn script(shell: Shell, mut cli: Command) -> anyhow::Result<String> {
+/// Answers a shell that asks, and ends the process; without such a question, does nothing.
+pub(crate) fn answer(cli: impl Fn() -> Command) {
+    CompleteEnv::with_factory(cli).var(VARIABLE).complete();
+}
+
+pub(crate) fn script(shell: Shell) -> anyhow::Result<String> {
+    let name = shell.to_possible_value().expect("no shell is skipped");
+    let shells = Shells::builtins();
+    let shell = shells.completer(name.get_name()).expect("a known shell");
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut cli, "retouch", &mut script);
+    shell.write_registration(VARIABLE, "retouch", "retouch", "retouch", &mut script)?;
     Ok(String::from_utf8(script)?)
 }

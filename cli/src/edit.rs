@@ -24,7 +24,9 @@ use retouch_models::{
 };
 use retouch_proto::{RunFolder, config::Dtype};
 
-use crate::{control::recorded_config, exit::UsageError, number, output::say, picture};
+use crate::{
+    completions, control::recorded_config, exit::UsageError, number, output::say, picture,
+};
 
 /// Edit an image by one instruction.
 ///
@@ -52,7 +54,7 @@ pub(crate) struct EditArgs {
     #[arg(long, required_unless_present = "run")]
     model: Option<PathBuf>,
     /// The folder of a run: edit with its base and its newest adapter.
-    #[arg(long, value_name = "RUN_FOLDER", conflicts_with_all = ["model", "adapter"])]
+    #[arg(long, value_name = "RUN_FOLDER", conflicts_with_all = ["model", "adapter"], add = completions::run_folders())]
     run: Option<PathBuf>,
     /// A LoRA adapter: a PEFT folder, such as runs/NAME/adapters/latest, or a safetensors file as diffusers, ComfyUI,
     /// ai-toolkit, kohya, OneTrainer, XLabs or DiffSynth write it.

@@ -2,10 +2,10 @@
 
 mod harness;
 
-use std::path::Path;
+use std::{path::Path, process::Command};
 
 use harness::{
-    adapter, json, read, retouch,
+    adapter, json, read, retouch, retouch_path,
     run::{ERR, OUT, Run},
     status, worker,
 };
@@ -50,6 +50,74 @@ fn check_plain(folder: &Path) {
     };
     assert_eq!(times("  iteration "), 6, "{told}");
     assert!(times("  evaluating: ") >= 1, "{told}");
+}
+
+/// What bash offers in a folder for the last of these words.
+fn completed(folder: &Path, words: &[&str]) -> Vec<String> {
+    let program = retouch_path();
+    let script = r#"
+        source <(retouch completions bash)
+        COMP_WORDS=(retouch "$@") COMP_CWORD=$#
+        _clap_complete_retouch retouch "${@: -1}" ""
+        printf '%s\n' "${COMPREPLY[@]}"
+    "#;
+    let output = Command::new("bash")
+        .args(["--norc", "-c", script, "bash"])
+        .args(words)
+        .env(
+            "PATH",
+            format!(
+                "{}:/usr/bin:/bin",
+                program.parent().expect("a folder").display()
+            ),
+        )
+        .current_dir(folder)
+        .output()
+        .expect("bash starts");
+    let offered = String::from_utf8(output.stdout).expect("UTF-8");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.is_empty(), "{said}");
+    offered.lines().map(str::to_owned).collect()
+}
+
+/// Runs, their workers and the keys of run files, beside commands, options and folders.
+#[test]
+fn shells_complete_what_only_the_program_knows() {
+    let mut run = Run::launch(&["iterations=1000", "learner.checkpoint_every=1000"]);
+    let folder = &run.path().to_owned();
+    run.wait_for(|status| status["committed"].as_u64() >= Some(1));
+    let completed = |words: &[&str]| completed(folder, words);
+    assert_eq!(completed(&["stat"]), ["status"]);
+    assert_eq!(
+        completed(&["restart", "run/", "learner"]),
+        ["learner-0", "learner-1"]
+    );
+    assert_eq!(
+        completed(&["drain", "--wait", "run", "reward"]),
+        ["reward-worker-0"]
+    );
+    let address = read(folder, "coordinator.addr");
+    let elsewhere = [
+        "restart",
+        "--coordinator",
+        &address,
+        "--token",
+        &read(folder, "credentials/control/token"),
+        "rollout",
+    ];
+    assert_eq!(
+        completed(&elsewhere),
+        ["rollout-worker-0", "rollout-worker-1"]
+    );
+    for command in ["status", "drain", "report"] {
+        assert_eq!(completed(&[command, "r"])[0], "run/", "{command}");
+    }
+    std::os::unix::fs::symlink(".", folder.join("runs")).expect("a link");
+    assert_eq!(completed(&["status", ""])[0], "runs/run/");
+    let set = completed(&["launch", "run.toml", "--set", "learner.learning"]);
+    assert_eq!(set, ["learner.learning_rate="]);
+    remote_json(folder, &["stop"]);
+    assert!(run.finish().success(), "{}", run.logs());
 }
 
 #[test]

@@ -20,5 +20,6 @@ mod workers;
 pub(crate) use self::{
     control_grpc::{ControlClient, Until},
     record::{is_held, recorded_config},
-    target::Target,
+    target::{Remote, Target},
+    workers::worker_names,
 };

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use clap::{Args, ValueHint};
+use clap::Args;
 use retouch_coordinator::Command;
 use retouch_proto::status::{Controlled, Presence, RunStatus};
 
@@ -12,6 +12,7 @@ use super::{
     target::{Remote, Target, run_and_worker},
 };
 use crate::{
+    completions,
     exit::UsageError,
     output::{self, remark},
 };
@@ -66,7 +67,7 @@ pub(crate) struct CheckpointArgs {
 )]
 pub(crate) struct DrainArgs {
     /// The run's folder (not with --coordinator), then the worker's name; without a name, the whole run.
-    #[arg(value_names = ["RUN_FOLDER", "WORKER"], num_args = 0..=2, value_hint = ValueHint::DirPath)]
+    #[arg(value_names = ["RUN_FOLDER", "WORKER"], num_args = 0..=2, add = completions::run_and_worker())]
     words: Vec<String>,
     #[command(flatten)]
     remote: Remote,
@@ -90,7 +91,7 @@ pub(crate) struct DrainArgs {
 )]
 pub(crate) struct RestartArgs {
     /// The run's folder (not with --coordinator), then the worker's name.
-    #[arg(value_names = ["RUN_FOLDER", "WORKER"], num_args = 1..=2, required = true, value_hint = ValueHint::DirPath)]
+    #[arg(value_names = ["RUN_FOLDER", "WORKER"], num_args = 1..=2, required = true, add = completions::run_and_worker())]
     words: Vec<String>,
     #[command(flatten)]
     remote: Remote,

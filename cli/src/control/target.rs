@@ -3,12 +3,13 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context;
-use clap::{Args, ValueHint};
+use clap::Args;
 use retouch_credentials::{Access, Principal};
 use retouch_proto::{RunFolder, WorkerId};
 use retouch_worker::session::CoordinatorAddress;
 
 use crate::{
+    completions,
     credentials::{CredentialArgs, in_run_folder},
     exit::{Unreachable, UsageError},
 };
@@ -33,7 +34,7 @@ pub(crate) struct Target {
     /// The run's folder, as `launch` printed it.
     #[arg(
         value_name = "RUN_FOLDER",
-        value_hint = ValueHint::DirPath,
+        add = completions::run_folders(),
         required_unless_present = "coordinator",
         conflicts_with = "coordinator"
     )]
