@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use retouch_dataset::{DatasetError, Row};
+use retouch_dataset::{Counts, DatasetError, SourcesLimit};
 use retouch_models::images;
 use retouch_proto::limits::SOURCES_MAX;
 use retouch_tiny::dataset::{Dataset, Targets};
@@ -60,7 +60,8 @@ struct MakeArgs {
 struct CheckArgs {
     /// The folder with train_metadata.jsonl, test_metadata.jsonl and the images.
     folder: PathBuf,
-    /// Print the result as JSON: the numbers of `train` and `test` rows, or the first `problems` and their `count`.
+    /// Print the result as JSON: the numbers of `train` and `test` rows and the most
+    /// source images of one, `sources_max`, or the first `problems` and their `count`.
     #[arg(long)]
     json: bool,
 }
@@ -98,11 +99,12 @@ fn make(args: &MakeArgs) -> anyhow::Result<()> {
 
 /// Reads both splits as a run does, with every image.
 fn check(args: &CheckArgs) -> anyhow::Result<()> {
-    let checked = check_rows(&args.folder, 1, SOURCES_MAX, Images::Decoded);
+    let limit = SourcesLimit::Model(SOURCES_MAX);
+    let checked = check_rows(&args.folder, 1, limit, Images::Decoded);
     if args.json {
         print_json(&Checked::of(&checked))?;
     }
-    let [train, test] = checked.map_err(UsageError::from)?;
+    let Counts { train, test, .. } = checked.map_err(UsageError::from)?;
     if !args.json {
         let folder = args.folder.display();
         say!("{folder}: {train} train and {test} test pairs, no problem");
@@ -117,17 +119,20 @@ struct Checked<'a> {
     train: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     test: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sources_max: Option<usize>,
     problems: &'a [String],
     count: usize,
 }
 
 impl<'a> Checked<'a> {
-    fn of(checked: &'a Result<[usize; 2], DatasetError>) -> Self {
-        let rows = checked.as_ref().ok();
+    fn of(checked: &'a Result<Counts, DatasetError>) -> Self {
+        let counts = checked.as_ref().ok();
         let error = checked.as_ref().err();
         Self {
-            train: rows.map(|[train, _]| *train),
-            test: rows.map(|[_, test]| *test),
+            train: counts.map(|counts| counts.train),
+            test: counts.map(|counts| counts.test),
+            sources_max: counts.map(|counts| counts.sources_max),
             problems: error.map_or(&[], DatasetError::shown),
             count: error.map_or(0, DatasetError::count),
         }
@@ -144,27 +149,21 @@ pub(crate) enum Images {
 }
 
 /// Judges a dataset for every command: at least one training row and so many held-out ones, all sound and of no more
-/// sources than the editor takes. Gives the numbers of both.
+/// sources than are taken.
 pub(crate) fn check_rows(
     folder: &Path,
     held_out_min: usize,
-    sources_max: usize,
+    limit: SourcesLimit,
     images: Images,
-) -> Result<[usize; 2], DatasetError> {
-    let check_sources = |row: &Row| match row.images.len() {
-        count if count > sources_max => Err(format!(
-            "image names {count} files, the base model takes {sources_max}"
-        )),
-        _ => Ok(()),
-    };
+) -> Result<Counts, DatasetError> {
     if images == Images::Named {
-        return retouch_dataset::check(folder, held_out_min, check_sources);
+        return retouch_dataset::check(folder, held_out_min, |row| row.check_limit(limit));
     }
     let style = ProgressStyle::with_template("checking images of {pos} rows ({elapsed})");
     let bar = ProgressBar::no_length().with_style(style.expect("a sound template"));
     let checked = retouch_dataset::check(folder, held_out_min, |row| {
         bar.inc(1);
-        check_sources(row)?;
+        row.check_limit(limit)?;
         row.check_images(|path| images::open(&folder.join(path)).map(drop))
     });
     bar.finish_and_clear();

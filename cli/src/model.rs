@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueHint};
 use retouch_learner::workload::workload;
 use retouch_models::{
     device::cards,
@@ -16,6 +16,7 @@ use retouch_proto::{
 use serde_json::json;
 
 use crate::{
+    config::{SetArgs, count_sources},
     estimate::print_estimate,
     exit::UsageError,
     output::{self, remark},
@@ -54,11 +55,10 @@ struct CheckArgs {
     #[arg(long, value_enum)]
     role: Option<RoleName>,
     /// The run file that says how much is done at once; its defaults if absent.
-    #[arg(long, value_name = "RUN_FILE")]
+    #[arg(long, value_name = "RUN_FILE", value_hint = ValueHint::FilePath)]
     run: Option<PathBuf>,
-    /// Set one field over the run file, such as `model.dtype=f32`; may be given often.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    sets: Vec<String>,
+    #[command(flatten)]
+    set: SetArgs,
     /// Plan for this device, not the run file's, and say whether it has room: `cuda:0`, or `cpu`, which is not asked.
     #[arg(long)]
     device: Option<DeviceName>,
@@ -76,11 +76,14 @@ pub(crate) fn run(args: ModelArgs) -> anyhow::Result<()> {
 }
 
 fn check(args: &CheckArgs) -> anyhow::Result<()> {
-    let config = load(args.run.as_deref(), std::env::vars(), &args.sets)
+    let mut config = load(args.run.as_deref(), std::env::vars(), &args.set.sets)
         .map_err(|errors| UsageError(errors.to_string()))?;
     let inspection = inspect(&args.folder).map_err(UsageError::from)?;
     // Nobody asked for the default ones.
-    let named_run = args.run.is_some() || !args.sets.is_empty();
+    let named_run = args.run.is_some() || !args.set.sets.is_empty();
+    if named_run {
+        count_sources(&mut config);
+    }
     let targets = named_run.then(|| targets(&inspection, &config)).flatten();
     let problems = inspection.all_problems().chain(targets.as_deref());
     let problems: Vec<&str> = problems.collect();

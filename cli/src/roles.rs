@@ -123,9 +123,9 @@ impl ProcessArgs {
 pub(crate) fn coordinator(args: CoordinatorArgs) -> anyhow::Result<()> {
     block_on(async {
         let stop = args.process.set_up()?;
-        let config = args.config.load()?;
+        let mut config = args.config.load()?;
         // Held-out pairs are for `evaluate`, which may run elsewhere.
-        check_run(&config, 0, Images::Named)?;
+        check_run(&mut config, 0, Images::Named)?;
         let listen = match args.listen {
             Some(listen) => listen,
             None => config

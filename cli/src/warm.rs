@@ -12,10 +12,10 @@ use anyhow::{Context, bail};
 use burn::tensor::Device;
 use clap::Args;
 use image::RgbImage;
-use retouch_learner::dry_run::dry_run;
+use retouch_learner::{dry_run::dry_run, workload::condition_shape};
 use retouch_models::{
     device::{self, cache},
-    editor::{EditorSource, Parts},
+    editor::{EditorSource, Parts, Sources},
     exchange, lora,
 };
 use retouch_proto::{ContentHash, GroupId, Iteration, RunConfig, config::DeviceName, worker::Role};
@@ -23,7 +23,7 @@ use retouch_reward_worker::scorer::{Group, Scorer};
 use retouch_rollout_worker::sampler::{GroupInput, Sampler, Version};
 
 use crate::{
-    config::{ConfigArgs, check, judge_files, model_file},
+    config::{ConfigArgs, check, count_sources, judge_files, model_file},
     exit::UsageError,
     output::remark,
     room,
@@ -54,7 +54,8 @@ pub(crate) struct WarmArgs {
 }
 
 pub(crate) fn run(args: WarmArgs) -> anyhow::Result<()> {
-    let config = args.config.load_here()?;
+    let mut config = args.config.load_here()?;
+    count_sources(&mut config);
     let mut needed = vec![model_file(&config)];
     needed.extend(judge_files(&config));
     check(&needed)?;
@@ -173,7 +174,7 @@ fn roll_out(config: &RunConfig, device: &Device) -> anyhow::Result<()> {
         group,
         prompt: PROMPT.to_owned(),
         paths: Vec::new(),
-        sources: Arc::new(picture(config).into()),
+        sources: Arc::new(sources(config)),
         version: Some(version),
         group_size: config.rollout.group_size as usize,
     })?;
@@ -187,7 +188,7 @@ fn judge(config: &RunConfig, device: &Device) -> anyhow::Result<()> {
     scorer.score(&Group {
         prompt: PROMPT.to_owned(),
         requirement: PROMPT.to_owned(),
-        sources: vec![picture(config)],
+        sources: sources(config).images,
         edits,
     })?;
     Ok(())
@@ -202,8 +203,18 @@ fn train(config: &RunConfig, name: DeviceName) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// As many as a row has at most, of the largest size.
+fn sources(config: &RunConfig) -> Sources {
+    let shape = condition_shape(config);
+    Sources {
+        images: vec![picture(config); shape.sources],
+        size: shape.size,
+    }
+}
+
 fn picture(config: &RunConfig) -> RgbImage {
-    RgbImage::new(config.model.width, config.model.height)
+    let size = condition_shape(config).size;
+    RgbImage::new(size.width as u32, size.height as u32)
 }
 
 #[cfg(test)]

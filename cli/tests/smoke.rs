@@ -141,6 +141,9 @@ fn rows_may_have_as_many_sources_as_the_base_model_takes() {
             .arg(run.path().join("run")),
     );
     let groups = groups.expect("groups");
+    // Every node plans its memory by it.
+    let settings = std::fs::read_to_string(run.path().join("run/config.toml")).expect("settings");
+    assert!(settings.contains("sources_max = 2\n"), "{settings}");
     let sources = &groups[0]["image"];
     assert_eq!(sources.as_array().map(Vec::len), Some(2), "{sources}");
     let mut refused = Run::launch(&[&set]);

@@ -6,7 +6,7 @@ use retouch_proto::RunConfig;
 use toml::{Table, Value};
 
 /// Sections and keys that change no sample (A9): a run continues with other values. So do devices.
-const FREE_KEYS: [&str; 13] = [
+const FREE_KEYS: [&str; 14] = [
     "preset",
     "name",
     "run_dir",
@@ -14,6 +14,7 @@ const FREE_KEYS: [&str; 13] = [
     "alarms",
     "checkpoint",
     "cluster",
+    "dataset.sources_max",
     "evaluation",
     "samples",
     "learner.ranks",

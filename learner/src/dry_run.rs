@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
 use retouch_models::device::{self, DeviceError};
-use retouch_models::editor::{ConditionShape, Editor, ImageSize, Layout, Parts};
+use retouch_models::editor::{Editor, Layout, Parts};
 use retouch_models::exchange;
 use retouch_models::lora;
 use retouch_models::noise;
@@ -21,6 +21,7 @@ use crate::plan;
 use crate::shards::{self, BoxError, ShardReduce};
 use crate::state::{LearnerState, StateError};
 use crate::step::{self, GroupData, Observer, SampledBy, SealedGroup, SealedIteration, StepError};
+use crate::workload::condition_shape;
 
 /// How much of itself the old policy has of the new one: they differ, as after the first iterations.
 const OLD_SHARE: f32 = 0.99;
@@ -110,12 +111,14 @@ impl Walk<'_> {
         let blob = self.state().to_bytes();
         let begin = Instant::now();
         let state = LearnerState::from_bytes(&blob)?;
-        let reference = self.run.learner.reference;
+        // As a learner has it, a vector of its own.
+        let reference = self.run.learner.reference == Reference::Init;
+        let reference = reference.then(|| state.theta.clone());
         let iteration = SealedIteration {
             editor: self.editor,
             config: self.run,
             number: Iteration(1),
-            reference: (reference == Reference::Init).then_some(&state.theta[..]),
+            reference: reference.as_deref(),
             groups: &groups,
         };
         let output = step::train_iteration(iteration, &state, &mut FirstOf { ranks }, observe)?;
@@ -179,7 +182,7 @@ impl Walk<'_> {
     }
 
     fn data(&self, index: u32) -> GroupData {
-        let shape = self.condition_shape();
+        let shape = condition_shape(self.run);
         let [tokens, channels] = self.editor.latent_shape(shape.size);
         let samples = self.run.rollout.group_size as usize;
         let seed = u64::from(index) + 1;
@@ -189,33 +192,22 @@ impl Walk<'_> {
         }
     }
 
-    fn condition_shape(&self) -> ConditionShape {
-        let model = &self.run.model;
-        ConditionShape {
-            size: ImageSize {
-                height: model.height as usize,
-                width: model.width as usize,
-            },
-            sources: 1,
-            max_sequence_length: model.max_sequence_length as usize,
-        }
-    }
-
     fn shapes(&self, groups: &[SealedGroup]) -> Vec<NamedShape> {
-        let prompt = self.editor.prompt_shape(self.condition_shape());
-        let [tokens, channels] = self.editor.latent_shape(self.condition_shape().size);
+        let condition = condition_shape(self.run);
+        let prompt = self.editor.prompt_shape(condition);
+        let [tokens, channels] = self.editor.latent_shape(condition.size);
         let samples = groups.first().map_or(0, |group| group.advantages.len());
         let pairs = self.run.learner.micro_batch_size as usize;
         let mut shapes = vec![
             shape("x0 of a group", [samples, tokens, channels]),
-            shape("source latents", [tokens, channels]),
+            shape("source latents", [condition.sources * tokens, channels]),
             shape("prompt", [prompt.tokens, prompt.width]),
         ];
         if let Some(width) = prompt.pooled {
             shapes.push(shape("pooled prompt", [width]));
         }
         shapes.push(shape("x_t of a micro batch", [pairs, tokens, channels]));
-        let all = 2 * tokens + prompt.tokens;
+        let all = (1 + condition.sources) * tokens + prompt.tokens;
         shapes.push(shape("tokens of a micro batch", [pairs, all]));
         shapes
     }

@@ -2,10 +2,13 @@
 
 use retouch_models::{
     device,
-    editor::ImageSize,
-    inspect::{Guidance, Role, Workload},
+    editor::{ConditionShape, ImageSize},
+    inspect::{self, Guidance, Role, Workload},
 };
-use retouch_proto::{RunConfig, config::DeviceName};
+use retouch_proto::{
+    RunConfig,
+    config::{DeviceName, ModelConfig, Reference, Sizing},
+};
 
 /// The workload of one worker of this role.
 pub fn workload(run: &RunConfig, role: Role) -> Workload {
@@ -17,10 +20,8 @@ pub fn workload(run: &RunConfig, role: Role) -> Workload {
     Workload {
         device: devices.first(),
         dtype: device::float_type(dtype),
-        size: ImageSize {
-            height: run.model.height as usize,
-            width: run.model.width as usize,
-        },
+        size: largest_size(&run.model),
+        sources: sources_max(run),
         group_size: run.rollout.group_size as usize,
         max_sequence_length: run.model.max_sequence_length as usize,
         num_inference_steps: run.rollout.num_inference_steps as usize,
@@ -33,7 +34,37 @@ pub fn workload(run: &RunConfig, role: Role) -> Workload {
         lanes: lanes(run),
         shards: (run.learner.gradient_shards / run.learner.ranks.max(1)) as usize,
         lora: run.lora.adapter.clone(),
+        reference: match run.learner.reference {
+            Reference::Init if run.learner.kl_beta != 0.0 => inspect::Reference::Adapter,
+            Reference::Init | Reference::Base => inspect::Reference::Base,
+        },
     }
+}
+
+/// The largest condition of a run.
+pub fn condition_shape(run: &RunConfig) -> ConditionShape {
+    ConditionShape {
+        size: largest_size(&run.model),
+        sources: sources_max(run),
+        max_sequence_length: run.model.max_sequence_length as usize,
+    }
+}
+
+/// The size with the most pixels of those that images are sized to.
+fn largest_size(model: &ModelConfig) -> ImageSize {
+    match model.sizing {
+        // As many pixels in another aspect, if that differs.
+        Sizing::Fixed | Sizing::Aspect => ImageSize {
+            height: model.height as usize,
+            width: model.width as usize,
+        },
+        Sizing::Preferred => ImageSize::largest_preferred(),
+    }
+}
+
+/// What the rows do not say yet is one.
+fn sources_max(run: &RunConfig) -> usize {
+    run.dataset.sources_max.max(1) as usize
 }
 
 /// A learner on a CPU has a lane a thread.

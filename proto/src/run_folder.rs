@@ -11,6 +11,7 @@
 //! | `checkpoints/<iteration>/` | what the run can go on from: [`CheckpointFile`]s. One that a start finds damaged is moved to `<iteration>.damaged` | learner, coordinator | learners, archive |
 //! | `initial/` | the [`CheckpointFile`]s that a run with `lora.init` starts from; its policy may be the learners' reference | `coordinator` | coordinator, learners |
 //! | `adapters/<hash>/` | exported EMA adapters, as peft and diffusers read them | learner | archive, `evaluate`, report, people |
+//! | `adapters/latest`, `adapters/final` | links to the newest, and to the one of a run that is done | learner | people |
 //! | `events/` | TensorBoard's file; each start of the coordinator writes a new one with all steps. Pictures are in `events/samples/` | coordinator, `samples` | TensorBoard |
 //! | `logs/<process>.log` | output of each process | `launch` | `launch`, people |
 //! | `scratch/<worker>/` | blobs that a worker spills to disk | workers | the same worker |
@@ -31,6 +32,11 @@ use crate::saved_group::SavedGroups;
 const RECORD: &str = "run.db";
 const CHECKPOINTS: &str = "checkpoints";
 const ADAPTERS: &str = "adapters";
+
+/// In the folder of adapters, the link to the newest.
+pub const LATEST_ADAPTER: &str = "latest";
+/// In the folder of adapters, the link to that of a run that is done.
+pub const FINAL_ADAPTER: &str = "final";
 
 /// The folder of the report's pictures, by which the page refers to them.
 pub const SAMPLES: &str = "samples";

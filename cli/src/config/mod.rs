@@ -2,11 +2,14 @@
 
 mod commented;
 
+pub(crate) use self::commented::field;
+
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueHint};
+use retouch_dataset::{Counts, SourcesLimit};
 use retouch_models::{
     device::cards,
     editor::Layout,
@@ -21,6 +24,7 @@ use retouch_proto::{
 };
 use serde::Serialize;
 
+use crate::completions;
 use crate::dataset::{Images, check_rows};
 use crate::exit::UsageError;
 use crate::initial;
@@ -32,21 +36,29 @@ pub(crate) struct ConfigArgs {
     /// The run file.
     #[arg(value_name = "RUN_FILE", value_hint = ValueHint::FilePath)]
     file: PathBuf,
+    #[command(flatten)]
+    set: SetArgs,
+}
+
+/// What is set over a run file.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SetArgs {
     /// Set one field over the run file, such as `learner.learning_rate=1e-4`; may be given often.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    sets: Vec<String>,
+    #[arg(long = "set", value_name = "KEY=VALUE", add = completions::keys())]
+    pub(crate) sets: Vec<String>,
 }
 
 impl ConfigArgs {
     /// Resolves all layers; an error lists every problem with file, line, key and value.
     pub(crate) fn load(&self) -> anyhow::Result<RunConfig> {
-        Ok(load(Some(&self.file), std::env::vars(), &self.sets)
+        Ok(load(Some(&self.file), std::env::vars(), &self.set.sets)
             .map_err(|errors| UsageError(errors.to_string()))?)
     }
 
     /// What gives another process the same.
     pub(crate) fn arguments(&self) -> impl Iterator<Item = OsString> {
         let sets = self
+            .set
             .sets
             .iter()
             .flat_map(|set| ["--set".into(), set.into()]);
@@ -61,7 +73,7 @@ impl ConfigArgs {
                 .map_err(|error| error.to_string())
         };
         Ok(
-            load_on_node(Some(&self.file), std::env::vars(), &self.sets, cards)
+            load_on_node(Some(&self.file), std::env::vars(), &self.set.sets, cards)
                 .map_err(|errors| UsageError(errors.to_string()))?,
         )
     }
@@ -108,9 +120,8 @@ struct ShowArgs {
     /// The run file; without one, defaults, environment and --set are shown.
     #[arg(value_name = "RUN_FILE", value_hint = ValueHint::FilePath)]
     file: Option<PathBuf>,
-    /// Set one field over the run file, such as `learner.learning_rate=1e-4`; may be given often.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    sets: Vec<String>,
+    #[command(flatten)]
+    set: SetArgs,
     /// Print the values alone, as JSON.
     #[arg(long)]
     json: bool,
@@ -120,7 +131,7 @@ pub(crate) fn run(command: ConfigCommand) -> anyhow::Result<()> {
     match command.action {
         Action::Check(args) => check_file(&args),
         Action::Show(args) => {
-            let config = load(args.file.as_deref(), std::env::vars(), &args.sets);
+            let config = load(args.file.as_deref(), std::env::vars(), &args.set.sets);
             let config = config.map_err(|errors| UsageError(errors.to_string()))?;
             match args.json {
                 true => print_json(&config),
@@ -142,9 +153,9 @@ struct Checked {
 
 fn check_file(args: &CheckArgs) -> anyhow::Result<()> {
     let file = &args.config.file;
-    let loaded = load(Some(file), std::env::vars(), &args.config.sets);
+    let loaded = load(Some(file), std::env::vars(), &args.config.set.sets);
     let problems = match &loaded {
-        Ok(config) => run_problems(config, config.evaluation.pairs, Images::Decoded),
+        Ok(config) => run_problems(config, config.evaluation.pairs, Images::Decoded).0,
         Err(errors) => errors.problems().to_vec(),
     };
     if args.json {
@@ -170,25 +181,56 @@ pub(crate) fn check_files(
     held_out_pairs: u32,
     images: Images,
 ) -> anyhow::Result<()> {
-    refuse(&file_problems(config, held_out_pairs, images))
+    refuse(&file_problems(config, held_out_pairs, images).0)
 }
 
-/// As [`check_files`], of a run that is to begin or go on: the adapter that it starts from is looked at too.
+/// As [`check_files`], of a run that is to begin or go on: the adapter that it starts from is looked at too. How many
+/// sources a row has is counted where the run file does not say it: from then on every node can plan for them.
 pub(crate) fn check_run(
-    config: &RunConfig,
+    config: &mut RunConfig,
     held_out_pairs: u32,
     images: Images,
 ) -> anyhow::Result<()> {
-    refuse(&run_problems(config, held_out_pairs, images))
+    let (problems, counts) = run_problems(config, held_out_pairs, images);
+    refuse(&problems)?;
+    if let Some(counts) = counts {
+        set_sources_max(config, counts);
+    }
+    Ok(())
 }
 
-fn run_problems(config: &RunConfig, held_out_pairs: u32, images: Images) -> Vec<Problem> {
-    let mut problems = file_problems(config, held_out_pairs, images);
+/// Counts the sources of a run's rows, as far as they can be read here: for plans of memory, which nothing waits for.
+pub(crate) fn count_sources(config: &mut RunConfig) {
+    let dataset = Path::new(&config.dataset.path);
+    if config.dataset.sources_max == 0
+        && let Ok(rows) = retouch_dataset::check(dataset, 0, |_| Ok(()))
+    {
+        set_sources_max(config, rows);
+    }
+}
+
+fn set_sources_max(config: &mut RunConfig, rows: Counts) {
+    if config.dataset.sources_max == 0 {
+        config.dataset.sources_max = rows.sources_max.try_into().unwrap_or(u32::MAX);
+    }
+}
+
+fn run_problems(
+    config: &RunConfig,
+    held_out_pairs: u32,
+    images: Images,
+) -> (Vec<Problem>, Option<Counts>) {
+    let (mut problems, counts) = file_problems(config, held_out_pairs, images);
     problems.extend(initial::problem(config));
-    problems
+    (problems, counts)
 }
 
-fn file_problems(config: &RunConfig, held_out_pairs: u32, images: Images) -> Vec<Problem> {
+/// What is wrong with a run's files, and what its dataset has.
+fn file_problems(
+    config: &RunConfig,
+    held_out_pairs: u32,
+    images: Images,
+) -> (Vec<Problem>, Option<Counts>) {
     let dataset = Path::new(&config.dataset.path);
     let mut needed = vec![model_file(config)];
     needed.extend(judge_files(config));
@@ -197,11 +239,24 @@ fn file_problems(config: &RunConfig, held_out_pairs: u32, images: Images) -> Vec
         problems = misfits(config);
     }
     let layout = Layout::read(config.model.path.as_ref());
-    let sources_max = layout.map_or(SOURCES_MAX, |layout| layout.sources_max);
-    if let Err(error) = check_rows(dataset, held_out_pairs as usize, sources_max, images) {
+    let limit = match (layout.ok(), config.dataset.sources_max as usize) {
+        (Some(layout), 0) => SourcesLimit::Model(layout.sources_max),
+        (Some(layout), planned) if planned > layout.sources_max => {
+            let takes = SourcesLimit::Model(layout.sources_max);
+            problems.push(problem(
+                "dataset.sources_max",
+                format!("{planned}, {takes}"),
+            ));
+            takes
+        }
+        (None, 0) => SourcesLimit::Model(SOURCES_MAX),
+        (_, planned) => SourcesLimit::Run(planned),
+    };
+    let checked = check_rows(dataset, held_out_pairs as usize, limit, images);
+    if let Err(error) = &checked {
         problems.push(problem("dataset.path", error));
     }
-    problems
+    (problems, checked.ok())
 }
 
 /// What is wrong with the files of a key.

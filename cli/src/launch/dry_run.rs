@@ -16,7 +16,7 @@ use retouch_worker::process;
 use serde::Serialize;
 
 use crate::{
-    config::{check, check_targets, model_file},
+    config::{check, check_targets, count_sources, model_file},
     estimate::print_estimate,
     exit::{UsageError, complain},
     memory::peak_resident_kib,
@@ -134,8 +134,11 @@ pub(super) fn run(config: &RunConfig, json: bool) -> anyhow::Result<()> {
     check(&[model_file(config)])?;
     check_targets(config)?;
     let inspection = inspect(config.model.path.as_ref())?;
-    let plan = estimate(&inspection, Role::Learner, &workload(config, Role::Learner))?;
     process::set_compute_threads(config.cluster.threads_per_worker)?;
+    let mut config = config.clone();
+    count_sources(&mut config);
+    let config = &config;
+    let plan = estimate(&inspection, Role::Learner, &workload(config, Role::Learner))?;
     let name = config.learner.device.first();
     room::check_together(config, &[worker::Role::Learner], name)?;
     let mut watch =

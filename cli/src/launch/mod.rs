@@ -101,7 +101,7 @@ pub(crate) struct LaunchArgs {
     /// Go on with a run that failed, once its cause is mended: from its last committed iteration.
     #[arg(long)]
     retry: bool,
-    /// End after training, without the held-out evaluation and the report.
+    /// End after the training and the pictures of `samples.every`, without the held-out evaluation and the report.
     #[arg(long)]
     no_evaluation: bool,
     /// Start nothing: walk one iteration of the first learner here, on random samples, and tell its
@@ -131,7 +131,7 @@ pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
         true => Images::Named,
         false => Images::Decoded,
     };
-    check_run(&config, held_out_pairs, images)?;
+    check_run(&mut config, held_out_pairs, images)?;
     check_devices(&config)?;
     disk::check(&config)?;
     let stop = process::stop_signal(Enforcer::SecondSignal)?;
@@ -149,11 +149,14 @@ pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
     }
     trained?;
     let totals = launch.totals();
-    if args.no_evaluation {
+    let after = match args.no_evaluation {
+        true => After::Pictures,
+        false => After::Evaluation,
+    };
+    if after == After::Pictures {
         remark!("trained in {}", crate::show::duration(totals.wall_s));
-    } else {
-        evaluate(config.clone(), &folder, &stop).await?;
     }
+    finish(config.clone(), &folder, after, &stop).await?;
     if let Some(reason) = standing::ended_early(&folder, config.iterations) {
         remark!("{reason}");
     }
@@ -383,8 +386,22 @@ async fn wait_for_address(file: &Path, start_max: Duration) -> anyhow::Result<St
     }
 }
 
-/// Evaluates what the run has learned, unless a signal says that there is no time for it.
-async fn evaluate(config: RunConfig, folder: &RunFolder, stop: &Stop) -> anyhow::Result<()> {
+/// What is done once the training is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// Drawing what is due of `samples.every`.
+    Pictures,
+    /// That, and the held-out evaluation with its report.
+    Evaluation,
+}
+
+/// Shows what the run has learned, unless a signal says that there is no time for it.
+async fn finish(
+    config: RunConfig,
+    folder: &RunFolder,
+    after: After,
+    stop: &Stop,
+) -> anyhow::Result<()> {
     if !standing::has_adapter(folder)? {
         remark!("nothing was trained, so there is nothing to evaluate");
         return Ok(());
@@ -397,7 +414,10 @@ async fn evaluate(config: RunConfig, folder: &RunFolder, stop: &Stop) -> anyhow:
         if let Err(error) = crate::samples::draw(&config, &folder, device) {
             remark!("no pictures of held-out pairs were drawn: {error:#}");
         }
-        report::make(&config, &folder, report::Author::Launch)
+        match after {
+            After::Pictures => Ok(()),
+            After::Evaluation => report::make(&config, &folder, report::Author::Launch),
+        }
     });
     tokio::select! {
         made = report => made?,

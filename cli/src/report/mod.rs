@@ -4,17 +4,21 @@ mod chart;
 mod html;
 mod summary;
 
-use std::{collections::BTreeMap, path::PathBuf, time::Instant};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use anyhow::{Context, bail};
-use clap::{Args, ValueHint};
+use clap::Args;
 use retouch_coordinator::store::Reader;
 use retouch_evaluation::{HeldOut, Outcome, contact_sheet, sheet};
 use retouch_learner::card::Card;
 use retouch_proto::{
     Iteration, RunConfig,
     files::{PUBLIC, write_whole},
-    run_folder::{RunFolder, SAMPLES},
+    run_folder::{LATEST_ADAPTER, RunFolder, SAMPLES},
     status::IterationMetrics,
 };
 
@@ -23,6 +27,7 @@ use self::{
     summary::{IterationPoint, Report, Setup},
 };
 use crate::{
+    completions,
     config::check_files,
     control::{is_held, recorded_config},
     dataset::Images,
@@ -55,7 +60,7 @@ const SHEET_COLUMNS: u32 = 2;
 #[command(verbatim_doc_comment)]
 pub(crate) struct ReportArgs {
     /// The run's folder, as `launch` printed it.
-    #[arg(value_name = "RUN_FOLDER", value_hint = ValueHint::DirPath)]
+    #[arg(value_name = "RUN_FOLDER", add = completions::run_folders())]
     folder: PathBuf,
 }
 
@@ -106,7 +111,7 @@ pub(crate) fn make(config: &RunConfig, folder: &RunFolder, author: Author) -> an
         adapter_iteration: adapter_iteration.0,
         wall_s: totals.wall_s,
         peak_rss_mib: totals.peak_rss_mib,
-        stage_s: stage_seconds(&history, evaluate_s),
+        stage_s: stage_seconds(&history, (!outcomes.is_empty()).then_some(evaluate_s)),
         curve: history.iter().map(IterationPoint::from).collect(),
     };
     describe_adapter(config, folder, &report)?;
@@ -170,17 +175,20 @@ fn state(config: &RunConfig, folder: &RunFolder, iterations: usize) -> &'static 
     }
 }
 
-fn stage_seconds(history: &[IterationMetrics], evaluate_s: f64) -> BTreeMap<String, f64> {
+fn stage_seconds(history: &[IterationMetrics], evaluate_s: Option<f64>) -> BTreeMap<String, f64> {
     let sum = |pick: fn(&IterationMetrics) -> f64| history.iter().map(pick).sum::<f64>();
-    [
+    let training = [
         ("rollout and score", sum(|m| m.stage_s.collect)),
         ("rollout, worker time", sum(|m| m.stage_s.rollout)),
         ("score, worker time", sum(|m| m.stage_s.score)),
         ("train", sum(|m| m.stage_s.train)),
-        ("evaluate", evaluate_s),
-    ]
-    .map(|(stage, seconds)| (stage.to_owned(), seconds))
-    .into()
+    ];
+    let stages = training
+        .into_iter()
+        .chain(evaluate_s.map(|seconds| ("evaluate", seconds)));
+    stages
+        .map(|(stage, seconds)| (stage.to_owned(), seconds))
+        .collect()
 }
 
 /// Writes the contact sheet, and for each example a strip of its pictures.
@@ -241,6 +249,15 @@ fn sheet_title(report: &Report) -> Vec<String> {
     ]
 }
 
+/// An adapter by the link to it, if there is one: hashes are longer than lines.
+fn short_name(folder: &RunFolder, adapter: &str) -> PathBuf {
+    let link = folder.adapters().join(LATEST_ADAPTER);
+    match std::fs::read_link(&link) {
+        Ok(to) if to == Path::new(adapter) => link,
+        _ => folder.adapter(adapter),
+    }
+}
+
 fn print_summary(report: &Report, folder: &RunFolder) {
     remark!(
         "\n{}: {} after iteration {}",
@@ -262,7 +279,7 @@ fn print_summary(report: &Report, folder: &RunFolder) {
     );
     remark!(
         "adapter {} ({})",
-        folder.adapter(&report.adapter).display(),
+        short_name(folder, &report.adapter).display(),
         report.adapter_age()
     );
     remark!("report  {}", folder.report_html().display());

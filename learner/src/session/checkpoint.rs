@@ -11,7 +11,7 @@ use retouch_models::{
     weights::LoadError,
 };
 use retouch_proto::files::is_full;
-use retouch_proto::run_folder::{CheckpointFile, RunFolder};
+use retouch_proto::run_folder::{CheckpointFile, FINAL_ADAPTER, LATEST_ADAPTER, RunFolder};
 use retouch_proto::{ContentHash, Iteration};
 use thiserror::Error;
 
@@ -19,10 +19,6 @@ use crate::card::Card;
 
 /// The file of an adapter folder whose hash names the folder.
 const ADAPTER_FILE: &str = "adapter_model.safetensors";
-/// The link to the newest adapter.
-const LATEST: &str = "latest";
-/// The link to the adapter of a run that is done.
-const FINAL: &str = "final";
 
 /// A checkpoint that could not be written.
 #[derive(Debug, Error)]
@@ -119,10 +115,10 @@ fn export(parent: &Path, checkpoint: &Checkpoint<'_>) -> Result<ContentHash, Che
 
 /// Has `latest` lead to the adapter, and `final` too if it is the run's last; else there is no final one any more.
 fn name_newest(adapters: &Path, name: &str, is_last: bool) -> io::Result<()> {
-    link(adapters, name, LATEST)?;
+    link(adapters, name, LATEST_ADAPTER)?;
     match is_last {
-        true => link(adapters, name, FINAL),
-        false => match fs::remove_file(adapters.join(FINAL)) {
+        true => link(adapters, name, FINAL_ADAPTER),
+        false => match fs::remove_file(adapters.join(FINAL_ADAPTER)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         },
@@ -253,18 +249,18 @@ mod tests {
         let leads_to = |link: &str| fs::read_link(adapters.join(link)).ok();
         let hash = PathBuf::from(write_to(folder.path(), 8, b"8").to_string());
         assert_eq!(
-            (leads_to(LATEST), leads_to(FINAL)),
+            (leads_to(LATEST_ADAPTER), leads_to(FINAL_ADAPTER)),
             (Some(hash.clone()), None)
         );
         write_to(folder.path(), 9, b"9");
         assert_eq!(
-            (leads_to(LATEST), leads_to(FINAL)),
+            (leads_to(LATEST_ADAPTER), leads_to(FINAL_ADAPTER)),
             (Some(hash.clone()), Some(hash))
         );
         // The run was made longer.
         write_to(folder.path(), 10, b"10");
-        assert_eq!(leads_to(FINAL), None);
-        assert!(adapters.join(LATEST).join(ADAPTER_FILE).is_file());
+        assert_eq!(leads_to(FINAL_ADAPTER), None);
+        assert!(adapters.join(LATEST_ADAPTER).join(ADAPTER_FILE).is_file());
     }
 
     #[test]

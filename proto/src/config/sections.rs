@@ -147,12 +147,15 @@ impl Default for ModelConfig {
 pub struct DatasetConfig {
     /// Folder with `images/`, `train_metadata.jsonl` and `test_metadata.jsonl`.
     pub path: String,
+    /// Most source images of a row, for which memory is planned; 0 counts those of the rows.
+    pub sources_max: u32,
 }
 
 impl Default for DatasetConfig {
     fn default() -> Self {
         Self {
             path: "datasets/edit-r1".into(),
+            sources_max: 0,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use super::errors::{ConfigErrors, Problem};
 use super::{CollectiveKind, FilterRule, Reference, RewardTerm, RunConfig};
-use crate::limits::{GROUP_SIZE_MAX, GROUPS_MAX, RANKS_MAX, STALENESS_MAX, TERMS_MAX};
+use crate::limits::{GROUP_SIZE_MAX, GROUPS_MAX, RANKS_MAX, SOURCES_MAX, STALENESS_MAX, TERMS_MAX};
 
 impl RunConfig {
     /// Checks every value.
@@ -88,7 +88,9 @@ fn run<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
     checks.within("iterations", config.iterations, 1..=10_000_000);
     // TOML numbers are signed.
     checks.within("seed", config.seed, 0..=i64::MAX as u64);
-    checks.text("dataset.path", &config.dataset.path);
+    let dataset = &config.dataset;
+    checks.text("dataset.path", &dataset.path);
+    within!(checks, dataset.sources_max, 0..=SOURCES_MAX as u32);
 }
 
 fn model<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
