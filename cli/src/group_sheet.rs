@@ -1,5 +1,7 @@
 //! A group's sheet: the source and every candidate with what the judges said of it.
 
+use std::borrow::Cow;
+
 use anyhow::Context;
 use image::RgbImage;
 use retouch_evaluation::sheet::{Cell, Row, Sheet};
@@ -26,12 +28,12 @@ pub(crate) fn group_sheet<B: AsRef<[u8]>>(
     });
     let candidates: Vec<RgbImage> = candidates.collect::<Result<_, _>>()?;
     let source_cells = sources.iter().map(|source| Cell {
-        picture: Some(source),
+        picture: Some(Cow::Borrowed(source)),
         lines: vec!["source".to_owned()],
     });
     let described = group.candidates.iter().zip(&candidates).enumerate();
     let described = described.map(|(sample, (candidate, picture))| Cell {
-        picture: Some(picture),
+        picture: Some(Cow::Borrowed(picture)),
         lines: lines(sample, candidate),
     });
     let mut cells = source_cells.chain(described).peekable();

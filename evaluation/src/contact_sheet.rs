@@ -3,7 +3,7 @@
 use image::RgbImage;
 
 use crate::{
-    outcome::{Outcome, Scored},
+    outcome::Outcome,
     sheet::{Cell, Row, Sheet},
 };
 
@@ -33,28 +33,21 @@ pub fn contact_sheet(title: Vec<String>, outcomes: &[Outcome], abreast: u32) -> 
 
 fn row(outcome: &Outcome, columns: usize) -> Row<'_> {
     let pair = &outcome.pair;
-    let plain = |picture| Cell {
-        picture,
-        lines: Vec::new(),
-    };
-    let mut cells = vec![
-        plain(Some(pair.sources.last())),
-        scored(&outcome.before),
-        scored(&outcome.after),
-        plain(pair.target.as_ref()),
+    let lines = [
+        vec![],
+        outcome.before.lines(),
+        outcome.after.lines(),
+        vec![],
     ];
-    cells.truncate(columns);
+    let pictures = outcome.pictures().into_iter().map(Some);
+    let pictures = pictures.chain(std::iter::repeat_with(|| None));
+    let cells = pictures.zip(lines);
+    let cells = cells.map(|(picture, lines)| Cell { picture, lines });
+    let cells = cells.take(columns).collect();
     let task = Some(&pair.task).filter(|task| !task.is_empty() && **task != pair.prompt);
     Row {
         cells,
         caption: std::iter::once(&pair.prompt).chain(task).cloned().collect(),
-    }
-}
-
-fn scored(scored: &Scored) -> Cell<'_> {
-    Cell {
-        picture: Some(&scored.image),
-        lines: scored.lines(),
     }
 }
 

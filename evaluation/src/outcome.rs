@@ -1,5 +1,7 @@
 //! What evaluating one pair gives.
 
+use std::borrow::Cow;
+
 use image::RgbImage;
 
 use crate::pairs::{ORACLE_MAX, Pair};
@@ -35,14 +37,12 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Source, before, after and, where it is known, what was wanted.
-    pub fn pictures(&self) -> Vec<&RgbImage> {
-        let edits = [
-            self.pair.sources.last(),
-            &self.before.image,
-            &self.after.image,
-        ];
-        edits.into_iter().chain(&self.pair.target).collect()
+    /// Sources, before, after and, where it is known, what was wanted.
+    pub fn pictures(&self) -> Vec<Cow<'_, RgbImage>> {
+        let edits = [&self.before.image, &self.after.image];
+        let others = edits.into_iter().chain(&self.pair.target);
+        let sources = std::iter::once(self.pair.shown_sources());
+        sources.chain(others.map(Cow::Borrowed)).collect()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Held-out pairs of a dataset folder.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use image::RgbImage;
@@ -7,6 +8,8 @@ use retouch_dataset::{DatasetError, read_held_out};
 use retouch_models::editor::{SizeRule, Sources};
 use retouch_rollout_worker::source::{self, SourceError};
 use thiserror::Error;
+
+use crate::sheet;
 
 /// The best score of an [`Oracle`].
 pub const ORACLE_MAX: f64 = 5.0;
@@ -28,6 +31,13 @@ pub struct Pair {
     pub target: Option<RgbImage>,
     /// There in datasets whose targets are known.
     pub oracle: Option<Oracle>,
+}
+
+impl Pair {
+    /// The images before the edit, as one.
+    pub fn shown_sources(&self) -> Cow<'_, RgbImage> {
+        sheet::together(&self.sources.images)
+    }
 }
 
 /// Held-out pairs that can't be read.

@@ -213,9 +213,11 @@ fn write_pictures(
         .enumerate()
         .map(|(index, outcome)| {
             let name = format!("pair_{index:03}.png");
-            picture::save(&sheet::strip(outcome.pictures()), &samples.join(&name))?;
+            let pictures = outcome.pictures();
+            let strip = sheet::strip(pictures.iter().map(|picture| &**picture));
+            picture::save(&strip, &samples.join(&name))?;
             let mut scores = vec![Vec::new(), outcome.before.lines(), outcome.after.lines()];
-            scores.resize(outcome.pictures().len(), Vec::new());
+            scores.resize(pictures.len(), Vec::new());
             Ok(Example {
                 prompt: outcome.pair.prompt.clone(),
                 task: outcome.pair.task.clone(),

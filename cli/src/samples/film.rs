@@ -1,6 +1,7 @@
 //! What held-out pairs look like over a run's iterations, as it lies on disk.
 
 use std::{
+    borrow::Cow,
     fs,
     path::{Path, PathBuf},
 };
@@ -61,8 +62,11 @@ impl Film {
     /// Writes down what the pairs are.
     pub(super) fn begin(folder: &RunFolder, pairs: &[Pair]) -> anyhow::Result<Self> {
         let film = Self::of(folder);
-        let sources: Vec<&RgbImage> = pairs.iter().map(|pair| pair.sources.last()).collect();
-        film.write(SOURCE, &sources)?;
+        let sources: Vec<_> = pairs.iter().map(Pair::shown_sources).collect();
+        film.write(
+            SOURCE,
+            &sources.iter().map(|shown| &**shown).collect::<Vec<_>>(),
+        )?;
         let wanted: Option<Vec<&RgbImage>> = pairs.iter().map(|p| p.target.as_ref()).collect();
         if let Some(wanted) = wanted {
             film.write(WANTED, &wanted)?;
@@ -146,7 +150,7 @@ impl Film {
         let columns: Vec<Vec<RgbImage>> = columns.collect::<Result<_, _>>()?;
         let rows = self.pairs()?.into_iter().enumerate().map(|(index, pair)| {
             let cells = columns.iter().map(|pictures| Cell {
-                picture: pictures.get(index),
+                picture: pictures.get(index).map(Cow::Borrowed),
                 lines: Vec::new(),
             });
             let task = Some(pair.task).filter(|task| !task.is_empty() && *task != pair.prompt);

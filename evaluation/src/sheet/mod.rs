@@ -4,6 +4,8 @@
 
 mod text;
 
+use std::borrow::Cow;
+
 use image::{Rgb, RgbImage, imageops, imageops::FilterType};
 
 use self::text::LINE;
@@ -13,6 +15,8 @@ const GAP: u32 = 8;
 /// Between rows that stand side by side.
 const ABREAST_GAP: u32 = 32;
 const BACKGROUND: Rgb<u8> = Rgb([255, 255, 255]);
+/// Between pictures that are shown as one.
+const TOGETHER_GAP: u32 = 4;
 /// Around a picture that is narrower or lower than its cell.
 const MAT: Rgb<u8> = Rgb([235, 238, 242]);
 const INK: Rgb<u8> = Rgb([20, 28, 45]);
@@ -50,7 +54,7 @@ pub struct Row<'a> {
 #[derive(Debug, Default)]
 pub struct Cell<'a> {
     /// The picture.
-    pub picture: Option<&'a RgbImage>,
+    pub picture: Option<Cow<'a, RgbImage>>,
     /// What stands under it.
     pub lines: Vec<String>,
 }
@@ -104,7 +108,9 @@ impl Sheet<'_> {
 
     fn layout(&self) -> Layout {
         let cells = || self.rows.iter().flat_map(|row| &row.cells);
-        let sizes = cells().filter_map(|cell| cell.picture).map(scaled_size);
+        let sizes = cells()
+            .filter_map(|cell| cell.picture.as_deref())
+            .map(scaled_size);
         let cell = sizes.fold((SIDE_MIN, 1), |(width, height), (w, h)| {
             (width.max(w), height.max(h))
         });
@@ -133,7 +139,7 @@ impl Row<'_> {
         let (width, height) = layout.cell;
         for (index, cell) in self.cells.iter().enumerate() {
             let x = left + index as u32 * (width + GAP);
-            if let Some(picture) = cell.picture {
+            if let Some(picture) = &cell.picture {
                 let framed = letterboxed(picture, layout.cell);
                 imageops::replace(sheet, &framed, i64::from(x), i64::from(top));
             }
@@ -175,6 +181,34 @@ pub fn strip<'a>(pictures: impl IntoIterator<Item = &'a RgbImage>) -> RgbImage {
         imageops::replace(&mut strip, &letterboxed(picture, cell), i64::from(x), 0);
     }
     strip
+}
+
+/// Several pictures as one, in rows from left to right, each in a cell as large as the largest; one alone as it is.
+///
+/// # Panics
+/// If there is none.
+pub fn together(pictures: &[RgbImage]) -> Cow<'_, RgbImage> {
+    if let [picture] = pictures {
+        return Cow::Borrowed(picture);
+    }
+    let columns = (1..).find(|side: &usize| side.pow(2) >= pictures.len());
+    let columns = columns.expect("a square number");
+    let largest = |side: fn(&RgbImage) -> u32| pictures.iter().map(side).max();
+    let cell = largest(RgbImage::width).zip(largest(RgbImage::height));
+    let (width, height) = cell.expect("at least one picture");
+    let extent = |count: usize, side: u32| count as u32 * (side + TOGETHER_GAP) - TOGETHER_GAP;
+    let rows = pictures.len().div_ceil(columns);
+    let (all_width, all_height) = (extent(columns, width), extent(rows, height));
+    let mut whole = RgbImage::from_pixel(all_width, all_height, MAT);
+    for (index, picture) in pictures.iter().enumerate() {
+        let place = |number: usize, side: u32, own: u32| {
+            i64::from(number as u32 * (side + TOGETHER_GAP) + (side - own) / 2)
+        };
+        let x = place(index % columns, width, picture.width());
+        let y = place(index / columns, height, picture.height());
+        imageops::replace(&mut whole, picture, x, y);
+    }
+    Cow::Owned(whole)
 }
 
 /// The picture in the middle of a cell, as it is or scaled, never squashed.
@@ -243,11 +277,25 @@ mod tests {
     }
 
     #[test]
+    fn several_pictures_are_one_with_each_in_its_place() {
+        let black = |width, height| RgbImage::new(width, height);
+        let one = [picture(10, 20)];
+        assert!(matches!(together(&one), Cow::Borrowed(alone) if *alone == one[0]));
+        let three = [black(10, 20), black(30, 10), picture(8, 8)];
+        let whole = together(&three);
+        assert_eq!(whole.dimensions(), (2 * 30 + 4, 2 * 20 + 4));
+        assert_eq!(extent(&whole), (8, 8));
+        // In the middle of the second row's first cell.
+        assert_eq!(*whole.get_pixel(11, 24 + 6), Rgb([200, 0, 0]));
+        assert_eq!(together(&three[..2]).dimensions(), (2 * 30 + 4, 20));
+    }
+
+    #[test]
     fn rows_fill_the_sheet_left_to_right_with_their_text() {
         let red = picture(64, 64);
         let row = |lines: &[&str], caption: &str| Row {
             cells: vec![Cell {
-                picture: Some(&red),
+                picture: Some(Cow::Borrowed(&red)),
                 lines: lines.iter().map(|line| (*line).to_owned()).collect(),
             }],
             caption: vec![caption.to_owned()],
@@ -287,7 +335,7 @@ mod tests {
         let sheet = |caption: String| Sheet {
             rows: vec![Row {
                 cells: vec![Cell {
-                    picture: Some(&red),
+                    picture: Some(Cow::Borrowed(&red)),
                     lines: Vec::new(),
                 }],
                 caption: vec![caption],

@@ -10,7 +10,7 @@ use crate::work::Work;
 
 /// Predictions for a training pair: of the policy, the old policy and the base.
 const PREDICTIONS: u64 = 3;
-/// Of these, those with an adapter.
+/// Of these, those with an adapter whatever the reference is.
 const ADAPTED: u64 = 2;
 
 /// An edited image, its group's condition being computed once.
@@ -74,8 +74,9 @@ pub(super) fn learner(editor: &Outline, workload: &Workload) -> Effort {
         Checkpointing::None => 0,
         Checkpointing::Block => 1,
     };
+    let adapted = ADAPTED + workload.reference.adapters() + again;
     // Of a factor, the gradients are its own and its input's.
-    let adapter = editor.adapter.flops() * (ADAPTED + again + 2);
+    let adapter = editor.adapter.flops() * (adapted + 2);
     let line = |what: &str, arithmetic: String, flops, reads| EffortLine {
         what: what.to_owned(),
         arithmetic,
@@ -84,7 +85,7 @@ pub(super) fn learner(editor: &Outline, workload: &Workload) -> Effort {
     };
     let mut lines = vec![
         line(
-            "predictions of policy, old policy and base",
+            "predictions of policy, old policy and reference",
             format!(
                 "{PREDICTIONS} x {} FLOP of {} tokens",
                 editor.velocity.flops(),
@@ -107,7 +108,7 @@ pub(super) fn learner(editor: &Outline, workload: &Workload) -> Effort {
         ),
         line(
             "the adapter's factors",
-            format!("{} x forward, 2 x backward", ADAPTED + again),
+            format!("{adapted} x forward, 2 x backward"),
             adapter,
             0,
         ),
