@@ -18,8 +18,8 @@ const VARIABLE: &str = "_RETOUCH_COMPLETE";
 
 /// Print a script that completes command lines, for a shell.
 ///
-/// The script has this program say what comes next: commands, options and their values, files and folders, keys of run
-/// files, runs, and the workers of a run that is going on.
+/// The script has this program say what comes next: commands, options and their values, files and
+/// folders, keys of run files, runs, and the workers of a run that is going on.
 ///
 /// Examples:
 ///

@@ -2,8 +2,6 @@
 
 mod commented;
 
-pub(crate) use self::commented::field;
-
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -24,6 +22,7 @@ use retouch_proto::{
 };
 use serde::Serialize;
 
+pub(crate) use self::commented::field;
 use crate::completions;
 use crate::dataset::{Images, check_rows};
 use crate::exit::UsageError;

@@ -141,7 +141,7 @@ const NAMES_MAX: Duration = Duration::from_secs(2);
 pub(crate) fn worker_names(run: &[String], remote: &Remote) -> Vec<(String, String)> {
     let view = async {
         let (target, _) = run_and_worker(run, remote)?;
-        Ok(timeout(NAMES_MAX, View::of(&target)).await??)
+        timeout(NAMES_MAX, View::of(&target)).await?
     };
     let workers = block_on(view).map_or(Vec::new(), |view| view.status.workers);
     let named = |worker: WorkerStatus| {

@@ -403,7 +403,7 @@ async fn finish(
     stop: &Stop,
 ) -> anyhow::Result<()> {
     if !standing::has_adapter(folder)? {
-        remark!("nothing was trained, so there is nothing to evaluate");
+        remark!("nothing was trained, so there is nothing to show");
         return Ok(());
     }
     let path = folder.path().display().to_string();

@@ -16,7 +16,8 @@ pub(super) struct Pair {
     pub(super) target: PathBuf,
 }
 
-/// Reads the rows of a split, all of which must name a target and no more sources than are taken, with images that can be read.
+/// Reads the rows of a split, all of which must name a target and no more sources than are taken, with images that can
+/// be read.
 pub(super) fn read_pairs(
     folder: &Path,
     split: Split,
