@@ -1,17 +1,10 @@
-//! `retouch completions`, and what a shell is told each time that somebody asks it to complete a command line.
-
-mod keys;
-mod runs;
+//! `retouch completions`, and what a shell is told each time that somebody asks it to complete a command line. Arguments
+//! say themselves what they offer.
 
 use clap::{Args, Command, ValueEnum};
 use clap_complete::{CompleteEnv, env::Shells};
 
 use crate::output;
-
-pub(crate) use self::{
-    keys::keys,
-    runs::{run_and_worker, run_folders},
-};
 
 /// Says to this program that a shell asks, and which.
 const VARIABLE: &str = "_RETOUCH_COMPLETE";

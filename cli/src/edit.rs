@@ -25,7 +25,11 @@ use retouch_models::{
 use retouch_proto::{RunFolder, config::Dtype};
 
 use crate::{
-    completions, control::recorded_config, exit::UsageError, number, output::say, picture,
+    control::{recorded_config, run_folders},
+    exit::UsageError,
+    number,
+    output::say,
+    picture,
 };
 
 /// Edit an image by one instruction.
@@ -54,7 +58,7 @@ pub(crate) struct EditArgs {
     #[arg(long, required_unless_present = "run")]
     model: Option<PathBuf>,
     /// The folder of a run: edit with its base and its newest adapter.
-    #[arg(long, value_name = "RUN_FOLDER", conflicts_with_all = ["model", "adapter"], add = completions::run_folders())]
+    #[arg(long, value_name = "RUN_FOLDER", conflicts_with_all = ["model", "adapter"], add = run_folders())]
     run: Option<PathBuf>,
     /// A LoRA adapter: a PEFT folder, such as runs/NAME/adapters/latest, or a safetensors file as diffusers, ComfyUI,
     /// ai-toolkit, kohya, OneTrainer, XLabs or DiffSynth write it.

@@ -30,7 +30,7 @@ pub(super) fn text(config: &RunConfig) -> String {
 }
 
 /// What the schema says of a key such as `reward.terms[0].weight`.
-pub(crate) fn field<'a>(schema: &'a Value, key: &str) -> Option<&'a Value> {
+pub(super) fn field<'a>(schema: &'a Value, key: &str) -> Option<&'a Value> {
     key.split('.').try_fold(schema, |section, name| {
         let (name, is_element) = match name.split_once('[') {
             Some((array, _)) => (array, true),

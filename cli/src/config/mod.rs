@@ -1,6 +1,7 @@
 //! Run files: the arguments that name one, and `retouch config`.
 
 mod commented;
+mod keys;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -22,8 +23,6 @@ use retouch_proto::{
 };
 use serde::Serialize;
 
-pub(crate) use self::commented::field;
-use crate::completions;
 use crate::dataset::{Images, check_rows};
 use crate::exit::UsageError;
 use crate::initial;
@@ -43,7 +42,7 @@ pub(crate) struct ConfigArgs {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SetArgs {
     /// Set one field over the run file, such as `learner.learning_rate=1e-4`; may be given often.
-    #[arg(long = "set", value_name = "KEY=VALUE", add = completions::keys())]
+    #[arg(long = "set", value_name = "KEY=VALUE", add = keys::keys())]
     pub(crate) sets: Vec<String>,
 }
 

@@ -8,11 +8,11 @@ use retouch_coordinator::Command;
 use retouch_proto::status::{Controlled, Presence, RunStatus};
 
 use super::{
+    candidates,
     control_grpc::ControlClient,
     target::{Remote, Target, run_and_worker},
 };
 use crate::{
-    completions,
     exit::UsageError,
     output::{self, remark},
 };
@@ -67,7 +67,7 @@ pub(crate) struct CheckpointArgs {
 )]
 pub(crate) struct DrainArgs {
     /// The run's folder (not with --coordinator), then the worker's name; without a name, the whole run.
-    #[arg(value_names = ["RUN_FOLDER", "WORKER"], num_args = 0..=2, add = completions::run_and_worker())]
+    #[arg(value_names = ["RUN_FOLDER", "WORKER"], num_args = 0..=2, add = candidates::run_and_worker())]
     words: Vec<String>,
     #[command(flatten)]
     remote: Remote,
@@ -91,7 +91,7 @@ pub(crate) struct DrainArgs {
 )]
 pub(crate) struct RestartArgs {
     /// The run's folder (not with --coordinator), then the worker's name.
-    #[arg(value_names = ["RUN_FOLDER", "WORKER"], num_args = 1..=2, required = true, add = completions::run_and_worker())]
+    #[arg(value_names = ["RUN_FOLDER", "WORKER"], num_args = 1..=2, required = true, add = candidates::run_and_worker())]
     words: Vec<String>,
     #[command(flatten)]
     remote: Remote,

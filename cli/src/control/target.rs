@@ -1,21 +1,29 @@
 //! Which run a command means.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Context;
 use clap::Args;
+use clap_complete::{
+    ArgValueCompleter, CompletionCandidate, PathCompleter, engine::ValueCompleter,
+};
 use retouch_credentials::{Access, Principal};
 use retouch_proto::{RunFolder, WorkerId};
 use retouch_worker::session::CoordinatorAddress;
 
 use crate::{
-    completions,
     credentials::{CredentialArgs, in_run_folder},
     exit::{Unreachable, UsageError},
 };
 
 /// How long a coordinator may take to answer a command line.
 pub(super) const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// Where the examples have their runs.
+const USUAL: &str = "runs/";
 const NO_RUN: &str = "name a run folder, or give --coordinator with --token or --credentials";
 
 /// How a run is reached whose folder is not here.
@@ -34,7 +42,7 @@ pub(crate) struct Target {
     /// The run's folder, as `launch` printed it.
     #[arg(
         value_name = "RUN_FOLDER",
-        add = completions::run_folders(),
+        add = run_folders(),
         required_unless_present = "coordinator",
         conflicts_with = "coordinator"
     )]
@@ -97,6 +105,24 @@ impl Target {
         })?;
         Ok(text.trim().to_owned())
     }
+}
+
+/// Completes an argument that is a run's folder.
+pub(crate) fn run_folders() -> ArgValueCompleter {
+    ArgValueCompleter::new(offered_runs)
+}
+
+/// Run folders, and before something is typed those of the usual place; then other folders, which may have some.
+pub(super) fn offered_runs(current: &OsStr) -> Vec<CompletionCandidate> {
+    let is_run = |path: &Path| RunFolder::new(path).record().exists();
+    let below = |begun: &OsStr| PathCompleter::any().filter(is_run).complete(begun);
+    let mut found = Vec::new();
+    if current.is_empty() {
+        let usual = below(OsStr::new(USUAL)).into_iter();
+        found.extend(usual.filter(|folder| is_run(folder.get_value().as_ref())));
+    }
+    found.extend(below(current));
+    found
 }
 
 /// Takes apart the words of a command that may name a worker: the folder comes first unless the run is remote.

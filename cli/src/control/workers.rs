@@ -138,7 +138,7 @@ impl Column {
 const NAMES_MAX: Duration = Duration::from_secs(2);
 
 /// The workers of a run, each with its role and state: for a shell, to which an error would be of no use.
-pub(crate) fn worker_names(run: &[String], remote: &Remote) -> Vec<(String, String)> {
+pub(super) fn worker_names(run: &[String], remote: &Remote) -> Vec<(String, String)> {
     let view = async {
         let (target, _) = run_and_worker(run, remote)?;
         timeout(NAMES_MAX, View::of(&target)).await?

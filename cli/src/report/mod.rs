@@ -27,9 +27,8 @@ use self::{
     summary::{IterationPoint, Report, Setup},
 };
 use crate::{
-    completions,
     config::check_files,
-    control::{is_held, recorded_config},
+    control::{is_held, recorded_config, run_folders},
     dataset::Images,
     destination,
     evaluating::Evaluating,
@@ -60,7 +59,7 @@ const SHEET_COLUMNS: u32 = 2;
 #[command(verbatim_doc_comment)]
 pub(crate) struct ReportArgs {
     /// The run's folder, as `launch` printed it.
-    #[arg(value_name = "RUN_FOLDER", add = completions::run_folders())]
+    #[arg(value_name = "RUN_FOLDER", add = run_folders())]
     folder: PathBuf,
 }
 

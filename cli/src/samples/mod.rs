@@ -29,8 +29,12 @@ use retouch_worker::process;
 
 pub(crate) use self::film::{Film, Strip};
 use crate::{
-    completions, control::recorded_config, group_sheet::group_sheet, heldout, memory,
-    output::remark, picture, show::now_unix_ms,
+    control::{recorded_config, run_folders},
+    group_sheet::group_sheet,
+    heldout, memory,
+    output::remark,
+    picture,
+    show::now_unix_ms,
 };
 
 /// The iteration that stands for the base.
@@ -51,7 +55,7 @@ const BASE: Iteration = Iteration(0);
 #[command(verbatim_doc_comment)]
 pub(crate) struct SamplesArgs {
     /// The run's folder.
-    #[arg(value_name = "RUN_FOLDER", add = completions::run_folders())]
+    #[arg(value_name = "RUN_FOLDER", add = run_folders())]
     folder: PathBuf,
     /// Where to compute, instead of the first device of `model.device`: `cpu` or `cuda:N`.
     #[arg(long)]

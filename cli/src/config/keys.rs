@@ -9,10 +9,10 @@ use retouch_proto::{
 };
 use serde_json::Value;
 
-use crate::config::field;
+use super::commented::field;
 
 /// For an argument of the form KEY=VALUE.
-pub(crate) fn keys() -> ArgValueCompleter {
+pub(super) fn keys() -> ArgValueCompleter {
     ArgValueCompleter::new(|current: &OsStr| current.to_str().map_or(Vec::new(), candidates))
 }
 

@@ -1,42 +1,19 @@
-//! Runs, and the workers of one that is going on.
+//! What shells are offered for words that name a run and one of its workers.
 
 use std::ffi::{OsStr, OsString};
 
 use clap::{CommandFactory, FromArgMatches};
-use clap_complete::{
-    ArgValueCompleter, CompletionCandidate, PathCompleter, engine::ValueCompleter,
+use clap_complete::{ArgValueCompleter, CompletionCandidate};
+
+use super::{
+    target::{Remote, offered_runs},
+    workers::worker_names,
 };
-use retouch_proto::RunFolder;
-
-use crate::{
-    Cli,
-    control::{Remote, worker_names},
-};
-
-/// Where the examples have their runs.
-const USUAL: &str = "runs/";
-
-/// For an argument that is a run's folder.
-pub(crate) fn run_folders() -> ArgValueCompleter {
-    ArgValueCompleter::new(folders)
-}
+use crate::Cli;
 
 /// For the words of a command that are a run's folder, unless the run is remote, and the name of one of its workers.
-pub(crate) fn run_and_worker() -> ArgValueCompleter {
+pub(super) fn run_and_worker() -> ArgValueCompleter {
     ArgValueCompleter::new(folders_or_workers)
-}
-
-/// Run folders, and before something is typed those of the usual place; then other folders, which may have some.
-fn folders(current: &OsStr) -> Vec<CompletionCandidate> {
-    let is_run = |path: &std::path::Path| RunFolder::new(path).record().exists();
-    let below = |begun: &OsStr| PathCompleter::any().filter(is_run).complete(begun);
-    let mut found = Vec::new();
-    if current.is_empty() {
-        let usual = below(OsStr::new(USUAL)).into_iter();
-        found.extend(usual.filter(|folder| is_run(folder.get_value().as_ref())));
-    }
-    found.extend(below(current));
-    found
 }
 
 fn folders_or_workers(current: &OsStr) -> Vec<CompletionCandidate> {
@@ -45,7 +22,7 @@ fn folders_or_workers(current: &OsStr) -> Vec<CompletionCandidate> {
     // The last is the one to be completed.
     words.pop();
     if words.is_empty() && remote.coordinator.is_none() {
-        return folders(current);
+        return offered_runs(current);
     }
     let begun = |name: &str| {
         current
