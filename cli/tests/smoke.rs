@@ -146,12 +146,23 @@ fn rows_may_have_as_many_sources_as_the_base_model_takes() {
     assert!(settings.contains("sources_max = 2\n"), "{settings}");
     let sources = &groups[0]["image"];
     assert_eq!(sources.as_array().map(Vec::len), Some(2), "{sources}");
-    let mut refused = Run::launch(&[&set]);
-    assert_eq!(refused.finish().code(), Some(2));
-    let logs = refused.logs();
-    assert!(
-        logs.contains("image names 2 files, the base model takes 1"),
-        "{logs}"
+    let refused = |mut run: Run, problem: &str| {
+        assert_eq!(run.finish().code(), Some(2));
+        let logs = run.logs();
+        assert!(logs.contains(problem), "{problem}: {logs}");
+    };
+    let launch = |more: &str| Run::launch_example(SMOKE_QWEN, &[&set, more]);
+    refused(
+        Run::launch(&[&set]),
+        "image names 2 files, the base model takes 1",
+    );
+    refused(
+        launch("dataset.sources_max=1"),
+        "image names 2 files, dataset.sources_max is 1",
+    );
+    refused(
+        launch("dataset.sources_max=4"),
+        "dataset.sources_max: 4, the base model takes 3",
     );
 }
 
