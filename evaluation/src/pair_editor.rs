@@ -10,7 +10,10 @@ use std::{
 use image::RgbImage;
 use retouch_models::{
     device,
-    editor::{Condition, ConditionShape, EditRequest, Editor, ImageSize, Parts, SampleOptions},
+    editor::{
+        Condition, ConditionShape, EditRequest, Editor, ImageSize, Parts, SampleOptions,
+        batches_of_one_shape,
+    },
     lora::{LoraAdapter, load_adapter},
     memory, noise,
     weights::LoadError,
@@ -130,7 +133,7 @@ impl PairEditor {
             (pair.sources.size, sources.collect())
         };
         let shapes: Vec<_> = pairs.iter().map(shape).collect();
-        batches(&shapes, |(size, sources)| {
+        batches_of_one_shape(&shapes, |(size, sources)| {
             match memory::is_host(self.editor.device()) {
                 // Each core has pairs of its own.
                 true => 1,
@@ -193,37 +196,4 @@ fn on_all_cores<T: Send>(work: impl Fn() -> Vec<T> + Sync) -> Vec<T> {
         let ended = ended.map(|ended| ended.unwrap_or_else(|panic| resume_unwind(panic)));
         ended.flatten().collect()
     })
-}
-
-/// Indices of equal shapes, together as many as `max` says for the shape; batches begin in the order of their first.
-fn batches<S: PartialEq>(shapes: &[S], max: impl Fn(&S) -> usize) -> Vec<Vec<usize>> {
-    let mut batches: Vec<Vec<usize>> = Vec::new();
-    for (index, shape) in shapes.iter().enumerate() {
-        let max = max(shape);
-        let open = batches
-            .iter_mut()
-            .find(|batch| shapes[batch[0]] == *shape && batch.len() < max);
-        match open {
-            Some(batch) => batch.push(index),
-            None => batches.push(vec![index]),
-        }
-    }
-    batches
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn batches_are_of_one_shape_and_hold_every_pair_once() {
-        let sizes = [8, 8, 16, 8, 16, 8, 8].map(ImageSize::square);
-        let max = |size: &ImageSize| if size.height == 8 { 3 } else { 1 };
-        assert_eq!(
-            batches(&sizes, max),
-            [vec![0, 1, 3], vec![2], vec![4], vec![5, 6]]
-        );
-        let alone: Vec<Vec<usize>> = (0..7).map(|index| vec![index]).collect();
-        assert_eq!(batches(&sizes, |_| 1), alone);
-    }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use retouch_dataset::{SourcesLimit, Split, both};
-use retouch_models::editor::{Editor, ImageSize, Layout};
+use retouch_models::editor::{Editor, ImageSize, Layout, batches_of_one_shape};
 use retouch_models::lora;
 use retouch_models::noise;
 use retouch_proto::seed::{self, Purpose};
@@ -286,22 +286,18 @@ impl Training<'_> {
 
     /// Draws whose sources have the same sizes, in parts of nearly one length that fit the longest allowed.
     fn micro_batches<'a>(&self, draws: &'a [Draw], examples: &Examples) -> Vec<Vec<&'a Draw>> {
-        let mut alike: Vec<Vec<&Draw>> = Vec::new();
-        for draw in draws {
-            let sizes = |draw: &Draw| examples.source_sizes(draw.row);
-            match alike
-                .iter_mut()
-                .find(|known| sizes(known[0]) == sizes(draw))
-            {
-                Some(known) => known.push(draw),
-                None => alike.push(vec![draw]),
-            }
-        }
-        let parts = alike.iter().flat_map(|draws| {
-            let parts = draws.len().div_ceil(self.options.micro_batch_size);
-            (0..parts).map(move |index| draws[part(draws.len(), index, parts)].to_vec())
+        let sizes: Vec<_> = draws
+            .iter()
+            .map(|draw| examples.source_sizes(draw.row))
+            .collect();
+        let alike = batches_of_one_shape(&sizes, |_| usize::MAX);
+        let parts = alike.iter().flat_map(|alike| {
+            let parts = alike.len().div_ceil(self.options.micro_batch_size);
+            (0..parts).map(move |index| &alike[part(alike.len(), index, parts)])
         });
-        parts.collect()
+        parts
+            .map(|part| part.iter().map(|&index| &draws[index]).collect())
+            .collect()
     }
 
     /// Saves the averaged parameters where users look for them.

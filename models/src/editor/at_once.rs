@@ -19,6 +19,25 @@ pub(crate) fn images_at_once(size: ImageSize) -> usize {
     (DECODED_PIXELS_MAX / (size.height * size.width).max(1)).max(1)
 }
 
+/// Indices of equal shapes, together as many as `max` says for the shape; batches begin in the order of their first.
+pub fn batches_of_one_shape<S: PartialEq>(
+    shapes: &[S],
+    max: impl Fn(&S) -> usize,
+) -> Vec<Vec<usize>> {
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    for (index, shape) in shapes.iter().enumerate() {
+        let max = max(shape);
+        let open = batches
+            .iter_mut()
+            .find(|batch| shapes[batch[0]] == *shape && batch.len() < max);
+        match open {
+            Some(batch) => batch.push(index),
+            None => batches.push(vec![index]),
+        }
+    }
+    batches
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -28,5 +47,17 @@ mod tests {
         assert_eq!(samples_at_once(2176), 15);
         assert_eq!(samples_at_once(8704), 3);
         assert_eq!(samples_at_once(100_000), 1);
+    }
+
+    #[test]
+    fn batches_are_of_one_shape_and_hold_every_pair_once() {
+        let sizes = [8, 8, 16, 8, 16, 8, 8].map(ImageSize::square);
+        let max = |size: &ImageSize| if size.height == 8 { 3 } else { 1 };
+        assert_eq!(
+            batches_of_one_shape(&sizes, max),
+            [vec![0, 1, 3], vec![2], vec![4], vec![5, 6]]
+        );
+        let alone: Vec<Vec<usize>> = (0..7).map(|index| vec![index]).collect();
+        assert_eq!(batches_of_one_shape(&sizes, |_| 1), alone);
     }
 }

@@ -28,6 +28,7 @@ mod sources;
 #[cfg(test)]
 mod tests;
 
+pub use at_once::batches_of_one_shape;
 pub(crate) use at_once::{images_at_once, samples_at_once};
 pub use base::{Base, TextStart, TrainedPart};
 pub(crate) use base::{LOADERS, supported_classes};
