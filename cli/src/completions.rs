@@ -1,8 +1,8 @@
 //! `retouch completions`, and what a shell is told each time that somebody asks it to complete a command line. Arguments
 //! say themselves what they offer.
 
-use clap::{Args, Command, ValueEnum};
-use clap_complete::{CompleteEnv, env::Shells};
+use clap::{Args, Command};
+use clap_complete::{CompleteEnv, Shell, env::Shells};
 
 use crate::output;
 
@@ -26,15 +26,6 @@ pub(crate) struct CompletionsArgs {
     shell: Shell,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Shell {
-    Bash,
-    Elvish,
-    Fish,
-    Powershell,
-    Zsh,
-}
-
 pub(crate) fn run(args: CompletionsArgs) -> anyhow::Result<()> {
     output::print(script(args.shell)?);
     Ok(())
@@ -46,9 +37,9 @@ pub(crate) fn answer(cli: impl Fn() -> Command) {
 }
 
 pub(crate) fn script(shell: Shell) -> anyhow::Result<String> {
-    let name = shell.to_possible_value().expect("no shell is skipped");
     let shells = Shells::builtins();
-    let shell = shells.completer(name.get_name()).expect("a known shell");
+    let shell = shells.completer(&shell.to_string());
+    let shell = shell.expect("a shell that can be named can ask");
     let mut script = Vec::new();
     shell.write_registration(VARIABLE, "retouch", "retouch", "retouch", &mut script)?;
     Ok(String::from_utf8(script)?)

@@ -167,6 +167,9 @@ fn run(command: Command) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use clap::ValueEnum;
+    use clap_complete::{CompletionCandidate, Shell, engine::complete};
+
     use super::*;
 
     #[test]
@@ -205,6 +208,48 @@ mod tests {
             assert!(
                 help.contains("75") && help.contains("130"),
                 "{name}\n{help}"
+            );
+        }
+    }
+
+    /// What a shell is offered for the last of these words.
+    fn offered(words: &[&str]) -> Vec<String> {
+        let words: Vec<_> = ["retouch"].iter().chain(words).map(Into::into).collect();
+        let last = words.len() - 1;
+        // Where tests run.
+        let here = env!("CARGO_MANIFEST_DIR");
+        let offered = complete(&mut Cli::command(), words, last, Some(here.as_ref())).unwrap();
+        let text = |candidate: &CompletionCandidate| candidate.get_value().display().to_string();
+        offered.iter().map(text).collect()
+    }
+
+    #[test]
+    fn every_command_is_offered_and_every_shell_asks() {
+        let commands = offered(&[""]);
+        for command in Cli::command().get_subcommands() {
+            let name = command.get_name();
+            assert!(commands.iter().any(|offered| offered == name), "{name}");
+        }
+        for shell in Shell::value_variants() {
+            let script = completions::script(*shell).unwrap();
+            assert!(script.contains("_RETOUCH_COMPLETE"), "{shell}: {script}");
+        }
+    }
+
+    #[test]
+    fn shells_complete_names_and_folders() {
+        for (words, name) in [
+            (&["groups", "--state", ""][..], "filtered"),
+            (&["events", "--kind", "at"], "attempt-failed"),
+            (&["join", "rew"], "reward-worker"),
+            (&["join", "reward-worker", "--s"], "--scratch"),
+            (&["status", "sr"], "src/"),
+            (&["launch", "Car"], "Cargo.toml"),
+        ] {
+            let offered = offered(words);
+            assert!(
+                offered.iter().any(|offered| offered == name),
+                "{words:?}: {offered:?}"
             );
         }
     }

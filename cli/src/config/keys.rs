@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::commented::field;
 
 /// For an argument of the form KEY=VALUE.
-pub(super) fn keys() -> ArgValueCompleter {
+pub(super) fn completer() -> ArgValueCompleter {
     ArgValueCompleter::new(|current: &OsStr| current.to_str().map_or(Vec::new(), candidates))
 }
 

@@ -42,7 +42,7 @@ pub(crate) struct ConfigArgs {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SetArgs {
     /// Set one field over the run file, such as `learner.learning_rate=1e-4`; may be given often.
-    #[arg(long = "set", value_name = "KEY=VALUE", add = keys::keys())]
+    #[arg(long = "set", value_name = "KEY=VALUE", add = keys::completer())]
     pub(crate) sets: Vec<String>,
 }
 

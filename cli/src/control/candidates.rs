@@ -1,15 +1,24 @@
 //! What shells are offered for words that name a run and one of its workers.
 
-use std::ffi::{OsStr, OsString};
+use std::{
+    ffi::{OsStr, OsString},
+    time::Duration,
+};
 
 use clap::{CommandFactory, FromArgMatches};
 use clap_complete::{ArgValueCompleter, CompletionCandidate};
 
+use retouch_proto::status::WorkerStatus;
+use tokio::time::timeout;
+
 use super::{
-    target::{Remote, offered_runs},
-    workers::worker_names,
+    record::View,
+    target::{self, Remote, offered_runs},
 };
-use crate::Cli;
+use crate::{Cli, runtime::block_on};
+
+/// How long a shell waits for a coordinator.
+const WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// For the words of a command that are a run's folder, unless the run is remote, and the name of one of its workers.
 pub(super) fn run_and_worker() -> ArgValueCompleter {
@@ -24,16 +33,23 @@ fn folders_or_workers(current: &OsStr) -> Vec<CompletionCandidate> {
     if words.is_empty() && remote.coordinator.is_none() {
         return offered_runs(current);
     }
-    let begun = |name: &str| {
-        current
-            .to_str()
-            .is_some_and(|current| name.starts_with(current))
+    let mut workers = workers(&words, &remote);
+    let current = current.to_string_lossy();
+    workers.retain(|worker| worker.id.as_str().starts_with(&*current));
+    let candidate = |worker: WorkerStatus| {
+        let what = format!("{}, {}", worker.role, worker.state);
+        CompletionCandidate::new(worker.id.to_string()).help(Some(what.into()))
     };
-    let names = worker_names(&words, &remote).into_iter();
-    names
-        .filter(|(name, _)| begun(name))
-        .map(|(name, what)| CompletionCandidate::new(name).help(Some(what.into())))
-        .collect()
+    workers.into_iter().map(candidate).collect()
+}
+
+/// The workers of a run; none if it can't be asked, since a shell has no use for an error.
+fn workers(run: &[String], remote: &Remote) -> Vec<WorkerStatus> {
+    let view = async {
+        let (target, _) = target::run_and_worker(run, remote)?;
+        timeout(WAIT_MAX, View::of(&target)).await?
+    };
+    block_on(view).map_or(Vec::new(), |view| view.status.workers)
 }
 
 /// The words of an unfinished command line that name a run and a worker, and where the run is if not here.

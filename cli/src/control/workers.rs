@@ -1,17 +1,9 @@
-//! The workers of a run: their table, in as many columns as there is room for, and their names alone.
-
-use std::time::Duration;
+//! The table of workers, in as many columns as there is room for.
 
 use retouch_proto::status::WorkerStatus;
-use tokio::time::timeout;
 
-use super::{
-    record::View,
-    target::{Remote, run_and_worker},
-};
 use crate::{
     fit::{cut, width},
-    runtime::block_on,
     show::{duration, policy},
 };
 
@@ -132,23 +124,6 @@ impl Column {
             Side::Right => space + &text,
         }
     }
-}
-
-/// How long a shell that completes a command line waits for a coordinator.
-const NAMES_MAX: Duration = Duration::from_secs(2);
-
-/// The workers of a run, each with its role and state: for a shell, to which an error would be of no use.
-pub(super) fn worker_names(run: &[String], remote: &Remote) -> Vec<(String, String)> {
-    let view = async {
-        let (target, _) = run_and_worker(run, remote)?;
-        timeout(NAMES_MAX, View::of(&target)).await?
-    };
-    let workers = block_on(view).map_or(Vec::new(), |view| view.status.workers);
-    let named = |worker: WorkerStatus| {
-        let what = format!("{}, {}", worker.role, worker.state);
-        (worker.id.to_string(), what)
-    };
-    workers.into_iter().map(named).collect()
 }
 
 #[cfg(test)]
