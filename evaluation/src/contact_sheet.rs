@@ -33,17 +33,8 @@ pub fn contact_sheet(title: Vec<String>, outcomes: &[Outcome], abreast: u32) -> 
 
 fn row(outcome: &Outcome, columns: usize) -> Row<'_> {
     let pair = &outcome.pair;
-    let lines = [
-        vec![],
-        outcome.before.lines(),
-        outcome.after.lines(),
-        vec![],
-    ];
-    let pictures = outcome.pictures().into_iter().map(Some);
-    let pictures = pictures.chain(std::iter::repeat_with(|| None));
-    let cells = pictures.zip(lines);
-    let cells = cells.map(|(picture, lines)| Cell { picture, lines });
-    let cells = cells.take(columns).collect();
+    let mut cells = outcome.cells();
+    cells.resize_with(columns, Cell::default);
     let task = Some(&pair.task).filter(|task| !task.is_empty() && **task != pair.prompt);
     Row {
         cells,

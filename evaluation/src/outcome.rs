@@ -4,7 +4,10 @@ use std::borrow::Cow;
 
 use image::RgbImage;
 
-use crate::pairs::{ORACLE_MAX, Pair};
+use crate::{
+    pairs::{ORACLE_MAX, Pair},
+    sheet::Cell,
+};
 
 /// One edit and its scores.
 pub struct Scored {
@@ -37,12 +40,22 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Sources, before, after and, where it is known, what was wanted.
-    pub fn pictures(&self) -> Vec<Cow<'_, RgbImage>> {
-        let edits = [&self.before.image, &self.after.image];
-        let others = edits.into_iter().chain(&self.pair.target);
-        let sources = std::iter::once(self.pair.shown_sources());
-        sources.chain(others.map(Cow::Borrowed)).collect()
+    /// Sources, before, after and, where it is known, what was wanted; each with what is said of it.
+    pub fn cells(&self) -> Vec<Cell<'_>> {
+        let wanted = self.pair.target.iter();
+        let pictures = [
+            (self.pair.shown_sources(), Vec::new()),
+            (Cow::Borrowed(&self.before.image), self.before.lines()),
+            (Cow::Borrowed(&self.after.image), self.after.lines()),
+        ];
+        let pictures = pictures
+            .into_iter()
+            .chain(wanted.map(|wanted| (Cow::Borrowed(wanted), Vec::new())));
+        let cell = |(picture, lines)| Cell {
+            picture: Some(picture),
+            lines,
+        };
+        pictures.map(cell).collect()
     }
 }
 

@@ -212,16 +212,14 @@ fn write_pictures(
         .enumerate()
         .map(|(index, outcome)| {
             let name = format!("pair_{index:03}.png");
-            let pictures = outcome.pictures();
-            let strip = sheet::strip(pictures.iter().map(|picture| &**picture));
-            picture::save(&strip, &samples.join(&name))?;
-            let mut scores = vec![Vec::new(), outcome.before.lines(), outcome.after.lines()];
-            scores.resize(pictures.len(), Vec::new());
+            let cells = outcome.cells();
+            let pictures = cells.iter().filter_map(|cell| cell.picture.as_deref());
+            picture::save(&sheet::strip(pictures), &samples.join(&name))?;
             Ok(Example {
                 prompt: outcome.pair.prompt.clone(),
                 task: outcome.pair.task.clone(),
                 picture: format!("{SAMPLES}/{name}"),
-                scores,
+                scores: cells.into_iter().map(|cell| cell.lines).collect(),
             })
         })
         .collect()

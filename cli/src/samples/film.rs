@@ -1,7 +1,7 @@
 //! What held-out pairs look like over a run's iterations, as it lies on disk.
 
 use std::{
-    borrow::Cow,
+    borrow::{Borrow, Cow},
     fs,
     path::{Path, PathBuf},
 };
@@ -62,14 +62,10 @@ impl Film {
     /// Writes down what the pairs are.
     pub(super) fn begin(folder: &RunFolder, pairs: &[Pair]) -> anyhow::Result<Self> {
         let film = Self::of(folder);
-        let sources: Vec<_> = pairs.iter().map(Pair::shown_sources).collect();
-        film.write(
-            SOURCE,
-            &sources.iter().map(|shown| &**shown).collect::<Vec<_>>(),
-        )?;
+        film.write(SOURCE, pairs.iter().map(Pair::shown_sources))?;
         let wanted: Option<Vec<&RgbImage>> = pairs.iter().map(|p| p.target.as_ref()).collect();
         if let Some(wanted) = wanted {
-            film.write(WANTED, &wanted)?;
+            film.write(WANTED, wanted)?;
         }
         let described = pairs.iter().map(|pair| Described {
             prompt: pair.prompt.clone(),
@@ -89,11 +85,15 @@ impl Film {
 
     /// Adds an iteration's pictures.
     pub(super) fn add(&self, iteration: Iteration, edits: &[RgbImage]) -> anyhow::Result<()> {
-        self.write(&name(iteration), &edits.iter().collect::<Vec<_>>())
+        self.write(&name(iteration), edits)
     }
 
     /// Writes a folder of pictures, which appears whole or not at all; one that is there stays as it is.
-    fn write(&self, name: &str, pictures: &[&RgbImage]) -> anyhow::Result<()> {
+    fn write(
+        &self,
+        name: &str,
+        pictures: impl IntoIterator<Item: Borrow<RgbImage>>,
+    ) -> anyhow::Result<()> {
         let folder = self.folder.join(name);
         if folder.is_dir() {
             return Ok(());
@@ -103,9 +103,12 @@ impl Film {
             anyhow::Error::new(error).context(context)
         };
         whole_folder(&folder, &beside(&folder, "partial"), wrap, |unfinished| {
-            let mut numbered = pictures.iter().enumerate();
+            let mut numbered = pictures.into_iter().enumerate();
             numbered.try_for_each(|(index, picture)| {
-                picture::save(picture, &unfinished.join(format!("{index:03}.png")))
+                picture::save(
+                    picture.borrow(),
+                    &unfinished.join(format!("{index:03}.png")),
+                )
             })
         })
     }
