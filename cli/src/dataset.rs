@@ -115,24 +115,17 @@ fn check(args: &CheckArgs) -> anyhow::Result<()> {
 /// What `dataset check --json` prints.
 #[derive(Debug, Serialize)]
 struct Checked<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    train: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    test: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sources_max: Option<usize>,
+    #[serde(flatten)]
+    counts: Option<Counts>,
     problems: &'a [String],
     count: usize,
 }
 
 impl<'a> Checked<'a> {
     fn of(checked: &'a Result<Counts, DatasetError>) -> Self {
-        let counts = checked.as_ref().ok();
         let error = checked.as_ref().err();
         Self {
-            train: counts.map(|counts| counts.train),
-            test: counts.map(|counts| counts.test),
-            sources_max: counts.map(|counts| counts.sources_max),
+            counts: checked.as_ref().ok().copied(),
             problems: error.map_or(&[], DatasetError::shown),
             count: error.map_or(0, DatasetError::count),
         }

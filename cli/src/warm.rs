@@ -55,7 +55,6 @@ pub(crate) struct WarmArgs {
 
 pub(crate) fn run(args: WarmArgs) -> anyhow::Result<()> {
     let mut config = args.config.load_here()?;
-    count_sources(&mut config);
     let mut needed = vec![model_file(&config)];
     needed.extend(judge_files(&config));
     check(&needed)?;
@@ -69,6 +68,7 @@ pub(crate) fn run(args: WarmArgs) -> anyhow::Result<()> {
                 );
                 return Err(UsageError(problem).into());
             };
+            count_sources(&mut config);
             warm(&config, device, roles)?;
         }
         (None, 0) => {

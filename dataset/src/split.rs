@@ -2,6 +2,8 @@
 
 use std::{fmt, fs, path::Path};
 
+use serde::Serialize;
+
 use crate::{DatasetError, Row, both, read_lines};
 
 /// A part of a dataset.
@@ -88,7 +90,7 @@ pub fn read_held_out(folder: &Path, count: usize) -> Result<Vec<Row>, DatasetErr
 }
 
 /// What a dataset has of everything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Rows to learn from.
     pub train: usize,

@@ -130,21 +130,20 @@ fn free_bytes(_name: DeviceName) -> Option<u64> {
     None
 }
 
-pub(super) fn run(config: &RunConfig, json: bool) -> anyhow::Result<()> {
-    check(&[model_file(config)])?;
-    check_targets(config)?;
+pub(super) fn run(mut config: RunConfig, json: bool) -> anyhow::Result<()> {
+    check(&[model_file(&config)])?;
+    check_targets(&config)?;
     let inspection = inspect(config.model.path.as_ref())?;
     process::set_compute_threads(config.cluster.threads_per_worker)?;
-    let mut config = config.clone();
     count_sources(&mut config);
-    let config = &config;
-    let plan = estimate(&inspection, Role::Learner, &workload(config, Role::Learner))?;
+    let workload = workload(&config, Role::Learner);
+    let plan = estimate(&inspection, Role::Learner, &workload)?;
     let name = config.learner.device.first();
-    room::check_together(config, &[worker::Role::Learner], name)?;
+    room::check_together(&config, &[worker::Role::Learner], name)?;
     let mut watch =
         Watch::new(name).map_err(|error| UsageError(format!("learner.device: {error}")))?;
     let mut told = 0;
-    let walked = dry_run(config, &mut |progress| {
+    let walked = dry_run(&config, &mut |progress| {
         watch.look();
         let tenth = 10 * progress.done / progress.total.max(1);
         if tenth > told {

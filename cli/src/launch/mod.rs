@@ -120,7 +120,7 @@ pub(crate) struct LaunchArgs {
 pub(crate) async fn run(args: LaunchArgs) -> anyhow::Result<()> {
     let mut config = args.config.load_here()?;
     if args.dry_run {
-        return dry_run::run(&config, args.json);
+        return dry_run::run(config, args.json);
     }
     let held_out_pairs = match args.no_evaluation {
         true => 0,
