@@ -87,16 +87,6 @@ fn flux(folder: &Path, heads: usize, axes: [usize; 3]) {
     editor.save(folder).unwrap();
 }
 
-/// Text tokens of the small FLUX.1-Kontext, which pads to the workload's.
-fn flux_text(_sources: usize) -> usize {
-    12
-}
-
-/// Those of the small Qwen-Image-Edit beside the images, hardly one of which is more than a letter.
-fn qwen_text(sources: usize) -> usize {
-    174 + 8 * sources
-}
-
 /// A small Qwen-Image-Edit likewise.
 fn qwen(folder: &Path, heads: usize, axes: [usize; 3]) {
     let small = small("qwen_image_edit_pipeline__sequential_positions");
@@ -288,24 +278,27 @@ fn measure_gradient(folder: &Path, workload: &Workload) -> (u64, u64) {
 fn roles_take_no_more_and_not_much_less_than_estimated() {
     let folder = tempfile::tempdir().unwrap();
     let mut measured = Vec::new();
-    type Make = fn(&Path, usize, [usize; 3]);
-    type Text = fn(usize) -> usize;
-    let alone = &[(DType::F32, 1), (DType::BF16, 1)][..];
-    let together = &[(DType::F32, 1), (DType::BF16, 1), (DType::F32, 3)][..];
-    for (name, make, text, cases) in [
-        ("flux", flux as Make, flux_text as Text, alone),
-        ("qwen", qwen, qwen_text, together),
+    // Sources, and tokens of text beside them: the one pads its text, to the other hardly more than a letter is a token.
+    let of_flux = &[(DType::F32, 1, 12), (DType::BF16, 1, 12)][..];
+    let of_qwen = &[
+        (DType::F32, 1, 182),
+        (DType::BF16, 1, 182),
+        (DType::F32, 3, 198),
+    ];
+    for (name, make, cases) in [
+        ("flux", flux as fn(&Path, usize, [usize; 3]), of_flux),
+        ("qwen", qwen, of_qwen),
     ] {
         println!("{name}");
         let [wide, narrow] = ["wide", "narrow"].map(|kind| folder.path().join(name).join(kind));
         // In the one, tokens are what takes memory, in the other, pixels.
         make(&wide, 4, [16, 24, 24]);
         make(&narrow, 1, [2, 2, 4]);
-        for &(dtype, sources) in cases {
+        for &(dtype, sources, text) in cases {
             let of = |checkpointing| Workload {
                 sources,
                 checkpointing,
-                max_sequence_length: text(sources),
+                max_sequence_length: text,
                 ..workload(dtype)
             };
             let plain = of(Checkpointing::None);

@@ -61,7 +61,9 @@ pub(super) fn learner(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine>
     if workload.device != DeviceName::Cpu {
         return gpu::learner(trunk, workload);
     }
-    fuller(halfway(trunk, workload), update(trunk, workload))
+    let mut lines = fuller(halfway(trunk, workload), update(trunk, workload));
+    lines.retain(|line| line.bytes > 0);
+    lines
 }
 
 fn halfway(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {
@@ -81,7 +83,6 @@ fn halfway(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {
     lines.extend(activations(trunk, workload));
     lines.push(held_back(trunk, workload));
     lines.extend(widened(trunk, workload));
-    lines.retain(|line| line.bytes > 0);
     lines
 }
 
@@ -101,15 +102,13 @@ fn carried(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {
     let values = adapter(trunk, workload);
     let state = [(STATE_VECTORS, ""), (values, "values"), F32];
     let reference = [(workload.reference.adapters(), ""), (values, "values"), F32];
-    let mut lines = vec![
+    vec![
         MemoryLine::weights("transformer", trunk.parameters, workload.dtype),
         MemoryLine::product("policy, old policy, EMA and Adam's moments", &state),
         MemoryLine::product("the blob that they were read from", &state),
         MemoryLine::product("the reference", &reference),
         MemoryLine::product("the program", &[(PROGRAM, "B")]),
-    ];
-    lines.retain(|line| line.bytes > 0);
-    lines
+    ]
 }
 
 /// What a micro batch keeps until it goes back, and what is on the way then.
@@ -136,7 +135,6 @@ fn activations(trunk: &Trunk<'_>, workload: &Workload) -> Vec<MemoryLine> {
         ],
     };
     lines.push(line("gradients on their way", 1, PASSING));
-    lines.retain(|line| line.bytes > 0);
     lines
 }
 
