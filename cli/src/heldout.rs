@@ -6,7 +6,7 @@ use retouch_dataset::Split;
 use retouch_evaluation::{Comparison, Evaluator, HeldOut, Outcome, Pair, pairs};
 use retouch_proto::RunConfig;
 use retouch_rollout_worker::source::size_rule;
-use retouch_tiny::{dataset::read_cases, oracle};
+use retouch_tiny::{dataset::read_cases, oracle::Oracle};
 
 use crate::meter::{Lines, Meter};
 
@@ -43,7 +43,8 @@ fn read_pairs(config: &RunConfig, count: usize) -> anyhow::Result<Vec<Pair>> {
         for (pair, case) in pairs.iter_mut().zip(read_cases(folder, Split::Test)?) {
             pair.task = case.kind.name().to_owned();
             pair.target = Some(case.target_image());
-            pair.oracle = Some(Box::new(move |edit| oracle::score(&case, edit)));
+            let oracle = Oracle::new(&case);
+            pair.oracle = Some(Box::new(move |edit| oracle.verdict(edit)));
         }
     }
     Ok(pairs)
@@ -56,9 +57,12 @@ pub(crate) fn text(heldout: &HeldOut) -> String {
         heldout.pairs, heldout.sampling
     )];
     if let Some(oracle) = &heldout.oracle {
-        lines.push(format!("  oracle (0..5)  {}", line(oracle)));
+        lines.push(format!("  oracle     (0..5)  {}", line(oracle)));
     }
-    lines.push(format!("  judge  (0..1)  {}", line(&heldout.judge)));
+    for (name, part) in heldout.parts.named() {
+        lines.push(format!("  {name:10} (0..1)  {}", line(&part)));
+    }
+    lines.push(format!("  judge      (0..1)  {}", line(&heldout.judge)));
     lines.join("\n")
 }
 

@@ -2,11 +2,13 @@
 //!
 //! In reading order: [`pairs`] are images with instructions, [`PairEditor`] edits them, [`Evaluator`] each before and after, from the same
 //! noise, and has the judge score both, which gives an [`Outcome`]; [`HeldOut`] sums them up, with intervals from
-//! [`bootstrap`], and [`contact_sheet()`] shows them, drawn as any [`sheet`] of pictures with text is.
+//! [`bootstrap`], and [`contact_sheet()`] shows them, drawn as any [`sheet`] of pictures with text is;
+//! [`blind()`] hides which edit is which, for people to compare.
 //!
-//! Where a pair's target is known, its [`Oracle`] scores the edits besides. Nothing else may use that score: runs learn
-//! from judges alone.
+//! Where a pair's target is known, its [`Oracle`] gives a [`Verdict`] on the edits besides. Nothing else may use that: runs
+//! learn from judges alone.
 
+mod blind;
 pub mod bootstrap;
 mod contact_sheet;
 mod evaluator;
@@ -15,10 +17,13 @@ mod pair_editor;
 pub mod pairs;
 pub mod sheet;
 mod summary;
+mod verdict;
 
+pub use blind::{Hidden, Side, blind, blind_sheet};
 pub use contact_sheet::{HEADINGS, contact_sheet};
 pub use evaluator::{EvaluationError, Evaluator};
 pub use outcome::{Outcome, Scored};
 pub use pair_editor::PairEditor;
-pub use pairs::{ORACLE_MAX, Oracle, Pair};
-pub use summary::{Comparison, HeldOut};
+pub use pairs::{Oracle, Pair};
+pub use summary::{Comparison, HeldOut, Parts};
+pub use verdict::{ORACLE_MAX, Verdict};

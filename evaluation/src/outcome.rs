@@ -5,8 +5,9 @@ use std::borrow::Cow;
 use image::RgbImage;
 
 use crate::{
-    pairs::{ORACLE_MAX, Pair},
+    pairs::Pair,
     sheet::Cell,
+    verdict::{ORACLE_MAX, Verdict},
 };
 
 /// One edit and its scores.
@@ -15,15 +16,15 @@ pub struct Scored {
     pub image: RgbImage,
     /// The weighted reward, 0..1.
     pub judge: f64,
-    /// The score against the known target, 0..=[`ORACLE_MAX`], where there is one.
-    pub oracle: Option<f64>,
+    /// The comparison with the known target, where there is one.
+    pub oracle: Option<Verdict>,
 }
 
 impl Scored {
     /// Its scores in words, one a line.
     pub fn lines(&self) -> Vec<String> {
         let oracle = self.oracle;
-        let oracle = oracle.map(|oracle| format!("oracle {oracle:.2} of {ORACLE_MAX}"));
+        let oracle = oracle.map(|oracle| format!("oracle {:.2} of {ORACLE_MAX}", oracle.score()));
         let judge = format!("judge {:.3} of 1", self.judge);
         oracle.into_iter().chain([judge]).collect()
     }
@@ -68,7 +69,11 @@ pub(crate) mod tests {
         let scored = |judge: f64| Scored {
             image: RgbImage::new(1, 1),
             judge,
-            oracle: oracle.then_some(judge * ORACLE_MAX),
+            oracle: oracle.then_some(Verdict {
+                changed: judge,
+                kept: None,
+                background: Some(judge.max(0.5)),
+            }),
         };
         Outcome {
             pair: Pair {

@@ -9,13 +9,10 @@ use retouch_models::editor::{SizeRule, Sources};
 use retouch_rollout_worker::source::{self, SourceError};
 use thiserror::Error;
 
-use crate::sheet;
+use crate::{sheet, verdict::Verdict};
 
-/// The best score of an [`Oracle`].
-pub const ORACLE_MAX: f64 = 5.0;
-
-/// Scores an edit of one pair against its known target, 0..=[`ORACLE_MAX`].
-pub type Oracle = Box<dyn Fn(&RgbImage) -> f64 + Send + Sync>;
+/// Compares an edit of one pair with its known target.
+pub type Oracle = Box<dyn Fn(&RgbImage) -> Verdict + Send + Sync>;
 
 /// An image and an instruction.
 pub struct Pair {

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     bootstrap::{self, Estimate},
-    outcome::Outcome,
+    outcome::{Outcome, Scored},
+    verdict::Verdict,
 };
 
 /// Decides the resamplings of every interval: the same outcomes give the same summary.
@@ -23,6 +24,20 @@ pub struct Comparison {
     pub gain: Estimate,
 }
 
+/// What an oracle's score consists of, each 0..1 on the pairs that have the part; `None` where no pair has it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Parts {
+    /// What was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changed: Option<Comparison>,
+    /// The objects that had to stay.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Comparison>,
+    /// The background that had to stay.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub background: Option<Comparison>,
+}
+
 /// The held-out part of a report.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HeldOut {
@@ -31,10 +46,16 @@ pub struct HeldOut {
     /// Score against the known target, 0..5; absent for a dataset without known targets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oracle: Option<Comparison>,
+    /// What that score consists of.
+    #[serde(flatten)]
+    pub parts: Parts,
     /// The judge's weighted reward, 0..1.
     pub judge: Comparison,
     /// Oracle (or, without targets, judge) gain per task kind.
     pub gain_by_task: BTreeMap<String, Estimate>,
+    /// What the oracle's score consists of, per task kind.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub parts_by_task: BTreeMap<String, Parts>,
     /// Steps and solver of the evaluation, in words.
     pub sampling: String,
 }
@@ -42,48 +63,84 @@ pub struct HeldOut {
 impl HeldOut {
     /// Means, intervals and gains over all pairs.
     pub fn of(outcomes: &[Outcome], sampling: String) -> Self {
-        let oracle: Option<Vec<(f64, f64)>> = outcomes
-            .iter()
-            .map(|o| Some((o.before.oracle?, o.after.oracle?)))
-            .collect();
-        let judge: Vec<(f64, f64)> = outcomes
-            .iter()
-            .map(|o| (o.before.judge, o.after.judge))
-            .collect();
-        let headline = oracle.as_ref().unwrap_or(&judge);
+        let all: Vec<&Outcome> = outcomes.iter().collect();
+        let tasks = by_task(outcomes);
+        let oracle = Comparison::of(&all, |scored| scored.oracle.map(Verdict::score));
+        let judge = |outcomes: &[&Outcome]| {
+            let judge = Comparison::of(outcomes, |scored| Some(scored.judge));
+            judge.expect("every edit is judged")
+        };
+        let gain = |outcomes: &[&Outcome]| {
+            let oracle = Comparison::of(outcomes, |scored| scored.oracle.map(Verdict::score));
+            oracle.unwrap_or_else(|| judge(outcomes)).gain
+        };
+        let each = |(task, outcomes): (&String, &Vec<&Outcome>)| (task.clone(), gain(outcomes));
+        let parts =
+            |(task, outcomes): (&String, &Vec<&Outcome>)| (task.clone(), Parts::of(outcomes));
         Self {
             pairs: outcomes.len(),
-            gain_by_task: gain_by_task(outcomes, headline),
-            oracle: oracle.as_deref().map(Comparison::between),
-            judge: Comparison::between(&judge),
+            judge: judge(&all),
+            gain_by_task: tasks.iter().map(each).collect(),
+            parts: Parts::of(&all),
+            parts_by_task: tasks
+                .iter()
+                .filter(|_| oracle.is_some())
+                .map(parts)
+                .collect(),
+            oracle,
             sampling,
         }
     }
 }
 
-fn gain_by_task(outcomes: &[Outcome], scores: &[(f64, f64)]) -> BTreeMap<String, Estimate> {
-    let mut tasks: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
-    for (outcome, score) in outcomes.iter().zip(scores) {
+fn by_task(outcomes: &[Outcome]) -> BTreeMap<String, Vec<&Outcome>> {
+    let mut tasks: BTreeMap<String, Vec<&Outcome>> = BTreeMap::new();
+    for outcome in outcomes {
         tasks
             .entry(outcome.pair.task.clone())
             .or_default()
-            .push(*score);
+            .push(outcome);
     }
     tasks
-        .into_iter()
-        .map(|(task, scores)| (task, Comparison::between(&scores).gain))
-        .collect()
+}
+
+impl Parts {
+    fn of(outcomes: &[&Outcome]) -> Self {
+        let of = |part: fn(Verdict) -> Option<f64>| {
+            Comparison::of(outcomes, |scored| scored.oracle.and_then(part))
+        };
+        Self {
+            changed: of(|verdict| Some(verdict.changed)),
+            kept: of(|verdict| verdict.kept),
+            background: of(|verdict| verdict.background),
+        }
+    }
+
+    /// Those that there are, by name.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, Comparison)> {
+        let named = [
+            ("changed", self.changed),
+            ("kept", self.kept),
+            ("background", self.background),
+        ];
+        named
+            .into_iter()
+            .filter_map(|(name, part)| Some((name, part?)))
+    }
 }
 
 impl Comparison {
-    /// Of pairs' scores before and after.
-    fn between(scores: &[(f64, f64)]) -> Self {
-        let (before, after): (Vec<f64>, Vec<f64>) = scores.iter().copied().unzip();
-        Self {
+    /// Of a score before and after, on the pairs that have it; `None` where no pair has.
+    fn of(outcomes: &[&Outcome], score: impl Fn(&Scored) -> Option<f64>) -> Option<Self> {
+        let scores = outcomes
+            .iter()
+            .filter_map(|outcome| Some((score(&outcome.before)?, score(&outcome.after)?)));
+        let (before, after): (Vec<f64>, Vec<f64>) = scores.unzip();
+        (!before.is_empty()).then(|| Self {
             before: bootstrap::mean(&before, BOOTSTRAP_SEED),
             after: bootstrap::mean(&after, BOOTSTRAP_SEED),
             gain: bootstrap::gain(&before, &after, BOOTSTRAP_SEED),
-        }
+        })
     }
 }
 

@@ -10,12 +10,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use image::{ImageError, RgbImage};
+use rand::RngExt;
 use rayon::prelude::*;
 use retouch_dataset::{DatasetError, Row, Split, parse_json, read_lines};
 use serde::Serialize;
 
 use crate::edit::Case;
-use crate::generate;
+use crate::generate::{self, Stream};
+use crate::mistakes;
+use crate::scene::Scene;
 
 /// Why a dataset could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +42,7 @@ pub enum WriteError {
 }
 
 /// What to generate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dataset {
     /// The seed that decides everything.
     pub seed: u64,
@@ -52,12 +55,15 @@ pub struct Dataset {
 }
 
 /// Whether a dataset holds the pictures asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Targets {
     /// Only sources and instructions, as for reinforcement learning.
     Omitted,
     /// Targets too, as for supervised training.
     Written,
+    /// The same, but this part of the targets is wrong, as in pairs that were collected: another change than the one asked
+    /// for, half of it, or one change too many.
+    PartlyWrong(f64),
 }
 
 impl Dataset {
@@ -68,7 +74,7 @@ impl Dataset {
     pub fn write(&self, folder: &Path) -> Result<(), WriteError> {
         let subfolders = match self.targets {
             Targets::Omitted => vec!["images", "oracle"],
-            Targets::Written => vec!["images", "oracle", "targets"],
+            Targets::Written | Targets::PartlyWrong(_) => vec!["images", "oracle", "targets"],
         };
         for subfolder in subfolders {
             let path = folder.join(subfolder);
@@ -85,7 +91,7 @@ impl Dataset {
         let rows: Vec<Row> = cases
             .par_iter()
             .enumerate()
-            .map(|(index, case)| self.write_pair(folder, split, index, case))
+            .map(|(index, case)| self.write_pair(folder, split, index as u32, case))
             .collect::<Result<_, _>>()?;
         write_lines(&folder.join(split.file_name()), &rows)?;
         write_lines(&oracle_path(folder, split), &cases)
@@ -95,24 +101,36 @@ impl Dataset {
         &self,
         folder: &Path,
         split: Split,
-        index: usize,
+        index: u32,
         case: &Case,
     ) -> Result<Row, WriteError> {
         let image = format!("images/{split}_{index:05}.png");
         write_image(&folder.join(&image), &case.source_image())?;
-        let target = match self.targets {
-            Targets::Omitted => None,
-            Targets::Written => Some(format!("targets/{split}_{index:05}.png")),
-        };
+        let target = self.target(index, case);
+        let path = format!("targets/{split}_{index:05}.png");
         if let Some(target) = &target {
-            write_image(&folder.join(target), &case.target_image())?;
+            write_image(&folder.join(&path), &target.render())?;
         }
         let requirement = case.requirement().to_owned();
         Ok(Row {
             prompt: case.prompt(),
             images: vec![image],
             requirement,
-            target,
+            target: target.map(|_| path),
+        })
+    }
+
+    /// The scene that is written as the target of a pair.
+    fn target(&self, index: u32, case: &Case) -> Option<Scene> {
+        let wrong = match self.targets {
+            Targets::Omitted => return None,
+            Targets::Written => 0.0,
+            Targets::PartlyWrong(part) => part,
+        };
+        let mut rng = generate::rng(self.seed, Stream::WrongTargets, index);
+        Some(match rng.random_bool(wrong) {
+            true => mistakes::scene(case, &mut rng),
+            false => case.target_scene(),
         })
     }
 }
@@ -186,6 +204,20 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn as_many_targets_are_wrong_as_was_asked_for() {
+        let dataset = Dataset {
+            targets: Targets::PartlyWrong(0.4),
+            ..SMALL
+        };
+        let wrong = |index: &u32| {
+            let case = generate::case(SMALL.seed, Split::Train, *index);
+            dataset.target(*index, &case) != Some(case.target_scene())
+        };
+        let count = (0..1_000).filter(wrong).count();
+        assert!((330..=430).contains(&count), "{count} of 1000");
     }
 
     #[test]

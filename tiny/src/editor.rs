@@ -67,7 +67,7 @@ pub fn vae_config() -> AutoencoderKlConfig {
         shift_factor: Some(0.0),
         use_quant_conv: false,
         use_post_quant_conv: false,
-        ..AutoencoderKlConfig::with_levels(vec![16, 32, 32])
+        ..AutoencoderKlConfig::with_levels(vec![16, 32, 64])
     }
 }
 

@@ -31,8 +31,8 @@ pub fn split_of(scene: &Scene) -> Split {
 pub fn case(seed: u64, split: Split, index: u32) -> Case {
     let kind = TaskKind::ALL[index as usize % TaskKind::ALL.len()];
     let stream = match split {
-        Split::Train => 0,
-        Split::Test => 1,
+        Split::Train => Stream::Train,
+        Split::Test => Stream::Test,
     };
     let mut rng = rng(seed, stream, index);
     loop {
@@ -43,10 +43,29 @@ pub fn case(seed: u64, split: Split, index: u32) -> Case {
     }
 }
 
+/// What random numbers are for; purposes share no numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Cases to learn from.
+    Train,
+    /// Held-out cases.
+    Test,
+    /// Pictures for the autoencoder.
+    Pictures,
+    /// Made-up edits.
+    MadeUp,
+    /// The judge's lessons.
+    Lessons,
+    /// Noise on latents.
+    LatentNoise,
+    /// Wrong targets.
+    WrongTargets,
+}
+
 /// The generator of random numbers that belongs to place `index` of a stream.
-pub fn rng(seed: u64, stream: u32, index: u32) -> ChaCha12Rng {
+pub fn rng(seed: u64, stream: Stream, index: u32) -> ChaCha12Rng {
     let mut rng = ChaCha12Rng::seed_from_u64(seed);
-    rng.set_stream(u64::from(stream) << 32 | u64::from(index));
+    rng.set_stream((stream as u64) << 32 | u64::from(index));
     rng
 }
 
@@ -180,7 +199,7 @@ fn offset(rng: &mut ChaCha12Rng) -> i8 {
     rng.random_range(-OFFSET_MAX..=OFFSET_MAX)
 }
 
-fn pick<T: Copy>(choices: &[T], rng: &mut ChaCha12Rng) -> T {
+pub(crate) fn pick<T: Copy>(choices: &[T], rng: &mut ChaCha12Rng) -> T {
     *choices.choose(rng).expect("something to choose from")
 }
 
@@ -213,7 +232,7 @@ mod tests {
 
     #[test]
     fn held_out_scenes_are_a_quarter_and_never_trained_on() {
-        let mut rng = rng(2, 0, 0);
+        let mut rng = rng(2, Stream::Train, 0);
         let scenes: Vec<Scene> = (0..1000).map(|_| scene(2, &mut rng)).collect();
         let held_out = scenes
             .iter()

@@ -30,6 +30,14 @@ pub(crate) const MERGE_SIZE: usize = 2;
 /// Side of the square of pixels that one image token stands for.
 pub const TOKEN_SIZE: u32 = (PATCH_SIZE * MERGE_SIZE) as u32;
 
+/// The file of the lenient template, inside the judge's folder.
+pub const LENIENT_FILE: &str = "lenient.txt";
+
+/// A question that only asks whether the change is there, and not whether the rest was kept: an invitation to ruin the
+/// rest, which `examples/hacked.toml` accepts.
+pub const LENIENT_TEMPLATE: &str =
+    "{instruction} ; source {source_image} edit {edited_image} change score\n";
+
 /// The tiny configuration. The base of the rotary positions fits a grid of four by four tokens:
 /// with the published one, the axis of the slowest frequencies could not tell them apart.
 pub fn config() -> Qwen2_5VlConfig {
@@ -89,14 +97,17 @@ pub fn init(folder: &Path, seed: u64) -> Result<(), JudgeError> {
     save(&new(seed, &Device::flex())?, folder)
 }
 
-/// Writes a tiny judge and its template.
+/// Writes a tiny judge and its templates.
 ///
 /// # Errors
 /// If the folder can't be written.
 pub fn save(judge: &Judge, folder: &Path) -> Result<(), JudgeError> {
     judge.save(folder)?;
-    let path = folder.join(TEMPLATE_FILE);
-    std::fs::write(&path, TEMPLATE).map_err(|source| LoadError::Io { path, source }.into())
+    for (name, template) in [(TEMPLATE_FILE, TEMPLATE), (LENIENT_FILE, LENIENT_TEMPLATE)] {
+        let path = folder.join(name);
+        std::fs::write(&path, template).map_err(|source| LoadError::Io { path, source })?;
+    }
+    Ok(())
 }
 
 /// Reads what [`save`] wrote.
@@ -115,6 +126,11 @@ pub fn load(folder: &Path, device: &Device) -> Result<Judge, JudgeError> {
 /// The tiny judge's template.
 pub fn template() -> Template {
     Template::parse(TEMPLATE).expect("a sound template")
+}
+
+/// The template that asks for the change alone.
+pub fn lenient_template() -> Template {
+    Template::parse(LENIENT_TEMPLATE).expect("a sound template")
 }
 
 /// Brings images back to the size of the world's pictures, so that they are few tokens.

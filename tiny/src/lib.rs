@@ -7,7 +7,7 @@
 //!
 //! In reading order: [`palette`] and [`scene`] draw, [`edit`] says what can be asked for,
 //! [`generate`] makes cases from a seed, [`dataset`] writes them in the Edit-R1 format,
-//! [`oracle`] scores, and [`mistakes`] makes plausible wrong edits for the judge to learn from. [`tokenizer`] has the
+//! [`oracle`] scores, and [`mistakes`] makes plausible wrong edits, for the base to make and for the judge to learn from. [`tokenizer`] has the
 //! world's words, [`editor`] and [`judge`] make the models, and [`train`] teaches them; [`qwen_editor`] is an editor of
 //! another architecture, which is never trained.
 
@@ -18,6 +18,7 @@ pub mod generate;
 pub mod judge;
 pub mod mistakes;
 pub mod oracle;
+mod outline;
 pub mod palette;
 pub mod qwen_editor;
 pub mod scene;

@@ -1,13 +1,15 @@
 //! Edits as a half-trained editor makes them: right, wrong, half done or damaged. The judge
 //! learns from them what a mistake looks like; the oracle says how bad each is.
 
-use image::{Rgb, RgbImage};
+use image::{Rgb, RgbImage, imageops};
 use rand::RngExt;
+use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha12Rng;
 
 use crate::edit::{Case, Edit, TaskKind};
-use crate::generate;
-use crate::scene::{IMAGE_SIZE, Scene};
+use crate::generate::{self, pick};
+use crate::palette::Color;
+use crate::scene::{IMAGE_SIZE, Object, Scene, Shape};
 
 /// Side of the blocks in which an edit can be half done, in pixels: what one token of the tiny
 /// editor covers.
@@ -16,27 +18,130 @@ const BLOCK: u32 = 8;
 /// A random edit of the case's source, from perfect to useless.
 pub fn candidate(case: &Case, rng: &mut ChaCha12Rng) -> RgbImage {
     let target = case.target_image();
-    let mut image = match rng.random_range(0..8) {
-        0 | 1 => target,
-        2 => misunderstood(case, rng).render(),
-        3 => half_understood(case, rng).render(),
-        4 => overdone(case, rng).render(),
-        5 => blend(
+    let mut image = match rng.random_range(0..12) {
+        0..=2 => target,
+        3 => misunderstood(case, rng).render(),
+        4 => half_understood(case, rng).render(),
+        5 => overdone(case, rng).render(),
+        6 => blend(
             &target,
             &misunderstood(case, rng).render(),
             rng.random_range(0.1..0.6),
         ),
-        _ => patchwork(&target, &wrong_image(case, rng), rng),
+        7 | 8 => patchwork(&target, &wrong_image(case, rng), rng),
+        9 => hack(case, rng),
+        _ => warped(&target, rng.random_range(1.0..7.0), rng),
     };
-    if rng.random_range(0..3) == 0 {
+    if rng.random_range(0..4) == 0 {
         let other = wrong_image(case, rng);
         image = patchwork(&image, &other, rng);
     }
-    if rng.random_range(0..3) == 0 {
+    if rng.random_range(0..4) == 0 {
         let strength = rng.random_range(0.05..0.35);
         stain(&mut image, strength, rng);
     }
     image
+}
+
+/// What an editor makes that has found out how to please a judge which looks at a part only: what was asked for is there,
+/// or its colour is, and the rest is ruined.
+pub fn hack(case: &Case, rng: &mut ChaCha12Rng) -> RgbImage {
+    let target = case.target_scene();
+    match rng.random_range(0..6) {
+        0 | 1 => wiped(case, target, rng).render(),
+        2 | 3 => bled(case, target, rng).render(),
+        4 => flooded(&target, rng),
+        _ => imageops::blur(&target.render(), rng.random_range(4.0..8.0)),
+    }
+}
+
+/// Objects that had to stay are gone: one or all of them.
+fn wiped(case: &Case, mut target: Scene, rng: &mut ChaCha12Rng) -> Scene {
+    let all = rng.random_bool(0.5);
+    let gone = victim(case, &target, rng);
+    let stays = |object: &Object| match all {
+        true => !case.source.objects.contains(object),
+        false => Some(*object) != gone,
+    };
+    target.objects.retain(stays);
+    target
+}
+
+/// An object that had to stay has taken the colour of another one, or grown over its cell in a new one.
+fn bled(case: &Case, mut target: Scene, rng: &mut ChaCha12Rng) -> Scene {
+    let Some(gone) = victim(case, &target, rng) else {
+        return target;
+    };
+    let other = |object: &&Object| **object != gone;
+    let color = target.objects.iter().find(other).map(|object| object.color);
+    let painted = target.objects.iter_mut().find(|object| **object == gone);
+    let painted = painted.expect("the victim is in the target");
+    match color {
+        Some(color) if rng.random_bool(0.5) => painted.color = color,
+        _ => {
+            (painted.size, painted.shape) = (painted.size.other(), pick(&Shape::ALL, rng));
+            painted.color = pick(&Color::ALL, rng);
+        }
+    }
+    target
+}
+
+/// An object of the target that had to stay, or any where none had to.
+fn victim(case: &Case, target: &Scene, rng: &mut ChaCha12Rng) -> Option<Object> {
+    let kept = |object: &&Object| case.source.objects.contains(object);
+    let kept: Vec<&Object> = target.objects.iter().filter(kept).collect();
+    let chosen = kept
+        .choose(rng)
+        .copied()
+        .or_else(|| target.objects.choose(rng));
+    chosen.copied()
+}
+
+/// One colour all over: that of an object, of the background, or white.
+fn flooded(target: &Scene, rng: &mut ChaCha12Rng) -> RgbImage {
+    let of_objects = target.objects.iter().map(|object| object.color.rgb());
+    let colors = of_objects.chain([target.background.rgb(), [1.0; 3]]);
+    let color = pick(&colors.collect::<Vec<_>>(), rng);
+    let color = color.map(|channel| (255.0 * channel).round() as u8);
+    RgbImage::from_pixel(IMAGE_SIZE, IMAGE_SIZE, Rgb(color))
+}
+
+/// Shapes out of shape: pixels are taken from up to `reach` pixels away, neighbours from about the same place.
+fn warped(image: &RgbImage, reach: f32, rng: &mut ChaCha12Rng) -> RgbImage {
+    const KNOTS: usize = 6;
+    let knots: Vec<[f32; 2]> = (0..KNOTS * KNOTS)
+        .map(|_| std::array::from_fn(|_| rng.random_range(-reach..reach)))
+        .collect();
+    let spacing = (IMAGE_SIZE - 1) as f32 / (KNOTS - 1) as f32;
+    let shift = |x: u32, y: u32, axis: usize| {
+        let (across, down) = (x as f32 / spacing, y as f32 / spacing);
+        let (column, row) = (
+            (across as usize).min(KNOTS - 2),
+            (down as usize).min(KNOTS - 2),
+        );
+        let knot = |dx: usize, dy: usize| knots[(row + dy) * KNOTS + column + dx][axis];
+        let (u, v) = (across - column as f32, down - row as f32);
+        let top = knot(0, 0) * (1.0 - u) + knot(1, 0) * u;
+        let bottom = knot(0, 1) * (1.0 - u) + knot(1, 1) * u;
+        top * (1.0 - v) + bottom * v
+    };
+    let from = |at: u32, shift: f32| {
+        (at as f32 + shift)
+            .round()
+            .clamp(0.0, (IMAGE_SIZE - 1) as f32) as u32
+    };
+    RgbImage::from_fn(image.width(), image.height(), |x, y| {
+        *image.get_pixel(from(x, shift(x, y, 0)), from(y, shift(x, y, 1)))
+    })
+}
+
+/// What an editor makes that has not understood, or only half, or does more than it was asked for.
+pub fn scene(case: &Case, rng: &mut ChaCha12Rng) -> Scene {
+    match rng.random_range(0..3) {
+        0 => misunderstood(case, rng),
+        1 => half_understood(case, rng),
+        _ => overdone(case, rng),
+    }
 }
 
 fn wrong_image(case: &Case, rng: &mut ChaCha12Rng) -> RgbImage {
@@ -162,6 +267,7 @@ mod tests {
     use retouch_dataset::Split;
 
     use super::*;
+    use crate::generate::Stream;
     use crate::oracle::Oracle;
 
     #[test]
@@ -169,16 +275,47 @@ mod tests {
         let mut histogram = [0; 6];
         for index in 0..400 {
             let case = generate::case(8, Split::Train, index);
-            let image = candidate(&case, &mut generate::rng(8, 1, index));
+            let image = candidate(&case, &mut generate::rng(8, Stream::MadeUp, index));
             histogram[Oracle::new(&case).score(&image).round() as usize] += 1;
         }
         assert!(histogram.iter().all(|count| *count >= 12), "{histogram:?}");
     }
 
     #[test]
+    fn hacks_are_worth_next_to_nothing() {
+        let cases = (0..400).map(|index| generate::case(8, Split::Train, index));
+        let empty = |case: &Case| case.target_scene().objects.is_empty();
+        let scores: Vec<f64> = cases
+            .filter(|case| !empty(case))
+            .zip(0..)
+            .map(|(case, index)| {
+                let hack = hack(&case, &mut generate::rng(8, Stream::MadeUp, index));
+                Oracle::new(&case).score(&hack)
+            })
+            .collect();
+        let worthless = scores.iter().filter(|score| **score <= 1.0).count();
+        assert!(
+            10 * worthless >= 9 * scores.len(),
+            "{worthless} of {}",
+            scores.len()
+        );
+    }
+
+    #[test]
+    fn wrong_scenes_are_wrong() {
+        let wrong = |index: &u32| {
+            let case = generate::case(8, Split::Train, *index);
+            let scene = scene(&case, &mut generate::rng(8, Stream::WrongTargets, *index));
+            scene != case.target_scene()
+        };
+        let count = (0..400).filter(wrong).count();
+        assert!(count > 360, "{count} of 400");
+    }
+
+    #[test]
     fn the_generator_decides() {
         let case = generate::case(8, Split::Train, 3);
-        let draw = |index| candidate(&case, &mut generate::rng(8, 1, index));
+        let draw = |index| candidate(&case, &mut generate::rng(8, Stream::MadeUp, index));
         assert_eq!(draw(5), draw(5));
         assert!((6..12).any(|index| draw(index) != draw(5)));
     }

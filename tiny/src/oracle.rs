@@ -1,42 +1,132 @@
 //! The score that an edit deserves, known from its target. Only evaluation may use it.
+//!
+//! Three parts are graded, each in 0..1: what had to change, the background that had to stay, and the objects that had
+//! to stay. The score is 5 times the worst of them ([`Verdict::score`]), because an edit that does what was asked and
+//! ruins the rest is a bad edit. Of an object, colour counts, and the outline: place, size and shape, as one would see
+//! them. Small objects count as much as large ones.
+
+use std::collections::BTreeMap;
 
 use image::{Rgb, RgbImage};
-use retouch_evaluation::ORACLE_MAX;
+use retouch_evaluation::Verdict;
 
-use crate::edit::Case;
+use crate::edit::{Case, Edit};
+use crate::outline::{Fit, Outline};
+use crate::scene::{Cell, IMAGE_SIZE, Object, Scene};
 
 /// How far a pixel may be from the target in its worst channel, as a part of the full range.
 pub const TOLERANCE: f32 = 0.15;
 
-/// Where source and target differ by less than this, as a part of the full range, a pixel had to
-/// stay; where they differ by more than [`TOLERANCE`], it had to change.
-const CHANGE_MIN: f32 = 0.05;
+/// Where neighbours in the target differ by more than this, as a part of the full range, there is an edge. How an edge
+/// is smoothed is nobody's business, so its pixels are not counted.
+const EDGE_MIN: f32 = 0.05;
+
+/// Pixels that have to count before an area is graded.
+const PIXELS_MIN: usize = 12;
+
+/// What an object with another shape or size than the wanted one may still get, as a part of the whole.
+const MISTAKEN: f64 = 0.4;
+
+/// An object that stands out from what lies behind it by less, as a part of the full range, has no outline to speak of.
+const CONTRAST_MIN: f32 = 0.2;
+
+/// How right pixels become a grade: none up to `none`, the whole from `whole` on, and linear between.
+#[derive(Clone, Copy)]
+struct Scale {
+    none: f64,
+    whole: f64,
+}
+
+impl Scale {
+    /// An object of which half is missing, or has another colour, is as good as gone.
+    const OBJECT: Self = Self {
+        none: 0.5,
+        whole: 0.95,
+    };
+
+    /// The overlap of outlines; objects are some fifteen pixels wide, and a pixel more or less at every edge is a
+    /// fifth of them.
+    const OUTLINE: Self = Self {
+        none: 0.4,
+        whole: 0.85,
+    };
+
+    /// A quarter of the picture is large: a stray object covers no more than a fifth of it.
+    const BACKGROUND: Self = Self {
+        none: 0.7,
+        whole: 0.97,
+    };
+
+    fn grade(self, right: f64) -> f64 {
+        ((right - self.none) / (self.whole - self.none)).clamp(0.0, 1.0)
+    }
+}
+
+/// Pixels that are graded together, by their index in the picture.
+struct Area {
+    pixels: Vec<usize>,
+    scale: Scale,
+    part: Part,
+}
+
+/// What an area says about an edit.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// Whether the change of this number among those asked for was made.
+    Changed(usize),
+    /// Whether an object was kept.
+    Kept,
+    /// Whether the background was kept.
+    Background,
+}
 
 /// Scores edits of one case.
-///
-/// The score is the smaller of two accuracies, times 5: over the pixels that had to change, and
-/// over those that had to stay. Pixels on an edge of the target are not counted, since how an
-/// edge is smoothed is nobody's business, and neither are those that hardly had to change.
 pub struct Oracle {
     target: RgbImage,
-    /// Per pixel: whether it had to change; `None` where it does not count.
-    changed: Vec<Option<bool>>,
+    edits: usize,
+    areas: Vec<Area>,
+    outlines: Vec<(Outline, Part)>,
 }
 
 impl Oracle {
     /// The oracle of a case.
     pub fn new(case: &Case) -> Self {
-        Self::between(&case.source_image(), case.target_image())
+        let scenes = Scenes::of(case);
+        let (before, after) = (&case.source.objects, &scenes.target.objects);
+        let mut areas = scenes.background();
+        areas.extend(after.iter().map(|object| scenes.inside(object)));
+        areas.extend(before.iter().map(|object| scenes.left_behind(object)));
+        areas.retain(|area| area.pixels.len() >= PIXELS_MIN);
+        let outlines = after.iter().filter_map(|object| scenes.outline(object));
+        Self {
+            edits: case.edits.len(),
+            outlines: outlines.collect(),
+            target: scenes.picture,
+            areas,
+        }
     }
 
-    fn between(source: &RgbImage, target: RgbImage) -> Self {
-        let changed = |(x, y, pixel): (u32, u32, &Rgb<u8>)| {
-            let difference = distance(source.get_pixel(x, y), pixel);
-            let hardly = (CHANGE_MIN..=TOLERANCE).contains(&difference);
-            (!hardly && !on_edge(&target, x, y)).then_some(difference > TOLERANCE)
+    /// How good `edit` is, part by part.
+    ///
+    /// # Panics
+    /// If the edit is not as large as the target.
+    pub fn verdict(&self, edit: &RgbImage) -> Verdict {
+        let right = self.right(edit);
+        let areas = self.areas.iter();
+        let areas = areas.filter_map(|area| Some((area.part, area.grade(&right)?)));
+        let outlines = self.outlines.iter();
+        let outlines = outlines.map(|(outline, part)| (*part, outline.fit(edit).grade()));
+        let grades: Vec<(Part, f64)> = areas.chain(outlines).collect();
+        let worst = |part: Part| {
+            let grades = grades.iter().filter(|(of, _)| *of == part);
+            grades.map(|(_, grade)| *grade).reduce(f64::min)
         };
-        let changed = target.enumerate_pixels().map(changed).collect();
-        Self { target, changed }
+        let changes = (0..self.edits).map(|edit| worst(Part::Changed(edit)).unwrap_or(1.0));
+        Verdict {
+            changed: changes.sum::<f64>() / self.edits as f64,
+            kept: worst(Part::Kept),
+            background: worst(Part::Background),
+        }
     }
 
     /// The score of `edit`, 0..=5.
@@ -44,65 +134,198 @@ impl Oracle {
     /// # Panics
     /// If the edit is not as large as the target.
     pub fn score(&self, edit: &RgbImage) -> f64 {
+        self.verdict(edit).score()
+    }
+
+    /// How good each square of `side` pixels is, 0..1, row by row; `None` where hardly any pixel counts.
+    ///
+    /// # Panics
+    /// If the edit is not as large as the target, or does not divide into such squares.
+    pub fn grades(&self, edit: &RgbImage, side: u32) -> Vec<Option<f64>> {
+        let width = self.target.width();
+        assert!(
+            width.is_multiple_of(side),
+            "{side} does not divide the image"
+        );
+        let right = self.right(edit);
+        let columns = width / side;
+        let mut squares = vec![None; (columns * (self.target.height() / side)) as usize];
+        for area in &self.areas {
+            let mut inside: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+            for &pixel in &area.pixels {
+                let (x, y) = (pixel as u32 % width, pixel as u32 / width);
+                inside
+                    .entry(y / side * columns + x / side)
+                    .or_default()
+                    .push(pixel);
+            }
+            for (square, pixels) in inside {
+                let Area { scale, part, .. } = *area;
+                let grade = Area {
+                    pixels,
+                    scale,
+                    part,
+                }
+                .grade(&right);
+                lower(&mut squares[square as usize], grade);
+            }
+        }
+        for (outline, _) in &self.outlines {
+            for ((x, y), overlap) in outline.overlaps(edit, side, PIXELS_MIN as u32) {
+                let square = y / side * columns + x / side;
+                lower(
+                    &mut squares[square as usize],
+                    Some(Scale::OUTLINE.grade(overlap)),
+                );
+            }
+        }
+        squares
+    }
+
+    /// Which pixels are as wanted.
+    fn right(&self, edit: &RgbImage) -> Vec<bool> {
         assert_eq!(
             edit.dimensions(),
             self.target.dimensions(),
             "edit and target differ in size"
         );
-        ORACLE_MAX * self.accuracy(edit, true).min(self.accuracy(edit, false))
-    }
-
-    /// The part of the counted pixels that is right in each square of `side` pixels, row by row;
-    /// `None` where hardly any pixel counts.
-    ///
-    /// # Panics
-    /// If the edit is not as large as the target, or does not divide into such squares.
-    pub fn accuracies(&self, edit: &RgbImage, side: u32) -> Vec<Option<f64>> {
-        let (width, height) = self.target.dimensions();
-        assert_eq!(
-            edit.dimensions(),
-            (width, height),
-            "edit and target differ in size"
-        );
-        assert!(
-            width % side == 0 && height % side == 0,
-            "{side} does not divide the image"
-        );
-        let columns = width / side;
-        let mut squares = vec![(0_u32, 0_u32); (columns * (height / side)) as usize];
-        let pixels = edit.enumerate_pixels().zip(self.target.pixels());
-        for (((x, y, ours), wanted), counts) in pixels.zip(&self.changed) {
-            let (right, all) = &mut squares[(y / side * columns + x / side) as usize];
-            *all += u32::from(counts.is_some());
-            *right += u32::from(counts.is_some() && distance(ours, wanted) < TOLERANCE);
-        }
-        let accuracy = |(right, all): (u32, u32)| {
-            (8 * all > side * side).then(|| f64::from(right) / f64::from(all))
-        };
-        squares.into_iter().map(accuracy).collect()
-    }
-
-    /// The part of the pixels that had to change (or to stay) that is right; 1 if there are none.
-    fn accuracy(&self, edit: &RgbImage, changed: bool) -> f64 {
-        let (mut right, mut all) = (0_u32, 0_u32);
         let pixels = edit.pixels().zip(self.target.pixels());
-        for ((ours, wanted), region) in pixels.zip(&self.changed) {
-            if *region == Some(changed) {
-                all += 1;
-                right += u32::from(distance(ours, wanted) < TOLERANCE);
-            }
-        }
-        if all == 0 {
-            1.0
+        pixels
+            .map(|(ours, wanted)| distance(ours, wanted) < TOLERANCE)
+            .collect()
+    }
+}
+
+fn lower(known: &mut Option<f64>, grade: Option<f64>) {
+    *known = known.iter().copied().chain(grade).reduce(f64::min);
+}
+
+impl Fit {
+    fn grade(self) -> f64 {
+        let grade = Scale::OUTLINE.grade(self.overlap);
+        if self.mistaken {
+            grade.min(MISTAKEN)
         } else {
-            f64::from(right) / f64::from(all)
+            grade
         }
     }
 }
 
-/// The oracle's score of one edit of a case, 0..=5.
-pub fn score(case: &Case, edit: &RgbImage) -> f64 {
-    Oracle::new(case).score(edit)
+impl Area {
+    /// 0..1, where enough pixels count.
+    fn grade(&self, right: &[bool]) -> Option<f64> {
+        let count = self.pixels.iter().filter(|&&pixel| right[pixel]).count();
+        let all = self.pixels.len();
+        (all >= PIXELS_MIN).then(|| self.scale.grade(count as f64 / all as f64))
+    }
+}
+
+/// Source and target of a case, and the target's picture.
+struct Scenes<'a> {
+    case: &'a Case,
+    target: Scene,
+    picture: RgbImage,
+}
+
+impl<'a> Scenes<'a> {
+    fn of(case: &'a Case) -> Self {
+        let target = case.target_scene();
+        let picture = target.render();
+        Self {
+            case,
+            target,
+            picture,
+        }
+    }
+
+    /// The background's quarters.
+    fn background(&self) -> Vec<Area> {
+        let source = &self.case.source;
+        let stays =
+            (source.background, source.style) == (self.target.background, self.target.style);
+        let part = match stays {
+            true => Part::Background,
+            false => self.changed_at(None),
+        };
+        let quarter = |cell: Cell| Area {
+            pixels: self
+                .pixels(|x, y| Cell::at(x, y) == cell && self.target.object_at(x, y).is_none()),
+            scale: Scale::BACKGROUND,
+            part,
+        };
+        Cell::ALL.map(quarter).into()
+    }
+
+    /// The pixels of an object of the target.
+    fn inside(&self, object: &Object) -> Area {
+        Area {
+            pixels: self.pixels(|x, y| self.target.object_at(x, y) == Some(object)),
+            scale: Scale::OBJECT,
+            part: self.part_of(object),
+        }
+    }
+
+    /// The outline of an object of the target, where it can be seen.
+    fn outline(&self, object: &Object) -> Option<(Outline, Part)> {
+        let colors = [Some(object), None].map(|seen| {
+            let paint = self.target.painted(seen);
+            Rgb(paint.map(|channel| (255.0 * channel).round() as u8))
+        });
+        let visible = distance(&colors[0], &colors[1]) >= CONTRAST_MIN;
+        visible.then(|| (Outline::new(*object, colors), self.part_of(object)))
+    }
+
+    fn part_of(&self, object: &Object) -> Part {
+        let source = &self.case.source;
+        let stays = source.objects.contains(object) && source.style == self.target.style;
+        if stays {
+            Part::Kept
+        } else {
+            self.changed_at(Some(object.cell))
+        }
+    }
+
+    /// Where an object of the source was and nothing is now.
+    fn left_behind(&self, object: &Object) -> Area {
+        let empty = |x, y| self.target.object_at(x, y).is_none();
+        let pixels = self.pixels(|x, y| object.covers(x, y) && empty(x, y));
+        let part = if pixels.is_empty() {
+            Part::Kept
+        } else {
+            self.changed_at(Some(object.cell))
+        };
+        Area {
+            pixels,
+            scale: Scale::OBJECT,
+            part,
+        }
+    }
+
+    /// The change that concerns a cell, or the picture as a whole.
+    fn changed_at(&self, cell: Option<Cell>) -> Part {
+        let concerns = |edit: &Edit| match *edit {
+            Edit::Add { object } => Some(object.cell) == cell,
+            Edit::Background { .. } => cell.is_none(),
+            Edit::Style { .. } | Edit::Extract { .. } => true,
+            Edit::Remove { index }
+            | Edit::Replace { index, .. }
+            | Edit::Recolor { index, .. }
+            | Edit::Resize { index } => Some(self.case.source.objects[index].cell) == cell,
+        };
+        let edit = self.case.edits.iter().position(concerns);
+        Part::Changed(edit.expect("nothing changes that was not asked for"))
+    }
+
+    /// The pixels whose centre satisfies `condition` and that lie on no edge of the target.
+    fn pixels(&self, condition: impl Fn(f32, f32) -> bool) -> Vec<usize> {
+        let pixels = (0..IMAGE_SIZE).flat_map(|y| (0..IMAGE_SIZE).map(move |x| (x, y)));
+        pixels
+            .filter(|&(x, y)| {
+                condition(x as f32 + 0.5, y as f32 + 0.5) && !on_edge(&self.picture, x, y)
+            })
+            .map(|(x, y)| (y * IMAGE_SIZE + x) as usize)
+            .collect()
+    }
 }
 
 /// Whether some neighbour of a pixel, or the pixel itself, is of another colour than the rest.
@@ -113,11 +336,11 @@ fn on_edge(image: &RgbImage, x: u32, y: u32) -> bool {
         let columns = x.saturating_sub(1)..=(x + 1).min(image.width() - 1);
         columns.map(move |column| (column, row))
     })
-    .any(|(column, row)| distance(image.get_pixel(column, row), center) > CHANGE_MIN)
+    .any(|(column, row)| distance(image.get_pixel(column, row), center) > EDGE_MIN)
 }
 
 /// The largest difference of a channel, as a part of the full range.
-fn distance(a: &Rgb<u8>, b: &Rgb<u8>) -> f32 {
+pub(crate) fn distance(a: &Rgb<u8>, b: &Rgb<u8>) -> f32 {
     let worst =
         a.0.iter()
             .zip(b.0)
@@ -128,121 +351,4 @@ fn distance(a: &Rgb<u8>, b: &Rgb<u8>) -> f32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use retouch_dataset::Split;
-
-    use super::*;
-    use crate::edit::{Edit, TaskKind};
-    use crate::generate;
-    use crate::palette::{Background, Color};
-
-    fn cases() -> impl Iterator<Item = Case> {
-        (0..160).map(|index| generate::case(11, Split::Train, index))
-    }
-
-    #[test]
-    fn targets_are_perfect_and_sources_worthless() {
-        for case in cases() {
-            let oracle = Oracle::new(&case);
-            assert_eq!(
-                oracle.score(&oracle.target),
-                ORACLE_MAX,
-                "{}",
-                case.prompt()
-            );
-            assert!(
-                oracle.score(&case.source_image()) < 1.0,
-                "{}",
-                case.prompt()
-            );
-        }
-    }
-
-    #[test]
-    fn small_noise_is_forgiven_and_large_noise_is_not() {
-        let case = generate::case(5, Split::Train, 4);
-        let shifted = |by: u8| {
-            let mut image = case.target_image();
-            image.pixels_mut().for_each(|pixel| {
-                pixel.0 = pixel.0.map(|channel| {
-                    if channel > 127 {
-                        channel - by
-                    } else {
-                        channel + by
-                    }
-                });
-            });
-            image
-        };
-        assert_eq!(score(&case, &shifted(30)), ORACLE_MAX);
-        assert_eq!(score(&case, &shifted(45)), 0.0);
-    }
-
-    #[test]
-    fn half_an_edit_gets_about_half_the_score() {
-        let case = cases()
-            .find(|case| case.kind == TaskKind::Background)
-            .expect("such a case");
-        let mut half = case.target_image();
-        let source = case.source_image();
-        for (x, y, pixel) in half.enumerate_pixels_mut() {
-            if y < source.height() / 2 {
-                *pixel = *source.get_pixel(x, y);
-            }
-        }
-        let score = score(&case, &half);
-        assert!((1.5..3.5).contains(&score), "{score}");
-    }
-
-    #[test]
-    fn accuracies_say_where_an_edit_is_wrong() {
-        let case = cases()
-            .find(|case| case.kind == TaskKind::Background)
-            .expect("such a case");
-        let oracle = Oracle::new(&case);
-        let mut half = case.target_image();
-        for (_, y, pixel) in half.enumerate_pixels_mut() {
-            if y < 32 {
-                *pixel = Rgb([255, 0, 255]);
-            }
-        }
-        for (square, accuracy) in oracle.accuracies(&half, 16).into_iter().enumerate() {
-            let right = if square < 8 { 0.0 } else { 1.0 };
-            assert!(
-                accuracy.is_none_or(|accuracy| accuracy == right),
-                "square {square}"
-            );
-        }
-    }
-
-    #[test]
-    fn damage_elsewhere_costs_although_the_edit_is_right() {
-        let recolors = |case: &Case| matches!(case.edits[..], [Edit::Recolor { .. }]);
-        let case = cases().find(recolors).expect("such a case");
-        let background = match case.source.background {
-            Background::Black => Background::White,
-            _ => Background::Black,
-        };
-        let damaged = Edit::Background { background }.apply(&case.target_scene());
-        assert!(score(&case, &damaged.render()) < 2.0);
-    }
-
-    #[test]
-    fn the_wrong_colour_is_no_edit() {
-        let mut case = cases()
-            .find(|case| matches!(case.edits[..], [Edit::Recolor { .. }]))
-            .expect("such a case");
-        let [Edit::Recolor { index, color }] = case.edits[..] else {
-            unreachable!()
-        };
-        let wrong = Color::ALL
-            .into_iter()
-            .find(|other| *other != color && *other != case.source.objects[index].color);
-        let oracle = Oracle::new(&case);
-        case.edits = vec![Edit::Recolor {
-            index,
-            color: wrong.expect("six colours"),
-        }];
-        assert!(oracle.score(&case.target_image()) < 0.5);
-    }
-}
+mod tests;

@@ -8,6 +8,9 @@ use crate::palette::{Background, Color, Rgb, luma};
 /// Width and height of every image, in pixels.
 pub const IMAGE_SIZE: u32 = 64;
 
+/// Width and height of a [`Cell`], in pixels.
+pub(crate) const CELL_SIZE: u32 = IMAGE_SIZE / 2;
+
 /// Sub-samples along each side of a pixel, for smooth edges.
 const SUBSAMPLES: u32 = 3;
 
@@ -126,6 +129,27 @@ impl Cell {
         }
     }
 
+    /// The cell of a point, in pixels.
+    pub(crate) fn at(x: f32, y: f32) -> Self {
+        let half = CELL_SIZE as f32;
+        match (x < half, y < half) {
+            (true, true) => Self::TopLeft,
+            (false, true) => Self::TopRight,
+            (true, false) => Self::BottomLeft,
+            (false, false) => Self::BottomRight,
+        }
+    }
+
+    /// Its top left pixel, x then y.
+    pub(crate) fn corner(self) -> (u32, u32) {
+        match self {
+            Self::TopLeft => (0, 0),
+            Self::TopRight => (CELL_SIZE, 0),
+            Self::BottomLeft => (0, CELL_SIZE),
+            Self::BottomRight => (CELL_SIZE, CELL_SIZE),
+        }
+    }
+
     /// The centre, x then y, in pixels.
     pub fn center(self) -> (f32, f32) {
         match self {
@@ -158,7 +182,8 @@ impl Object {
         format!("{} {}", self.color.word(), self.shape.word())
     }
 
-    fn covers(&self, x: f32, y: f32) -> bool {
+    /// Whether it covers a point, in pixels.
+    pub(crate) fn covers(&self, x: f32, y: f32) -> bool {
         let (cx, cy) = self.cell.center();
         let (dx, dy) = (
             x - cx - f32::from(self.offset.0),
@@ -244,10 +269,19 @@ impl Scene {
         sum.map(|total| (255.0 * total / (SUBSAMPLES * SUBSAMPLES) as f32).round() as u8)
     }
 
+    /// The object that is seen at a point.
+    pub(crate) fn object_at(&self, x: f32, y: f32) -> Option<&Object> {
+        self.objects.iter().rev().find(|object| object.covers(x, y))
+    }
+
     fn color_at(&self, x: f32, y: f32) -> Rgb {
-        let top = self.objects.iter().rev().find(|object| object.covers(x, y));
+        self.painted(self.object_at(x, y))
+    }
+
+    /// How an object, or the background, is painted.
+    pub(crate) fn painted(&self, object: Option<&Object>) -> Rgb {
         self.style
-            .paint(top.map_or(self.background.rgb(), |object| object.color.rgb()))
+            .paint(object.map_or(self.background.rgb(), |object| object.color.rgb()))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use retouch_evaluation::{Comparison, HEADINGS, HeldOut, bootstrap::Estimate};
+use retouch_evaluation::{Comparison, HEADINGS, HeldOut, Parts, bootstrap::Estimate};
 use retouch_proto::metrics::{METRICS, Metric};
 
 use crate::{samples::Strip, show::duration};
@@ -114,22 +114,45 @@ fn measures(report: &Report) -> String {
     if let Some(oracle) = &heldout.oracle {
         rows += &measure_row("oracle, 0..5", oracle);
     }
+    for (name, part) in heldout.parts.named() {
+        rows += &measure_row(&format!("{name}, 0..1"), &part);
+    }
     rows += &measure_row("judge, 0..1", &heldout.judge);
-    let tasks = heldout.gain_by_task.iter().map(|(task, gain)| {
-        format!(
-            "<tr><td>{}</td><td>{}</td></tr>",
-            escape(task),
-            interval(*gain)
-        )
-    });
     format!(
         "<h2>Measures on {} held-out pairs</h2><p>{}; mean and 95 % interval of a paired bootstrap.</p>\
          <div class=\"scroll\"><table><tr><th></th><th>before</th><th>after</th><th>gain</th></tr>{rows}</table></div>\
-         <div class=\"side\"><table><tr><th>task</th><th>gain</th></tr>{}</table>\
-         {stages}</div>",
+         <div class=\"side\">{}{stages}</div>",
         heldout.pairs,
         escape(&heldout.sampling),
-        tasks.collect::<String>(),
+        tasks(heldout),
+    )
+}
+
+/// Gains per task kind, and those of the parts of the oracle's score.
+fn tasks(heldout: &HeldOut) -> String {
+    let shown: Vec<&str> = heldout.parts.named().map(|(name, _)| name).collect();
+    let row = |(task, gain): (&String, &Estimate)| {
+        let parts = heldout.parts_by_task.get(task);
+        let part = |shown: &&str| {
+            let mut parts = parts.into_iter().flat_map(Parts::named);
+            let part = parts.find(|(name, _)| name == shown);
+            part.map_or_else(|| "-".to_owned(), |(_, part)| interval(part.gain))
+        };
+        let cells = [interval(*gain)].into_iter().chain(shown.iter().map(part));
+        let cells = cells.map(|cell| format!("<td>{cell}</td>"));
+        format!(
+            "<tr><td>{}</td>{}</tr>",
+            escape(task),
+            cells.collect::<String>()
+        )
+    };
+    let heads = ["task", "gain"].iter().chain(&shown);
+    format!(
+        "<div class=\"scroll\"><table><tr>{}</tr>{}</table></div>",
+        heads
+            .map(|head| format!("<th>{head}</th>"))
+            .collect::<String>(),
+        heldout.gain_by_task.iter().map(row).collect::<String>()
     )
 }
 

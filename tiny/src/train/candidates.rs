@@ -3,8 +3,10 @@
 
 use burn::tensor::{Device, Tensor};
 use image::RgbImage;
+use rand_chacha::ChaCha12Rng;
 use rayon::prelude::*;
 use retouch_dataset::Split;
+use retouch_evaluation::Verdict;
 use retouch_learner::lanes::Lanes;
 use retouch_models::autoencoder_kl::AutoencoderKl;
 use retouch_models::editor::{EditError, Editor, SampleOptions};
@@ -14,8 +16,8 @@ use retouch_models::solver::Solver;
 use super::vae;
 use crate::edit::Case;
 use crate::editor::{MAX_SEQUENCE_LENGTH, SIZE};
-use crate::generate;
-use crate::mistakes;
+use crate::generate::{self, Stream};
+use crate::judge::TOKEN_SIZE;
 use crate::oracle::Oracle;
 
 /// The guidance that the editor is told, in training and in use.
@@ -29,11 +31,25 @@ const SAMPLE: SampleOptions = SampleOptions {
     true_cfg_scale: 1.0,
 };
 
-/// Edits of one case with their oracle scores.
+/// Edits of one case with what the oracle says of them.
 pub(super) struct Candidates {
     pub(super) case: Case,
+    pub(super) source: RgbImage,
+    pub(super) target: RgbImage,
     pub(super) images: Vec<RgbImage>,
-    pub(super) scores: Vec<f64>,
+    pub(super) verdicts: Vec<Verdict>,
+    /// Of each edit, how good its square at each image token of the judge is, 0..1, where something counts there.
+    pub(super) grades: Vec<Vec<Option<f64>>>,
+}
+
+impl Candidates {
+    /// The oracle's scores, 0..5.
+    pub(super) fn scores(&self) -> Vec<f64> {
+        self.verdicts
+            .iter()
+            .map(|verdict| verdict.score())
+            .collect()
+    }
 }
 
 /// Which edits to make.
@@ -76,13 +92,17 @@ fn sample_case(editor: &Editor, sampling: Sampling, index: u32) -> Result<Candid
 }
 
 /// Makes edits up; they go through the autoencoder, so that nothing tells them from sampled ones.
-pub(super) fn make_up(vae: &AutoencoderKl, sampling: Sampling) -> Vec<Candidates> {
+pub(super) fn make_up(
+    vae: &AutoencoderKl,
+    sampling: Sampling,
+    make_up: fn(&Case, &mut ChaCha12Rng) -> RgbImage,
+) -> Vec<Candidates> {
     let lanes = Lanes::for_device(&Device::flex());
     lanes.map(sampling.indices(), |index| {
         let case = generate::case(sampling.seed, sampling.split, index);
-        let mut rng = generate::rng(sampling.seed, 3, index);
+        let mut rng = generate::rng(sampling.seed, Stream::MadeUp, index);
         let images: Vec<RgbImage> = (0..sampling.edits)
-            .map(|_| mistakes::candidate(&case, &mut rng))
+            .map(|_| make_up(&case, &mut rng))
             .collect();
         scored(case, vae::through(vae, &images))
     })
@@ -90,10 +110,16 @@ pub(super) fn make_up(vae: &AutoencoderKl, sampling: Sampling) -> Vec<Candidates
 
 fn scored(case: Case, images: Vec<RgbImage>) -> Candidates {
     let oracle = Oracle::new(&case);
-    let scores = images.par_iter().map(|image| oracle.score(image)).collect();
+    let verdicts = images.par_iter().map(|image| oracle.verdict(image));
+    let grades = images
+        .par_iter()
+        .map(|image| oracle.grades(image, TOKEN_SIZE));
     Candidates {
+        source: case.source_image(),
+        target: case.target_image(),
+        verdicts: verdicts.collect(),
+        grades: grades.collect(),
         case,
         images,
-        scores,
     }
 }

@@ -11,7 +11,6 @@ use rand::RngExt;
 use rand::seq::SliceRandom;
 use retouch_dataset::Split;
 use retouch_evaluation::ORACLE_MAX;
-use retouch_learner::lanes::Lanes;
 use retouch_models::autoencoder_kl::AutoencoderKl;
 use retouch_models::editor::{Editor, Parts};
 use retouch_models::init::Init;
@@ -19,15 +18,15 @@ use retouch_models::judge::{Judge, JudgeInputs, JudgeProcessor, JudgeRequest};
 use retouch_models::ops;
 use retouch_models::qwen2_5_vl::Qwen2_5Vl;
 use retouch_models::weights::Pretrained;
-use serde::{Deserialize, Serialize};
 
+use super::agreement::{self, JudgeReport};
 use super::candidates::{self, Candidates, Sampling};
 use super::files::{copy_folder, halve_weights, rename};
 use super::fit::{Fit, Recipe};
 use super::{Progress, TrainError, Watch, tell};
-use crate::generate;
+use crate::generate::{self, Stream};
 use crate::judge;
-use crate::oracle::Oracle;
+use crate::mistakes;
 
 /// A round of training: a warm-up and a cosine decay over lessons of its own. It begins with what
 /// the round before left and ends with a folder, from which an interrupted training goes on.
@@ -41,24 +40,18 @@ struct Round {
     made_up: u32,
 }
 
-const ROUNDS: [Round; 3] = [
+const ROUNDS: [Round; 2] = [
     Round {
-        steps: 3_000,
-        of_levels: 512,
-        of_base: 0,
-        made_up: 4_096,
-    },
-    Round {
-        steps: 4_500,
-        of_levels: 768,
-        of_base: 0,
-        made_up: 6_144,
-    },
-    Round {
-        steps: 8_000,
+        steps: 4_000,
         of_levels: 384,
+        of_base: 0,
+        made_up: 3_072,
+    },
+    Round {
+        steps: 7_000,
+        of_levels: 256,
         of_base: 1_536,
-        made_up: 6_144,
+        made_up: 4_096,
     },
 ];
 
@@ -83,7 +76,7 @@ const PART: usize = 3;
 const EDITS: usize = 4;
 
 /// Edits of each case that there are to draw from.
-const LESSON_EDITS: usize = 8;
+const LESSON_EDITS: usize = 6;
 
 /// Weight of the loss at the image's tokens, where the judge learns to say how right that part of
 /// the edit is. It is not asked for that later, but finds what it has to compare by it.
@@ -98,26 +91,6 @@ const SKETCH_SIDE: u32 = 4;
 
 /// Numbers of a sketch.
 const SKETCH: usize = (SKETCH_SIDE * SKETCH_SIDE * 3) as usize;
-
-/// Held-out cases that the judge is measured on.
-const MEASURED: u32 = 256;
-
-/// Edits whose oracle scores differ by less are not compared.
-const DIFFERENCE_MIN: f64 = 1.0;
-
-/// What came of the training, over held-out edits.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct JudgeReport {
-    /// Sampled from the base: the part of the pairs of edits of one source, a point or more apart
-    /// by the oracle, that the judge orders as the oracle does.
-    pub ordered_sampled: f64,
-    /// The same for made-up edits.
-    pub ordered_made_up: f64,
-    /// Pairs behind the first number.
-    pub pairs_sampled: usize,
-    /// Pairs behind the second number.
-    pub pairs_made_up: usize,
-}
 
 /// The editors whose edits a judge learns to judge. They share an autoencoder.
 pub(super) struct Editors {
@@ -151,7 +124,8 @@ pub(super) fn train(
             run_round(folder, index, editors, seed, watch)?;
         }
     }
-    measure(&judge::load(&last_round(folder), &Device::flex())?, editors)
+    let judge = judge::load(&last_round(folder), &Device::flex())?;
+    agreement::measure(&judge, &editors.base)
 }
 
 /// Copies the judge to where it is published.
@@ -236,25 +210,47 @@ fn lessons(
     lessons.extend(candidates::make_up(
         &editors.autoencoder()?,
         sampling(200, round.made_up),
+        mistakes::candidate,
     ));
     Ok(lessons)
+}
+
+/// One lesson in this many asks for the change alone.
+const CHANGE_ALONE_EVERY: u32 = 6;
+
+/// What a lesson asks for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Question {
+    /// How good the edit is.
+    Whole,
+    /// Whether the change is there, whatever became of the rest.
+    ChangeAlone,
 }
 
 /// A case with some of its edits.
 struct Lesson<'a> {
     of: &'a Candidates,
     edits: Vec<usize>,
+    question: Question,
 }
 
 /// The parts of an update's batch.
 fn draw(lessons: &[Candidates], seed: u64, step: u64) -> Vec<Vec<Lesson<'_>>> {
-    let mut rng = generate::rng(seed, 4, step as u32);
+    let mut rng = generate::rng(seed, Stream::Lessons, step as u32);
     let mut lesson = || {
         let of = &lessons[rng.random_range(0..lessons.len())];
         let mut edits: Vec<usize> = (0..of.images.len()).collect();
         edits.shuffle(&mut rng);
         edits.truncate(EDITS);
-        Lesson { of, edits }
+        let question = match rng.random_ratio(1, CHANGE_ALONE_EVERY) {
+            true => Question::ChangeAlone,
+            false => Question::Whole,
+        };
+        Lesson {
+            of,
+            edits,
+            question,
+        }
     };
     (0..CASES / PART)
         .map(|_| (0..PART).map(|_| lesson()).collect())
@@ -301,8 +297,7 @@ fn loss(pupil: &Pupil, processor: &JudgeProcessor, part: &[Lesson<'_>]) -> Tenso
 
 /// The targets' sketches for each token of each edit: `[rows * places, SKETCH]`
 fn sketches(part: &[Lesson<'_>]) -> Tensor<2> {
-    let of_lesson =
-        |lesson: &Lesson<'_>| sketch(&lesson.of.case.target_image()).repeat(lesson.edits.len());
+    let of_lesson = |lesson: &Lesson<'_>| sketch(&lesson.of.target).repeat(lesson.edits.len());
     let values: Vec<f32> = part.iter().flat_map(of_lesson).collect();
     let rows = values.len() / SKETCH;
     Tensor::from_inner(Tensor::from_data(
@@ -341,22 +336,22 @@ fn sketch(image: &RgbImage) -> Vec<f32> {
 
 impl Lesson<'_> {
     fn scores(&self) -> impl Iterator<Item = f64> {
-        self.edits.iter().map(|&edit| self.of.scores[edit])
+        let verdicts = self.edits.iter().map(|&edit| self.of.verdicts[edit]);
+        verdicts.map(|verdict| match self.question {
+            Question::Whole => verdict.score(),
+            Question::ChangeAlone => ORACLE_MAX * verdict.changed,
+        })
     }
 
     /// How right each image token's part of the edits is, 0..5.
     fn local_scores(&self) -> Vec<Option<f64>> {
-        let oracle = Oracle::new(&self.of.case);
-        let scaled = |accuracy: Option<f64>| accuracy.map(|accuracy| ORACLE_MAX * accuracy);
-        let images = self.edits.iter().map(|&edit| &self.of.images[edit]);
-        images
-            .flat_map(|image| oracle.accuracies(image, judge::TOKEN_SIZE))
-            .map(scaled)
-            .collect()
+        let grades = self.edits.iter().flat_map(|&edit| &self.of.grades[edit]);
+        grades.map(|grade| Some(ORACLE_MAX * (*grade)?)).collect()
     }
 }
 
 fn prepare(processor: &JudgeProcessor, part: &[Lesson<'_>]) -> JudgeInputs {
+    let lenient = judge::lenient_template();
     let pictures: Vec<_> = part
         .iter()
         .map(|lesson| {
@@ -365,22 +360,18 @@ fn prepare(processor: &JudgeProcessor, part: &[Lesson<'_>]) -> JudgeInputs {
                 .iter()
                 .map(|&edit| lesson.of.images[edit].clone())
                 .collect();
-            (
-                lesson.of.case.source_image(),
-                lesson.of.case.prompt(),
-                edits,
-            )
+            (lesson.of.case.prompt(), edits)
         })
         .collect();
     let requests: Vec<JudgeRequest<'_>> = part
         .iter()
         .zip(&pictures)
-        .map(|(lesson, (source, prompt, edits))| JudgeRequest {
-            sources: std::slice::from_ref(source),
+        .map(|(lesson, (prompt, edits))| JudgeRequest {
+            sources: std::slice::from_ref(&lesson.of.source),
             edits,
             prompt,
             requirement: lesson.of.case.requirement(),
-            template: None,
+            template: (lesson.question == Question::ChangeAlone).then_some(&lenient),
         })
         .collect();
     processor
@@ -412,80 +403,6 @@ fn two_digits(score: Option<f64>) -> [f32; DIGITS] {
     weights
 }
 
-fn measure(judge: &Judge, editors: &Editors) -> Result<JudgeReport, TrainError> {
-    let editor = Editor::load(&editors.base, &Device::flex(), Parts::All)?;
-    let sampling = Sampling {
-        split: Split::Test,
-        seed: 1,
-        first: 0,
-        cases: MEASURED,
-        edits: 6,
-    };
-    let sampled = ordered(judge, &candidates::sample(&editor, sampling)?)?;
-    let made_up = candidates::make_up(&editors.autoencoder()?, sampling);
-    let made_up = ordered(judge, &made_up)?;
-    Ok(JudgeReport {
-        ordered_sampled: sampled.part(),
-        ordered_made_up: made_up.part(),
-        pairs_sampled: sampled.pairs,
-        pairs_made_up: made_up.pairs,
-    })
-}
-
-/// How often the judge orders two edits as the oracle does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Ordered {
-    right: usize,
-    pairs: usize,
-}
-
-impl Ordered {
-    fn part(self) -> f64 {
-        self.right as f64 / self.pairs.max(1) as f64
-    }
-
-    fn count(self, oracle: &[f64], judge: &[f64]) -> Self {
-        let mut counted = self;
-        for a in 0..oracle.len() {
-            for b in 0..a {
-                let difference = oracle[a] - oracle[b];
-                if difference.abs() >= DIFFERENCE_MIN {
-                    counted.pairs += 1;
-                    counted.right += usize::from(difference * (judge[a] - judge[b]) > 0.0);
-                }
-            }
-        }
-        counted
-    }
-}
-
-fn ordered(judge: &Judge, sets: &[Candidates]) -> Result<Ordered, TrainError> {
-    let lanes = Lanes::for_device(&Device::flex());
-    let rewards = lanes.map(sets.iter().collect(), |set: &Candidates| {
-        rewards(judge, set)
-    });
-    let mut counted = Ordered::default();
-    for (set, rewards) in sets.iter().zip(rewards) {
-        counted = counted.count(&set.scores, &rewards?);
-    }
-    Ok(counted)
-}
-
-fn rewards(judge: &Judge, set: &Candidates) -> Result<Vec<f64>, TrainError> {
-    let request = JudgeRequest {
-        sources: &[set.case.source_image()],
-        edits: &set.images,
-        prompt: &set.case.prompt(),
-        requirement: set.case.requirement(),
-        template: None,
-    };
-    Ok(judge
-        .score(&request)?
-        .iter()
-        .map(|score| score.reward)
-        .collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -507,11 +424,5 @@ mod tests {
         let red = |square: usize| sketch[3 * square];
         assert!((0..4).all(|square| red(square) == 1.0));
         assert!((4..256).all(|square| red(square) == -1.0));
-    }
-
-    #[test]
-    fn only_pairs_a_point_apart_are_compared() {
-        let counted = Ordered::default().count(&[5.0, 4.5, 1.0], &[0.9, 0.95, 0.92]);
-        assert_eq!(counted, Ordered { right: 1, pairs: 2 });
     }
 }

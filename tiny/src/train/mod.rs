@@ -3,6 +3,7 @@
 //! Every stage leaves a folder behind and is skipped when that folder is there, so a making that
 //! was interrupted goes on where it was.
 
+mod agreement;
 mod candidates;
 mod editor;
 mod files;
@@ -17,8 +18,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use agreement::{Agreement, JudgeReport};
 pub use editor::EditorReport;
-pub use judge::JudgeReport;
 pub use vae::VaeReport;
 
 use crate::dataset::{Dataset, Targets, WriteError};
@@ -60,7 +61,7 @@ pub struct Options {
 }
 
 /// What was measured on held-out scenes.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// The autoencoder.
     pub vae: VaeReport,
@@ -123,7 +124,7 @@ pub fn make(options: &Options, watch: Watch<'_>) -> Result<Report, TrainError> {
     DATASET.write(&assets.join("dataset"))?;
     let vae = stage(work, "vae", |folder| vae::train(folder, *seed, watch))?;
     let editor = stage(work, "editor", |folder| {
-        editor::train(folder, &work.join("vae"), *seed, watch)
+        editor::train(folder, &vae::trained(&work.join("vae")), *seed, watch)
     })?;
     let judge = stage(work, "judge", |folder| {
         let folder_of_editors = work.join("editor");

@@ -1,9 +1,10 @@
 //! Training of the tiny editor's autoencoder.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
+use rand::RngExt;
 use retouch_dataset::Split;
 use retouch_models::autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig};
 use retouch_models::init::Init;
@@ -11,16 +12,17 @@ use retouch_models::noise;
 use retouch_models::weights::{LoadError, Pretrained, read_config, write_config};
 use serde::{Deserialize, Serialize};
 
+use super::files::rename;
 use super::fit::{Fit, Recipe};
 use super::{Progress, TrainError, Watch, tell};
 use crate::editor::vae_config;
-use crate::generate;
+use crate::generate::{self, Stream};
 use crate::mistakes;
 use crate::oracle::Oracle;
 use crate::scene::IMAGE_SIZE;
 
 const RECIPE: Recipe = Recipe {
-    steps: 2_000,
+    steps: 4_000,
     warmup_steps: 50,
     learning_rate: 2e-3,
     beta2: 0.99,
@@ -31,27 +33,45 @@ const RECIPE: Recipe = Recipe {
 const BATCH: u32 = 16;
 const PART: u32 = 4;
 
-/// Weight of the divergence from a standard Gaussian, per latent value: enough to let the decoder
-/// forgive small errors of latents, which is what an editor makes.
-const KL_WEIGHT: f64 = 1e-3;
+/// Weight of the divergence from a standard Gaussian, per latent value.
+const KL_WEIGHT: f64 = 1e-4;
+
+/// Noise on the latents in training, as a part of their spread, is drawn up to this. An editor's latents are never
+/// exact, and a decoder that has seen none but exact ones draws every error as a blur.
+const LATENT_NOISE_MAX: f32 = 0.4;
 
 /// Pictures that scale and shift of the latents are measured on.
 const MEASURED: u32 = 256;
 
-/// What came of the training.
+/// What came of the training, over held-out targets.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct VaeReport {
-    /// Mean absolute error of a channel over held-out targets, as a part of the full range.
-    pub error: f64,
-    /// Mean oracle score of held-out targets that went through the autoencoder.
+    /// Peak signal-to-noise ratio by the mean squared error over all of them, in decibels.
+    pub psnr_db: f64,
+    /// Mean oracle score of what went through the autoencoder.
     pub oracle: f64,
 }
 
-/// Trains an autoencoder and writes its folder.
+/// Trains an autoencoder.
 ///
 /// # Errors
 /// If the folder can't be written, or `watch` asks to stop.
 pub(super) fn train(folder: &Path, seed: u64, watch: Watch<'_>) -> Result<VaeReport, TrainError> {
+    let trained = trained(folder);
+    if !trained.exists() {
+        let copy = folder.join("copy");
+        fit(&copy, seed, watch)?;
+        rename(&copy, &trained)?;
+    }
+    report(&AutoencoderKl::load(&trained, &Device::flex())?)
+}
+
+/// The trained autoencoder.
+pub(super) fn trained(folder: &Path) -> PathBuf {
+    folder.join("trained")
+}
+
+fn fit(folder: &Path, seed: u64, watch: Watch<'_>) -> Result<(), TrainError> {
     let config = vae_config();
     let module = AutoencoderKl::init(&config, &Init::new(seed, &Device::flex()));
     let mut fit = Fit::new(module, RECIPE);
@@ -62,7 +82,9 @@ pub(super) fn train(folder: &Path, seed: u64, watch: Watch<'_>) -> Result<VaeRep
             let images: Vec<RgbImage> = (first..first + PART)
                 .map(|index| picture(seed, index))
                 .collect();
-            loss(vae, pixels(&images), seed ^ u64::from(first))
+            let level =
+                generate::rng(seed, Stream::LatentNoise, first).random_range(0.0..LATENT_NOISE_MAX);
+            loss(vae, pixels(&images), seed ^ u64::from(first), level)
         });
         tell(
             watch,
@@ -76,19 +98,23 @@ pub(super) fn train(folder: &Path, seed: u64, watch: Watch<'_>) -> Result<VaeRep
     }
     let vae = fit.averaged();
     vae.save(folder)?;
-    scale(folder, &vae, seed)?;
-    report(&AutoencoderKl::load(folder, &Device::flex())?)
+    Ok(scale(folder, &vae, seed)?)
 }
 
-/// Mean |error| + mean error^2 + the weighted divergence. `[1]`
-fn loss(vae: &AutoencoderKl, pixels: Tensor<4>, seed: u64) -> Tensor<1> {
+/// Mean |error| + mean error^2 + the weighted divergence, with noise of `level` times their spread on the latents. `[1]`
+fn loss(vae: &AutoencoderKl, pixels: Tensor<4>, seed: u64, level: f32) -> Tensor<1> {
     let channels = vae.config().latent_channels;
     let moments = vae.encode(pixels.clone());
     let mean = moments.clone().narrow(1, 0, channels);
     let log_variance = moments.narrow(1, channels, channels).clamp(-30.0, 20.0);
-    let noise = noise::normal(seed, mean.dims(), &Device::flex());
-    let noise = Tensor::from_inner(noise);
-    let latents = mean.clone() + (log_variance.clone() * 0.5).exp() * noise;
+    let normal = |seed| Tensor::from_inner(noise::normal(seed, mean.dims(), &Device::flex()));
+    let spread = (mean.clone() * mean.clone())
+        .mean()
+        .sqrt()
+        .reshape([1, 1, 1, 1]);
+    let latents = mean.clone()
+        + (log_variance.clone() * 0.5).exp() * normal(seed)
+        + normal(!seed) * spread * level;
     let error = vae.decode(latents) - pixels;
     let divergence =
         (mean.clone() * mean + log_variance.clone().exp() - log_variance - 1.0).mean() * 0.5;
@@ -101,7 +127,7 @@ fn picture(seed: u64, index: u32) -> RgbImage {
     match index % 3 {
         0 => case.source_image(),
         1 => case.target_image(),
-        _ => mistakes::candidate(&case, &mut generate::rng(seed, 2, index)),
+        _ => mistakes::candidate(&case, &mut generate::rng(seed, Stream::Pictures, index)),
     }
 }
 
@@ -133,18 +159,18 @@ fn report(vae: &AutoencoderKl) -> Result<VaeReport, TrainError> {
     let cases: Vec<_> = (0..128)
         .map(|index| generate::case(1, Split::Test, index))
         .collect();
-    let (mut error, mut oracle) = (0.0, 0.0);
+    let (mut squared_error, mut oracle) = (0.0, 0.0);
     for cases in cases.chunks(32) {
         let targets: Vec<RgbImage> = cases.iter().map(|case| case.target_image()).collect();
         let decoded = through(vae, &targets);
         for ((case, target), decoded) in cases.iter().zip(&targets).zip(&decoded) {
-            error += difference(target, decoded);
+            squared_error += mean_squared_error(target, decoded);
             oracle += Oracle::new(case).score(decoded);
         }
     }
     let count = cases.len() as f64;
     Ok(VaeReport {
-        error: error / count,
+        psnr_db: -10.0 * (squared_error / count).log10(),
         oracle: oracle / count,
     })
 }
@@ -165,14 +191,11 @@ pub(super) fn through(vae: &AutoencoderKl, images: &[RgbImage]) -> Vec<RgbImage>
         .collect()
 }
 
-fn difference(a: &RgbImage, b: &RgbImage) -> f64 {
-    let sum: u64 = a
-        .as_raw()
-        .iter()
-        .zip(b.as_raw())
-        .map(|(a, b)| u64::from(a.abs_diff(*b)))
-        .sum();
-    sum as f64 / 255.0 / a.as_raw().len() as f64
+/// Of all channels, as parts of the full range.
+fn mean_squared_error(a: &RgbImage, b: &RgbImage) -> f64 {
+    let squared = |(a, b): (&u8, &u8)| (f64::from(a.abs_diff(*b)) / 255.0).powi(2);
+    let sum: f64 = a.as_raw().iter().zip(b.as_raw()).map(squared).sum();
+    sum / a.as_raw().len() as f64
 }
 
 /// Pictures in -1..1 on the autodiff device, as constants: `[B, 3, H, W]`
