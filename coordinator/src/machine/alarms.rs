@@ -4,22 +4,38 @@ use retouch_proto::config::AlarmConfig;
 use retouch_proto::status::IterationMetrics;
 
 use super::Machine;
+use super::telemetry::Trend;
 
 impl Machine {
     /// Messages of the alarms that an iteration raised and the one before did not.
     pub(super) fn alarms(&mut self, metrics: &IterationMetrics) -> Vec<String> {
-        let untrained = self.telemetry.untrained();
-        self.telemetry
-            .raise(alarms(&self.config.alarms, metrics, untrained))
+        let terms = self.config.reward.terms.iter();
+        let watched = terms.filter(|term| term.is_watched());
+        let past = Past {
+            untrained: self.telemetry.untrained(),
+            watched: watched
+                .filter_map(|term| Some((term.name.clone(), self.telemetry.trend(&term.name)?)))
+                .collect(),
+        };
+        let found = alarms(&self.config.alarms, metrics, &past);
+        self.telemetry.raise(found)
     }
 }
 
-/// Name and message of every alarm. Unmeasured values never raise one; NaN always does. `untrained` iterations in a row
-/// kept nothing, up to this one.
+/// What the iterations up to this one say together.
+#[derive(Default)]
+struct Past {
+    /// Those in a row, up to this one, that kept nothing.
+    untrained: usize,
+    /// Where the scores of watched terms go.
+    watched: Vec<(String, Trend)>,
+}
+
+/// Name and message of every alarm. Unmeasured values never raise one; NaN always does.
 fn alarms(
     config: &AlarmConfig,
     metrics: &IterationMetrics,
-    untrained: usize,
+    past: &Past,
 ) -> Vec<(&'static str, String)> {
     let iteration = metrics.iteration;
     let mut found = Vec::new();
@@ -59,7 +75,7 @@ fn alarms(
              the judge may be fooled alike by all samples"
         ),
     );
-    let most = config.untrained_max as usize;
+    let (most, untrained) = (config.untrained_max as usize, past.untrained);
     check(
         "untrained",
         most > 0 && untrained >= most,
@@ -68,6 +84,19 @@ fn alarms(
              policy does not change"
         ),
     );
+    let most = config.watched_fall_max;
+    let fallen = |(_, trend): &&(String, Trend)| above(trend.best - trend.now, most);
+    if let Some((term, Trend { now, best })) = past.watched.iter().find(fallen) {
+        check(
+            "watched",
+            true,
+            format!(
+                "the watched term {term} gives {now:.3} where it gave {best:.3} before, which is more than \
+                 alarms.watched_fall_max = {most}: the policy may please the judges that it learns from and nobody else; \
+                 look at the pictures in samples/"
+            ),
+        );
+    }
     found
 }
 
@@ -83,6 +112,7 @@ mod tests {
         kl_max: 0.5,
         reward_std_min: 0.01,
         untrained_max: 2,
+        watched_fall_max: 0.1,
     };
 
     fn names(grad_norm: f64, kl_div: f64, reward_std_mean: f64) -> Vec<&'static str> {
@@ -98,7 +128,7 @@ mod tests {
             train: Some(train),
             ..IterationMetrics::default()
         };
-        let found = alarms(&CONFIG, &metrics, 0);
+        let found = alarms(&CONFIG, &metrics, &Past::default());
         found.into_iter().map(|(name, _)| name).collect()
     }
 
@@ -122,7 +152,7 @@ mod tests {
             reward_std_mean: 0.002,
             ..IterationMetrics::default()
         };
-        let found = alarms(&CONFIG, &metrics, 0);
+        let found = alarms(&CONFIG, &metrics, &Past::default());
         assert_eq!(found.len(), 1, "nothing was trained: {found:?}");
         let message = &found[0].1;
         for part in [
@@ -137,7 +167,10 @@ mod tests {
     #[test]
     fn iterations_that_teach_nothing_ring_once_there_are_so_many_in_a_row() {
         let metrics = IterationMetrics::default();
-        let rings = |untrained| alarms(&CONFIG, &metrics, untrained).len();
+        let rings = |untrained| {
+            let watched = Vec::new();
+            alarms(&CONFIG, &metrics, &Past { untrained, watched }).len()
+        };
         assert_eq!([0, 1, 2, 3].map(rings), [0, 0, 1, 1]);
     }
 
@@ -148,6 +181,7 @@ mod tests {
             kl_max: 0.0,
             reward_std_min: 0.0,
             untrained_max: 0,
+            watched_fall_max: 0.0,
         };
         let train = TrainMetrics {
             grad_norm: f64::NAN,
@@ -159,6 +193,36 @@ mod tests {
             train: Some(train),
             ..IterationMetrics::default()
         };
-        assert!(alarms(&off, &metrics, 9).is_empty());
+        let past = Past {
+            untrained: 9,
+            watched: watched(0.9, 0.1),
+        };
+        assert!(alarms(&off, &metrics, &past).is_empty());
+    }
+
+    fn watched(best: f64, now: f64) -> Vec<(String, Trend)> {
+        vec![("strict".to_owned(), Trend { now, best })]
+    }
+
+    #[test]
+    fn a_watched_term_that_falls_is_named() {
+        let found = |best, now| {
+            let watched = watched(best, now);
+            let past = Past {
+                untrained: 0,
+                watched,
+            };
+            alarms(&CONFIG, &IterationMetrics::default(), &past)
+        };
+        assert!(found(0.5, 0.41).is_empty());
+        let (name, message) = &found(0.5, 0.39)[0];
+        assert_eq!(*name, "watched");
+        for part in [
+            "strict gives 0.390",
+            "0.500",
+            "alarms.watched_fall_max = 0.1",
+        ] {
+            assert!(message.contains(part), "{message}");
+        }
     }
 }

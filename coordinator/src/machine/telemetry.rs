@@ -13,8 +13,29 @@ use super::record::Record;
 const HISTORY_MAX: usize = 100;
 /// Iterations that the estimate of the remaining time looks at.
 const ETA_ITERATIONS: usize = 10;
+/// Iterations that a [`Trend`] averages over: what the prompts of one iteration happen to be must not matter.
+const TREND_ITERATIONS: usize = 10;
 /// Rates are over this much of the past.
 const WINDOW_MS: u64 = 60_000;
+
+/// Where the mean score of a reward term goes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Trend {
+    /// The mean over the last iterations.
+    pub now: f64,
+    /// The best mean over as many earlier ones.
+    pub best: f64,
+}
+
+impl Trend {
+    fn of(scores: &[f64]) -> Option<Self> {
+        let windows = scores.windows(TREND_ITERATIONS);
+        let mut means = windows.map(|window| window.iter().sum::<f64>() / window.len() as f64);
+        let now = means.next_back()?;
+        let best = means.reduce(f64::max)?;
+        Some(Self { now, best })
+    }
+}
 
 /// What people see of the run.
 pub(super) struct Telemetry {
@@ -117,6 +138,13 @@ impl Telemetry {
         newest_first.take_while(|metrics| metrics.kept == 0).count()
     }
 
+    /// Where a reward term's mean score goes; `None` while there are too few.
+    pub(super) fn trend(&self, term: &str) -> Option<Trend> {
+        let scores = self.history.iter();
+        let scores = scores.filter_map(|metrics| metrics.reward_terms.get(term).copied());
+        Trend::of(&scores.collect::<Vec<_>>())
+    }
+
     /// Notes the alarms that the last iteration raised, in place of those of the one before; gives those that are new.
     pub(super) fn raise<T>(&mut self, alarms: Vec<(&'static str, T)>) -> Vec<T> {
         let names = alarms.iter().map(|(name, _)| *name).collect();
@@ -206,5 +234,25 @@ impl Window {
             .filter(|(at_ms, _)| at_ms + WINDOW_MS >= now_ms);
         let count: usize = recent.map(|(_, count)| count).sum();
         count as f64 * 1e3 / uptime_ms.clamp(1, WINDOW_MS) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trend_compares_the_last_iterations_with_the_best_before() {
+        let mut scores = [[0.4; 10], [0.8; 10]].concat();
+        assert_eq!(Trend::of(&scores[..10]), None);
+        let risen = Trend::of(&scores).expect("a trend");
+        assert!(risen.now > risen.best, "{risen:?}");
+        scores.extend([0.2; 10]);
+        let fallen = Trend::of(&scores).expect("a trend");
+        let near = |a: f64, b: f64| (a - b).abs() < 1e-9;
+        assert!(
+            near(fallen.now, 0.2) && near(fallen.best, 0.8),
+            "{fallen:?}"
+        );
     }
 }

@@ -407,6 +407,9 @@ pub struct AlarmConfig {
     /// Iterations in a row of which the filter keeps nothing: the judge gives all samples the same, or the filter's
     /// rule fits no group. 0 never rings.
     pub untrained_max: u32,
+    /// How far the mean score of a watched term (a reward term of weight 0) over ten iterations may fall below the best
+    /// of earlier ten, among the last hundred: the policy pleases the judges that it learns from and not this one.
+    pub watched_fall_max: f64,
 }
 
 impl Default for AlarmConfig {
@@ -416,6 +419,7 @@ impl Default for AlarmConfig {
             kl_max: 1.0,
             reward_std_min: 0.005,
             untrained_max: 3,
+            watched_fall_max: 0.1,
         }
     }
 }

@@ -219,6 +219,7 @@ fn alarms<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
     within!(checks, alarms.grad_norm_max, 0.0..=1e12);
     within!(checks, alarms.kl_max, 0.0..=1e12);
     within!(checks, alarms.reward_std_min, 0.0..=0.5);
+    within!(checks, alarms.watched_fall_max, 0.0..=1.0);
 }
 
 fn checkpoint<F: Fn(&str) -> String>(config: &RunConfig, checks: &mut Checks<F>) {
