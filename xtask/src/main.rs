@@ -29,7 +29,7 @@ usage: cargo xtask COMMAND
   gpu         the GPU path, proved without a GPU and measured on one: build, double, wgpu, pack, run; --help says more
   nccl        tests with NCCL's real library, which is fetched with pip unless $RETOUCH_NCCL names it; needs no GPU
   s3          tests of checkpoints at a URL against a real S3 server on loopback, which is installed with pip
-  tiny        makes the tiny assets anew: dataset, editor, judge (an hour or more on two cores)
+  tiny        makes the tiny assets anew: dataset, editor, judge (two hours on two cores)
   sim         simulated runs of the coordinator with faults: --seeds N --workers M, --seed S tells the story of one,
               --schedule shows what asynchrony gains, --scale what an event costs
   mutations   bugs of one line each are put into the coordinator, and the simulator must find them

@@ -37,7 +37,7 @@ const PAIRS: Dataset = Dataset {
 /// and need not teach it to draw.
 const COLLECTED: Dataset = Dataset {
     seed: 3,
-    targets: Targets::PartlyWrong(0.4),
+    targets: Targets::PartlyWrong(0.25),
     ..PAIRS
 };
 
