@@ -278,7 +278,7 @@ mod tests {
             let image = candidate(&case, &mut generate::rng(8, Stream::MadeUp, index));
             histogram[Oracle::new(&case).score(&image).round() as usize] += 1;
         }
-        assert!(histogram.iter().all(|count| *count >= 12), "{histogram:?}");
+        assert!(histogram.iter().all(|count| *count >= 8), "{histogram:?}");
     }
 
     #[test]
