@@ -19,10 +19,8 @@ use crate::{
     heldout,
     meter::Lines,
     output, picture,
+    report::SHEET_COLUMNS,
 };
-
-/// Pairs that stand side by side on a sheet.
-const SHEET_COLUMNS: u32 = 2;
 
 /// Compares an adapter with its base on held-out pairs, as the report of a run does.
 ///
@@ -71,7 +69,7 @@ pub(crate) fn run(args: EvaluateArgs) -> anyhow::Result<()> {
     let (heldout, outcomes) = heldout::evaluate(&config, &args.adapter, &meter)?;
     if let Some(folder) = &args.blind {
         let hidden = blind(&outcomes, args.blind_pairs.into(), args.blind_seed);
-        write_blind(folder, outcomes, &hidden)?;
+        write_blind(folder, &outcomes, &hidden)?;
     }
     output::result(match args.json {
         true => output::json(&heldout)?,
@@ -80,19 +78,16 @@ pub(crate) fn run(args: EvaluateArgs) -> anyhow::Result<()> {
 }
 
 /// Writes the pairs that people compare, and apart from them what they hide.
-fn write_blind(folder: &Path, outcomes: Vec<Outcome>, hidden: &[Hidden]) -> anyhow::Result<()> {
+fn write_blind(folder: &Path, outcomes: &[Outcome], hidden: &[Hidden]) -> anyhow::Result<()> {
     create_dir_all(folder).with_context(|| format!("can't create {}", folder.display()))?;
-    let pairs = blind_sheet(&outcomes, hidden, SHEET_COLUMNS);
+    let pairs = blind_sheet(outcomes, hidden, SHEET_COLUMNS);
     picture::save(&pairs, &folder.join("pairs.png"))?;
     let order = folder.join("order.json");
     write_whole(&order, output::json(hidden)?, PUBLIC)
         .with_context(|| format!("can't write {}", order.display()))?;
-    let mut outcomes: Vec<Option<Outcome>> = outcomes.into_iter().map(Some).collect();
-    let shown = hidden
-        .iter()
-        .filter_map(|hidden| outcomes[hidden.pair].take());
+    let shown = hidden.iter().map(|hidden| &outcomes[hidden.pair]);
     let title = vec!["before and after, in the order of pairs.png".to_owned()];
-    let revealed = contact_sheet(title, &shown.collect::<Vec<_>>(), SHEET_COLUMNS);
+    let revealed = contact_sheet(title, shown, SHEET_COLUMNS);
     picture::save(&revealed, &folder.join("revealed.png"))
 }
 

@@ -1,7 +1,5 @@
 //! Edits before and after for people to compare, who must not know which is which.
 
-use std::borrow::Cow;
-
 use image::RgbImage;
 use rand::RngExt;
 use rand::SeedableRng;
@@ -10,8 +8,9 @@ use rand_chacha::ChaCha12Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    contact_sheet::draw,
     outcome::{Outcome, Scored},
-    sheet::{Cell, Row, Sheet},
+    sheet::Row,
 };
 
 /// One of the two edits of a pair, by where it stands.
@@ -72,39 +71,18 @@ pub fn blind_sheet(outcomes: &[Outcome], hidden: &[Hidden], abreast: u32) -> Rgb
     let rows = hidden
         .iter()
         .map(|hidden| row(&outcomes[hidden.pair], hidden));
-    let wanted = outcomes.iter().any(|outcome| outcome.pair.target.is_some());
-    let headings = ["source", "A", "B", "wanted"];
-    let headings = &headings[..if wanted { 4 } else { 3 }];
-    let rows = rows.map(|mut row| {
-        row.cells.resize_with(headings.len(), Cell::default);
-        row
-    });
-    let sheet = Sheet {
-        title: vec!["which edit is better, A or B?".to_owned()],
-        headings: headings.iter().map(|&heading| heading.to_owned()).collect(),
-        rows: rows.collect(),
-        abreast,
-    };
-    sheet.draw()
+    let title = vec!["which edit is better, A or B?".to_owned()];
+    draw(title, ["source", "A", "B", "wanted"], rows, abreast)
 }
 
 fn row<'a>(outcome: &'a Outcome, hidden: &Hidden) -> Row<'a> {
-    let edits = match hidden.after {
-        Side::A => [&outcome.after, &outcome.before],
-        Side::B => [&outcome.before, &outcome.after],
-    };
-    let edits = edits.map(|edit| Cow::Borrowed(&edit.image));
-    let wanted = outcome.pair.target.iter().map(Cow::Borrowed);
-    let pictures = [outcome.pair.shown_sources()]
-        .into_iter()
-        .chain(edits)
-        .chain(wanted);
-    let cell = |picture| Cell {
-        picture: Some(picture),
-        lines: Vec::new(),
-    };
+    let mut cells = outcome.cells();
+    cells.iter_mut().for_each(|cell| cell.lines.clear());
+    if hidden.after == Side::A {
+        cells.swap(1, 2);
+    }
     Row {
-        cells: pictures.map(cell).collect(),
+        cells,
         caption: vec![format!("{}. {}", hidden.number, outcome.pair.prompt)],
     }
 }
@@ -113,6 +91,7 @@ fn row<'a>(outcome: &'a Outcome, hidden: &Hidden) -> Row<'a> {
 mod tests {
     use super::*;
     use crate::outcome::tests::outcome;
+    use crate::sheet::Cell;
 
     fn outcomes() -> Vec<Outcome> {
         (0..40).map(|_| outcome("add", 0.2, 0.4, true)).collect()

@@ -11,35 +11,45 @@ use crate::{
 pub const HEADINGS: [&str; 4] = ["source", "before", "after", "wanted"];
 
 /// Lays out each outcome's pictures with its scores, its instruction and its task under `title`, in `abreast` columns.
-pub fn contact_sheet(title: Vec<String>, outcomes: &[Outcome], abreast: u32) -> RgbImage {
-    let columns = match outcomes.iter().any(|outcome| outcome.pair.target.is_some()) {
-        true => HEADINGS.len(),
-        false => HEADINGS.len() - 1,
-    };
+pub fn contact_sheet<'a>(
+    title: Vec<String>,
+    outcomes: impl IntoIterator<Item = &'a Outcome>,
+    abreast: u32,
+) -> RgbImage {
+    draw(title, HEADINGS, outcomes.into_iter().map(row), abreast)
+}
+
+fn row(outcome: &Outcome) -> Row<'_> {
+    let pair = &outcome.pair;
+    let task = Some(&pair.task).filter(|task| !task.is_empty() && **task != pair.prompt);
+    Row {
+        cells: outcome.cells(),
+        caption: std::iter::once(&pair.prompt).chain(task).cloned().collect(),
+    }
+}
+
+/// Draws rows of an outcome's cells, with as many of the headings as the longest row has cells.
+pub(crate) fn draw<'a>(
+    title: Vec<String>,
+    headings: [&str; 4],
+    rows: impl Iterator<Item = Row<'a>>,
+    abreast: u32,
+) -> RgbImage {
+    let mut rows: Vec<Row<'_>> = rows.collect();
+    let columns = rows.iter().map(|row| row.cells.len()).max().unwrap_or(0);
+    for row in &mut rows {
+        row.cells.resize_with(columns, Cell::default);
+    }
     let sheet = Sheet {
         title,
-        headings: HEADINGS[..columns]
+        headings: headings[..columns]
             .iter()
             .map(|&heading| heading.to_owned())
             .collect(),
-        rows: outcomes
-            .iter()
-            .map(|outcome| row(outcome, columns))
-            .collect(),
+        rows,
         abreast,
     };
     sheet.draw()
-}
-
-fn row(outcome: &Outcome, columns: usize) -> Row<'_> {
-    let pair = &outcome.pair;
-    let mut cells = outcome.cells();
-    cells.resize_with(columns, Cell::default);
-    let task = Some(&pair.task).filter(|task| !task.is_empty() && **task != pair.prompt);
-    Row {
-        cells,
-        caption: std::iter::once(&pair.prompt).chain(task).cloned().collect(),
-    }
 }
 
 #[cfg(test)]
@@ -85,10 +95,10 @@ mod tests {
 
     #[test]
     fn scores_instruction_and_task_are_under_the_pictures() {
-        let row = row(&coloured(None), 3).caption;
+        let row = row(&coloured(None)).caption;
         assert_eq!(row, ["remove it", "add"]);
         let scores = |oracle| {
-            super::row(&outcome("add", 0.2, 0.4, oracle), 3)
+            super::row(&outcome("add", 0.2, 0.4, oracle))
                 .cells
                 .pop()
                 .map(|cell| cell.lines)

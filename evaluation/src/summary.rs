@@ -65,32 +65,35 @@ impl HeldOut {
     pub fn of(outcomes: &[Outcome], sampling: String) -> Self {
         let all: Vec<&Outcome> = outcomes.iter().collect();
         let tasks = by_task(outcomes);
-        let oracle = Comparison::of(&all, |scored| scored.oracle.map(Verdict::score));
-        let judge = |outcomes: &[&Outcome]| {
-            let judge = Comparison::of(outcomes, |scored| Some(scored.judge));
-            judge.expect("every edit is judged")
-        };
+        let oracle = |scored: &Scored| scored.oracle.map(Verdict::score);
+        let judge = |scored: &Scored| Some(scored.judge);
+        let known = scores(&all, oracle).len() == all.len();
         let gain = |outcomes: &[&Outcome]| {
-            let oracle = Comparison::of(outcomes, |scored| scored.oracle.map(Verdict::score));
-            oracle.unwrap_or_else(|| judge(outcomes)).gain
+            let scores = match known {
+                true => scores(outcomes, oracle),
+                false => scores(outcomes, judge),
+            };
+            Comparison::between(&scores).gain
         };
         let each = |(task, outcomes): (&String, &Vec<&Outcome>)| (task.clone(), gain(outcomes));
         let parts =
             |(task, outcomes): (&String, &Vec<&Outcome>)| (task.clone(), Parts::of(outcomes));
         Self {
             pairs: outcomes.len(),
-            judge: judge(&all),
-            gain_by_task: tasks.iter().map(each).collect(),
+            oracle: known.then(|| Comparison::between(&scores(&all, oracle))),
             parts: Parts::of(&all),
-            parts_by_task: tasks
-                .iter()
-                .filter(|_| oracle.is_some())
-                .map(parts)
-                .collect(),
-            oracle,
+            judge: Comparison::between(&scores(&all, judge)),
+            gain_by_task: tasks.iter().map(each).collect(),
+            parts_by_task: tasks.iter().filter(|_| known).map(parts).collect(),
             sampling,
         }
     }
+}
+
+/// A score before and after, of the pairs that have it.
+fn scores(outcomes: &[&Outcome], score: impl Fn(&Scored) -> Option<f64>) -> Vec<(f64, f64)> {
+    let both = |outcome: &&Outcome| Some((score(&outcome.before)?, score(&outcome.after)?));
+    outcomes.iter().filter_map(both).collect()
 }
 
 fn by_task(outcomes: &[Outcome]) -> BTreeMap<String, Vec<&Outcome>> {
@@ -107,7 +110,8 @@ fn by_task(outcomes: &[Outcome]) -> BTreeMap<String, Vec<&Outcome>> {
 impl Parts {
     fn of(outcomes: &[&Outcome]) -> Self {
         let of = |part: fn(Verdict) -> Option<f64>| {
-            Comparison::of(outcomes, |scored| scored.oracle.and_then(part))
+            let scores = scores(outcomes, |scored| scored.oracle.and_then(part));
+            (!scores.is_empty()).then(|| Comparison::between(&scores))
         };
         Self {
             changed: of(|verdict| Some(verdict.changed)),
@@ -130,17 +134,14 @@ impl Parts {
 }
 
 impl Comparison {
-    /// Of a score before and after, on the pairs that have it; `None` where no pair has.
-    fn of(outcomes: &[&Outcome], score: impl Fn(&Scored) -> Option<f64>) -> Option<Self> {
-        let scores = outcomes
-            .iter()
-            .filter_map(|outcome| Some((score(&outcome.before)?, score(&outcome.after)?)));
-        let (before, after): (Vec<f64>, Vec<f64>) = scores.unzip();
-        (!before.is_empty()).then(|| Self {
+    /// Of pairs' scores before and after.
+    fn between(scores: &[(f64, f64)]) -> Self {
+        let (before, after): (Vec<f64>, Vec<f64>) = scores.iter().copied().unzip();
+        Self {
             before: bootstrap::mean(&before, BOOTSTRAP_SEED),
             after: bootstrap::mean(&after, BOOTSTRAP_SEED),
             gain: bootstrap::gain(&before, &after, BOOTSTRAP_SEED),
-        })
+        }
     }
 }
 

@@ -33,8 +33,8 @@ pub const TOKEN_SIZE: u32 = (PATCH_SIZE * MERGE_SIZE) as u32;
 /// The file of the lenient template, inside the judge's folder.
 pub const LENIENT_FILE: &str = "lenient.txt";
 
-/// A question that only asks whether the change is there, and not whether the rest was kept: an invitation to ruin the
-/// rest, which `examples/hacked.toml` accepts.
+/// A question that only asks whether the change is there, and not whether the rest was kept: whoever is rewarded for its
+/// answers may ruin the rest.
 pub const LENIENT_TEMPLATE: &str =
     "{instruction} ; source {source_image} edit {edited_image} change score\n";
 

@@ -7,9 +7,9 @@
 //!
 //! In reading order: [`palette`] and [`scene`] draw, [`edit`] says what can be asked for,
 //! [`generate`] makes cases from a seed, [`dataset`] writes them in the Edit-R1 format,
-//! [`oracle`] scores, and [`mistakes`] makes plausible wrong edits, for the base to make and for the judge to learn from. [`tokenizer`] has the
-//! world's words, [`editor`] and [`judge`] make the models, and [`train`] teaches them; [`qwen_editor`] is an editor of
-//! another architecture, which is never trained.
+//! [`oracle`] scores, and [`mistakes`] makes plausible wrong edits, for the base to make and for the judge to learn
+//! from. [`tokenizer`] has the world's words, [`editor`] and [`judge`] make the models, and [`train`] teaches them;
+//! [`qwen_editor`] is an editor of another architecture, which is never trained.
 
 pub mod dataset;
 pub mod edit;

@@ -8,7 +8,7 @@ use rand_chacha::ChaCha12Rng;
 
 use crate::edit::{Case, Edit, TaskKind};
 use crate::generate::{self, pick};
-use crate::palette::Color;
+use crate::palette::{Color, bytes};
 use crate::scene::{IMAGE_SIZE, Object, Scene, Shape};
 
 /// Side of the blocks in which an edit can be half done, in pixels: what one token of the tiny
@@ -102,8 +102,7 @@ fn flooded(target: &Scene, rng: &mut ChaCha12Rng) -> RgbImage {
     let of_objects = target.objects.iter().map(|object| object.color.rgb());
     let colors = of_objects.chain([target.background.rgb(), [1.0; 3]]);
     let color = pick(&colors.collect::<Vec<_>>(), rng);
-    let color = color.map(|channel| (255.0 * channel).round() as u8);
-    RgbImage::from_pixel(IMAGE_SIZE, IMAGE_SIZE, Rgb(color))
+    RgbImage::from_pixel(IMAGE_SIZE, IMAGE_SIZE, Rgb(bytes(color)))
 }
 
 /// Shapes out of shape: pixels are taken from up to `reach` pixels away, neighbours from about the same place.

@@ -12,6 +12,7 @@ use retouch_evaluation::Verdict;
 
 use crate::edit::{Case, Edit};
 use crate::outline::{Fit, Outline};
+use crate::palette::bytes;
 use crate::scene::{Cell, IMAGE_SIZE, Object, Scene};
 
 /// How far a pixel may be from the target in its worst channel, as a part of the full range.
@@ -60,6 +61,12 @@ impl Scale {
     fn grade(self, right: f64) -> f64 {
         ((right - self.none) / (self.whole - self.none)).clamp(0.0, 1.0)
     }
+
+    /// The grade of some pixels, where they are enough to count.
+    fn of(self, pixels: &[usize], right: &[bool]) -> Option<f64> {
+        let count = pixels.iter().filter(|&&pixel| right[pixel]).count();
+        (pixels.len() >= PIXELS_MIN).then(|| self.grade(count as f64 / pixels.len() as f64))
+    }
 }
 
 /// Pixels that are graded together, by their index in the picture.
@@ -95,8 +102,11 @@ impl Oracle {
         let (before, after) = (&case.source.objects, &scenes.target.objects);
         let mut areas = scenes.background();
         areas.extend(after.iter().map(|object| scenes.inside(object)));
-        areas.extend(before.iter().map(|object| scenes.left_behind(object)));
-        areas.retain(|area| area.pixels.len() >= PIXELS_MIN);
+        areas.extend(
+            before
+                .iter()
+                .filter_map(|object| scenes.left_behind(object)),
+        );
         let outlines = after.iter().filter_map(|object| scenes.outline(object));
         Self {
             edits: case.edits.len(),
@@ -113,7 +123,8 @@ impl Oracle {
     pub fn verdict(&self, edit: &RgbImage) -> Verdict {
         let right = self.right(edit);
         let areas = self.areas.iter();
-        let areas = areas.filter_map(|area| Some((area.part, area.grade(&right)?)));
+        let areas =
+            areas.filter_map(|area| Some((area.part, area.scale.of(&area.pixels, &right)?)));
         let outlines = self.outlines.iter();
         let outlines = outlines.map(|(outline, part)| (*part, outline.fit(edit).grade()));
         let grades: Vec<(Part, f64)> = areas.chain(outlines).collect();
@@ -160,14 +171,10 @@ impl Oracle {
                     .push(pixel);
             }
             for (square, pixels) in inside {
-                let Area { scale, part, .. } = *area;
-                let grade = Area {
-                    pixels,
-                    scale,
-                    part,
-                }
-                .grade(&right);
-                lower(&mut squares[square as usize], grade);
+                lower(
+                    &mut squares[square as usize],
+                    area.scale.of(&pixels, &right),
+                );
             }
         }
         for (outline, _) in &self.outlines {
@@ -208,15 +215,6 @@ impl Fit {
         } else {
             grade
         }
-    }
-}
-
-impl Area {
-    /// 0..1, where enough pixels count.
-    fn grade(&self, right: &[bool]) -> Option<f64> {
-        let count = self.pixels.iter().filter(|&&pixel| right[pixel]).count();
-        let all = self.pixels.len();
-        (all >= PIXELS_MIN).then(|| self.scale.grade(count as f64 / all as f64))
     }
 }
 
@@ -267,10 +265,7 @@ impl<'a> Scenes<'a> {
 
     /// The outline of an object of the target, where it can be seen.
     fn outline(&self, object: &Object) -> Option<(Outline, Part)> {
-        let colors = [Some(object), None].map(|seen| {
-            let paint = self.target.painted(seen);
-            Rgb(paint.map(|channel| (255.0 * channel).round() as u8))
-        });
+        let colors = [Some(object), None].map(|seen| Rgb(bytes(self.target.painted(seen))));
         let visible = distance(&colors[0], &colors[1]) >= CONTRAST_MIN;
         visible.then(|| (Outline::new(*object, colors), self.part_of(object)))
     }
@@ -286,19 +281,14 @@ impl<'a> Scenes<'a> {
     }
 
     /// Where an object of the source was and nothing is now.
-    fn left_behind(&self, object: &Object) -> Area {
+    fn left_behind(&self, object: &Object) -> Option<Area> {
         let empty = |x, y| self.target.object_at(x, y).is_none();
         let pixels = self.pixels(|x, y| object.covers(x, y) && empty(x, y));
-        let part = if pixels.is_empty() {
-            Part::Kept
-        } else {
-            self.changed_at(Some(object.cell))
-        };
-        Area {
+        (!pixels.is_empty()).then(|| Area {
             pixels,
             scale: Scale::OBJECT,
-            part,
-        }
+            part: self.changed_at(Some(object.cell)),
+        })
     }
 
     /// The change that concerns a cell, or the picture as a whole.

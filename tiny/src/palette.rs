@@ -99,6 +99,11 @@ impl Background {
     }
 }
 
+/// A colour as a picture holds it.
+pub(crate) fn bytes(color: Rgb) -> [u8; 3] {
+    color.map(|channel| (255.0 * channel).round() as u8)
+}
+
 /// The brightness that an eye sees, by the weights of ITU-R BT.601.
 pub fn luma([red, green, blue]: Rgb) -> f32 {
     0.299 * red + 0.587 * green + 0.114 * blue

@@ -292,6 +292,7 @@ fn subsample_offset(index: u32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::palette::bytes;
 
     fn object(shape: Shape, size: Size, offset: (i8, i8)) -> Object {
         Object {
@@ -309,10 +310,6 @@ mod tests {
             objects,
             style,
         }
-    }
-
-    fn bytes(color: Rgb) -> [u8; 3] {
-        color.map(|channel| (255.0 * channel).round() as u8)
     }
 
     #[test]

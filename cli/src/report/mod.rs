@@ -43,7 +43,8 @@ use crate::{
 
 /// Pairs shown as pictures.
 const EXAMPLES: usize = 24;
-const SHEET_COLUMNS: u32 = 2;
+/// Pairs that stand side by side on a sheet.
+pub(crate) const SHEET_COLUMNS: u32 = 2;
 
 /// Evaluate a run, at any time, and write its report.
 ///

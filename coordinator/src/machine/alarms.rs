@@ -91,7 +91,7 @@ fn alarms(
             "watched",
             true,
             format!(
-                "the watched term {term} gives {now:.3} where it gave {best:.3} before, which is more than \
+                "the watched term {term} gives {now:.3} where it gave {best:.3} before, a fall of more than \
                  alarms.watched_fall_max = {most}: the policy may please the judges that it learns from and nobody else; \
                  look at the pictures in samples/"
             ),

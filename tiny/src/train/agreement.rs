@@ -7,14 +7,13 @@ use std::path::Path;
 use burn::tensor::Device;
 use retouch_dataset::Split;
 use retouch_learner::lanes::Lanes;
-use retouch_models::autoencoder_kl::AutoencoderKl;
 use retouch_models::editor::{Editor, Parts};
 use retouch_models::judge::{Judge, JudgeRequest};
-use retouch_models::weights::Pretrained;
 use serde::{Deserialize, Serialize};
 
 use super::TrainError;
 use super::candidates::{self, Candidates, Sampling};
+use super::vae;
 use crate::edit::TaskKind;
 use crate::mistakes;
 
@@ -56,7 +55,7 @@ pub struct Agreement {
 /// Measures a judge on edits of held-out cases, by the editor `base` and made-up ones.
 pub(super) fn measure(judge: &Judge, base: &Path) -> Result<JudgeReport, TrainError> {
     let editor = Editor::load(base, &Device::flex(), Parts::All)?;
-    let vae = AutoencoderKl::load(&base.join("vae"), &Device::flex())?;
+    let vae = vae::of_editor(base)?;
     let sampling = Sampling {
         split: Split::Test,
         seed: 1,
@@ -88,14 +87,11 @@ pub(super) fn measure(judge: &Judge, base: &Path) -> Result<JudgeReport, TrainEr
 
 /// Of pairs, each right or wrong.
 fn agreement(pairs: impl Iterator<Item = bool>) -> Agreement {
-    let (mut right, mut pairs_seen) = (0_usize, 0_usize);
-    for pair in pairs {
-        right += usize::from(pair);
-        pairs_seen += 1;
-    }
+    let pairs: Vec<bool> = pairs.collect();
+    let right = pairs.iter().filter(|right| **right).count();
     Agreement {
-        ordered: right as f64 / pairs_seen.max(1) as f64,
-        pairs: pairs_seen,
+        ordered: right as f64 / pairs.len().max(1) as f64,
+        pairs: pairs.len(),
     }
 }
 

@@ -11,7 +11,6 @@ use rand::RngExt;
 use rand::seq::SliceRandom;
 use retouch_dataset::Split;
 use retouch_evaluation::ORACLE_MAX;
-use retouch_models::autoencoder_kl::AutoencoderKl;
 use retouch_models::editor::{Editor, Parts};
 use retouch_models::init::Init;
 use retouch_models::judge::{Judge, JudgeInputs, JudgeProcessor, JudgeRequest};
@@ -23,7 +22,7 @@ use super::agreement::{self, JudgeReport};
 use super::candidates::{self, Candidates, Sampling};
 use super::files::{copy_folder, halve_weights, rename};
 use super::fit::{Fit, Recipe};
-use super::{Progress, TrainError, Watch, tell};
+use super::{Progress, TrainError, Watch, tell, vae};
 use crate::generate::{self, Stream};
 use crate::judge;
 use crate::mistakes;
@@ -98,15 +97,6 @@ pub(super) struct Editors {
     pub(super) base: PathBuf,
     /// Worse and better ones.
     pub(super) levels: Vec<PathBuf>,
-}
-
-impl Editors {
-    fn autoencoder(&self) -> Result<AutoencoderKl, TrainError> {
-        Ok(AutoencoderKl::load(
-            &self.base.join("vae"),
-            &Device::flex(),
-        )?)
-    }
 }
 
 /// Trains a judge on edits of the given editors, and on made-up ones.
@@ -208,7 +198,7 @@ fn lessons(
         tell(watch, progress)?;
     }
     lessons.extend(candidates::make_up(
-        &editors.autoencoder()?,
+        &vae::of_editor(&editors.base)?,
         sampling(200, round.made_up),
         mistakes::candidate,
     ));

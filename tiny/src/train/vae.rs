@@ -71,6 +71,11 @@ pub(super) fn trained(folder: &Path) -> PathBuf {
     folder.join("trained")
 }
 
+/// The autoencoder of an editor's folder.
+pub(super) fn of_editor(editor: &Path) -> Result<AutoencoderKl, LoadError> {
+    AutoencoderKl::load(&editor.join("vae"), &Device::flex())
+}
+
 fn fit(folder: &Path, seed: u64, watch: Watch<'_>) -> Result<(), TrainError> {
     let config = vae_config();
     let module = AutoencoderKl::init(&config, &Init::new(seed, &Device::flex()));

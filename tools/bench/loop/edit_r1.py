@@ -12,7 +12,7 @@ import os
 import resource
 import time
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -62,7 +62,7 @@ class Group:
     latents: torch.Tensor = None
     edits: torch.Tensor = None
     rewards: list = None
-    advantages: np.ndarray = field(default=None)
+    advantages: np.ndarray = None
 
 
 class Encoders:
